@@ -1,0 +1,26 @@
+"""metanb: gradient-based meta-learning through `higher`, and the landscape it finds.
+
+A reproduction of Guiroy, Verma and Pal, "Towards Understanding Generalization in Gradient-Based Meta-Learning"
+(arXiv:1907.07287). `run(preset("smoke", "glyphs"))` trains or reads a run; the book tells the rest.
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from metanb.records import Record
+from metanb.settings import Settings, preset
+
+if TYPE_CHECKING:
+    from metanb.experiment import run, trained_net
+
+__all__ = ["Record", "Settings", "preset", "run", "trained_net"]
+__version__ = version("metanb")
+
+
+def __getattr__(name: str) -> Any:
+    """`run` and `trained_net` import torch, which takes seconds: only where they are asked for."""
+    if name in ("run", "trained_net"):
+        from metanb import experiment
+
+        return getattr(experiment, name)
+    raise AttributeError(f"module 'metanb' has no attribute {name!r}: choose from {', '.join(__all__)}")

@@ -1,0 +1,130 @@
+"""The command line: `metanb train`, `metanb run`, `metanb data`."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from metanb import images, records
+from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, preset
+
+MEASURES = ("query_accuracy", "hessian_norm", "support_loss", "distance", "trajectory_coherence", "gradient_coherence")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="metanb")
+def cli() -> None:
+    """Gradient-based meta-learning and the landscape it finds: train, measure, run the notebooks."""
+
+
+def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """An option for every setting; one that is left out takes the scale's value."""
+    for field in reversed(fields(Settings)):
+        flags = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, bool):
+            option = click.option(f"{flags}/--no-{flags[2:]}", default=None, help="yes or no")
+        elif field.name in CHOICES:
+            option = click.option(flags, type=click.Choice(CHOICES[field.name]))
+        else:
+            low, high = RANGES[field.name]
+            option = click.option(flags, type=type(field.default), help=f"{low} to {high}")
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.option("--scale", type=click.Choice(get_args(Scale)), default="smoke", show_default=True,
+              help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's own, hours on a GPU")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one")
+@_settings_options
+def train(scale: Scale, device: str, **options: Any) -> None:
+    """Train one run and record it; a run that was interrupted goes on, one that is recorded is read."""
+    from metanb.experiment import run  # torch and higher are slow to import: only where they are used
+
+    settings = preset(scale, **({"dataset": "glyphs"} | {k: v for k, v in options.items() if v is not None}))
+    click.echo(f"run {settings.id}: {settings.iterations} iterations, {settings.epochs} epochs", err=True)
+    record = run(settings, device)
+    table = record.measures.pivot(index="epoch", columns="measure", values="mean")[list(MEASURES)]
+    click.echo(table.iloc[[0, -1]].to_string(float_format="%.4g"))
+    click.echo(f"record: {record.path}")
+
+
+@cli.command(name="run")
+@click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="set a parameter of the notebook")
+@click.option("-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="where the executed notebook goes  "
+              "[default: NOTEBOOK's name in the current folder, with -out]")  # fmt: skip
+def run_notebook(notebook: Path, parameters: tuple[tuple[str, str], ...], output: Path | None) -> None:
+    """Execute a notebook through papermill, with other parameters than its own."""
+    try:
+        import papermill
+        import yaml
+        from papermill.inspection import inspect_notebook
+    except ImportError as error:
+        raise click.ClickException("running a notebook needs papermill: pip install 'metanb[book]'") from error
+
+    known = inspect_notebook(str(notebook))
+    for name, _ in parameters:
+        if name not in known:
+            raise click.UsageError(f"{notebook.name} has no parameter {name!r}: choose from {', '.join(known)}")
+    output = output or Path(f"{notebook.stem}-out.ipynb")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    values = {name: yaml.safe_load(value) for name, value in parameters}  # "[0, 1]" is a list, "3" a number
+    try:
+        papermill.execute_notebook(str(notebook), str(output), parameters=values, cwd=str(notebook.parent))
+    except papermill.PapermillExecutionError as error:
+        raise click.ClickException(
+            f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}"
+        ) from None
+    click.echo(f"executed: {output}")
+
+
+@cli.group()
+def data() -> None:
+    """The image sets: where they are, whether they are whole."""
+
+
+@data.command()
+@click.argument("dataset", nargs=-1, type=click.Choice(get_args(Dataset)))
+def check(dataset: tuple[Dataset, ...]) -> None:
+    """Check image sets, all three when none is named."""
+    failed = False
+    click.echo(f"data root: {images.data_root()}")
+    for name in dataset or get_args(Dataset):
+        try:
+            click.echo(f"{name}: {images.check(name)}")
+        except images.DataError as error:
+            failed = True
+            click.echo(f"{name}: {error}", err=True)
+    sys.exit(1 if failed else 0)
+
+
+@data.command()
+@click.argument("dataset", type=click.Choice(get_args(Dataset)))
+def fetch(dataset: Dataset) -> None:
+    """Fetch an image set, as far as its terms allow."""
+    click.echo(f"{dataset}: {images.fetch(dataset)}")
+
+
+def main() -> None:
+    """Entry point: every error that a user can mend is one line and a non-zero exit."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command goes on from the last epoch", err=True)
+        sys.exit(130)
+    except (images.DataError, records.RecordError, ArithmeticError, ValueError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""One run: meta-train, measure the landscape after each epoch, checkpoint, resume, record. And the memoised `run`."""
+
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from metanb import images, landscape, provenance, records
+from metanb.adapt import accuracy, adapt, flatten, losses
+from metanb.landscape import Stat
+from metanb.meta import meta_gradient
+from metanb.nets import ConvNet
+from metanb.settings import Settings
+from metanb.tasks import Tasks, sample_tasks
+
+TRAIN, VALID, TEST = range(3)  # streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i]
+CHUNK = 8  # tasks that go through the network at once
+
+
+class DivergedError(ArithmeticError):
+    """The meta-training loss is no longer finite; the message names the iteration and the run."""
+
+
+def run(settings: Settings, device: str = "auto") -> records.Record:
+    """The record of these settings: read if there is one, trained if not.
+
+    A run that was interrupted goes on from its last epoch, to the very numbers of an uninterrupted one on the same CPU.
+    A second process that asks for a run in progress waits for it.
+
+    Args:
+        settings: what to run.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises:
+        DivergedError: a meta-training loss is not finite; the last checkpoint is kept.
+        metanb.images.DataError: the data set is missing or damaged.
+        metanb.records.RecordError: a record of these settings is there, but damaged.
+    """
+    found = records.find(settings)
+    if found is not None:
+        return found
+    folder = records.store()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{settings.id}.lock"):
+        return records.find(settings) or _train(settings, resolve(device), folder)
+
+
+def resolve(device: str) -> torch.device:
+    """The torch device of a name; "auto" is a GPU where there is one. Raises ValueError for one that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda") or (device.startswith("cuda") and not torch.cuda.is_available()):
+        raise ValueError(f"device {device!r} is not there: use 'cpu' or 'auto'")
+    return torch.device(device)
+
+
+def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
+    """The network at the end of a run, from the weights that the local store keeps; trained if they are not there."""
+    folder = records.store()
+    path = folder / f"{settings.id}.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{settings.id}.lock"):
+        if not path.exists() or _load(path)["epoch"] < settings.epochs:
+            _train(settings, resolve(device), folder)
+    net = _net(settings, images.load(settings.dataset, "test", partition=settings.partition))
+    net.load_state_dict(_load(path)["net"])
+    return net
+
+
+def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict[str, Stat]:
+    """The paper's measures of the network theta_s on the fixed tasks, each over tasks unless said otherwise.
+
+    On meta-test tasks: `support_loss_before` (at theta_s), `support_loss`, `query_loss`, `query_accuracy` and
+    `hessian_norm` (at the adapted theta~_i), `distance` norm(theta~_i - theta_s), `trajectory_coherence` (n: tasks that
+    moved at all) and `gradient_coherence`. On meta-validation tasks: `valid_accuracy`. Of the network: `body_norm` and
+    `head_norm`, the L2 norms of the convolutions' weights and of the head's.
+    """
+    theta = flatten(net).detach()
+    values: dict[str, list[torch.Tensor]] = {}
+    for part in test.split(CHUNK):
+        start = theta.expand(len(part), -1).clone().requires_grad_()
+        before = losses(net, start, part.support_x, part.support_y)
+        (gradient,) = torch.autograd.grad(before.sum(), start)
+        adapted = _adapt_only(net, part, settings)
+
+        def support_loss(params: torch.Tensor, part: Tasks = part) -> torch.Tensor:
+            return losses(net, params, part.support_x, part.support_y)
+
+        with torch.no_grad():
+            found = {
+                "support_loss_before": before.detach(),
+                "support_loss": support_loss(adapted),
+                "query_loss": losses(net, adapted, part.query_x, part.query_y),
+                "query_accuracy": accuracy(net, adapted, part.query_x, part.query_y),
+                "displacement": adapted - theta,
+                "gradient": gradient,
+            }
+        found["hessian_norm"] = landscape.hessian_norms(support_loss, adapted).norms
+        for name, value in found.items():
+            values.setdefault(name, []).append(value)
+    whole = {name: torch.cat(parts) for name, parts in values.items()}
+    displacement, gradient = whole.pop("displacement"), whole.pop("gradient")
+    stats = {name: landscape.summarise(value) for name, value in whole.items()}
+    stats["distance"] = landscape.distance(displacement)
+    stats["trajectory_coherence"], _ = landscape.trajectory_coherence(displacement)
+    stats["gradient_coherence"] = landscape.gradient_coherence(gradient)
+    correct = [
+        accuracy(net, _adapt_only(net, part, settings), part.query_x, part.query_y) for part in valid.split(CHUNK)
+    ]
+    stats["valid_accuracy"] = landscape.summarise(torch.cat(correct))
+    for part, weights in (("body", [block.weight for block in net.blocks]), ("head", [net.head.weight])):
+        norm = float(torch.cat([weight.detach().flatten() for weight in weights]).norm())
+        stats[f"{part}_norm"] = Stat(norm, norm, 0.0, 0.0, 1)
+    return stats
+
+
+def _adapt_only(net: ConvNet, part: Tasks, settings: Settings) -> torch.Tensor:
+    return adapt(
+        net, part, settings.inner_lr, settings.test_steps, first_order=True, adapt_norm=settings.adapt_norm
+    ).detach()
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds. The random state is the seed and the epoch: every draw is seeded by its iteration."""
+
+    net: ConvNet
+    optimiser: torch.optim.Adam
+    epoch: int = -1  # last epoch finished and measured; 0 is the untrained network
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    wall: float = 0.0
+    cpu: float = 0.0
+    resumed: int = 0
+    started: str = field(default_factory=provenance.now)
+    code: str = field(default_factory=provenance.code)
+
+    def save(self, path: Path) -> None:
+        """Replace the checkpoint at once: a kill leaves the old one or the new one."""
+        scratch = path.with_suffix(f".{os.getpid()}")
+        plain = {name: getattr(self, name) for name in ("epoch", "rows", "wall", "cpu", "resumed", "started", "code")}
+        try:
+            torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, scratch)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        values = _load(path)
+        self.net.load_state_dict(values.pop("net"))
+        self.optimiser.load_state_dict(values.pop("optimiser"))
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.resumed += 1
+        if provenance.code() not in self.code.split(", "):
+            self.code += f", {provenance.code()}"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a torn file
+        raise records.RecordError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): delete it to start anew"
+        ) from error
+
+
+def _net(settings: Settings, example: images.ImageSet) -> ConvNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return ConvNet(example.images.shape[2:], settings.ways, settings.filters, settings.head_init)
+
+
+def _train(settings: Settings, device: torch.device, folder: Path) -> records.Record:
+    sets = {
+        split: images.load(
+            settings.dataset, split, partition=settings.partition, rotations=settings.rotations and split == "train"
+        )
+        for split in ("train", "valid", "test")
+    }
+    test, valid = (
+        sample_tasks(sets[split], settings.test_tasks, settings.ways, settings.shots, settings.test_queries,
+                     np.random.default_rng([settings.task_seed, stream])).to(device)
+        for split, stream in (("test", TEST), ("valid", VALID))
+    )  # fmt: skip
+    net = _net(settings, sets["train"]).to(device)
+    state = _State(net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr))
+    checkpoint = folder / f"{settings.id}.pt"
+    if checkpoint.exists():
+        state.load(checkpoint)
+    bar = tqdm(
+        total=settings.iterations, initial=max(0, state.epoch) * settings.epoch_iterations, desc=settings.id, unit="it",
+        disable=not interactive(), dynamic_ncols=True,
+    )  # fmt: skip
+    with bar:
+        for epoch in range(state.epoch + 1, settings.epochs + 1):
+            wall, cpu = time.perf_counter(), time.process_time()
+            stats = _epoch(state, sets["train"], settings, epoch, bar) if epoch else {}
+            stats |= measure(net, test, valid, settings)
+            iteration = epoch * settings.epoch_iterations
+            state.rows += [{"epoch": epoch, "iteration": iteration, "measure": k} | asdict(v) for k, v in stats.items()]
+            state.epoch = epoch
+            state.wall += time.perf_counter() - wall
+            state.cpu += time.process_time() - cpu
+            state.save(checkpoint)
+    digests = {split: found.digest for split, found in sets.items()}
+    origin = {
+        **provenance.environment(device),
+        "code": state.code,
+        "chunk": CHUNK,
+        "started": state.started,
+        "finished": provenance.now(),
+        "wall_seconds": round(state.wall, 1),
+        "cpu_seconds": round(state.cpu, 1),
+        "resumed": state.resumed,
+        "data": digests,
+    }
+    return records.write(settings, state.rows, origin, folder)
+
+
+def _epoch(state: _State, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm) -> dict[str, Stat]:
+    """One epoch of meta-training; the statistic of its loss is over iterations."""
+    batch_losses = []
+    last = epoch * settings.epoch_iterations
+    for iteration in range(last - settings.epoch_iterations, last):
+        rng = np.random.default_rng([settings.seed, TRAIN, iteration])
+        tasks = sample_tasks(train, settings.meta_batch, settings.ways, settings.shots, settings.queries, rng)
+        state.optimiser.zero_grad(set_to_none=True)
+        batch = meta_gradient(
+            state.net, tasks.to(next(state.net.parameters()).device), settings.inner_lr, settings.inner_steps,
+            first_order=settings.first_order, adapt_norm=settings.adapt_norm, chunk=CHUNK,
+        )  # fmt: skip
+        loss = float(batch.mean())
+        if not np.isfinite(loss):
+            raise DivergedError(
+                f"loss is {loss} at iteration {iteration} of {settings.id}: try a smaller inner_lr "
+                f"({settings.inner_lr}) or outer_lr ({settings.outer_lr}); the checkpoint of epoch {epoch - 1} is kept"
+            )
+        state.optimiser.step()
+        batch_losses.append(loss)
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        bar.update()
+    return {"train_loss": landscape.summarise(torch.tensor(batch_losses, dtype=torch.float64))}
+
+
+def interactive() -> bool:
+    """Whether somebody watches: a terminal, or a notebook open in Jupyter (papermill and nbval are nobody)."""
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ

@@ -1,0 +1,28 @@
+"""The outer loop: one meta-gradient of MAML (Finn et al. 2017), second order or first order."""
+
+import torch
+from torch import Tensor
+
+from metanb.adapt import adapt, losses
+from metanb.nets import ConvNet
+from metanb.tasks import Tasks
+
+
+def meta_gradient(
+    net: ConvNet, tasks: Tasks, lr: float, steps: int, *, first_order: bool, adapt_norm: bool, chunk: int
+) -> Tensor:
+    """Add to the `.grad` of the net's parameters the gradient of the mean query loss after adaptation.
+
+    The tasks go through in chunks of `chunk` at a time, each chunk's graph freed before the next is built: the sum is
+    the same up to rounding, the memory is that of one chunk.
+
+    Returns:
+        The query loss of each task at its adapted parameters, [T], detached.
+    """
+    values = []
+    for part in tasks.split(chunk):
+        params = adapt(net, part, lr, steps, first_order=first_order, adapt_norm=adapt_norm)
+        query_losses = losses(net, params, part.query_x, part.query_y)
+        (query_losses.sum() / len(tasks)).backward()
+        values.append(query_losses.detach())
+    return torch.cat(values)

@@ -1,0 +1,169 @@
+"""What defines a run: one frozen dataclass, its checks, its identity, and the three scales.
+
+Device, chunk size and number of threads are not here: they change a run's speed and its last bits, never its meaning.
+They are recorded in its provenance instead.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+Dataset = Literal["glyphs", "glyphs-all", "omniglot", "mini-imagenet"]
+Algorithm = Literal["maml", "fomaml"]
+Partition = Literal["vinyals", "background"]
+HeadInit = Literal["torch", "finn", "zero"]
+Scale = Literal["smoke", "quick", "paper"]
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "dataset": get_args(Dataset),
+    "partition": get_args(Partition),
+    "algorithm": get_args(Algorithm),
+    "head_init": get_args(HeadInit),
+    "rotations": (False, True),
+    "adapt_norm": (False, True),
+}
+RANGES: dict[str, tuple[float, float]] = {
+    "ways": (2, 100), "shots": (1, 100), "queries": (1, 100), "test_queries": (1, 100), "filters": (1, 1024),
+    "inner_lr": (1e-6, 100.0), "inner_steps": (1, 100), "test_steps": (1, 100), "meta_batch": (1, 1024),
+    "outer_lr": (1e-8, 1.0), "iterations": (1, 10**7), "epoch_iterations": (1, 10**6),
+    "test_tasks": (2, 10_000), "seed": (0, 2**31 - 1), "task_seed": (0, 2**31 - 1),
+}  # fmt: skip
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be; the message names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that determines a run's numbers, up to floating-point noise.
+
+    The paper's setting is that of Finn et al. (2017); where the paper is silent the default here is our choice, and the
+    method page of the book says so. Raises SettingsError for an unknown choice, a value out of range, or two settings
+    that exclude each other.
+    """
+
+    dataset: Dataset = "glyphs"
+    partition: Partition = "vinyals"  # Omniglot's class split; the other sets have one split only
+    rotations: bool = False  # meta-train classes of Omniglot also rotated by 90, 180, 270 degrees, as new classes
+    ways: int = 5  # N, classes a task
+    shots: int = 1  # K, support images a class
+    queries: int = 1  # query images a class in meta-training
+    test_queries: int = 15  # query images a class in meta-test and meta-validation
+    filters: int = 64  # channels of each convolution
+    head_init: HeadInit = "torch"  # "finn": standard normal weights, as in Finn's code; "zero": all zero
+    algorithm: Algorithm = "maml"  # "fomaml": first-order MAML
+    inner_lr: float = 0.4  # step size of the inner SGD
+    inner_steps: int = 1  # inner SGD steps in meta-training
+    test_steps: int = 1  # inner SGD steps at meta-test
+    adapt_norm: bool = True  # whether batch norm's scale and shift take part in the inner loop
+    meta_batch: int = 32  # tasks a meta-training iteration
+    outer_lr: float = 1e-3  # Adam
+    iterations: int = 60_000  # meta-training iterations
+    epoch_iterations: int = 1_000  # iterations an epoch: measures are taken after each
+    test_tasks: int = 60  # fixed meta-test tasks on which measures are taken, and as many meta-validation tasks
+    seed: int = 0  # initial weights and meta-training tasks
+    task_seed: int = 0  # the fixed meta-test and meta-validation tasks: the same for all seeds
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name), type(field.default))
+            if isinstance(field.default, float):  # 1 and 1.0 are one setting, and one run
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        if self.iterations % self.epoch_iterations:
+            raise SettingsError(
+                f"iterations={self.iterations} is not a whole number of epochs of epoch_iterations="
+                f"{self.epoch_iterations}: choose a multiple"
+            )
+        if self.dataset != "omniglot" and (self.rotations or self.partition != "vinyals"):
+            raise SettingsError(
+                f"rotations and partition belong to dataset='omniglot', not {self.dataset!r}: leave them out"
+            )
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs; epoch 0, the untrained network, is measured besides."""
+        return self.iterations // self.epoch_iterations
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the meta-gradient leaves out the derivative through the inner gradient."""
+        return self.algorithm == "fomaml"
+
+    @property
+    def id(self) -> str:
+        """The run's name on disk: readable, then a hash of every setting that differs from its default.
+
+        Defaults stay out of the hash, so that a setting added later leaves the names of old runs as they are.
+        """
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.dataset}-{self.ways}w{self.shots}s-{self.algorithm}-s{self.seed}-{digest}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values, for JSON."""
+        return asdict(self)
+
+
+def from_dict(values: dict[str, Any]) -> Settings:
+    """Settings from names and values; those left out take their defaults. Raises SettingsError for an unknown name."""
+    known = [field.name for field in fields(Settings)]
+    for name in values:
+        if name not in known:
+            raise SettingsError(f"unknown setting {name!r}: choose from {', '.join(known)}")
+    return Settings(**values)
+
+
+def _check(name: str, value: Any, kind: type) -> None:
+    if name in CHOICES:
+        if value not in CHOICES[name] or isinstance(value, bool) != (kind is bool):
+            raise SettingsError(f"{name}={value!r} is not one of {', '.join(map(repr, CHOICES[name]))}")
+        return
+    low, high = RANGES[name]
+    numeric = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not numeric or not low <= value <= high:
+        raise SettingsError(
+            f"{name}={value!r} is not {'a number' if kind is float else 'a whole number'} from {low} to {high}"
+        )
+
+
+def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: int = 1, **others: Any) -> Settings:
+    """The settings of a scale.
+
+    `paper` is the paper's own (Finn et al. 2017), `quick` takes minutes on a CPU core and differs from it in iterations
+    and tasks an iteration alone, `smoke` takes seconds and shows that everything runs.
+
+    Args:
+        scale: "smoke", "quick" or "paper".
+        dataset: glyphs follow Omniglot's settings.
+        ways: N; 20-way and above take the 20-way settings.
+        shots: K.
+        others: further settings, which replace the scale's.
+    """
+    if scale not in get_args(Scale):
+        raise SettingsError(f"scale={scale!r} is not one of {', '.join(map(repr, get_args(Scale)))}")
+    values: dict[str, Any] = {"dataset": dataset, "ways": ways, "shots": shots, "rotations": dataset == "omniglot"}
+    if dataset == "mini-imagenet":
+        values |= {"filters": 32, "inner_lr": 0.01, "inner_steps": 5, "test_steps": 10, "queries": 15}
+        values |= {"meta_batch": 4 if shots == 1 else 2}
+    else:
+        few = isinstance(ways, int) and ways < 20
+        values |= {"inner_lr": 0.4, "inner_steps": 1, "test_steps": 1, "meta_batch": 32} if few else {
+            "inner_lr": 0.1, "inner_steps": 5, "test_steps": 5, "meta_batch": 16}  # fmt: skip
+        values |= {"queries": shots}  # as in Finn's code: as many query as support images
+    if scale == "quick":
+        values |= {"meta_batch": max(2, values["meta_batch"] // 4), "iterations": 2_000, "epoch_iterations": 100}
+    if scale == "smoke":
+        values |= {"filters": 16, "meta_batch": 4, "iterations": 60, "epoch_iterations": 10}
+        values |= {"test_tasks": 8, "test_queries": 5}
+    return from_dict(values | others)
+
+
+def scale_of(settings: Settings) -> str:
+    """The scale whose preset these settings are (seed and algorithm aside), or "custom"."""
+    for scale in get_args(Scale):
+        base = preset(scale, settings.dataset, settings.ways, settings.shots)
+        if replace(base, seed=settings.seed, algorithm=settings.algorithm) == settings:
+            return scale
+    return "custom"

@@ -1,0 +1,142 @@
+"""Runs, bit for bit: repeated, killed and resumed, asked for twice; one run's measures against a plain loop by hand."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metanb import experiment, images, records
+from metanb.settings import preset
+from metanb.tasks import sample_tasks
+
+TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    return tmp_path
+
+
+def measures(folder, settings=TINY):
+    return (folder / settings.id / "measures.csv").read_bytes()
+
+
+def test_seed_repeats_a_run_to_the_bit(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        monkeypatch.setenv("METANB_STORE", str(tmp_path / folder))
+        experiment.run(TINY, "cpu")
+    assert measures(tmp_path / "a") == measures(tmp_path / "b")
+    other = experiment.run(replace(TINY, seed=1), "cpu")
+    assert measures(tmp_path / "b", other.settings) != measures(tmp_path / "b")
+
+
+def test_a_recorded_run_is_read_not_trained(store, monkeypatch):
+    first = experiment.run(TINY, "cpu")
+    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    assert experiment.run(TINY, "cpu").path == first.path
+
+
+def test_measures_are_there_at_each_epoch(store):
+    record = experiment.run(TINY, "cpu")
+    by_epoch = record.measures.groupby("epoch").measure.agg(set)
+    assert list(by_epoch.index) == list(range(7))
+    assert by_epoch[0] | {"train_loss"} == by_epoch[6]
+    assert np.isfinite(record.measures[["mean", "median", "std", "sem"]]).all().all()
+    assert record.provenance["data"].keys() == {"train", "valid", "test"}
+
+
+def test_measures_against_a_plain_loop(store):
+    """Loss, accuracy, distance and gradients of the trained network, task by task, without higher and without chunks."""
+    record, net = experiment.run(TINY, "cpu"), experiment.trained_net(TINY, "cpu").double()
+    tasks = sample_tasks(images.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, experiment.TEST]))
+    found = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
+    gradients = []
+    for t in range(5):
+        theta = dict(net.named_parameters())
+        loss = F.cross_entropy(net(tasks.support_x[t].double()), tasks.support_y[t])
+        slope = torch.autograd.grad(loss, list(theta.values()))
+        moved = {name: p - TINY.inner_lr * g for (name, p), g in zip(theta.items(), slope, strict=True)}
+        output = torch.func.functional_call(net, moved, (tasks.query_x[t].double(),))
+        after = torch.func.functional_call(net, moved, (tasks.support_x[t].double(),))
+        gradients.append(torch.cat([g.flatten() for g in slope]))
+        found["support_loss_before"].append(loss)
+        found["support_loss"].append(F.cross_entropy(after, tasks.support_y[t]))
+        found["query_accuracy"].append((output.argmax(1) == tasks.query_y[t]).double().mean())
+        found["distance"].append(TINY.inner_lr * gradients[-1].norm())
+    for name, values in found.items():
+        last = record.curve(name).iloc[-1]
+        assert last["mean"] == pytest.approx(float(sum(values) / 5), rel=1e-4), name
+        assert last["n"] == 5
+    inner = torch.stack([a @ b for i, a in enumerate(gradients) for j, b in enumerate(gradients) if i != j]).mean()
+    assert record.curve("gradient_coherence").iloc[-1]["mean"] == pytest.approx(float(inner), rel=1e-3)
+
+
+def _start(settings, folder):
+    options = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in
+               ("dataset", "filters", "iterations", "epoch_iterations", "test_tasks", "test_queries")]  # fmt: skip
+    environment = os.environ | {"METANB_STORE": str(folder)}
+    command = [sys.executable, "-m", "metanb", "train", "--scale", "smoke", "--device", "cpu", *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_twice_and_resumed_equals_unkilled(tmp_path):
+    settings = replace(TINY, iterations=60, epoch_iterations=6)
+    checkpoint = tmp_path / "killed" / f"{settings.id}.pt"
+    seen = None
+    for _ in range(2):
+        process = _start(settings, tmp_path / "killed")
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == seen:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        seen = checkpoint.stat().st_mtime_ns
+        assert not (tmp_path / "killed" / settings.id).exists()
+    for folder in ("killed", "whole"):
+        process = _start(settings, tmp_path / folder)
+        assert process.wait() == 0, process.communicate()
+    assert measures(tmp_path / "killed", settings) == measures(tmp_path / "whole", settings)
+    assert records.read(tmp_path / "killed" / settings.id).provenance["resumed"] == 2
+
+
+def test_two_processes_share_one_run(tmp_path):
+    processes = [_start(TINY, tmp_path) for _ in range(2)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert "it/s" not in outputs[0][1]  # no progress bar where nobody watches
+    assert len(list(tmp_path.glob("*/measures.csv"))) == 1
+
+
+def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypatch):
+    honest = experiment.meta_gradient
+    calls = []
+
+    def diverges(*args, **kwargs):
+        calls.append(1)
+        return honest(*args, **kwargs) * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(experiment, "meta_gradient", diverges)
+    with pytest.raises(experiment.DivergedError, match=rf"iteration 5 of {TINY.id}.*inner_lr.*epoch 2 is kept"):
+        experiment.run(TINY, "cpu")
+    assert torch.load(store / f"{TINY.id}.pt", weights_only=True)["epoch"] == 2
+    assert records.find(TINY) is None
+
+
+def test_torn_checkpoint_is_refused_by_name(store):
+    (store / f"{TINY.id}.pt").write_bytes(b"torn")
+    with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt.*delete it"):
+        experiment.run(TINY, "cpu")
+
+
+def test_unknown_device(store):
+    with pytest.raises(ValueError, match="'tpu'.*'cpu'"):
+        experiment.run(TINY, "tpu")

@@ -1,0 +1,62 @@
+"""The meta-gradient: chunks change nothing, and first order is the gradient at the adapted parameters, in float64."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metanb.meta import meta_gradient
+from metanb.nets import ConvNet
+from metanb.tasks import Tasks
+
+
+@pytest.fixture
+def setup():
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.random((5, 6, 1, 28, 28)))
+    y = torch.arange(3).repeat(5, 2)
+    torch.manual_seed(0)
+    return ConvNet((1, 28, 28), 3, filters=4).double(), Tasks(x[:, :3], y[:, :3], x, y)
+
+
+def gradient(net, tasks, **options):
+    net.zero_grad()
+    values = meta_gradient(net, tasks, 0.3, 2, **({"first_order": False, "adapt_norm": True, "chunk": 5} | options))
+    return values, torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_chunks_change_nothing(setup, first_order, chunk):
+    whole_losses, whole = gradient(*setup, first_order=first_order)
+    part_losses, part = gradient(*setup, first_order=first_order, chunk=chunk)
+    assert torch.allclose(whole_losses, part_losses, rtol=1e-12)
+    assert (part - whole).norm() < 1e-12 * whole.norm()
+
+
+def _by_hand(net, tasks, first_order):
+    """Mean query loss after two SGD steps a task, by autograd alone."""
+    names, theta = zip(*net.named_parameters(), strict=True)
+    total = 0.0
+    for t in range(len(tasks)):
+        params = list(theta)
+        for _ in range(2):
+            output = torch.func.functional_call(net, dict(zip(names, params, strict=True)), (tasks.support_x[t],))
+            slope = torch.autograd.grad(F.cross_entropy(output, tasks.support_y[t]), params, create_graph=not first_order)
+            params = [p - 0.3 * g for p, g in zip(params, slope, strict=True)]
+        output = torch.func.functional_call(net, dict(zip(names, params, strict=True)), (tasks.query_x[t],))
+        total = total + F.cross_entropy(output, tasks.query_y[t]) / len(tasks)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, theta)])
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_gradient_is_autograds(setup, first_order):
+    expected = _by_hand(*setup, first_order)
+    _, found = gradient(*setup, first_order=first_order)
+    assert (found - expected).norm() < 1e-11 * expected.norm()
+
+
+def test_orders_differ(setup):
+    _, second = gradient(*setup)
+    _, first = gradient(*setup, first_order=True)
+    assert (first - second).norm() > 0.05 * second.norm()

@@ -1,0 +1,70 @@
+"""Notebooks: complete as committed, executed in order, clean, and alive with other parameters.
+
+That each gives the outputs it was committed with is nbval's to say: `make test` runs it in strict mode over notebooks/.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAX_LINES = 15  # of a code cell
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def test_there_are_notebooks():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{i + 1}-" for i in range(len(NOTEBOOKS))] and len(NOTEBOOKS) >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_committed_with_outputs_and_in_order(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        last = cell.source.strip().splitlines()[-1]
+        shows = last.startswith("print(") or not any(mark in last for mark in (" = ", "import ", "    ", "assert "))
+        assert cell.outputs or not shows, f"this cell shows something, but has no output:\n{cell.source}"
+        assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in cell.outputs)
+    assert sum(bool(cell.outputs) for cell in cells) >= 5
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_reads_well(path):
+    """Prose before each cell, short cells, one parameters cell, assertions at the end, no trace of who executed it."""
+    notebook = nbformat.read(path, 4)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == "markdown"
+    assert "code code code" not in " ".join(kinds)
+    assert all(len(cell.source.splitlines()) <= MAX_LINES for cell in code_cells(path))
+    assert [cell.metadata.get("tags", []) for cell in code_cells(path)].count(["parameters"]) == 1
+    assert "## Verifying the claim" in notebook.cells[-2].source
+    assert "assert " in notebook.cells[-1].source and "verified" in notebook.cells[-1].outputs[0].text
+    assert "papermill" not in json.dumps([notebook.metadata, *(cell.metadata for cell in notebook.cells)])
+    assert str(Path.home()) not in path.read_text()
+
+
+def test_flatness_runs_live_with_other_parameters(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    values = {"dataset": "glyphs", "scale": "smoke", "ways": 3, "shots": 2, "seeds": [5, 6, 7], "algorithms": ["maml"]}
+    options = [word for name, value in values.items() for word in ("-p", name, json.dumps(value).strip('"'))]
+    command = [sys.executable, "-m", "metanb", "run", ROOT / "notebooks" / "2-flatness.ipynb", *options]
+    done = subprocess.run([*command, "-o", tmp_path / "out.ipynb"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "store").glob("glyphs-3w2s-maml-s[567]-*/measures.csv"))) == 3
+    assert code_cells(tmp_path / "out.ipynb")[-1].outputs[0].text == "verified: 3 verdicts on 3 runs\n"
+
+
+def test_flatness_runs_by_plain_papermill(tmp_path, monkeypatch):
+    """As committed, with no word of metanb's command line, from another folder."""
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "2-flatness.ipynb"), "out.ipynb"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "verified" in code_cells(tmp_path / "out.ipynb")[-1].outputs[0].text

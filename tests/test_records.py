@@ -1,0 +1,102 @@
+"""Records: what is written is read back, and every way of being damaged is refused by name."""
+
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from metanb import records
+from metanb.records import PROVENANCE, RecordError
+from metanb.settings import Settings
+
+SETTINGS = Settings(iterations=2, epoch_iterations=1, filters=3)
+
+
+def rows(epochs=3):
+    stat = {"mean": 1 / 3, "median": 0.25, "std": 0.5, "sem": 0.1, "n": 8}
+    return [{"epoch": e, "iteration": e, "measure": m} | stat for e in range(epochs) for m in ("distance", "support_loss")]
+
+
+def write(folder):
+    return records.write(SETTINGS, rows(), dict.fromkeys(PROVENANCE, "x"), folder)
+
+
+def test_round_trip(tmp_path):
+    record = write(tmp_path)
+    assert record.settings == SETTINGS
+    assert record.path == tmp_path / SETTINGS.id
+    opened = pd.read_csv(record.path / "measures.csv")
+    pd.testing.assert_frame_equal(opened, pd.DataFrame(rows()), rtol=1e-8)
+    assert list(record.curve("distance").index) == [0, 1, 2]
+    with pytest.raises(KeyError, match=r"flatness.*distance, support_loss"):
+        record.curve("flatness")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SETTINGS.id]
+
+
+def damage_csv(path):
+    content = (path / "measures.csv").read_text()
+    (path / "measures.csv").write_text(content[: len(content) // 2])
+
+
+def damage_number(path):
+    content = (path / "measures.csv").read_text()
+    (path / "measures.csv").write_text(content.replace("0.25", "0.75", 1))
+
+
+def damage_json(path):
+    (path / "settings.json").write_text('{"ways": 5,')
+
+
+def foreign(path):
+    values = json.loads((path / "settings.json").read_text())
+    (path / "settings.json").write_text(json.dumps(values | {"seed": 1}))
+
+
+def unknown(path):
+    values = json.loads((path / "settings.json").read_text())
+    (path / "settings.json").write_text(json.dumps(values | {"wayz": 1}))
+
+
+def no_device(path):
+    values = json.loads((path / "provenance.json").read_text())
+    del values["device"]
+    (path / "provenance.json").write_text(json.dumps(values))
+
+
+def missing(path):
+    os.remove(path / "measures.csv")
+
+
+@pytest.mark.parametrize("damage", [damage_csv, damage_number, damage_json, foreign, unknown, no_device, missing])
+def test_damaged_record_is_refused_by_name(tmp_path, damage):
+    record = write(tmp_path)
+    damage(record.path)
+    with pytest.raises(RecordError, match=SETTINGS.id) as error:
+        records.read(record.path)
+    assert "delete the folder" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_too_few_epochs_are_refused(tmp_path):
+    with pytest.raises(RecordError, match="epochs 0 to 2"):
+        records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path)
+
+
+def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_find_looks_in_the_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    assert records.find(SETTINGS) is None
+    write(tmp_path)
+    found = records.find(SETTINGS)
+    assert found is not None and found.path.parent == tmp_path
+    assert [record.path for record in records.read_all(tmp_path)] == [found.path]

@@ -1,0 +1,69 @@
+"""Settings: refusals by name, identity on disk, and the scales against the paper's settings written out by hand."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from metanb.settings import CHOICES, RANGES, Settings, SettingsError, from_dict, preset, scale_of
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"ways": 1}, ["ways", "1", "2 to 100"]),
+        ({"ways": 5.0}, ["ways", "whole number"]),
+        ({"ways": True}, ["ways", "True"]),
+        ({"inner_lr": float("nan")}, ["inner_lr", "nan"]),
+        ({"inner_lr": "0.4"}, ["inner_lr", "'0.4'"]),
+        ({"algorithm": "mamal"}, ["mamal", "'maml'", "'fomaml'"]),
+        ({"adapt_norm": 1}, ["adapt_norm", "False, True"]),
+        ({"waves": 5}, ["waves", "ways"]),
+        ({"iterations": 10, "epoch_iterations": 3}, ["iterations=10", "epoch_iterations=3", "multiple"]),
+        ({"dataset": "glyphs", "rotations": True}, ["rotations", "omniglot"]),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(values, words):
+    with pytest.raises(SettingsError) as error:
+        from_dict(values)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_every_setting_is_checked():
+    assert {field.name for field in fields(Settings)} == CHOICES.keys() | RANGES.keys()
+
+
+def test_id_is_stable_and_tells_settings_apart():
+    # a recorded name: a change of defaults or of the hash would orphan every committed record
+    assert Settings().id == "glyphs-5w1s-maml-s0-44136fa3"
+    assert preset("quick", "omniglot", algorithm="fomaml", seed=2).id == "omniglot-5w1s-fomaml-s2-632a7e6a"
+    ids = {replace(Settings(), **{name: high}).id for name, (_, high) in RANGES.items() if name != "epoch_iterations"}
+    assert len(ids) == len(RANGES) - 1
+    assert Settings(inner_lr=1).id == Settings(inner_lr=1.0).id
+
+
+def test_paper_scale_is_the_papers():
+    expected = dict(filters=64, inner_lr=0.4, inner_steps=1, meta_batch=32, iterations=60_000, outer_lr=1e-3, rotations=True)
+    five_way = preset("paper", "omniglot", 5, 1)
+    assert {name: getattr(five_way, name) for name in expected} == expected
+    twenty_way = preset("paper", "omniglot", 20, 1)
+    assert (twenty_way.inner_lr, twenty_way.inner_steps, twenty_way.meta_batch) == (0.1, 5, 16)
+    mini = preset("paper", "mini-imagenet", 5, 5)
+    assert (mini.filters, mini.inner_lr, mini.inner_steps, mini.test_steps) == (32, 0.01, 5, 10)
+    assert (mini.meta_batch, mini.queries) == (2, 15)
+
+
+def test_quick_differs_from_paper_in_length_and_batch_only():
+    for ways, shots in ((5, 1), (20, 5)):
+        quick, paper = preset("quick", "omniglot", ways, shots), preset("paper", "omniglot", ways, shots)
+        different = {f.name for f in fields(Settings) if getattr(quick, f.name) != getattr(paper, f.name)}
+        assert different == {"meta_batch", "iterations", "epoch_iterations"}
+
+
+def test_scale_of_knows_presets_and_custom():
+    for scale in ("smoke", "quick", "paper"):
+        assert scale_of(preset(scale, "omniglot", 20, 1, algorithm="fomaml", seed=3)) == scale
+    assert scale_of(preset("quick", "omniglot", filters=32)) == "custom"
+    with pytest.raises(SettingsError, match="'fast'.*'quick'"):
+        preset("fast")
