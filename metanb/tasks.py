@@ -1,0 +1,115 @@
+"""Few-shot tasks: which classes, which images, which labels, drawn from any image set by a seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from metanb.images import DataError, ImageSet
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """A batch of T tasks of N classes ("ways"), with K support and Q query images a class ("shots", "queries").
+
+    A class's label is its place in a random order of the task's classes; images come label by label.
+    """
+
+    support_x: torch.Tensor  # [T, N*K, C, H, W] float32 in [0, 1]
+    support_y: torch.Tensor  # [T, N*K] int64, 0..N-1
+    query_x: torch.Tensor  # [T, N*Q, C, H, W] float32 in [0, 1]
+    query_y: torch.Tensor  # [T, N*Q] int64, 0..N-1
+
+    def __len__(self) -> int:
+        return len(self.support_x)
+
+    def __getitem__(self, part: slice) -> "Tasks":
+        """Some of the tasks, as views; a slice only, so that the task dimension stays."""
+        if not isinstance(part, slice):
+            raise TypeError(f"tasks[{part!r}]: give a slice, such as tasks[0:1]")
+        return Tasks(*(tensor[part] for tensor in self._tensors()))
+
+    def to(self, device: torch.device | str) -> "Tasks":
+        """The tasks on another device."""
+        return Tasks(*(tensor.to(device) for tensor in self._tensors()))
+
+    def split(self, size: int) -> list["Tasks"]:
+        """Chunks of `size` tasks, in order, the last one perhaps smaller."""
+        if size < 1:
+            raise ValueError(f"size {size}: at least 1 task a chunk")
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        return (getattr(self, field.name) for field in fields(self))
+
+
+def sample_tasks(
+    images: ImageSet, n_tasks: int, ways: int, shots: int, queries: int, rng: np.random.Generator
+) -> Tasks:
+    """Draw tasks; within a task no class, and within a class no image comes twice: support and query are disjoint.
+
+    All randomness is one `rng.random((n_tasks, ...))`, a task's numbers side by side. So equally seeded generators give
+    the same tasks, and of two such calls the one for fewer tasks gives the first of the other's. A fixed set of
+    meta-test tasks is `sample_tasks(test, 60, ..., np.random.default_rng([seed, stream]))`.
+
+    Args:
+        images: the set to draw from.
+        n_tasks: T.
+        ways: N, classes a task.
+        shots: K, support images a class.
+        queries: Q, query images a class.
+        rng: the generator.
+
+    Raises:
+        DataError: the set has fewer than `ways` classes, or fewer than `shots + queries` images a class.
+        ValueError: a count below 1.
+    """
+    for name, value in (("n_tasks", n_tasks), ("ways", ways), ("shots", shots), ("queries", queries)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: at least 1")
+    n_classes, per_class = images.images.shape[:2]
+    drawn = shots + queries
+    if ways > n_classes:
+        raise DataError(f"{ways} ways of {images.name} {images.split}, which has {n_classes} classes; ask for fewer")
+    if drawn > per_class:
+        raise DataError(
+            f"{shots} shots + {queries} queries of {images.name} {images.split}, which has {per_class} images a class; "
+            "ask for fewer"
+        )
+    uniform = rng.random((n_tasks, ways * (1 + drawn)))
+    classes = _draw(uniform[:, :ways], n_classes)  # [T, N]: the label of classes[t, j] is j
+    members = _draw(uniform[:, ways:].reshape(-1, drawn), per_class).reshape(n_tasks, ways, drawn)
+    labels = torch.arange(ways)
+    return Tasks(
+        _gather(images.images, classes, members[..., :shots]),
+        labels.repeat_interleave(shots).repeat(n_tasks, 1),
+        _gather(images.images, classes, members[..., shots:]),
+        labels.repeat_interleave(queries).repeat(n_tasks, 1),
+    )
+
+
+def _draw(uniform: np.ndarray, n: int) -> np.ndarray:
+    """Draws of k from 0..n-1 without replacement, every ordered outcome equally likely: k Fisher-Yates steps a row.
+
+    Written out, since the streams of numpy's own `choice` and `permuted` may change between versions: a seed in a
+    record should go on naming the same tasks.
+
+    Args:
+        uniform: numbers in [0, 1), [rows, k].
+        n: what to draw from.
+    """
+    rows = np.arange(len(uniform))
+    pool = np.tile(np.arange(n, dtype=np.int32), (len(uniform), 1))
+    for i in range(uniform.shape[1]):
+        j = i + (uniform[:, i] * (n - i)).astype(np.int32)
+        here = pool[:, i].copy()
+        pool[:, i] = pool[rows, j]
+        pool[rows, j] = here
+    return pool[:, : uniform.shape[1]]
+
+
+def _gather(images: np.ndarray, classes: np.ndarray, members: np.ndarray) -> torch.Tensor:
+    """[T, N*k, C, H, W] float32 in [0, 1] of classes [T, N] and members [T, N, k]."""
+    pixels = images[classes[:, :, None], members]
+    return torch.from_numpy(pixels).flatten(1, 2).to(torch.float32).div_(255)
