@@ -1,0 +1,142 @@
+"""The built book: every page is there, whole, and readable without a network.
+
+Evidence: the HTML, CSS and SVG files themselves, parsed by BeautifulSoup. Links are followed on disk.
+"""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "_build" / "html"
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+EXTERNAL = re.compile(r"^\s*(https?:)?//", re.IGNORECASE)
+# Elements that load what they name as soon as the page opens. A link to elsewhere that a reader may click is fine.
+LOADING = {
+    "script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
+    "object": "data", "image": "href", "use": "href", "link": "href",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def soups() -> dict[Path, BeautifulSoup]:
+    """All built pages, parsed."""
+    if not (HTML / "index.html").exists():
+        pytest.fail(f"{HTML / 'index.html'} is not there: run `make book` first", pytrace=False)
+    paths = [HTML / "index.html", HTML / "search.html", *(HTML / f"{page}.html" for page in PAGES)]
+    return {path: BeautifulSoup(path.read_text(), "html.parser") for path in paths}
+
+
+def article(soups: dict[Path, BeautifulSoup], page: str) -> BeautifulSoup:
+    """The text of a page, without the theme around it."""
+    return soups[HTML / f"{page}.html"].select_one("article.bd-article")
+
+
+def test_first_page_leads_into_the_book(soups):
+    target = soups[HTML / "index.html"].find("meta", attrs={"http-equiv": re.compile("refresh", re.IGNORECASE)})
+    assert target["content"].split("url=")[1] == f"{TOC['root']}.html"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_has_one_title_and_text(soups, page):
+    found = article(soups, page)
+    assert len(found.find_all("h1")) == 1
+    assert len(found.get_text().split()) > 100
+
+
+def test_menu_lists_every_page(soups):
+    menu = soups[HTML / f"{TOC['root']}.html"].select("nav.bd-links a.reference.internal")
+    listed = {(HTML / TOC["root"]).parent.joinpath(link["href"]).resolve() for link in menu}
+    assert {HTML / f"{page}.html" for page in PAGES[1:]} <= listed
+
+
+def test_nothing_is_loaded_from_elsewhere(soups):
+    outside = []
+    for path, soup in soups.items():
+        for name, attribute in LOADING.items():
+            for element in soup.find_all(name):
+                if name == "link" and element.get("rel") in (["canonical"], ["next"], ["prev"]):
+                    continue
+                outside += [f"{path.name}: {element}"] if EXTERNAL.match(element.get(attribute, "")) else []
+                outside += [f"{path.name}: {element}"] if EXTERNAL.search(element.get("srcset", "")) else []
+        inline = [style.get_text() for style in soup.find_all("style")] + [
+            e["style"] for e in soup.find_all(style=True)
+        ]
+        outside += [
+            f"{path.name}: {css[:200]}" for css in inline if re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", css)
+        ]
+        scripts = " ".join(script.get_text() for script in soup.find_all("script"))
+        outside += [f"{path.name}: {url}" for url in re.findall(r"https?://[^\s\"'`<>]+", scripts)]
+    for path in HTML.glob("_static/**/*.css"):
+        found = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]*", path.read_text())
+        outside += [f"{path.name}: {url}" for url in found]
+    assert outside == []
+
+
+def test_links_and_images_lead_somewhere(soups):
+    ids = {path: {e["id"] for e in soup.find_all(id=True)} for path, soup in soups.items()}
+    broken = []
+    for path, soup in soups.items():
+        for element in soup.find_all(["a", "img", "script", "link"]):
+            link = element.get("href") or element.get("src") or ""
+            parts = urlsplit(link)
+            if not link or parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.exists():
+                broken.append(f"{path.relative_to(HTML)}: {link}")
+            elif parts.fragment and target in ids and parts.fragment not in ids[target] | {"", "top"}:
+                broken.append(f"{path.relative_to(HTML)}: {link}")
+    assert broken == []
+
+
+def test_every_picture_has_a_text_alternative(soups):
+    silent = [
+        f"{path.relative_to(HTML)}: {str(image)[:200]}"
+        for path, soup in soups.items()
+        for image in soup.find_all("img")
+        if not image.get("alt", "").strip()
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pictures_are_not_empty(soups, page):
+    for image in article(soups, page).find_all("img"):
+        if not urlsplit(image["src"]).scheme:
+            assert (HTML / f"{page}.html").parent.joinpath(unquote(image["src"])).stat().st_size > 100, image["src"]
+
+
+def test_formulas_are_set_by_the_vendored_mathjax(soups):
+    with_math = {path: soup for path, soup in soups.items() if soup.select(".math")}
+    assert HTML / "book" / "method.html" in with_math
+    for path, soup in with_math.items():
+        (script,) = soup.find_all("script", src=re.compile("tex-svg"))
+        target = (path.parent / urlsplit(script["src"]).path).resolve()
+        assert target.read_bytes() == (ROOT / "book" / "_static" / "mathjax" / "tex-svg.js").read_bytes()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_formulas_and_numbers_are_resolved(soups, page):
+    found = article(soups, page)
+    for code in found.select("pre, code, .math, script"):
+        code.extract()
+    text = found.get_text()
+    assert "{{" not in text and "}}" not in text
+    assert "$" not in text, "a formula was left as text"
+    assert not re.search(r"\{(cite|doc|ref|numref|eq|download)\S*\}", text), "a role was left as text"
+
+
+@pytest.mark.parametrize("name", [f"C{number}" for number in range(1, 9)])
+def test_landing_page_gives_each_claim_a_verdict(soups, name):
+    rows = [
+        [cell.get_text(strip=True) for cell in row.find_all("td")] for row in article(soups, TOC["root"]).find_all("tr")
+    ]
+    claims = [row for row in rows if len(row) == 4 and row[0] == name]
+    assert len(claims) == 1
+    assert re.search(r"reproduced|not.yet.run", claims[0][3])
