@@ -8,12 +8,13 @@ verdict that asks for a 95 % interval on one side of 0 is one that noise gives i
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from metanb.records import Record
-from metanb.settings import scale_of
+from metanb.settings import CHOICES, Settings, scale_of
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
@@ -68,7 +69,7 @@ class Row:
 
 
 def trend(curve: np.ndarray) -> float:
-    """Log ratio of a curve's mean over its last quarter to its mean over its first quarter; the curve starts at epoch 1.
+    """Log ratio of a curve's mean over its last quarter to that over its first quarter; it starts at epoch 1.
 
     Raises ValueError for fewer than four epochs or means that are not positive.
     """
@@ -102,11 +103,15 @@ def verdict(low: float, high: float, runs: int, direction: int) -> str:
 
 
 def cells(records: Iterable[Record]) -> list[list[Record]]:
-    """Records grouped into cells: same settings but for the seed, each by seed."""
-    groups: dict[str, list[Record]] = {}
+    """Records grouped into cells: same settings but for the seed. Cells by data set and setting, runs by seed."""
+    groups: dict[Settings, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.settings.seed):
-        groups.setdefault(replace(record.settings, seed=0).id, []).append(record)
-    return [groups[name] for name in sorted(groups)]
+        groups.setdefault(replace(record.settings, seed=0), []).append(record)
+
+    def order(s: Settings) -> tuple[Any, ...]:
+        return s.dataset, s.ways, s.shots, scale_of(s), CHOICES["algorithm"].index(s.algorithm), s.id
+
+    return [groups[settings] for settings in sorted(groups, key=order)]
 
 
 def judge(claim: Claim, cell: list[Record]) -> Row:

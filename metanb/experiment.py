@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from metanb import images, landscape, provenance, records
 from metanb.adapt import accuracy, adapt, flatten, losses

@@ -57,6 +57,10 @@ class Figure:
     alt: str
     data: pd.DataFrame
 
+    def __repr__(self) -> str:
+        """The words, where pictures cannot be shown."""
+        return f"Figure {self.name}: {self.caption}"
+
     def _repr_html_(self) -> str:
         """The figure as one self-contained piece of HTML: nothing is fetched, the data link holds the data."""
         csv = self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")

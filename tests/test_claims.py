@@ -21,7 +21,9 @@ def record(seed, slope, rng=None, algorithm="maml"):
     level = np.exp(slope * np.arange(EPOCHS + 1) / EPOCHS + 0.01 * rng.normal(size=EPOCHS + 1))
     level[0] = 1000.0  # the untrained network must not count
     table = pd.concat(
-        pd.DataFrame({"epoch": range(EPOCHS + 1), "iteration": range(EPOCHS + 1), "measure": claim.measure, "mean": level})
+        pd.DataFrame(
+            {"epoch": range(EPOCHS + 1), "iteration": range(EPOCHS + 1), "measure": claim.measure, "mean": level}
+        )
         for claim in claims.CLAIMS
     )
     return Record(settings, table, {}, Path(settings.id))
@@ -50,8 +52,8 @@ def test_seeds_that_disagree_and_too_few_seeds():
 def test_cells_differ_by_seed_alone():
     rows = claims.ledger([record(s, -1.0, algorithm=a) for s in (2, 0, 1) for a in ("maml", "fomaml")])
     assert [(row.claim, row.algorithm, row.runs) for row in rows if row.claim == "C1"] == [
-        ("C1", "fomaml", 3),
         ("C1", "maml", 3),
+        ("C1", "fomaml", 3),
     ]
     assert all(row.scale == "quick" and row.setting == "5-way 1-shot" for row in rows)
 
@@ -80,7 +82,8 @@ def test_noise_gets_a_verdict_as_rarely_as_its_level_says(runs):
     rng = np.random.default_rng(1)
     curves = np.exp(0.2 * rng.normal(size=(2000, runs, EPOCHS)))
     found = [
-        claims.verdict(*claims.interval(claims.trend(curve) for curve in cell)[1:], runs, direction=-1) for cell in curves
+        claims.verdict(*claims.interval(claims.trend(curve) for curve in cell)[1:], runs, direction=-1)
+        for cell in curves
     ]
     allowed = 4 * np.sqrt(0.025 * 0.975 / 2000)
     for name in (claims.REPRODUCED, claims.CONTRARY):

@@ -70,7 +70,18 @@ def notebook(path, source):
 def test_run_passes_parameters_as_values(capsys, monkeypatch, tmp_path):
     path = notebook(tmp_path / "sum.ipynb", "print(ways + sum(seeds))")
     code, out, _ = call(
-        capsys, monkeypatch, "run", path, "-p", "ways", "3", "-p", "seeds", "[1, 2]", "-o", tmp_path / "out" / "sum.ipynb"
+        capsys,
+        monkeypatch,
+        "run",
+        path,
+        "-p",
+        "ways",
+        "3",
+        "-p",
+        "seeds",
+        "[1, 2]",
+        "-o",
+        tmp_path / "out" / "sum.ipynb",
     )
     assert code == 0
     assert "executed:" in out

@@ -42,7 +42,9 @@ def _by_hand(net, tasks, first_order):
         params = list(theta)
         for _ in range(2):
             output = torch.func.functional_call(net, dict(zip(names, params, strict=True)), (tasks.support_x[t],))
-            slope = torch.autograd.grad(F.cross_entropy(output, tasks.support_y[t]), params, create_graph=not first_order)
+            slope = torch.autograd.grad(
+                F.cross_entropy(output, tasks.support_y[t]), params, create_graph=not first_order
+            )
             params = [p - 0.3 * g for p, g in zip(params, slope, strict=True)]
         output = torch.func.functional_call(net, dict(zip(names, params, strict=True)), (tasks.query_x[t],))
         total = total + F.cross_entropy(output, tasks.query_y[t]) / len(tasks)

@@ -15,7 +15,9 @@ SETTINGS = Settings(iterations=2, epoch_iterations=1, filters=3)
 
 def rows(epochs=3):
     stat = {"mean": 1 / 3, "median": 0.25, "std": 0.5, "sem": 0.1, "n": 8}
-    return [{"epoch": e, "iteration": e, "measure": m} | stat for e in range(epochs) for m in ("distance", "support_loss")]
+    return [
+        {"epoch": e, "iteration": e, "measure": m} | stat for e in range(epochs) for m in ("distance", "support_loss")
+    ]
 
 
 def write(folder):

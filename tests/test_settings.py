@@ -44,7 +44,9 @@ def test_id_is_stable_and_tells_settings_apart():
 
 
 def test_paper_scale_is_the_papers():
-    expected = dict(filters=64, inner_lr=0.4, inner_steps=1, meta_batch=32, iterations=60_000, outer_lr=1e-3, rotations=True)
+    expected = dict(
+        filters=64, inner_lr=0.4, inner_steps=1, meta_batch=32, iterations=60_000, outer_lr=1e-3, rotations=True
+    )
     five_way = preset("paper", "omniglot", 5, 1)
     assert {name: getattr(five_way, name) for name in expected} == expected
     twenty_way = preset("paper", "omniglot", 20, 1)
