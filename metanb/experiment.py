@@ -15,13 +15,13 @@ from tqdm import tqdm
 from metanb import images, landscape, provenance, records
 from metanb.adapt import accuracy, adapt, flatten, losses
 from metanb.landscape import Stat
-from metanb.meta import meta_gradient
+from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
 from metanb.settings import Settings
 from metanb.tasks import Tasks, sample_tasks
 
 TRAIN, VALID, TEST = range(3)  # streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i]
-CHUNK = 8  # tasks that go through the network at once
+MEASURED_AT_ONCE = 8  # tasks: the Lanczos basis of more would leave the processor's cache
 
 
 class DivergedError(ArithmeticError):
@@ -84,7 +84,7 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     """
     theta = flatten(net).detach()
     values: dict[str, list[torch.Tensor]] = {}
-    for part in test.split(CHUNK):
+    for part in test.split(MEASURED_AT_ONCE):
         start = theta.expand(len(part), -1).clone().requires_grad_()
         before = losses(net, start, part.support_x, part.support_y)
         (gradient,) = torch.autograd.grad(before.sum(), start)
@@ -112,7 +112,8 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     stats["trajectory_coherence"], _ = landscape.trajectory_coherence(displacement)
     stats["gradient_coherence"] = landscape.gradient_coherence(gradient)
     correct = [
-        accuracy(net, _adapt_only(net, part, settings), part.query_x, part.query_y) for part in valid.split(CHUNK)
+        accuracy(net, _adapt_only(net, part, settings), part.query_x, part.query_y)
+        for part in valid.split(MEASURED_AT_ONCE)
     ]
     stats["valid_accuracy"] = landscape.summarise(torch.cat(correct))
     for part, weights in (("body", [block.weight for block in net.blocks]), ("head", [net.head.weight])):
@@ -214,7 +215,7 @@ def _train(settings: Settings, device: torch.device, folder: Path) -> records.Re
     origin = {
         **provenance.environment(device),
         "code": state.code,
-        "chunk": CHUNK,
+        "chunk": chunk_size(settings, device),
         "started": state.started,
         "finished": provenance.now(),
         "wall_seconds": round(state.wall, 1),
@@ -229,14 +230,20 @@ def _epoch(state: _State, train: images.ImageSet, settings: Settings, epoch: int
     """One epoch of meta-training; the statistic of its loss is over iterations."""
     batch_losses = []
     last = epoch * settings.epoch_iterations
+    device = next(state.net.parameters()).device
     for iteration in range(last - settings.epoch_iterations, last):
         rng = np.random.default_rng([settings.seed, TRAIN, iteration])
         tasks = sample_tasks(train, settings.meta_batch, settings.ways, settings.shots, settings.queries, rng)
         state.optimiser.zero_grad(set_to_none=True)
         batch = meta_gradient(
-            state.net, tasks.to(next(state.net.parameters()).device), settings.inner_lr, settings.inner_steps,
-            first_order=settings.first_order, adapt_norm=settings.adapt_norm, chunk=CHUNK,
-        )  # fmt: skip
+            state.net,
+            tasks.to(device),
+            settings.inner_lr,
+            settings.inner_steps,
+            first_order=settings.first_order,
+            adapt_norm=settings.adapt_norm,
+            chunk=chunk_size(settings, device),
+        )
         loss = float(batch.mean())
         if not np.isfinite(loss):
             raise DivergedError(

@@ -153,7 +153,7 @@ def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: in
             "inner_lr": 0.1, "inner_steps": 5, "test_steps": 5, "meta_batch": 16}  # fmt: skip
         values |= {"queries": shots}  # as in Finn's code: as many query as support images
     if scale == "quick":
-        values |= {"meta_batch": max(2, values["meta_batch"] // 4), "iterations": 2_000, "epoch_iterations": 100}
+        values |= {"meta_batch": max(2, values["meta_batch"] // 4), "iterations": 3_000, "epoch_iterations": 150}
     if scale == "smoke":
         values |= {"filters": 16, "meta_batch": 4, "iterations": 60, "epoch_iterations": 10}
         values |= {"test_tasks": 8, "test_queries": 5}

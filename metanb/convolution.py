@@ -1,0 +1,241 @@
+"""3x3 convolution with a weight for each task, and batch norm, both closed under differentiation.
+
+MAML differentiates a gradient. A convolution, its gradient by the input and its gradient by the weight are three
+bilinear maps, each the derivative of the others: written as three `torch.autograd.Function`s they run one fast kernel
+each, to any order. Images are [T, B, H, W, C] (channels last: a pixel's channels, and a row of a 3x3 patch, lie side by
+side), weights [T, O, 3, 3, C].
+
+Two kernels: a batched matrix product over extracted patches, for all tasks at once; and on a CPU, where the tasks are
+large, oneDNN's convolution, task by task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+EPS = 1e-5  # added to the variance in batch norm
+DIRECT_FROM = 200  # output pixels of a task from which oneDNN's convolution is the faster kernel
+
+
+def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Each task's 3x3 convolution, padding 1: x [T, B, H, W, C], weight [T, O, 3, 3, C] -> [T, B, H', W', O]."""
+    return _Convolve.apply(x, weight, stride)
+
+
+def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
+    """Each task's batch norm of x [T, B, H, W, C] by its own statistics, gamma and beta [T, C]; then ReLU, if `relu`.
+
+    Differentiable twice; a third derivative raises RuntimeError.
+    """
+    return _BatchNorm.apply(x, gamma, beta, relu)
+
+
+def patches(x: Tensor, stride: int) -> Tensor:
+    """The 3x3 patches (padding 1) of x [T, B, H, W, C] as rows: [T, B*H'*W', 9*C], a row laid out like a weight."""
+    n_tasks, batch, height, width, channels = x.shape
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1)).contiguous()
+    task, image, row, column, _ = padded.stride()
+    shape = (n_tasks, batch, out_side(height, stride), out_side(width, stride), 3, 3 * channels)
+    windows = padded.as_strided(shape, (task, image, stride * row, stride * column, row, 1))
+    return windows.reshape(n_tasks, -1, 9 * channels)
+
+
+def out_side(side: int, stride: int) -> int:
+    """The side of the output of a 3x3 convolution with padding 1."""
+    return (side - 1) // stride + 1
+
+
+def _overlap_add(rows: Tensor, shape: torch.Size, stride: int) -> Tensor:
+    """The transpose of `patches`: rows [T, B*H'*W', 9*C] added back into images of `shape`."""
+    n_tasks, batch, height, width, channels = shape
+    h, w = out_side(height, stride), out_side(width, stride)
+    rows = rows.view(n_tasks, batch, h, w, 3, 3, channels)
+    padded = rows.new_zeros(n_tasks, batch, height + 3, width + 3, channels)
+    for i in range(3):
+        for j in range(3):
+            padded[:, :, i : i + stride * h : stride, j : j + stride * w : stride] += rows[:, :, :, :, i, j]
+    return padded[:, :, 1 : height + 1, 1 : width + 1]
+
+
+def _direct(weight: Tensor, x_shape: torch.Size, stride: int) -> bool:
+    """Whether oneDNN's convolution, task by task, beats a batched matrix product over patches."""
+    return weight.device.type == "cpu" and prod(x_shape[1:4]) >= DIRECT_FROM * stride * stride
+
+
+def _fold_shared(weight: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
+    """Weights that `expand` shares between the tasks, as in the first inner step: all images become one task's."""
+    if weight.stride(0) == 0 and len(weight) > 1:
+        return weight[:1], *(x.flatten(0, 1).unsqueeze(0) for x in images)
+    return weight, *images
+
+
+def _native_gradient(g: Tensor, x: Tensor, weight: Tensor, stride: int, of: int) -> Tensor:
+    """One task's gradient by x [B, H, W, C] (`of` 0) or by weight [O, 3, 3, C] (`of` 1), for g [B, H', W', O]."""
+    g, x, weight = (z.permute(0, 3, 1, 2) for z in (g, x, weight))
+    mask = [of == 0, of == 1, False]
+    gradients = torch.ops.aten.convolution_backward(
+        g, x, weight, None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, mask
+    )
+    return gradients[of].permute(0, 2, 3, 1)
+
+
+def _each(kernel: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+    """The kernel's results for each task, stacked."""
+    if len(operands[0]) == 1:
+        return kernel(*(z[0] for z in operands)).unsqueeze(0)
+    out = None
+    for t, task in enumerate(zip(*operands, strict=True)):
+        result = kernel(*task)
+        if out is None:
+            out = result.new_empty(len(operands[0]), *result.shape)
+        out[t] = result
+    return out
+
+
+class _Convolve(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        shape = (*x.shape[:2], out_side(x.shape[2], stride), out_side(x.shape[3], stride), weight.shape[1])
+        weight, x = _fold_shared(weight, x)
+        if _direct(weight, x.shape, stride):
+            y = _each(
+                lambda x, w: F.conv2d(
+                    x.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), stride=stride, padding=1
+                ).permute(0, 2, 3, 1),
+                x,
+                weight,
+            )
+        else:
+            y = torch.bmm(patches(x, stride), weight.flatten(2).transpose(1, 2))
+        return y.view(shape)
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        by_x, by_weight, _ = ctx.needs_input_grad
+        return (
+            _InputGradient.apply(g, weight, x.shape, ctx.stride) if by_x else None,
+            _WeightGradient.apply(g, x, ctx.stride) if by_weight else None,
+            None,
+        )
+
+
+class _InputGradient(Function):
+    @staticmethod
+    def forward(ctx, g: Tensor, weight: Tensor, shape: torch.Size, stride: int) -> Tensor:
+        ctx.save_for_backward(g, weight)
+        ctx.stride = stride
+        weight, g = _fold_shared(weight, g)
+        folded = (len(weight), g.shape[1], *shape[2:])
+        if _direct(weight, folded, stride):
+            x = g.new_empty(folded[1:])  # only its shape is read
+            return _each(lambda g, w: _native_gradient(g, x, w, stride, 0), g, weight).view(shape)
+        rows = torch.bmm(g.flatten(1, 3), weight.flatten(2))
+        return _overlap_add(rows, folded, stride).reshape(shape)
+
+    @staticmethod
+    def backward(ctx, x: Tensor) -> tuple[Tensor | None, ...]:
+        g, weight = ctx.saved_tensors
+        by_g, by_weight, *_ = ctx.needs_input_grad
+        return (
+            _Convolve.apply(x, weight, ctx.stride) if by_g else None,
+            _WeightGradient.apply(g, x, ctx.stride) if by_weight else None,
+            None,
+            None,
+        )
+
+
+class _WeightGradient(Function):
+    @staticmethod
+    def forward(ctx, g: Tensor, x: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(g, x)
+        ctx.stride = stride
+        shape = (g.shape[-1], 3, 3, x.shape[-1])
+        weight = g.new_empty(shape)  # only its shape is read
+        if _direct(weight, x.shape, stride):
+            return _each(lambda g, x: _native_gradient(g, x, weight, stride, 1), g, x)
+        return torch.bmm(g.flatten(1, 3).transpose(1, 2), patches(x, stride)).view(-1, *shape)
+
+    @staticmethod
+    def backward(ctx, weight: Tensor) -> tuple[Tensor | None, ...]:
+        g, x = ctx.saved_tensors
+        by_g, by_x, _ = ctx.needs_input_grad
+        return (
+            _Convolve.apply(x, weight, ctx.stride) if by_g else None,
+            _InputGradient.apply(g, weight, x.shape, ctx.stride) if by_x else None,
+            None,
+        )
+
+
+class _BatchNorm(Function):
+    """y = gamma * (x - mean) * r + beta with r = 1 / sqrt(variance + EPS), then ReLU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
+        samples = x.flatten(1, 3)
+        centred = samples - samples.mean(1, keepdim=True)
+        r = torch.linalg.vector_norm(centred, dim=1, keepdim=True).square_().div_(samples.shape[1]).add_(EPS).rsqrt_()
+        y = torch.addcmul(beta.unsqueeze(1), centred, gamma.unsqueeze(1) * r).view_as(x)
+        y = y.relu_() if relu else y
+        ctx.save_for_backward(x, gamma, centred, r, y if relu else None)
+        return y
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        return *_BatchNormGradient.apply(g, *ctx.saved_tensors), None
+
+
+class _BatchNormGradient(Function):
+    """The gradients by x, gamma and beta.
+
+    With n = centred * r, and g only where y > 0, they are gamma r (g - mean(g) - n mean(g n)), sum(g n) and sum(g).
+    """
+
+    @staticmethod
+    def forward(
+        ctx, g: Tensor, x: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        g = (g if y is None else _where_positive(g, y)).flatten(1, 3)
+        samples = g.shape[1]
+        mean_g = g.mean(1, keepdim=True)
+        mean_gn = (g * centred).mean(1, keepdim=True) * r
+        scale = gamma.unsqueeze(1) * r
+        by_x = torch.addcmul(-scale * mean_g, centred, -scale * r * mean_gn).addcmul_(g, scale)
+        ctx.save_for_backward(g, gamma, centred, r, y, mean_g, mean_gn)
+        return by_x.view_as(x), (mean_gn * samples).squeeze(1), (mean_g * samples).squeeze(1)
+
+    @staticmethod
+    def backward(ctx, u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients by g, x and gamma, for the cotangents u of `by_x`, v of `by_gamma` and w of `by_beta`.
+
+        x enters through n, with gradient k = v g - scale (mean(g n) u + mean(u n) g), and through r.
+        """
+        if torch.is_grad_enabled():  # left to autograd, a third derivative would silently lack this term
+            raise RuntimeError("batch_norm has no third derivative: take the second without create_graph=True")
+        g, gamma, centred, r, y, mean_g, mean_gn = ctx.saved_tensors
+        shape, u, gamma, v, w = u.shape, u.flatten(1, 3), gamma.unsqueeze(1), v.unsqueeze(1), w.unsqueeze(1)
+        scale = gamma * r
+        mean_u = u.mean(1, keepdim=True)
+        mean_un = (u * centred).mean(1, keepdim=True) * r
+        covariance = (u * g).mean(1, keepdim=True) - mean_u * mean_g - mean_un * mean_gn
+        v_g = v - scale * mean_un
+        by_g = torch.addcmul(w - scale * mean_u, centred, v_g * r).addcmul_(u, scale).view(shape)
+        mean_k = v_g * mean_g - scale * mean_gn * mean_u
+        mean_kn = v_g * mean_gn - scale * mean_gn * mean_un
+        by_x = torch.addcmul(-r * mean_k, centred, -r * r * (mean_kn + scale * covariance))
+        by_x.addcmul_(u, -r * scale * mean_gn).addcmul_(g, r * v_g)
+        by_gamma = (r * covariance * g.shape[1]).squeeze(1)
+        return by_g if y is None else _where_positive(by_g, y), by_x.view(shape), by_gamma, None, None, None
+
+
+def _where_positive(g: Tensor, y: Tensor) -> Tensor:
+    """The derivative of ReLU: g where y > 0, 0 elsewhere."""
+    return torch.ops.aten.threshold_backward(g, y, 0)

@@ -1,0 +1,202 @@
+"""The paper's measures of the loss landscape, as functions of tensors.
+
+theta_s is the meta-train solution, theta~_i task i's adapted solution. With one row a task:
+
+    flatness              |lambda|_max of the Hessian of task i's support loss at theta~_i     `hessian_norms`
+    trajectory coherence  d_i = (theta~_i - theta_s) / norm; mean over i != j of d_i . d_j     `trajectory_coherence`
+    gradient coherence    g_i = -grad L(D_i; theta_s); mean over i != j of g_i . g_j           `gradient_coherence`
+    distance              mean of norm(theta~_i - theta_s)                                     `distance`
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class LandscapeError(ArithmeticError):
+    """A Hessian norm that cannot be had: not finite, or not converged. The message names the task and the value."""
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A measure over n tasks. A NaN among the values makes every statistic NaN; one that n is too small for is NaN."""
+
+    mean: float
+    median: float
+    std: float  # with n - 1
+    sem: float  # standard error of the mean
+    n: int
+
+
+@dataclass(frozen=True)
+class HessianNorms:
+    """Spectral norms of T Hessians; tensors are float64, on the CPU."""
+
+    norms: Tensor  # [T] max |lambda|: at most the true norm, up to rounding, and below it by at most tol
+    smallest: Tensor  # [T] smallest and largest eigenvalue as Lanczos sees them: the one of larger magnitude is
+    largest: Tensor  # [T] accurate to tol, the other lies inside the spectrum and may not have converged
+    residuals: Tensor  # [T] norm(H y - lambda y) / |lambda| of the dominant eigenpair, 0 where the norm is 0
+    products: Tensor  # [T] int64: Hessian-vector products each task needed; max() of it were computed
+
+
+def hessian_norms(
+    loss_fn: Callable[[Tensor], Tensor], params: Tensor, *, tol: float = 1e-3, risk: float = 0.1,
+    max_products: int = 200, seed: int = 0,
+) -> HessianNorms:  # fmt: skip
+    """Spectral norm of the Hessian of each task's loss at its own parameters (the paper's flatness, lower is flatter).
+
+    Lanczos for all tasks at once, from one random direction, with full reorthogonalisation. A small residual only tells
+    that *some* eigenvalue is near, and it can pass with the largest still hidden. So the stopping rule bounds what the
+    start can hide. After k products the next Lanczos vector is p(H) v_1 / (beta_1 ... beta_k), where the roots of p are
+    the k Ritz values. Its length is 1, so an eigenvector u of an eigenvalue x beyond them has
+    |u . v_1| <= beta_1 ... beta_k / |p(x)|, ever less as |x| grows; and a random v_1 is that close to orthogonal to u
+    with probability at most sqrt(2 P / pi) times as much. A task is done when this is under `risk` at both
+    x = (1 + tol) norm and x = -(1 + tol) norm (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal.
+    Appl. 22, 2000). It is a worst case: on spectra made to deceive, about one norm in a hundred misses tol at risk 0.1.
+
+    A task stops by itself, and all start in the same direction, so its norm does not depend on the tasks beside it.
+    Memory: the basis takes 4 T P bytes a product in float32 (60 tasks, P = 112,000, 20 products: 540 MB) beside the
+    gradient's graph, so give large batches in chunks; on a CPU 4 to 8 tasks are fastest.
+
+    Args:
+        loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
+        params: [T, P], the tasks' parameters; float32 will do for tol >= 1e-5.
+        tol: relative error of the norms.
+        risk: bound on the probability, over the start, that a task's norm misses tol at one end of its spectrum.
+        max_products: when to give up.
+        seed: of the start.
+
+    Raises:
+        LandscapeError: a loss or product is not finite, or a task has not converged after max_products.
+        ValueError: params is not [T, P], loss_fn does not give [T], or an option is not above 0.
+    """
+    if not min(tol, risk, max_products) > 0:
+        raise ValueError(f"tol, risk and max_products are {tol}, {risk} and {max_products}: all must be above 0")
+    if params.dim() != 2 or not params.numel():
+        raise ValueError(f"params has shape {tuple(params.shape)}: give one row of parameters a task, [T, P]")
+    n_tasks, size = params.shape
+    params = params.detach().requires_grad_()
+    with torch.enable_grad():
+        losses = loss_fn(params)
+        if losses.shape != (n_tasks,):
+            raise ValueError(f"loss_fn gave shape {tuple(losses.shape)} for {n_tasks} tasks: give one loss a task, [T]")
+        _require_finite(losses.detach(), "loss")
+        (gradient,) = torch.autograd.grad(losses.sum(), params, create_graph=True)  # its graph serves every product
+
+    start = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=params.dtype).to(params.device)
+    basis = params.new_empty(n_tasks, min(32, max_products, size), size)
+    basis[:, 0] = start / start.norm()
+    alpha, beta = torch.zeros(2, n_tasks, 0, dtype=torch.float64)
+    found = torch.zeros(4, n_tasks, dtype=torch.float64)  # norm, smallest, largest, residual
+    products = torch.zeros(n_tasks, dtype=torch.int64)  # 0: not done
+    enough = math.log(math.sqrt(2 * size / math.pi) / risk)
+
+    for k in range(1, min(max_products, size) + 1):
+        (w,) = torch.autograd.grad(gradient, params, basis[:, k - 1], retain_graph=True)
+        # In exact arithmetic the last two vectors would do; the second pass takes what rounding leaves of all of them.
+        # One pass over all is not enough: its errors multiply from step to step.
+        w, coefficients = _orthogonalise(w, basis[:, max(k - 2, 0) : k])
+        w, _ = _orthogonalise(w, basis[:, :k])
+        a, b = coefficients[:, -1], w.norm(dim=1)
+        alpha, beta = (torch.cat([x, new.double().cpu()[:, None]], 1) for x, new in ((alpha, a), (beta, b)))
+        open_ = products == 0
+        _require_finite(torch.where(open_, alpha[:, -1] + beta[:, -1], 0.0), "Hessian-vector product")
+        ritz, vectors = torch.linalg.eigh(
+            torch.diag_embed(alpha) + torch.diag_embed(beta[:, :-1], 1) + torch.diag_embed(beta[:, :-1], -1)
+        )
+        norm, which = ritz.abs().max(1)
+        residual = beta[:, -1] * vectors[:, -1].gather(1, which[:, None])[:, 0].abs()
+        found[:, open_] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])[:, open_]
+        # Nothing is left to see where the Krylov space is the whole space or, up to rounding, closed under the Hessian.
+        scale = torch.maximum(alpha.abs().amax(1), beta.amax(1))
+        closed = beta[:, -1] <= 10 * torch.finfo(params.dtype).eps * scale
+        bound = (1 + tol) * norm[:, None]
+        hidden = torch.stack([((x - ritz).abs() / beta).log().sum(1) for x in (bound, -bound)]).amin(0)
+        products[open_ & (closed | (hidden >= enough) | (k == size))] = k
+        if products.all():
+            norm, smallest, largest, residual = found
+            return HessianNorms(norm, smallest, largest, torch.where(norm > 0, residual / norm, 0.0), products)
+        if k == basis.shape[1] and k < max_products:
+            basis = torch.cat([basis, torch.empty_like(basis)], 1)
+        if k < max_products:
+            torch.div(w, b.clamp_min(torch.finfo(b.dtype).tiny)[:, None], out=basis[:, k])
+    worst = int((products == 0).nonzero()[0])
+    raise LandscapeError(
+        f"Hessian norm of task {worst} is still uncertain after {max_products} products (so far {found[0, worst]:.4g}, "
+        f"residual {found[3, worst]:.1g}): raise max_products or tol ({tol:g})"
+    )
+
+
+def coherence(vectors: Tensor) -> Tensor:
+    """Each task's mean inner product with the others: vectors [T, P] -> c [T] float64.
+
+    c_i is the mean over j != i of v_i . v_j. The mean of c is the mean over all pairs i != j,
+    (norm(sum v)^2 - sum norm(v)^2) / (T (T - 1)). Raises ValueError for T < 2.
+    """
+    if vectors.dim() != 2 or len(vectors) < 2:
+        raise ValueError(f"vectors has shape {tuple(vectors.shape)}: coherence is over pairs, give 2 or more rows")
+    vectors = vectors.detach().double()
+    return (vectors @ vectors.sum(0) - vectors.square().sum(1)) / (len(vectors) - 1)
+
+
+def summarise(values: Tensor) -> Stat:
+    """Statistics of one value a task, [T]; sem = std / sqrt(n). Raises ValueError if there is none."""
+    if values.dim() != 1 or not len(values):
+        raise ValueError(f"values has shape {tuple(values.shape)}: give at least one value, [T]")
+    values = values.detach().double().cpu()
+    n = len(values)
+    std = float(values.std()) if n > 1 else math.nan
+    return Stat(float(values.mean()), float(values.quantile(0.5)), std, std / math.sqrt(n), n)
+
+
+def trajectory_coherence(displacements: Tensor) -> tuple[Stat, int]:
+    """Mean cosine between displacements theta~_i - theta_s [T, P] of different tasks, and the number of tasks dropped.
+
+    A task that did not move has no direction: it is dropped. Raises ValueError if fewer than 2 moved.
+    """
+    norms = displacements.detach().double().norm(dim=1, keepdim=True)
+    moved = norms[:, 0] != 0  # NaN stays
+    if (n := int(moved.sum())) < 2:
+        raise ValueError(f"{n} of {len(displacements)} tasks moved: trajectory coherence is over pairs, it needs 2")
+    return _pairwise(displacements.double()[moved] / norms[moved]), len(displacements) - n
+
+
+def gradient_coherence(gradients: Tensor) -> Stat:
+    """Mean inner product, not cosine, between the tasks' gradients at theta_s, [T, P]. Raises ValueError for T < 2."""
+    return _pairwise(gradients)
+
+
+def distance(displacements: Tensor) -> Stat:
+    """Length of the tasks' displacements theta~_i - theta_s [T, P]."""
+    return summarise(displacements.detach().double().norm(dim=1))
+
+
+def _pairwise(vectors: Tensor) -> Stat:
+    """Statistics of each task's mean inner product c_i with the others; sem is the jackknife's, over tasks.
+
+    Without task i the mean C over pairs is (n C - 2 c_i) / (n - 2), so the jackknife's standard error
+    sqrt((n - 1) / n sum (C_without_i - C)^2) is std(c) / sqrt(n) times 2 (n - 1) / (n - 2).
+    """
+    plain = summarise(coherence(vectors))
+    n = plain.n
+    sem = plain.sem * 2 * (n - 1) / (n - 2) if n > 2 else math.nan
+    return Stat(plain.mean, plain.median, plain.std, sem, n)
+
+
+def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of w [T, P] beside the orthonormal rows of basis [T, k, P], and w's coefficients on them [T, k].
+
+    A row vector times a matrix, both ways: on the CPU `torch.bmm` takes four times as long for matrix times column.
+    """
+    row = w[:, None]
+    coefficients = torch.bmm(row, basis.transpose(1, 2))
+    return torch.baddbmm(row, coefficients, basis, alpha=-1)[:, 0], coefficients[:, 0]
+
+
+def _require_finite(values: Tensor, what: str) -> None:
+    if not bool(values.isfinite().all()):
+        task = int((~values.isfinite()).nonzero()[0])
+        raise LandscapeError(f"{what} of task {task} is {float(values[task])}: no Hessian norm there")

@@ -1,0 +1,118 @@
+"""Evidence: finite differences (gradcheck, gradgradcheck) and torch's conv2d, unfold and batch_norm, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import grad, gradcheck, gradgradcheck
+
+from metanb import convolution
+from metanb.convolution import EPS, batch_norm, convolve, patches
+
+T, B, C, OUT = 2, 2, 2, 3
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def conv2d(x: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
+    """The convolution of torch, task by task, in this module's layout."""
+    tasks = zip(x.permute(0, 1, 4, 2, 3), weight.permute(0, 1, 4, 2, 3), strict=True)
+    return torch.stack([F.conv2d(a, w, stride=stride, padding=1).permute(0, 2, 3, 1) for a, w in tasks])
+
+
+@pytest.fixture(params=["direct", "matrix product"])
+def kernel(request, monkeypatch) -> str:
+    """Both kernels, whatever the size of the images."""
+    monkeypatch.setattr(convolution, "DIRECT_FROM", 0 if request.param == "direct" else 10**9)
+    return request.param
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shared", [False, True], ids=["a weight each", "one weight"])
+@pytest.mark.parametrize("size", [(4, 3), (1, 2)], ids=str)
+def test_convolution_is_torchs_to_third_order(kernel, stride, shared, size):
+    x, weight = randn(T, B, *size, C), randn(1 if shared else T, OUT, 3, 3, C, seed=1)
+    ours, theirs = [], []
+    for results, convolution_ in ((ours, convolve), (theirs, conv2d)):
+        value = convolution_(x, weight.expand(T, -1, -1, -1, -1), stride)
+        results.append(value)
+        for _ in range(3):
+            by_x, by_weight = grad(value.pow(3).sum(), (x, weight), create_graph=True)
+            results += [by_x, by_weight]
+            value = by_x.square().sum() * by_weight
+    for mine, torchs in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_by_finite_differences(kernel, stride):
+    inputs = randn(T, B, 3, 4, C), randn(T, OUT, 3, 3, C, seed=1)
+    assert gradcheck(lambda x, w: convolve(x, w, stride), inputs)
+    assert gradgradcheck(lambda x, w: convolve(x, w, stride), inputs)
+
+
+def test_no_gradient_that_is_not_asked_for():
+    x, weight = randn(T, B, 4, 4, C), randn(T, OUT, 3, 3, C).detach()
+    (by_x,) = grad(convolve(x, weight, 2).square().sum(), x, create_graph=True)
+    names, nodes = set(), [by_x.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(type(node).__name__)
+        nodes += [parent for parent, _ in node.next_functions if parent is not None]
+    assert "_InputGradientBackward" in names
+    assert "_WeightGradientBackward" not in names
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_single_precision_kernels_agree(stride, monkeypatch):
+    """Only single precision uses oneDNN: its kernels, at a size of the paper's nets."""
+    x, weight, u = (randn(*shape).float() for shape in ((2, 5, 14, 14, 64), (2, 64, 3, 3, 64), (2, 64, 3, 3, 64)))
+    results = []
+    for threshold in (0, 10**9):
+        monkeypatch.setattr(convolution, "DIRECT_FROM", threshold)
+        x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        y = convolve(x, weight, stride)
+        (by_weight,) = grad(y.square().sum(), weight, create_graph=True)
+        results.append([y, by_weight, *grad((by_weight * u).sum(), (x, weight))])
+    for direct, product in zip(*results, strict=True):
+        assert (direct - product).norm() < 1e-5 * product.norm()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_patches_are_unfolded_images(stride):
+    x = randn(T, B, 5, 4, C)
+    unfolded = F.unfold(x.flatten(0, 1).permute(0, 3, 1, 2), 3, padding=1, stride=stride)  # [T*B, C*9, rows]
+    expected = unfolded.view(T, B, C, 9, -1).permute(0, 1, 4, 3, 2).reshape(T, -1, 9 * C)
+    assert torch.equal(patches(x, stride), expected)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_is_torchs_with_its_second_derivatives(relu):
+    x, gamma, beta = randn(1, B, 3, 4, C), randn(1, C, seed=1), randn(1, C, seed=2)
+    torchs = F.batch_norm(x[0].permute(0, 3, 1, 2), None, None, gamma[0], beta[0], training=True, eps=EPS)
+    torchs = torchs.permute(0, 2, 3, 1).unsqueeze(0)
+    ours = batch_norm(x, gamma, beta, relu)
+    derivatives = []
+    for y in (ours, torchs.relu() if relu else torchs):
+        first = grad(y.pow(3).sum(), (x, gamma, beta), create_graph=True)
+        second = grad(sum(g.pow(2).sum() for g in first), (x, gamma, beta))
+        derivatives.append([y, *first, *second])
+    for mine, theirs in zip(*derivatives, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_by_finite_differences(relu):
+    inputs = randn(T, B, 2, 3, C), randn(T, C, seed=1), randn(T, C, seed=2)
+    assert gradcheck(lambda *z: batch_norm(*z, relu), inputs)
+    assert gradgradcheck(lambda *z: batch_norm(*z, relu), inputs)
+
+
+def test_batch_norm_refuses_a_third_derivative():
+    x, gamma, beta = randn(T, B, 2, 3, C), randn(T, C, seed=1), randn(T, C, seed=2)
+    (first,) = grad(batch_norm(x, gamma, beta, relu=False).pow(3).sum(), x, create_graph=True)
+    grad(first.square().sum(), x, retain_graph=True)
+    with pytest.raises(RuntimeError, match="no third derivative"):
+        grad(first.square().sum(), x, create_graph=True)

@@ -1,0 +1,176 @@
+"""Evidence: the same network of torch's own layers (nn.Conv2d, F.batch_norm, F.max_pool2d), with the same weights."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metanb.nets import ConvNet, head_mask
+
+SHAPES = [(1, 28, 28), (3, 32, 32), (3, 84, 84), (1, 9, 12)]
+
+
+def primitive_norm(x: Tensor) -> Tensor:
+    """Batch norm without gamma and beta, as mean, variance and rsqrt: right to any order of differentiation."""
+    mean = x.mean((0, 2, 3), keepdim=True)
+    return (x - mean) * ((x - mean).square().mean((0, 2, 3), keepdim=True) + 1e-5).rsqrt()
+
+
+class Reference(nn.Module):
+    """One task's network out of torch's layers. Its parameters are `net`'s, layer by layer in the same order."""
+
+    def __init__(self, net: ConvNet) -> None:
+        super().__init__()
+        self.strided = net.strided
+        sizes = [net.image_shape[0]] + [net.filters] * 4
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, stride=2 if net.strided else 1, padding=1, bias=False)
+            for i, o in itertools.pairwise(sizes)
+        )
+        self.gammas = nn.ParameterList(block.gamma.detach().clone() for block in net.blocks)
+        self.betas = nn.ParameterList(block.beta.detach().clone() for block in net.blocks)
+        self.head = nn.Linear(net.head.in_features, net.ways)
+        self.to(net.head.weight.dtype).load(list(net.parameters()))
+
+    def load(self, params: list[Tensor]) -> None:
+        """Take the values of `ConvNet.parameters()`."""
+        with torch.no_grad():
+            for i, conv in enumerate(self.convs):
+                weight, gamma, beta = params[3 * i : 3 * i + 3]
+                conv.weight.copy_(weight.permute(0, 3, 1, 2))
+                self.gammas[i].copy_(gamma)
+                self.betas[i].copy_(beta)
+            self.head.weight.copy_(self.reorder(params[12], to_ours=False))
+            self.head.bias.copy_(params[13])
+
+    def reorder(self, weight: Tensor, to_ours: bool) -> Tensor:
+        """The head's columns: features are flattened as [H, W, C] by ConvNet, as [C, H, W] here."""
+        filters = self.convs[0].out_channels
+        shape = (len(weight), filters, -1) if to_ours else (len(weight), -1, filters)
+        return weight.view(shape).transpose(1, 2).reshape(len(weight), -1)
+
+    def in_order(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Tensors by parameter name as one vector in the layout of `flatten(net)`."""
+        parts = []
+        for i in range(4):
+            parts.append(tensors[f"convs.{i}.weight"].permute(0, 2, 3, 1))
+            parts += [tensors[f"gammas.{i}"], tensors[f"betas.{i}"]]
+        parts += [self.reorder(tensors["head.weight"], to_ours=True), tensors["head.bias"]]
+        return torch.cat([part.flatten() for part in parts])
+
+    def forward(self, x: Tensor, norm=primitive_norm) -> Tensor:
+        """Logits [B, ways]."""
+        for conv, gamma, beta in zip(self.convs, self.gammas, self.betas, strict=True):
+            x = F.relu(norm(conv(x)) * gamma[:, None, None] + beta[:, None, None])
+            x = x if self.strided else F.max_pool2d(x, 2)
+        return self.head(x.mean((2, 3)) if self.strided else x.flatten(1))
+
+
+def make(shape, ways=5, filters=4, **options) -> ConvNet:
+    torch.manual_seed(0)
+    net = ConvNet(shape, ways, filters, **options).double()
+    with torch.no_grad():  # gamma and beta that are not all 1 and 0
+        for block in net.blocks:
+            block.gamma += 0.5 * torch.randn_like(block.gamma)
+            block.beta += 0.5 * torch.randn_like(block.beta)
+    return net
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_network_is_the_one_of_torchs_layers(shape):
+    net = make(shape)
+    reference = Reference(net)
+    x = torch.rand(6, *shape, dtype=torch.float64)
+    logits = net(x)
+    expected = reference(x, norm=lambda z: F.batch_norm(z, None, None, training=True))
+    assert logits.shape == (6, 5)
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-11)
+    labels = torch.arange(6) % 5
+    gradients = torch.autograd.grad(F.cross_entropy(logits, labels), list(net.parameters()))
+    F.cross_entropy(expected, labels).backward()
+    named = {name: p.grad for name, p in reference.named_parameters()}
+    torch.testing.assert_close(
+        torch.cat([g.flatten() for g in gradients]), reference.in_order(named), rtol=1e-8, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_many_tasks_at_once_are_each_task_alone(shape):
+    nets = [make(shape), make(shape)]
+    with torch.no_grad():
+        for p in nets[1].parameters():
+            p += 0.1 * torch.randn_like(p)
+    x = torch.rand(2, 5, *shape, dtype=torch.float64)
+    params = {
+        name: torch.stack([p, dict(nets[1].named_parameters())[name]]) for name, p in nets[0].named_parameters()
+    }
+    together = torch.func.functional_call(nets[0], params, (x,))
+    torch.testing.assert_close(together, torch.stack([net(one) for net, one in zip(nets, x, strict=True)]))
+
+
+def test_patches_taken_once_serve_as_the_images_do():
+    net = make((1, 28, 28))
+    x = torch.rand(1, 5, 1, 28, 28, dtype=torch.float64)
+    assert torch.equal(net(net.patches(x)), net(x))
+
+
+def test_constant_images_stay_finite():
+    net = make((1, 28, 28))
+    x = torch.zeros(5, 1, 28, 28, dtype=torch.float64)
+    assert net(x).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "init", "std"),
+    [
+        ((1, 28, 28), "torch", 1 / math.sqrt(3 * 64)),
+        ((1, 28, 28), "finn", 1.0),
+        ((3, 84, 84), "torch", 1 / math.sqrt(3 * 1600)),
+        ((3, 84, 84), "finn", math.sqrt(2 / (1600 + 20))),
+        ((1, 28, 28), "zero", 0.0),
+    ],
+)
+def test_initial_head_has_the_stated_spread(shape, init, std):
+    torch.manual_seed(0)
+    net = ConvNet(shape, ways=20, head_init=init)
+    assert net.head.weight.std().item() == pytest.approx(std, rel=0.05)
+    if init == "torch":
+        assert net.head.bias.abs().max() > 0
+    else:
+        assert not net.head.bias.any()
+
+
+def test_initial_body_is_xavier_uniform():
+    torch.manual_seed(0)
+    net = ConvNet((3, 84, 84), ways=5)
+    for block, inputs in zip(net.blocks, (3, 64, 64, 64), strict=True):
+        bound = math.sqrt(6 / (9 * (inputs + 64)))
+        assert block.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+        assert block.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert (block.gamma == 1).all() and (block.beta == 0).all()
+
+
+def test_number_of_parameters():
+    """A count by hand: convolutions without bias, gamma and beta, head."""
+    omniglot = sum(p.numel() for p in ConvNet((1, 28, 28), ways=5).parameters())
+    mini_imagenet = sum(p.numel() for p in ConvNet((3, 84, 84), ways=5, filters=32).parameters())
+    assert omniglot == 9 * 64 + 3 * 9 * 64 * 64 + 4 * 2 * 64 + 64 * 5 + 5
+    assert mini_imagenet == 9 * 3 * 32 + 3 * 9 * 32 * 32 + 4 * 2 * 32 + 800 * 5 + 5
+
+
+def test_head_mask_marks_the_last_parameters():
+    net = ConvNet((1, 28, 28), ways=5, filters=8)
+    mask = head_mask(net)
+    assert mask.dtype == torch.bool
+    assert mask.sum() == 8 * 5 + 5
+    assert mask[-45:].all() and len(mask) == sum(p.numel() for p in net.parameters())
+
+
+def test_errors_name_the_value():
+    with pytest.raises(ValueError, match="head_init is 'ones': use one of torch, finn, zero"):
+        ConvNet((1, 28, 28), ways=5, head_init="ones")
+    with pytest.raises(ValueError, match=r"image_shape is \(3, 84, 12\)"):
+        ConvNet((3, 84, 12), ways=5)
