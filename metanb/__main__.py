@@ -1,4 +1,4 @@
-"""The command line: `metanb train`, `metanb run`, `metanb data`."""
+"""The command line: `metanb train`, `metanb run`, `metanb bench`, `metanb data`."""
 
 import sys
 from collections.abc import Callable
@@ -80,6 +80,29 @@ def run_notebook(notebook: Path, parameters: tuple[tuple[str, str], ...], output
             f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}"
         ) from None
     click.echo(f"executed: {output}")
+
+
+@cli.command()
+@click.option("--unit", "units", type=click.Choice(["U1", "U2", "U3", "U4", "H"]), multiple=True, help="default: all")
+@click.option("--repeats", default=7, show_default=True, type=click.IntRange(min=1), help="rounds; medians are shown")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
+@click.option("-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="write the result as JSON")
+def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None) -> None:
+    """Time the meta-gradient and the Hessian norm against plain higher and other libraries, errors beside times.
+
+    U1: Omniglot 5-way 1-shot. U2: the same with 15 query images a class. U3: Omniglot 20-way 1-shot, 5 steps.
+    U4: mini-ImageNet 5-way 1-shot, 5 steps. H: Hessian norms of 16 tasks. Peers come with the extra `bench`.
+    Keep the machine quiet, and give one thread: OMP_NUM_THREADS=1.
+    """
+    from metanb import bench as benchmark
+    from metanb.experiment import resolve
+
+    result = benchmark.run(list(units) or [*benchmark.UNITS, "H"], repeats, resolve(device))
+    click.echo(benchmark.table(result).to_string(index=False))
+    click.echo(f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}")
+    if output:
+        benchmark.write(result, output)
+        click.echo(f"result: {output}")
 
 
 @cli.group()

@@ -47,7 +47,9 @@ def plain_net(net: ConvNet, norm: type[PrimitiveNorm] = PrimitiveNorm) -> nn.Seq
         outputs, _, _, inputs = block.weight.shape
         conv = nn.Conv2d(inputs, outputs, 3, stride=block.stride, padding=1, bias=False)
         conv.weight.data = block.weight.detach().permute(0, 3, 1, 2).contiguous()
-        layers += [conv, norm(outputs), nn.ReLU()] + ([nn.MaxPool2d(2)] if block.pool else [])
+        scaled = norm(outputs)
+        scaled.weight.data, scaled.bias.data = block.gamma.detach().clone(), block.beta.detach().clone()
+        layers += [conv, scaled, nn.ReLU()] + ([nn.MaxPool2d(2)] if block.pool else [])
     layers += [nn.Flatten() if block.pool else _SpatialMean(), nn.Linear(*reversed(net.head.weight.shape))]
     plain = nn.Sequential(*layers)
     layers[-1].load_state_dict(net.head.state_dict())

@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metanb.meta import meta_gradient
+from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
+from metanb.settings import preset
 from metanb.tasks import Tasks
 
 
@@ -62,3 +63,9 @@ def test_orders_differ(setup):
     _, second = gradient(*setup)
     _, first = gradient(*setup, first_order=True)
     assert (first - second).norm() > 0.05 * second.norm()
+
+
+@pytest.mark.parametrize(("options", "chunk"), [({}, 16), ({"queries": 15}, 2), ({"ways": 20}, 4), ({"meta_batch": 3}, 3)])
+def test_chunk_is_a_rule(options, chunk):
+    """By hand: 256 images over 10, 80 and 40 a task, down to a power of two, and never more than the batch."""
+    assert chunk_size(preset("paper", "omniglot", **options), torch.device("cpu")) == chunk
