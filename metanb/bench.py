@@ -17,16 +17,15 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from metanb import landscape, peers, provenance
-from metanb.adapt import adapt, losses
+from metanb import images, landscape, peers, provenance
+from metanb.adapt import adapt, keep_freed_memory, losses
 from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
 from metanb.settings import Settings, preset
-from metanb.tasks import Tasks
+from metanb.tasks import Tasks, sample_tasks
 
 UNITS: dict[str, tuple[str, Settings]] = {
     "U1": ("Omniglot 5-way 1-shot, 32 tasks, 1 step, 1 query image a class", preset("paper", "omniglot")),
@@ -48,7 +47,8 @@ class Timing:
         candidate: metanb or a peer.
         ms, ms_low, ms_high: median and quartiles of the time, milliseconds.
         ratio: the base's median divided by this one: how many times as fast. The base of "H" is PyHessian.
-        error: relative error against float64: of the whole gradient, or of the worst task's Hessian norm.
+        error: relative error in float32, as timed: of the whole gradient, or of the worst task's Hessian norm.
+        error64: the same in float64, where only rounding or a wrong method is left; NaN for "H".
         share: of the best convolution rate seen on this machine, counting the base's operations; NaN for "H".
     """
 
@@ -60,11 +60,13 @@ class Timing:
     ms_high: float
     ratio: float
     error: float
+    error64: float
     share: float
 
 
 def run(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
     """Time the units named (keys of UNITS, or "H"); the result is plain values, ready for JSON."""
+    keep_freed_memory()  # for all alike
     rate = best_rate(device)
     timings: list[Timing] = []
     jobs = [(unit, order) for unit in units for order in ((False, True) if unit != "H" else (False,))]
@@ -92,7 +94,8 @@ def table(result: dict[str, Any]) -> pd.DataFrame:
             "ms": rows.ms.round(1),
             "quartiles": rows.ms_low.map("{:.1f}".format) + " to " + rows.ms_high.map("{:.1f}".format),
             "times as fast": rows.ratio.round(2),
-            "relative error": rows.error.map("{:.1e}".format),
+            "error, single": rows.error.map("{:.0e}".format),
+            "error, double": rows.error64.map(lambda error: "" if np.isnan(error) else f"{error:.0e}"),
             "share of best rate": rows.share.map(lambda share: "" if np.isnan(share) else f"{share:.0%}"),
         }
     )
@@ -101,32 +104,59 @@ def table(result: dict[str, Any]) -> pd.DataFrame:
 def gradients(unit: str, first_order: bool, repeats: int, device: torch.device, rate: float) -> list[Timing]:
     """Time one meta-gradient of the unit by metanb and by every peer that is installed."""
     settings = replace(UNITS[unit][1], algorithm="fomaml" if first_order else "maml")
-    tasks = random_tasks(settings, settings.meta_batch, device)
+    tasks = unit_tasks(settings, settings.meta_batch, device)
     net = _net(settings, tasks)
-    how = (settings.inner_lr, settings.inner_steps)
-    options = {"first_order": first_order, "adapt_norm": True, "chunk": chunk_size(settings, device)}
-    models: dict[str, torch.nn.Module] = {OURS: net}
-    calls: dict[str, Callable[[], Any]] = {OURS: lambda: meta_gradient(net, tasks, *how, **options)}
-    for name, (peer, norm, needs, orders) in peers.PEERS.items():
-        if peers.installed(needs) and ("first" if first_order else "second") in orders:
-            models[name] = plain = peers.plain_net(net, norm)
-            calls[name] = lambda peer=peer, plain=plain: peer(plain, tasks, *how, first_order)
-    reference, errors = _reference(net, tasks, *how, first_order), {}
-    for name, call in calls.items():
-        models[name].zero_grad()
-        call()
-        errors[name] = float((peers.gradient(models[name]).cpu().double() - reference).norm() / reference.norm())
+    reference = peers.exact_gradient(net, tasks, settings)
+    errors: dict[torch.dtype, dict[str, float]] = {}
+    for dtype in (torch.float64, torch.float32):
+        pairs = _candidates(net.to(dtype), _cast(tasks, dtype), settings)
+        for name, (model, call) in pairs.items():
+            call()
+            found = peers.gradient(model).cpu().double()
+            errors.setdefault(dtype, {})[name] = float((found - reference).norm() / reference.norm())
+    calls = {name: call for name, (_, call) in pairs.items()}
     with FlopCounterMode(display=False) as counter:
         calls[BASE]()
     seconds = _alternate(calls, repeats, device)
     share = {name: counter.get_total_flops() / np.median(times) / rate for name, times in seconds.items()}
-    return _timings(unit, "first" if first_order else "second", seconds, BASE, errors, share)
+    order = "first" if first_order else "second"
+    return _timings(unit, order, seconds, BASE, errors[torch.float32], errors[torch.float64], share)
+
+
+def _candidates(
+    net: ConvNet, tasks: Tasks, settings: Settings
+) -> dict[str, tuple[torch.nn.Module, Callable[[], None]]]:
+    """Each candidate's network, and a call that leaves the meta-gradient in it."""
+    how, first_order = (settings.inner_lr, settings.inner_steps), settings.first_order
+    chunk = chunk_size(settings, tasks.support_x.device)
+
+    def ours() -> None:
+        net.zero_grad()
+        meta_gradient(net, tasks, *how, first_order=first_order, adapt_norm=True, chunk=chunk)
+
+    def theirs(peer: peers.Peer, plain: torch.nn.Module) -> Callable[[], None]:
+        def call() -> None:
+            plain.zero_grad()
+            peer(plain, tasks, *how, first_order)
+
+        return call
+
+    found: dict[str, tuple[torch.nn.Module, Callable[[], None]]] = {OURS: (net, ours)}
+    for name, (peer, norm, needs, orders) in peers.PEERS.items():
+        if peers.installed(needs) and ("first" if first_order else "second") in orders:
+            plain = peers.plain_net(net, norm)
+            found[name] = (plain, theirs(peer, plain))
+    return found
+
+
+def _cast(tasks: Tasks, dtype: torch.dtype) -> Tasks:
+    return replace(tasks, support_x=tasks.support_x.to(dtype), query_x=tasks.query_x.to(dtype))
 
 
 def hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
     """Time the Hessian norms of 16 adapted tasks of U1's shape, to a relative error of 1e-3 if one can be asked for."""
     settings = UNITS["U1"][1]
-    tasks = random_tasks(settings, HESSIAN_TASKS, device)
+    tasks = unit_tasks(settings, HESSIAN_TASKS, device)
     net = _net(settings, tasks)
     chunk = chunk_size(settings, device)
     params = adapt(net, tasks, settings.inner_lr, settings.inner_steps, first_order=True).detach()
@@ -147,21 +177,24 @@ def hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
     for name, (peer, needs) in peers.HESSIAN_PEERS.items():
         if peers.installed(needs):
             calls[name] = lambda peer=peer: [peer(*one) for one in each]
-    truth = np.array([_exact_norm(*one) for one in each])
+    truth = np.array([peers.exact_norm(*one) for one in each])
     errors = {name: float(np.max(np.abs(np.array(call()) / truth - 1))) for name, call in calls.items()}
     seconds = _alternate(calls, repeats, device)
     base = next(reversed(seconds)) if HESSIAN_BASE not in seconds else HESSIAN_BASE
-    return _timings("H", "", seconds, base, errors, dict.fromkeys(seconds, float("nan")))
+    unknown = dict.fromkeys(seconds, float("nan"))
+    return _timings("H", "", seconds, base, errors, unknown, unknown)
 
 
-def random_tasks(settings: Settings, n_tasks: int, device: torch.device) -> Tasks:
-    """Tasks of the settings' shape with random pixels: speed does not look at pictures."""
-    rng = torch.Generator().manual_seed(0)
-    shape = (3, 84, 84) if settings.dataset == "mini-imagenet" else (1, 28, 28)
-    labels = torch.arange(settings.ways)
-    support, query = (labels.repeat_interleave(each).repeat(n_tasks, 1) for each in (settings.shots, settings.queries))
-    support_x, query_x = (torch.rand(*y.shape, *shape, generator=rng) for y in (support, query))
-    return Tasks(support_x, support, query_x, query).to(device)
+def unit_tasks(settings: Settings, n_tasks: int, device: torch.device) -> Tasks:
+    """Tasks of the settings' shape: printed characters for 28x28 grey, random pixels for 84x84 colour."""
+    rng = np.random.default_rng(0)
+    if settings.dataset == "mini-imagenet":
+        pool = images.ImageSet(
+            "random", "train", rng.integers(0, 256, (10, 20, 3, 84, 84), np.uint8), tuple("0123456789"), ""
+        )
+    else:
+        pool = images.load("glyphs", "train")
+    return sample_tasks(pool, n_tasks, settings.ways, settings.shots, settings.queries, rng).to(device)
 
 
 def best_rate(device: torch.device) -> float:
@@ -187,9 +220,10 @@ def _net(settings: Settings, tasks: Tasks) -> ConvNet:
 def _alternate(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each call, in turns; the first round warms up and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    gc.freeze()  # what is there now is not garbage, and need not be looked through each time
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            gc.collect()  # higher leaves reference cycles: each pays for its own garbage, none for another's
+            gc.collect()  # higher leaves reference cycles: nobody pays for another's
             if device.type == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()
@@ -201,49 +235,20 @@ def _alternate(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.
                 start = time.process_time()
                 call()
                 seconds[name].append(time.process_time() - start)
+    gc.unfreeze()
     return {name: times[1:] for name, times in seconds.items()}
 
 
 def _timings(
-    unit: str, order: str, seconds: dict[str, list[float]], base: str, errors: dict[str, float], share: dict[str, float]
+    unit: str, order: str, seconds: dict[str, list[float]], base: str, *columns: dict[str, float]
 ) -> list[Timing]:
     quartiles = {name: np.quantile(times, [0.5, 0.25, 0.75]) * 1e3 for name, times in seconds.items()}
     return [
-        Timing(unit, order, name, *map(float, ms), float(quartiles[base][0] / ms[0]), errors[name], float(share[name]))
+        Timing(
+            unit, order, name, *map(float, ms), float(quartiles[base][0] / ms[0]), *(float(c[name]) for c in columns)
+        )
         for name, ms in quartiles.items()
     ]
-
-
-def _reference(net: ConvNet, tasks: Tasks, lr: float, steps: int, first_order: bool) -> torch.Tensor:
-    """The meta-gradient in float64, by autograd alone, one task at a time, on the CPU."""
-    plain = peers.plain_net(net).double().cpu()
-    names, theta = zip(*plain.named_parameters(), strict=True)
-    total = torch.zeros(sum(p.numel() for p in theta), dtype=torch.float64)
-    for x, y, query_x, query_y in peers.each(tasks.to("cpu")):
-        params = list(theta)
-        for images, labels, last in [(x, y, False)] * steps + [(query_x, query_y, True)]:
-            output = torch.func.functional_call(plain, dict(zip(names, params, strict=True)), (images.double(),))
-            by = theta if last else params
-            slope = torch.autograd.grad(F.cross_entropy(output, labels), by, create_graph=not (last or first_order))
-            params = [p - lr * g for p, g in zip(params, slope, strict=True)]
-        total += torch.cat([g.flatten() for g in slope]) / len(tasks)
-    return total
-
-
-def _exact_norm(plain: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """|lambda| max of one task's Hessian in float64, by scipy's Lanczos to rounding."""
-    double, params = plain.double().cpu(), list(plain.parameters())
-    slope = torch.autograd.grad(F.cross_entropy(double(x.cpu().double()), y.cpu()), params, create_graph=True)
-    flat = torch.cat([g.flatten() for g in slope])
-
-    def product(v: np.ndarray) -> np.ndarray:
-        found = torch.autograd.grad(flat, params, torch.from_numpy(v), retain_graph=True)
-        return torch.cat([g.flatten() for g in found]).numpy()
-
-    operator = LinearOperator((len(flat),) * 2, matvec=product, dtype=np.float64)
-    (value,) = eigsh(operator, k=1, which="LM", tol=1e-8, return_eigenvectors=False, v0=np.ones(len(flat)))
-    plain.float()
-    return float(abs(value))
 
 
 def write(result: dict[str, Any], path: Path) -> None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from metanb.records import Record
-from metanb.settings import CHOICES, Settings, scale_of
+from metanb.settings import CHOICES, NAMES, Settings, scale_of
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
@@ -63,9 +64,10 @@ class Row:
     verdict: str
 
     @property
-    def factor(self) -> float:
-        """The effect as a factor: how many times the late mean is the early one."""
-        return float(np.exp(self.effect))
+    def change(self) -> str:
+        """The effect as a factor, and its interval: how many times the late mean is the early one."""
+        effect, low, high = np.exp([self.effect, self.low, self.high])
+        return f"×\N{NO-BREAK SPACE}{effect:.2f} ({low:.2f} to {high:.2f})"
 
 
 def trend(curve: np.ndarray) -> float:
@@ -137,3 +139,19 @@ def ledger(records: Iterable[Record]) -> list[Row]:
     """Every claim on every cell of the records."""
     groups = cells(records)
     return [judge(claim, cell) for claim in CLAIMS for cell in groups]
+
+
+def table(rows: Iterable[Row]) -> pd.DataFrame:
+    """The ledger for reading: a row a cell, the effect as a factor with its 95 % interval over runs."""
+    return pd.DataFrame(
+        {
+            "claim": row.claim,
+            "data": f"{NAMES[row.dataset]}, {row.setting}",
+            "algorithm": NAMES[row.algorithm],
+            "scale": row.scale,
+            "late / early (95 % interval)": row.change,
+            "runs": row.runs,
+            "verdict": row.verdict,
+        }
+        for row in rows
+    )

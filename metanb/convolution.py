@@ -38,12 +38,16 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
 
 def patches(x: Tensor, stride: int) -> Tensor:
     """The 3x3 patches (padding 1) of x [T, B, H, W, C] as rows: [T, B*H'*W', 9*C], a row laid out like a weight."""
-    n_tasks, batch, height, width, channels = x.shape
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1)).contiguous()
+    return windows(F.pad(x, (0, 0, 1, 1, 1, 1)), stride).reshape(len(x), -1, 9 * x.shape[-1])
+
+
+def windows(padded: Tensor, stride: int) -> Tensor:
+    """A view of the 3x3 patches of padded [T, B, H + 2, W + 2, C]: [T, B, H', W', 3, 3*C]."""
+    padded = padded.contiguous()
+    n_tasks, batch, height, width, channels = padded.shape
     task, image, row, column, _ = padded.stride()
-    shape = (n_tasks, batch, out_side(height, stride), out_side(width, stride), 3, 3 * channels)
-    windows = padded.as_strided(shape, (task, image, stride * row, stride * column, row, 1))
-    return windows.reshape(n_tasks, -1, 9 * channels)
+    shape = (n_tasks, batch, out_side(height - 2, stride), out_side(width - 2, stride), 3, 3 * channels)
+    return padded.as_strided(shape, (task, image, stride * row, stride * column, row, 1))
 
 
 def out_side(side: int, stride: int) -> int:
@@ -182,7 +186,7 @@ class _BatchNorm(Function):
     def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
         samples = x.flatten(1, 3)
         centred = samples - samples.mean(1, keepdim=True)
-        r = torch.linalg.vector_norm(centred, dim=1, keepdim=True).square_().div_(samples.shape[1]).add_(EPS).rsqrt_()
+        r = centred.square().mean(1, keepdim=True).add_(EPS).rsqrt_()
         y = torch.addcmul(beta.unsqueeze(1), centred, gamma.unsqueeze(1) * r).view_as(x)
         y = y.relu_() if relu else y
         ctx.save_for_backward(x, gamma, centred, r, y if relu else None)

@@ -13,7 +13,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from metanb import images, landscape, provenance, records
-from metanb.adapt import accuracy, adapt, flatten, losses
+from metanb.adapt import accuracy, adapt, flatten, keep_freed_memory, losses
 from metanb.landscape import Stat
 from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
@@ -191,6 +191,7 @@ def _train(settings: Settings, device: torch.device, folder: Path) -> records.Re
                      np.random.default_rng([settings.task_seed, stream])).to(device)
         for split, stream in (("test", TEST), ("valid", VALID))
     )  # fmt: skip
+    keep_freed_memory()
     net = _net(settings, sets["train"]).to(device)
     state = _State(net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr))
     checkpoint = folder / f"{settings.id}.pt"

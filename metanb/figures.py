@@ -16,9 +16,9 @@ import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
 from metanb.records import Record
+from metanb.settings import CHOICES, NAMES
 from metanb.tasks import Tasks
 
-NAMES = {"maml": "MAML", "fomaml": "first-order MAML"}
 LABELS = {
     "hessian_norm": "Hessian norm at adapted solutions",
     "support_loss": "support loss, adapted (nats)",
@@ -80,6 +80,23 @@ def _finish(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFram
     return Figure(name, file.getvalue(), caption, alt, data)
 
 
+def runs_table(runs: Sequence[Record]) -> pd.DataFrame:
+    """What was run, a row a run: length, last query accuracy on meta-test tasks, and where the numbers come from."""
+    return pd.DataFrame(
+        {
+            "algorithm": NAMES[run.settings.algorithm],
+            "seed": run.settings.seed,
+            "iterations": run.settings.iterations,
+            "query accuracy": round(run.curve("query_accuracy")["mean"].iloc[-1], 3),
+            "minutes": round(run.provenance["wall_seconds"] / 60, 1),
+            "device": run.provenance["device"],
+            "torch": run.provenance["torch"],
+            "date": run.provenance["finished"][:10],
+        }
+        for run in runs
+    ).set_index(["algorithm", "seed"])
+
+
 def curves(runs: Sequence[Record], measures: Sequence[str], name: str, caption: str, log: Sequence[str] = ()) -> Figure:
     """Measures over meta-training, a panel each: a thin line a run, a thick one for the mean, a band over runs.
 
@@ -98,7 +115,7 @@ def curves(runs: Sequence[Record], measures: Sequence[str], name: str, caption: 
         seed=run.settings.seed)
          for run in runs for measure in measures]
     )  # fmt: skip
-    algorithms = [key for key in NAMES if key in set(data.algorithm)]
+    algorithms = [name for name in CHOICES["algorithm"] if name in set(data.algorithm)]
     said = []
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(4.4 * min(2, len(measures)), 3.1 * -(-len(measures) // 2)), layout="constrained")

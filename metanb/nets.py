@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.convolution import EPS, batch_norm, convolve, out_side, patches
+from metanb.convolution import EPS, batch_norm, convolve, windows
 
 STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger ones by max-pooling
 HEAD_INITS = ("torch", "finn", "zero")
@@ -24,7 +24,8 @@ HEAD_INITS = ("torch", "finn", "zero")
 class Patches(NamedTuple):
     """A chunk of image batches as the first block reads them."""
 
-    rows: Tensor  # [T, B*H'*W', 9*C + 1]: each 3x3 patch less its task's mean patch, and a 1 for the bias
+    rows: Tensor  # [T, B*H'*W', 9*C + 1]: each 3x3 patch, and a 1 for the bias
+    mean: Tensor  # [T, 9*C, 1] of the patches
     covariance: Tensor  # [T, 9*C, 9*C] float64, of the patches
     size: tuple[int, int, int]  # B, H', W'
 
@@ -51,7 +52,8 @@ class Block(nn.Module):
             exact = weight.double()  # neighbouring pixels are alike: an edge filter's variance is a small difference
             variance = (exact @ x.covariance * exact).sum(-1)
             weight = weight * (gamma * (variance + EPS).rsqrt().to(gamma.dtype)).unsqueeze(-1)
-            y = torch.bmm(x.rows, torch.cat([weight, beta.unsqueeze(-1)], -1).transpose(1, 2))
+            bias = beta.unsqueeze(-1) - weight @ x.mean
+            y = torch.bmm(x.rows, torch.cat([weight, bias], -1).transpose(1, 2))
             y = y.view(-1, *x.size, y.shape[-1])
             y = y if self.pool else y.relu()
         else:
@@ -99,12 +101,17 @@ class ConvNet(nn.Module):
 
     def patches(self, x: Tensor) -> Patches:
         """Images [T, B, C, H, W] as the first block reads them: taken once, they serve any number of passes."""
-        rows = patches(x.permute(0, 1, 3, 4, 2), self.stride)
-        rows = rows - rows.mean(1, keepdim=True)
+        padded = F.pad(x.permute(0, 1, 3, 4, 2), (0, 0, 1, 1, 1, 1))
+        padded = padded - padded.mean((1, 2, 3), keepdim=True)  # removed by batch norm anyway
+        views = windows(padded, self.stride)
+        rows = views.new_ones(*views.shape[:4], 9 * x.shape[2] + 1)
+        rows[..., :-1].unflatten(-1, (3, -1)).copy_(views)
+        rows = rows.flatten(1, 3)
         exact = rows.double()
-        covariance = exact.transpose(1, 2) @ exact / rows.shape[1]
-        size = (x.shape[1], out_side(x.shape[3], self.stride), out_side(x.shape[4], self.stride))
-        return Patches(F.pad(rows, (0, 1), value=1.0), covariance, size)
+        moments = exact.transpose(1, 2) @ exact / rows.shape[1]
+        mean = moments[:, :-1, -1:]
+        covariance = moments[:, :-1, :-1] - mean @ mean.transpose(1, 2)
+        return Patches(rows, mean.to(x.dtype), covariance, tuple(views.shape[1:4]))
 
     def forward(self, x: Tensor | Patches) -> Tensor:
         """Logits [B, ways] of x [B, C, H, W]; with weights [T, ...], [T, B, ways] of x [T, B, C, H, W] or `Patches`."""

@@ -7,12 +7,15 @@ loss in the net's `.grad`. They share one plain network, so that only the method
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from metanb.convolution import EPS
 from metanb.nets import ConvNet
+from metanb.settings import Settings
 from metanb.tasks import Tasks
 
 Peer = Callable[[nn.Module, Tasks, float, int, bool], None]
@@ -135,10 +138,42 @@ def hessian_norm_pyhessian(net: nn.Module, x: Tensor, y: Tensor) -> float:
 def hessian_norm_curvlinops(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """|lambda| max of one task by curvlinops' Hessian operator and scipy's Lanczos, to its tolerance of 1e-3."""
     from curvlinops import HessianLinearOperator
-    from scipy.sparse.linalg import eigsh
 
     operator = HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)])
     return float(abs(eigsh(operator.to_scipy(), k=1, which="LM", tol=1e-3, return_eigenvectors=False)[0]))
+
+
+def exact_gradient(net: ConvNet, tasks: Tasks, settings: Settings) -> Tensor:
+    """The meta-gradient in float64, by autograd alone, one task at a time, on the CPU."""
+    lr, steps, first_order = settings.inner_lr, settings.inner_steps, settings.first_order
+    plain = plain_net(net).double().cpu()
+    names, theta = zip(*plain.named_parameters(), strict=True)
+    total = torch.zeros(sum(p.numel() for p in theta), dtype=torch.float64)
+    for x, y, query_x, query_y in each(tasks.to("cpu")):
+        params = list(theta)
+        for images, labels, last in [(x, y, False)] * steps + [(query_x, query_y, True)]:
+            output = torch.func.functional_call(plain, dict(zip(names, params, strict=True)), (images.double(),))
+            by = theta if last else params
+            slope = torch.autograd.grad(F.cross_entropy(output, labels), by, create_graph=not (last or first_order))
+            params = [p - lr * g for p, g in zip(params, slope, strict=True)]
+        total += torch.cat([g.flatten() for g in slope]) / len(tasks)
+    return total
+
+
+def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
+    """|lambda| max of one task's Hessian in float64, by scipy's Lanczos to rounding."""
+    double, params = plain.double().cpu(), list(plain.parameters())
+    slope = torch.autograd.grad(F.cross_entropy(double(x.cpu().double()), y.cpu()), params, create_graph=True)
+    flat = torch.cat([g.flatten() for g in slope])
+
+    def product(v: np.ndarray) -> np.ndarray:
+        found = torch.autograd.grad(flat, params, torch.from_numpy(v), retain_graph=True)
+        return torch.cat([g.flatten() for g in found]).numpy()
+
+    operator = LinearOperator((len(flat),) * 2, matvec=product, dtype=np.float64)
+    (value,) = eigsh(operator, k=1, which="LM", tol=1e-8, return_eigenvectors=False, v0=np.ones(len(flat)))
+    plain.float()
+    return float(abs(value))
 
 
 # name -> (function, library it needs)

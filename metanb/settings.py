@@ -30,6 +30,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "test_tasks": (2, 10_000), "seed": (0, 2**31 - 1), "task_seed": (0, 2**31 - 1),
 }  # fmt: skip
 
+NAMES = {  # as readers know them
+    "maml": "MAML",
+    "fomaml": "first-order MAML",
+    "glyphs": "Glyphs",
+    "glyphs-all": "Glyphs (all)",
+    "omniglot": "Omniglot",
+    "mini-imagenet": "mini-ImageNet",
+}
+
 
 class SettingsError(ValueError):
     """A setting that cannot be; the message names it, its value and what is allowed."""

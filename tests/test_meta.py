@@ -1,14 +1,17 @@
 """The meta-gradient: chunks change nothing, and first order is the gradient at the adapted parameters, in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from metanb import images
 from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
 from metanb.settings import preset
-from metanb.tasks import Tasks
+from metanb.tasks import Tasks, sample_tasks
 
 
 @pytest.fixture
@@ -65,7 +68,24 @@ def test_orders_differ(setup):
     assert (first - second).norm() > 0.05 * second.norm()
 
 
-@pytest.mark.parametrize(("options", "chunk"), [({}, 16), ({"queries": 15}, 2), ({"ways": 20}, 4), ({"meta_batch": 3}, 3)])
+def test_float32_is_as_exact_as_plain_float32():
+    """On printed characters, whose flat background and few edges are hard on variances: rounding, and no more."""
+    pool = images.load("glyphs", "test")
+    for seed in range(5):
+        torch.manual_seed(seed)
+        single, double = ConvNet((1, 28, 28), 5, 64), ConvNet((1, 28, 28), 5, 64).double()
+        double.load_state_dict(single.state_dict())
+        tasks = sample_tasks(pool, 2, 5, 1, 1, np.random.default_rng(seed))
+        _, found = gradient(single, tasks)
+        exact = replace(tasks, support_x=tasks.support_x.double(), query_x=tasks.query_x.double())
+        _, expected = gradient(double, exact)
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+CHUNKS = [({}, 16), ({"queries": 15}, 2), ({"ways": 20}, 4), ({"meta_batch": 3}, 3)]
+
+
+@pytest.mark.parametrize(("options", "chunk"), CHUNKS)
 def test_chunk_is_a_rule(options, chunk):
     """By hand: 256 images over 10, 80 and 40 a task, down to a power of two, and never more than the batch."""
     assert chunk_size(preset("paper", "omniglot", **options), torch.device("cpu")) == chunk

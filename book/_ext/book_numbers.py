@@ -5,26 +5,32 @@ strict build, an error: no number of the book is typed by hand.
 """
 
 import inspect
-import math
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from metanb import bench, claims
 from metanb.claims import NOT_RUN, Row, ledger
-from metanb.figures import NAMES
 from metanb.records import read_all
-from metanb.settings import Settings, preset
+from metanb.settings import NAMES, Settings, preset
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = [f"C{number}" for number in range(1, 9)]
 SCALES = ("smoke", "quick", "paper")
-TITLES = {"omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet", "glyphs": "Glyphs"}
 PAPER_SETTINGS = [("omniglot", 5, 1), ("omniglot", 20, 1), ("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def frame(data: pd.DataFrame) -> str:
+    """A data frame as a Markdown table."""
+    return table(list(data.columns), data.astype(str).to_numpy().tolist())
 
 
 def number(value: Any) -> str:
@@ -48,19 +54,11 @@ def verdict(rows: list[Row]) -> str:
 
 
 def evidence(rows: list[Row]) -> str:
-    """The ledger's rows that have a verdict, as a table. A log ratio is shown as the ratio."""
-    tested = [row for row in rows if row.verdict != NOT_RUN]
-    if not tested:
+    """The ledger's rows that have a verdict, as a table."""
+    tested = claims.table(row for row in rows if row.verdict != NOT_RUN)
+    if tested.empty:
         return "No run is recorded yet."
-    lines = []
-    for row in tested:
-        low, effect, high = (f"{value:.3g}" for value in (row.low, row.effect, row.high))
-        if row.unit.startswith("log ratio"):
-            low, effect, high = (f"{math.exp(value):.2f}" for value in (row.low, row.effect, row.high))
-            effect = f"×\N{NO-BREAK SPACE}{effect}"
-        where = f"{TITLES[row.dataset]}, {row.setting}, {NAMES[row.algorithm]}, {row.scale} scale"
-        lines.append([row.claim, where, effect, f"{low} to {high}", number(row.runs), f"**{row.verdict}**"])
-    return table(["Claim", "Cell", "Effect", "95 % interval", "Runs", "Verdict"], lines)
+    return frame(tested)
 
 
 def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
@@ -74,16 +72,32 @@ def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
     return table(["Setting", *columns, "Meaning"], rows)
 
 
+def benchmark() -> dict[str, str]:
+    """The recorded benchmark, `results/bench.json`, as tables; names and units are `metanb.bench`'s."""
+    result = json.loads((ROOT / "results" / "bench.json").read_text())
+    rows, where = bench.table(result), result["environment"]
+    gradients, hessian = rows[rows.unit != "H"], rows[rows.unit == "H"]
+    return {
+        "bench_units": table(["Unit", "Setting"], [[name, text] for name, (text, _) in bench.UNITS.items()]),
+        "bench_tasks": number(bench.HESSIAN_TASKS),
+        "bench_where": f"Measured on {where['date'][:10]} on {where['device']} with {where['threads']} thread, "
+        f"torch {where['torch']}: {result['clock']}, {result['repeats']} rounds. The best convolution rate seen was "
+        f"{result['best_gflops']:.0f} GFLOP/s.",
+        "bench_gradients": frame(gradients),
+        "bench_hessian": frame(hessian.drop(columns=["unit", "order", "share of best rate"])),
+    }
+
+
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
-    rows = sorted(ledger(read_all(ROOT / "results")), key=lambda row: (row.claim, [*NAMES].index(row.algorithm)))
+    rows = ledger(read_all(ROOT / "results"))
     names = {f"verdict_{claim.lower()}": verdict([row for row in rows if row.claim == claim]) for claim in CLAIMS}
     names["evidence"] = evidence(rows)
     names["scales"] = settings_table({scale: preset(scale, "omniglot") for scale in SCALES}, True)
-    paper = {f"{TITLES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
+    paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
     names["paper_settings"] = settings_table(paper, True)
     names["all_settings"] = settings_table({"default": Settings()}, False)
-    return names
+    return names | benchmark()
 
 
 def setup(app: Any) -> dict[str, bool]:
