@@ -81,20 +81,24 @@ def _finish(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFram
 
 
 def runs_table(runs: Sequence[Record]) -> pd.DataFrame:
-    """What was run, a row a run: length, last query accuracy on meta-test tasks, and where the numbers come from."""
+    """What was run, a row a run: its length, its last query accuracy on meta-test tasks, and the time it took."""
     return pd.DataFrame(
         {
             "algorithm": NAMES[run.settings.algorithm],
             "seed": run.settings.seed,
             "iterations": run.settings.iterations,
-            "query accuracy": round(run.curve("query_accuracy")["mean"].iloc[-1], 3),
-            "minutes": round(run.provenance["wall_seconds"] / 60, 1),
-            "device": run.provenance["device"],
-            "torch": run.provenance["torch"],
-            "date": run.provenance["finished"][:10],
+            "query accuracy": run.curve("query_accuracy")["mean"].iloc[-1].round(3),
+            "CPU minutes": round(run.provenance["cpu_seconds"] / 60, 1),
         }
         for run in runs
     ).set_index(["algorithm", "seed"])
+
+
+def origin(runs: Sequence[Record]) -> str:
+    """Where the runs come from, in a sentence: dates, devices, versions and commits, each as often as it differs."""
+    facts = [run.provenance | {"date": run.provenance["finished"][:10]} for run in runs]
+    seen = {key: ", ".join(sorted({str(fact[key]) for fact in facts})) for key in ("date", "device", "torch", "code")}
+    return f"Recorded {seen['date']} on {seen['device']}, torch {seen['torch']}, code {seen['code']}."
 
 
 def curves(runs: Sequence[Record], measures: Sequence[str], name: str, caption: str, log: Sequence[str] = ()) -> Figure:

@@ -34,10 +34,11 @@ def meta_gradient(
 def chunk_size(settings: Settings, device: torch.device) -> int:
     """How many tasks go through the network at once: on a GPU all, on a CPU a power of two.
 
-    Few tasks leave matrix products too small, many leave the processor's cache; between lies a flat optimum near 256
-    images. A rule rather than a timing, so that a seed gives the same bits each time.
+    Few tasks leave a fixed cost a chunk and small matrix products, many leave the processor's cache; between is a flat
+    optimum near a million pixels. A rule rather than a timing, so that a seed gives the same bits each time.
     """
     if device.type != "cpu":
         return settings.meta_batch
-    images = settings.ways * (settings.shots + settings.queries)
-    return min(settings.meta_batch, 2 ** int(math.log2(max(1.0, 256 / images))))
+    side = 84 if settings.dataset == "mini-imagenet" else 28
+    pixels = settings.ways * (settings.shots + settings.queries) * side**2
+    return min(settings.meta_batch, 2 ** int(math.log2(max(1.0, 2**20 / pixels))))

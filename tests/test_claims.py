@@ -1,4 +1,4 @@
-"""Claims: known curves give each verdict, intervals agree with scipy's t-test, and noise gives a verdict as rarely as 5 %."""
+"""Claims: known curves give each verdict, intervals agree with scipy's t-test, and noise rarely gives a verdict."""
 
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def test_interval_is_scipys():
 
 @pytest.mark.parametrize("runs", [3, 5])
 def test_noise_gets_a_verdict_as_rarely_as_its_level_says(runs):
-    """2,000 cells of pure noise around a level: 2.5 % on each side are expected, within four binomial standard errors."""
+    """2,000 cells of noise around a level: 2.5 % on each side are expected, within four binomial standard errors."""
     rng = np.random.default_rng(1)
     curves = np.exp(0.2 * rng.normal(size=(2000, runs, EPOCHS)))
     found = [

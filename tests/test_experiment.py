@@ -54,7 +54,7 @@ def test_measures_are_there_at_each_epoch(store):
 
 
 def test_measures_against_a_plain_loop(store):
-    """Loss, accuracy, distance and gradients of the trained network, task by task, without higher and without chunks."""
+    """Loss, accuracy, distance and gradients of the trained network, task by task, without higher or chunks."""
     record, net = experiment.run(TINY, "cpu"), experiment.trained_net(TINY, "cpu").double()
     tasks = sample_tasks(images.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, experiment.TEST]))
     found = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}

@@ -79,3 +79,21 @@ def test_pictures_of_tasks_and_steps():
     shown = parts(figures.steps(data, "steps", "Watch.", "loss (nats)"))
     assert "loss: from 1.5 to 0.25" in shown.image["alt"]
     assert payload(shown.link["href"]).decode() == "step,loss\n0,1.5\n1,0.25\n"
+
+
+def test_runs_and_their_origin_in_words(runs):
+    for run in runs:
+        run.provenance.update(cpu_seconds=90.0, finished="2026-01-02T03:04:05", device="CPU", torch="2.0", code="abc")
+        rows = run.measures[run.measures.measure == "distance"].assign(measure="query_accuracy", mean=0.12345)
+        run.measures.loc[:, "measure"] = run.measures.measure.where(
+            run.measures.measure != "distance", "query_accuracy"
+        )
+        run.measures.loc[run.measures.measure == "query_accuracy", "mean"] = rows["mean"].to_numpy()
+    runs[0].provenance["device"] = "GPU"
+    table = figures.runs_table(runs)
+    assert table.loc[("first-order MAML", 2)].to_dict() == {
+        "iterations": 3000.0,
+        "query accuracy": 0.123,
+        "CPU minutes": 1.5,
+    }
+    assert figures.origin(runs) == "Recorded 2026-01-02 on CPU, GPU, torch 2.0, code abc."

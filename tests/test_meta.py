@@ -82,10 +82,10 @@ def test_float32_is_as_exact_as_plain_float32():
         assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
-CHUNKS = [({}, 16), ({"queries": 15}, 2), ({"ways": 20}, 4), ({"meta_batch": 3}, 3)]
+CHUNKS = [({}, 32), ({"queries": 15}, 16), ({"ways": 20}, 16), ({"ways": 20, "queries": 15}, 4), ({"meta_batch": 3}, 3)]
 
 
 @pytest.mark.parametrize(("options", "chunk"), CHUNKS)
 def test_chunk_is_a_rule(options, chunk):
-    """By hand: 256 images over 10, 80 and 40 a task, down to a power of two, and never more than the batch."""
+    """By hand: 2**20 pixels over 784 times 10, 80, 40, 320, down to a power of two, never more than the batch."""
     assert chunk_size(preset("paper", "omniglot", **options), torch.device("cpu")) == chunk

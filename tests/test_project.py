@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -112,3 +113,9 @@ def test_make_refuses_another_python_in_one_line(tmp_path):
     assert done.returncode != 0
     assert "Python 3.9 found, 3.11 to 3.13 needed" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_style():
+    """Ruff, with the rules of pyproject.toml."""
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
