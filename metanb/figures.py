@@ -175,6 +175,7 @@ def tasks_picture(tasks: Tasks, name: str, caption: str) -> Figure:
                 image = x[y == column % ways][0].permute(1, 2, 0).squeeze(-1).numpy()
                 axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
                 axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(visible=True, alpha=0.2)
                 rows.append((task, role, column % ways, (image * 255).round().astype("uint8").tobytes().hex()))
                 if task == 0:
                     axis.set_title(f"{role} {column % ways}", fontsize=6)
