@@ -65,9 +65,13 @@ def adapt(
     fixed = () if adapt_norm else ("gamma", "beta")
     optimiser = torch.optim.SGD([p for name, p in net.named_parameters() if not name.endswith(fixed)], lr=lr)
     differentiable = torch.is_grad_enabled() and not first_order
-    with torch.enable_grad(), higher.innerloop_ctx(
-        net, optimiser, copy_initial_weights=False, track_higher_grads=differentiable
-    ) as (fnet, inner):
+    with (
+        torch.enable_grad(),
+        higher.innerloop_ctx(net, optimiser, copy_initial_weights=False, track_higher_grads=differentiable) as (
+            fnet,
+            inner,
+        ),
+    ):
         start = [p.expand(len(tasks), *p.shape) for p in net.parameters()]
         fnet.update_params(start if differentiable else [p.detach().requires_grad_() for p in start])
         support = net.patches(tasks.support_x)  # the same in every step

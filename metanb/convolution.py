@@ -111,9 +111,9 @@ class _Convolve(Function):
         weight, x = _fold_shared(weight, x)
         if _direct(weight, x.shape, stride):
             y = _each(
-                lambda x, w: F.conv2d(
-                    x.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), stride=stride, padding=1
-                ).permute(0, 2, 3, 1),
+                lambda x, w: F.conv2d(x.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), stride=stride, padding=1).permute(
+                    0, 2, 3, 1
+                ),
                 x,
                 weight,
             )

@@ -51,9 +51,7 @@ def test_exact_norm_is_the_dense_one():
     x, y = torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
     dense = torch.func.hessian(lambda w: torch.nn.functional.cross_entropy(x @ w[:12].view(3, 4).T + w[12:], y))
     flat = torch.cat([p.detach().flatten() for p in net.parameters()])
-    assert peers.exact_norm(net, x, y) == pytest.approx(
-        float(torch.linalg.eigvalsh(dense(flat)).abs().max()), rel=1e-5
-    )
+    assert peers.exact_norm(net, x, y) == pytest.approx(float(torch.linalg.eigvalsh(dense(flat)).abs().max()), rel=1e-5)
 
 
 def test_best_rate_counts_operations():

@@ -253,9 +253,7 @@ def test_of_two_at_once_one_builds(tree: Path, monkeypatch: pytest.MonkeyPatch) 
         return decode(path, *args, **kwargs)
 
     monkeypatch.setattr(omniglot, "pixels", slowly)
-    threads = [
-        threading.Thread(target=lambda: found.append(load("omniglot", "valid", root=tree))) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(load("omniglot", "valid", root=tree))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -104,9 +104,7 @@ def test_many_tasks_at_once_are_each_task_alone(shape):
         for p in nets[1].parameters():
             p += 0.1 * torch.randn_like(p)
     x = torch.rand(2, 5, *shape, dtype=torch.float64)
-    params = {
-        name: torch.stack([p, dict(nets[1].named_parameters())[name]]) for name, p in nets[0].named_parameters()
-    }
+    params = {name: torch.stack([p, dict(nets[1].named_parameters())[name]]) for name, p in nets[0].named_parameters()}
     together = torch.func.functional_call(nets[0], params, (x,))
     torch.testing.assert_close(together, torch.stack([net(one) for net, one in zip(nets, x, strict=True)]))
 

@@ -116,6 +116,7 @@ def test_make_refuses_another_python_in_one_line(tmp_path):
 
 
 def test_style():
-    """Ruff, with the rules of pyproject.toml."""
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    """Ruff, its formatting and the rules of pyproject.toml."""
+    for words in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
