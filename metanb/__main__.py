@@ -23,14 +23,14 @@ def cli() -> None:
 def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     """An option for every setting; one that is left out takes the scale's value."""
     for field in reversed(fields(Settings)):
-        flags = f"--{field.name.replace('_', '-')}"
+        flag, meaning = f"--{field.name.replace('_', '-')}", field.metadata["help"]
         if isinstance(field.default, bool):
-            option = click.option(f"{flags}/--no-{flags[2:]}", default=None, help="yes or no")
+            option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=meaning)
         elif field.name in CHOICES:
-            option = click.option(flags, type=click.Choice(CHOICES[field.name]))
+            option = click.option(flag, type=click.Choice(CHOICES[field.name]), help=meaning)
         else:
             low, high = RANGES[field.name]
-            option = click.option(flags, type=type(field.default), help=f"{low} to {high}")
+            option = click.option(flag, type=type(field.default), help=f"{meaning} [{low:,} to {high:,}]")
         command = option(command)
     return command
 

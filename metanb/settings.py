@@ -6,7 +6,7 @@ They are recorded in its provenance instead.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 Dataset = Literal["glyphs", "glyphs-all", "omniglot", "mini-imagenet"]
@@ -44,6 +44,11 @@ class SettingsError(ValueError):
     """A setting that cannot be; the message names it, its value and what is allowed."""
 
 
+def _setting(default: Any, meaning: str) -> Any:
+    """A field whose meaning the command line and the book show."""
+    return field(default=default, metadata={"help": meaning})
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines a run's numbers, up to floating-point noise.
@@ -53,33 +58,39 @@ class Settings:
     that exclude each other.
     """
 
-    dataset: Dataset = "glyphs"
-    partition: Partition = "vinyals"  # Omniglot's class split; the other sets have one split only
-    rotations: bool = False  # meta-train classes of Omniglot also rotated by 90, 180, 270 degrees, as new classes
-    ways: int = 5  # N, classes a task
-    shots: int = 1  # K, support images a class
-    queries: int = 1  # query images a class in meta-training
-    test_queries: int = 15  # query images a class in meta-test and meta-validation
-    filters: int = 64  # channels of each convolution
-    head_init: HeadInit = "torch"  # "finn": standard normal weights, as in Finn's code; "zero": all zero
-    algorithm: Algorithm = "maml"  # "fomaml": first-order MAML
-    inner_lr: float = 0.4  # step size of the inner SGD
-    inner_steps: int = 1  # inner SGD steps in meta-training
-    test_steps: int = 1  # inner SGD steps at meta-test
-    adapt_norm: bool = True  # whether batch norm's scale and shift take part in the inner loop
-    meta_batch: int = 32  # tasks a meta-training iteration
-    outer_lr: float = 1e-3  # Adam
-    iterations: int = 60_000  # meta-training iterations
-    epoch_iterations: int = 1_000  # iterations an epoch: measures are taken after each
-    test_tasks: int = 60  # fixed meta-test tasks on which measures are taken, and as many meta-validation tasks
-    seed: int = 0  # initial weights and meta-training tasks
-    task_seed: int = 0  # the fixed meta-test and meta-validation tasks: the same for all seeds
+    dataset: Dataset = _setting("glyphs", "the image set")
+    partition: Partition = _setting("vinyals", "Omniglot's class split; the other sets have one only")
+    rotations: bool = _setting(
+        False, "meta-train classes of Omniglot also rotated by 90, 180, 270 degrees, as new classes"
+    )
+    ways: int = _setting(5, "N, classes a task")
+    shots: int = _setting(1, "K, support images a class")
+    queries: int = _setting(1, "query images a class in meta-training")
+    test_queries: int = _setting(15, "query images a class in meta-test and meta-validation")
+    filters: int = _setting(64, "channels of each convolution")
+    head_init: HeadInit = _setting(
+        "torch", "how the head starts; finn: standard normal weights, as in Finn's code; zero: all zero"
+    )
+    algorithm: Algorithm = _setting("maml", "maml, or fomaml: first-order MAML")
+    inner_lr: float = _setting(0.4, "step size of the inner SGD")
+    inner_steps: int = _setting(1, "inner SGD steps in meta-training")
+    test_steps: int = _setting(1, "inner SGD steps at meta-test")
+    adapt_norm: bool = _setting(True, "whether batch norm's scale and shift take part in the inner loop")
+    meta_batch: int = _setting(32, "tasks a meta-training iteration")
+    outer_lr: float = _setting(1e-3, "step size of Adam")
+    iterations: int = _setting(60_000, "meta-training iterations")
+    epoch_iterations: int = _setting(1_000, "iterations an epoch: measures are taken after each")
+    test_tasks: int = _setting(
+        60, "fixed meta-test tasks on which measures are taken, and as many meta-validation tasks"
+    )
+    seed: int = _setting(0, "initial weights and meta-training tasks")
+    task_seed: int = _setting(0, "the fixed meta-test and meta-validation tasks: the same for all seeds")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check(field.name, getattr(self, field.name), type(field.default))
-            if isinstance(field.default, float):  # 1 and 1.0 are one setting, and one run
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        for one in fields(self):
+            _check(one.name, getattr(self, one.name), type(one.default))
+            if isinstance(one.default, float):  # 1 and 1.0 are one setting, and one run
+                object.__setattr__(self, one.name, float(getattr(self, one.name)))
         if self.iterations % self.epoch_iterations:
             raise SettingsError(
                 f"iterations={self.iterations} is not a whole number of epochs of epoch_iterations="
@@ -117,7 +128,7 @@ class Settings:
 
 def from_dict(values: dict[str, Any]) -> Settings:
     """Settings from names and values; those left out take their defaults. Raises SettingsError for an unknown name."""
-    known = [field.name for field in fields(Settings)]
+    known = [one.name for one in fields(Settings)]
     for name in values:
         if name not in known:
             raise SettingsError(f"unknown setting {name!r}: choose from {', '.join(known)}")

@@ -4,9 +4,7 @@ Each entry of `substitutions` is written `{{ name }}` in a page. A name that is 
 strict build, an error: no number of the book is typed by hand.
 """
 
-import inspect
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +60,12 @@ def evidence(rows: list[Row]) -> str:
 
 
 def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
-    """Settings side by side, one row a setting; what each means is the comment beside it in the code."""
-    meaning = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Settings), re.MULTILINE))
+    """Settings side by side, one row a setting; what each means stands with it in the code."""
     rows = []
     for name in Settings.__dataclass_fields__:
         values = [getattr(settings, name) for settings in columns.values()]
         if not only_changing or (name not in ("dataset", "ways", "shots") and len(set(values)) > 1):
-            rows.append([f"`{name}`", *map(number, values), meaning.get(name, "")])
+            rows.append([f"`{name}`", *map(number, values), Settings.__dataclass_fields__[name].metadata["help"]])
     return table(["Setting", *columns, "Meaning"], rows)
 
 
