@@ -49,13 +49,14 @@ def plain_net(net: ConvNet, norm: type[PrimitiveNorm] = PrimitiveNorm) -> nn.Seq
     for block in net.blocks:
         outputs, _, _, inputs = block.weight.shape
         conv = nn.Conv2d(inputs, outputs, 3, stride=block.stride, padding=1, bias=False)
-        conv.weight.data = block.weight.detach().permute(0, 3, 1, 2).contiguous()
+        conv.weight.data = _channels_first(net, block.weight.detach()).contiguous()
         scaled = norm(outputs)
         scaled.weight.data, scaled.bias.data = block.gamma.detach().clone(), block.beta.detach().clone()
         layers += [conv, scaled, nn.ReLU()] + ([nn.MaxPool2d(2)] if block.pool else [])
     layers += [nn.Flatten() if block.pool else _SpatialMean(), nn.Linear(*reversed(net.head.weight.shape))]
     plain = nn.Sequential(*layers)
-    layers[-1].load_state_dict(net.head.state_dict())
+    layers[-1].weight.data = _channels_first(net, net.head.weight.detach())
+    layers[-1].bias.data = net.head.bias.detach().clone()
     return plain.to(net.head.weight.device, net.head.weight.dtype)
 
 
@@ -65,11 +66,19 @@ class _SpatialMean(nn.Module):
 
 
 def gradient(net: nn.Module) -> Tensor:
-    """The net's `.grad`s as one vector [P]; convolutions as [O, C, 3, 3], whichever way the net holds them."""
+    """The net's `.grad`s as one vector [P], in the layout of plain layers whichever way the net holds them."""
     ours = isinstance(net, ConvNet)
-    return torch.cat(
-        [(p.grad.permute(0, 3, 1, 2) if ours and p.dim() == 4 else p.grad).flatten() for p in net.parameters()]
-    )
+    return torch.cat([(_channels_first(net, p.grad) if ours else p.grad).flatten() for p in net.parameters()])
+
+
+def _channels_first(net: ConvNet, weight: Tensor) -> Tensor:
+    """A weight of ours, or its gradient, as a plain layer holds it: ours has a pixel's channels side by side."""
+    if weight.dim() == 4:
+        return weight.permute(0, 3, 1, 2)
+    if weight.dim() == 2 and not net.strided:
+        side = net.image_shape[1] // 16
+        return weight.unflatten(1, (side, -1, net.filters)).permute(0, 3, 1, 2).flatten(1)
+    return weight.clone()
 
 
 def each(tasks: Tasks) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:

@@ -18,19 +18,21 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    unit = preset("paper", "omniglot", 3, filters=8, meta_batch=4, queries=2)
-    monkeypatch.setattr(bench, "UNITS", {"U1": ("small", unit)})
+    strided = preset("paper", "omniglot", 3, filters=8, meta_batch=4, queries=2)
+    pooled = preset("paper", "mini-imagenet", 3, filters=4, meta_batch=2, queries=2, inner_steps=2)
+    monkeypatch.setattr(bench, "UNITS", {"U1": ("small", strided), "U4": ("small", pooled)})
     monkeypatch.setattr(bench, "HESSIAN_TASKS", 3)
 
 
+@pytest.mark.parametrize("unit", ["U1", "U4"])
 @pytest.mark.parametrize("first_order", [False, True])
-def test_errors_tell_right_from_wrong(first_order):
-    found = {timing.candidate: timing for timing in bench.gradients("U1", first_order, 1, CPU, rate=1e11)}
+def test_errors_tell_right_from_wrong(unit, first_order):
+    found = {timing.candidate: timing for timing in bench.gradients(unit, first_order, 1, CPU, rate=1e11)}
     wrong = "torch.func vmap, F.batch_norm"
     assert {bench.OURS, bench.BASE, wrong} <= found.keys()
     for name, timing in found.items():
         assert (timing.error64 > 1e-10) == (name == wrong and not first_order), timing
-        assert timing.error < 1e-4 or name == wrong
+        assert timing.error < 0.05  # float32: rounding, but for a ReLU that it pushes over its kink
         assert timing.ms > 0 and timing.ms_low <= timing.ms <= timing.ms_high
     assert found[bench.BASE].ratio == 1.0
 

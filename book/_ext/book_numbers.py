@@ -80,8 +80,8 @@ def benchmark() -> dict[str, str]:
         "bench_where": f"Measured on {where['date'][:10]} on {where['device']} with {where['threads']} thread, "
         f"torch {where['torch']}: {result['clock']}, {result['repeats']} rounds. The best convolution rate seen was "
         f"{result['best_gflops']:.0f} GFLOP/s.",
-        "bench_gradients": frame(gradients),
-        "bench_hessian": frame(hessian.drop(columns=["unit", "order", "share of best rate"])),
+        "bench_gradients": frame(gradients.drop(columns=["quartiles", "error, single"])),
+        "bench_hessian": frame(hessian.drop(columns=["unit", "order", "error, double", "share of best rate"])),
     }
 
 
