@@ -35,6 +35,7 @@ UNITS: dict[str, tuple[str, Settings]] = {
 }  # fmt: skip
 OURS, BASE, HESSIAN_BASE = "metanb", "higher, one task at a time", "PyHessian, 20 iterations"
 HESSIAN_TASKS = 16
+WRONG = 1e-9  # relative error in float64 above which a gradient is not rounded but wrong
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_measures_against_a_plain_loop(store):
         found["distance"].append(TINY.inner_lr * gradients[-1].norm())
     for name, values in found.items():
         last = record.curve(name).iloc[-1]
-        assert last["mean"] == pytest.approx(float(sum(values) / 5), rel=1e-4), name
+        assert last["mean"] == pytest.approx(float(sum(values).detach() / 5), rel=1e-4), name
         assert last["n"] == 5
     inner = torch.stack([a @ b for i, a in enumerate(gradients) for j, b in enumerate(gradients) if i != j]).mean()
     assert record.curve("gradient_coherence").iloc[-1]["mean"] == pytest.approx(float(inner), rel=1e-3)

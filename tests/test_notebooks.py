@@ -42,7 +42,7 @@ def test_reads_well(path):
     notebook = nbformat.read(path, 4)
     kinds = [cell.cell_type for cell in notebook.cells]
     assert kinds[0] == "markdown"
-    assert "code code code" not in " ".join(kinds)
+    assert "code code" not in " ".join(kinds)
     assert all(len(cell.source.splitlines()) <= MAX_LINES for cell in code_cells(path))
     assert [cell.metadata.get("tags", []) for cell in code_cells(path)].count(["parameters"]) == 1
     assert "## Verifying the claim" in notebook.cells[-2].source

@@ -69,19 +69,35 @@ def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
     return table(["Setting", *columns, "Meaning"], rows)
 
 
+def gradient_table(timings: pd.DataFrame, order: str) -> str:
+    """Candidates by units: time, how many times as fast as the base, and whether the gradient is wrong."""
+    chosen = timings[timings.order == order]
+
+    def cell(row: Any) -> str:
+        wrong = f" <br>**wrong by {row.error64:.0e}**" if row.error64 > bench.WRONG else ""
+        return f"×\N{NO-BREAK SPACE}{row.ratio:.2f} ({row.ms:,.0f}\N{NO-BREAK SPACE}ms){wrong}"
+
+    cells = {(row.candidate, row.unit): cell(row) for row in chosen.itertuples()}
+    rows = [[name, *(cells[name, unit] for unit in bench.UNITS)] for name in chosen.candidate.unique()]
+    return table(["Candidate", *bench.UNITS], rows)
+
+
 def benchmark() -> dict[str, str]:
     """The recorded benchmark, `results/bench.json`, as tables; names and units are `metanb.bench`'s."""
     result = json.loads((ROOT / "results" / "bench.json").read_text())
-    rows, where = bench.table(result), result["environment"]
-    gradients, hessian = rows[rows.unit != "H"], rows[rows.unit == "H"]
+    timings, where = pd.DataFrame(result["timings"]), result["environment"]
+    ours = timings[(timings.candidate == bench.OURS) & (timings.unit != "H")]
+    hessian = bench.table(result)
     return {
         "bench_units": table(["Unit", "Setting"], [[name, text] for name, (text, _) in bench.UNITS.items()]),
         "bench_tasks": number(bench.HESSIAN_TASKS),
         "bench_where": f"Measured on {where['date'][:10]} on {where['device']} with {where['threads']} thread, "
-        f"torch {where['torch']}: {result['clock']}, {result['repeats']} rounds. The best convolution rate seen was "
-        f"{result['best_gflops']:.0f} GFLOP/s.",
-        "bench_gradients": frame(gradients.drop(columns=["quartiles", "error, single"])),
-        "bench_hessian": frame(hessian.drop(columns=["unit", "order", "error, double", "share of best rate"])),
+        f"torch {where['torch']}: {result['clock']}, {result['repeats']} rounds.",
+        "bench_rate": f"{result['best_gflops']:.0f}",
+        "bench_share": f"{ours.share.min():.0%} to {ours.share.max():.0%}",
+        "bench_second": gradient_table(timings, "second"),
+        "bench_first": gradient_table(timings, "first"),
+        "bench_hessian": frame(hessian[hessian.unit == "H"][["candidate", "ms", "times as fast", "error, single"]]),
     }
 
 
