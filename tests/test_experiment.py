@@ -140,3 +140,14 @@ def test_torn_checkpoint_is_refused_by_name(store):
 def test_unknown_device(store):
     with pytest.raises(ValueError, match="'tpu'.*'cpu'"):
         experiment.run(TINY, "tpu")
+
+
+def test_chunks_change_a_run_by_rounding_alone(tmp_path, monkeypatch):
+    """One task at a time gives the same measures; rounding grows with iterations, so only the first epochs compare."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "whole"))
+    whole = experiment.run(TINY, "cpu").measures
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "single"))
+    monkeypatch.setattr(experiment, "chunk_size", lambda *_: 1)
+    single = experiment.run(TINY, "cpu").measures
+    early = whole.epoch <= 2
+    assert np.allclose(whole[early]["mean"], single[early]["mean"], rtol=1e-3, atol=1e-4)
