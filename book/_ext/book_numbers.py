@@ -74,7 +74,7 @@ def gradient_table(timings: pd.DataFrame, order: str) -> str:
     chosen = timings[timings.order == order]
 
     def cell(row: Any) -> str:
-        wrong = f" <br>**wrong by {row.error64:.0e}**" if row.error64 > bench.WRONG else ""
+        wrong = f" <br>**wrong by {row.error64:.2%}**" if row.error64 > bench.WRONG else ""
         return f"×\N{NO-BREAK SPACE}{row.ratio:.2f} ({row.ms:,.0f}\N{NO-BREAK SPACE}ms){wrong}"
 
     cells = {(row.candidate, row.unit): cell(row) for row in chosen.itertuples()}
