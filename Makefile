@@ -40,7 +40,8 @@ book: $(INSTALLED) $(LIVE) ## build the book strictly: _build/html/index.html
 	@echo "The book: $(CURDIR)/$(INDEX)"
 
 test: book ## make book, then run all tests, the notebooks' outputs among them
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-sanitize-with tests/nbval.cfg tests notebooks
+	@rm -rf .live/test
+	@OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-sanitize-with tests/nbval.cfg tests notebooks
 
 clean: ## remove what make made: the book, its live page and its runs, .venv
 	rm -rf _build .live $(LIVE) .venv

@@ -1,5 +1,6 @@
 """The command line: `metanb train`, `metanb run`, `metanb bench`, `metanb data`."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -8,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from metanb import images, records
+from metanb import images
 from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, preset
 
 MEASURES = ("query_accuracy", "hessian_norm", "support_loss", "distance", "trajectory_coherence", "gradient_coherence")
@@ -72,7 +73,15 @@ def run_notebook(notebook: Path, parameters: tuple[tuple[str, str], ...], output
             raise click.UsageError(f"{notebook.name} has no parameter {name!r}: choose from {', '.join(known)}")
     output = output or Path(f"{notebook.stem}-out.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    values = {name: yaml.safe_load(value) for name, value in parameters}  # "[0, 1]" is a list, "3" a number
+    values = {}
+    for name, value in parameters:
+        try:
+            values[name] = yaml.safe_load(value)  # "[0, 1]" is a list, "3" a number
+        except yaml.YAMLError:
+            raise click.UsageError(f"{name}={value!r} cannot be read: write a word, a number or a [list]") from None
+    for name in ("METANB_STORE", "METANB_DATA"):  # the notebook runs in its own folder
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
     try:
         papermill.execute_notebook(str(notebook), str(output), parameters=values, cwd=str(notebook.parent))
     except papermill.PapermillExecutionError as error:
@@ -113,7 +122,7 @@ def data() -> None:
 @data.command()
 @click.argument("dataset", nargs=-1, type=click.Choice(get_args(Dataset)))
 def check(dataset: tuple[Dataset, ...]) -> None:
-    """Check image sets, all three when none is named."""
+    """Check image sets, all of them when none is named; one that is not there makes the exit code 1."""
     failed = False
     click.echo(f"data root: {images.data_root()}")
     for name in dataset or get_args(Dataset):
@@ -142,10 +151,10 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; the same command goes on from the last epoch", err=True)
+        click.echo("stopped; a run that was training goes on from its last epoch when asked for again", err=True)
         sys.exit(130)
-    except (images.DataError, records.RecordError, ArithmeticError, ValueError, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
+    except (RuntimeError, ArithmeticError, ValueError, OSError) as error:  # ours say more in one line, torch's go on
+        click.echo(f"Error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True)
         sys.exit(1)
 
 

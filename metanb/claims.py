@@ -19,7 +19,8 @@ from metanb.settings import CHOICES, NAMES, Settings, scale_of
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
-REPRODUCED, CONTRARY, NOT_SEEN, NOT_RUN = "reproduced", "not reproduced: the opposite", "not reproduced", "not yet run"
+REPRODUCED, CONTRARY, NOT_SEEN = "reproduced", "not reproduced: the opposite", "not reproduced"
+TOO_FEW = f"not yet run: fewer than {MIN_RUNS} seeds"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Row:
             t).
         unit: of effect, low and high.
         runs: number of runs, that is of seeds.
-        verdict: one of "reproduced", "not reproduced", "not reproduced: the opposite", "not yet run".
+        verdict: one of REPRODUCED, CONTRARY, NOT_SEEN, TOO_FEW.
     """
 
     claim: str
@@ -98,7 +99,7 @@ def interval(values: Iterable[float]) -> tuple[float, float, float]:
 def verdict(low: float, high: float, runs: int, direction: int) -> str:
     """The verdict on an effect of claimed sign `direction`, by its 95 % interval [low, high] over `runs` seeds."""
     if runs < MIN_RUNS:
-        return NOT_RUN
+        return TOO_FEW
     if low <= 0 <= high:
         return NOT_SEEN
     return REPRODUCED if (low > 0) == (direction > 0) else CONTRARY

@@ -3,17 +3,17 @@
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from metanb import images, landscape, provenance, records
+from metanb import checkpoint, images, landscape, provenance, records
 from metanb.adapt import accuracy, adapt, flatten, keep_freed_memory, losses
+from metanb.checkpoint import State
 from metanb.landscape import Stat
 from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
@@ -21,7 +21,6 @@ from metanb.settings import Settings
 from metanb.tasks import Tasks, sample_tasks
 
 TRAIN, VALID, TEST = range(3)  # streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i]
-MEASURED_AT_ONCE = 8  # tasks: the Lanczos basis of more would leave the processor's cache
 
 
 class DivergedError(ArithmeticError):
@@ -56,8 +55,9 @@ def resolve(device: str) -> torch.device:
     """The torch device of a name; "auto" is a GPU where there is one. Raises ValueError for one that is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda") or (device.startswith("cuda") and not torch.cuda.is_available()):
-        raise ValueError(f"device {device!r} is not there: use 'cpu' or 'auto'")
+    there = ["cpu", "cuda"][: 1 + torch.cuda.is_available()] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device not in there:
+        raise ValueError(f"device {device!r} is not there: use 'auto' or one of {', '.join(map(repr, there))}")
     return torch.device(device)
 
 
@@ -67,10 +67,10 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     path = folder / f"{settings.id}.pt"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{settings.id}.lock"):
-        if not path.exists() or _load(path)["epoch"] < settings.epochs:
+        if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
             _train(settings, resolve(device), folder)
     net = _net(settings, images.load(settings.dataset, "test", partition=settings.partition))
-    net.load_state_dict(_load(path)["net"])
+    net.load_state_dict(checkpoint.read(path)["net"])
     return net
 
 
@@ -84,7 +84,7 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     """
     theta = flatten(net).detach()
     values: dict[str, list[torch.Tensor]] = {}
-    for part in test.split(MEASURED_AT_ONCE):
+    for part in test.split(landscape.TASKS_AT_ONCE):
         start = theta.expand(len(part), -1).clone().requires_grad_()
         before = losses(net, start, part.support_x, part.support_y)
         (gradient,) = torch.autograd.grad(before.sum(), start)
@@ -113,7 +113,7 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     stats["gradient_coherence"] = landscape.gradient_coherence(gradient)
     correct = [
         accuracy(net, _adapt_only(net, part, settings), part.query_x, part.query_y)
-        for part in valid.split(MEASURED_AT_ONCE)
+        for part in valid.split(landscape.TASKS_AT_ONCE)
     ]
     stats["valid_accuracy"] = landscape.summarise(torch.cat(correct))
     for part, weights in (("body", [block.weight for block in net.blocks]), ("head", [net.head.weight])):
@@ -126,51 +126,6 @@ def _adapt_only(net: ConvNet, part: Tasks, settings: Settings) -> torch.Tensor:
     return adapt(
         net, part, settings.inner_lr, settings.test_steps, first_order=True, adapt_norm=settings.adapt_norm
     ).detach()
-
-
-@dataclass
-class _State:
-    """What a checkpoint holds. The random state is the seed and the epoch: every draw is seeded by its iteration."""
-
-    net: ConvNet
-    optimiser: torch.optim.Adam
-    epoch: int = -1  # last epoch finished and measured; 0 is the untrained network
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    wall: float = 0.0
-    cpu: float = 0.0
-    resumed: int = 0
-    started: str = field(default_factory=provenance.now)
-    code: str = field(default_factory=provenance.code)
-
-    def save(self, path: Path) -> None:
-        """Replace the checkpoint at once: a kill leaves the old one or the new one."""
-        scratch = path.with_suffix(f".{os.getpid()}")
-        plain = {name: getattr(self, name) for name in ("epoch", "rows", "wall", "cpu", "resumed", "started", "code")}
-        try:
-            torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, scratch)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-        values = _load(path)
-        self.net.load_state_dict(values.pop("net"))
-        self.optimiser.load_state_dict(values.pop("optimiser"))
-        for name, value in values.items():
-            setattr(self, name, value)
-        self.resumed += 1
-        if provenance.code() not in self.code.split(", "):
-            self.code += f", {provenance.code()}"
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a torn file
-        raise records.RecordError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}): delete it to start anew"
-        ) from error
 
 
 def _net(settings: Settings, example: images.ImageSet) -> ConvNet:
@@ -193,10 +148,16 @@ def _train(settings: Settings, device: torch.device, folder: Path) -> records.Re
     )  # fmt: skip
     keep_freed_memory()
     net = _net(settings, sets["train"]).to(device)
-    state = _State(net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr))
-    checkpoint = folder / f"{settings.id}.pt"
-    if checkpoint.exists():
-        state.load(checkpoint)
+    origin = {
+        **provenance.environment(device),
+        "code": provenance.code(),
+        "chunk": chunk_size(settings, device),
+        "data": {split: found.digest for split, found in sets.items()},
+    }
+    state = State(net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), origin)
+    path = folder / f"{settings.id}.pt"
+    if path.exists():
+        state.load(path)
     bar = tqdm(
         total=settings.iterations, initial=max(0, state.epoch) * settings.epoch_iterations, desc=settings.id, unit="it",
         disable=not interactive(), dynamic_ncols=True,
@@ -205,29 +166,27 @@ def _train(settings: Settings, device: torch.device, folder: Path) -> records.Re
         for epoch in range(state.epoch + 1, settings.epochs + 1):
             wall, cpu = time.perf_counter(), time.process_time()
             stats = _epoch(state, sets["train"], settings, epoch, bar) if epoch else {}
-            stats |= measure(net, test, valid, settings)
+            try:
+                stats |= measure(net, test, valid, settings)
+            except landscape.LandscapeError as error:
+                raise _diverged(f"{error}, after epoch {epoch}", settings, epoch) from error
             iteration = epoch * settings.epoch_iterations
             state.rows += [{"epoch": epoch, "iteration": iteration, "measure": k} | asdict(v) for k, v in stats.items()]
             state.epoch = epoch
             state.wall += time.perf_counter() - wall
             state.cpu += time.process_time() - cpu
-            state.save(checkpoint)
-    digests = {split: found.digest for split, found in sets.items()}
-    origin = {
-        **provenance.environment(device),
-        "code": state.code,
-        "chunk": chunk_size(settings, device),
+            state.save(path)
+    times = {
         "started": state.started,
         "finished": provenance.now(),
         "wall_seconds": round(state.wall, 1),
         "cpu_seconds": round(state.cpu, 1),
         "resumed": state.resumed,
-        "data": digests,
     }
-    return records.write(settings, state.rows, origin, folder)
+    return records.write(settings, state.rows, state.origin | times, folder)
 
 
-def _epoch(state: _State, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm) -> dict[str, Stat]:
+def _epoch(state: State, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm) -> dict[str, Stat]:
     """One epoch of meta-training; the statistic of its loss is over iterations."""
     batch_losses = []
     last = epoch * settings.epoch_iterations
@@ -246,16 +205,21 @@ def _epoch(state: _State, train: images.ImageSet, settings: Settings, epoch: int
             chunk=chunk_size(settings, device),
         )
         loss = float(batch.mean())
-        if not np.isfinite(loss):
-            raise DivergedError(
-                f"loss is {loss} at iteration {iteration} of {settings.id}: try a smaller inner_lr "
-                f"({settings.inner_lr}) or outer_lr ({settings.outer_lr}); the checkpoint of epoch {epoch - 1} is kept"
-            )
+        slope = float(torch.nn.utils.get_total_norm([p.grad for p in state.net.parameters()]))
+        if not np.isfinite([loss, slope]).all():
+            raise _diverged(f"loss is {loss}, its gradient's norm {slope}, at iteration {iteration}", settings, epoch)
         state.optimiser.step()
         batch_losses.append(loss)
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         bar.update()
     return {"train_loss": landscape.summarise(torch.tensor(batch_losses, dtype=torch.float64))}
+
+
+def _diverged(what: str, settings: Settings, epoch: int) -> DivergedError:
+    return DivergedError(
+        f"{settings.id}: {what}: try a smaller inner_lr ({settings.inner_lr}) or outer_lr ({settings.outer_lr}); "
+        f"the checkpoint of epoch {epoch - 1} is kept"
+    )
 
 
 def interactive() -> bool:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+TASKS_AT_ONCE = 8  # for callers with many tasks: the Lanczos basis of more would leave the processor's cache
+
 
 class LandscapeError(ArithmeticError):
     """A Hessian norm that cannot be had: not finite, or not converged. The message names the task and the value."""

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import platformdirs
 
-from metanb.settings import Settings, SettingsError, from_dict
+from metanb.settings import Settings, from_dict
 
 COLUMNS = ["epoch", "iteration", "measure", "mean", "median", "std", "sem", "n"]
 PROVENANCE = (
@@ -61,7 +61,8 @@ class Record:
 
 def store() -> Path:
     """The local store of runs: METANB_STORE, else a folder in the user's cache."""
-    return Path(os.environ.get("METANB_STORE") or platformdirs.user_cache_path("metanb") / "runs")
+    given = os.environ.get("METANB_STORE")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("metanb", appauthor=False) / "runs"
 
 
 def places() -> list[Path]:
@@ -84,8 +85,10 @@ def read(path: Path) -> Record:
         values = json.loads((path / "settings.json").read_text())
         provenance = json.loads((path / "provenance.json").read_text())
         content = (path / "measures.csv").read_bytes()
+        if not (isinstance(values, dict) and isinstance(provenance, dict)):
+            raise ValueError("settings.json and provenance.json must each hold one object")
         settings = from_dict(values)
-    except (OSError, json.JSONDecodeError, SettingsError, TypeError) as error:
+    except (OSError, ValueError) as error:  # of which bad UTF-8, bad JSON and a SettingsError are kinds
         raise _damaged(path, str(error)) from error
     if settings.id != path.name:
         raise _damaged(path, f"its settings belong to {settings.id}")
@@ -102,7 +105,7 @@ def read(path: Path) -> Record:
 
 def read_all(folder: Path) -> list[Record]:
     """All records in a folder, by name. Raises RecordError for a damaged one."""
-    return [read(path.parent) for path in sorted(folder.glob("*/settings.json"))]
+    return [read(path) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
 def write(settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, Any], folder: Path) -> Record:

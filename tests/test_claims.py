@@ -46,7 +46,7 @@ def test_rising_curves():
 def test_seeds_that_disagree_and_too_few_seeds():
     mixed = [record(0, -1.0), record(1, 1.0), record(2, 0.1)]
     assert set(verdicts(mixed).values()) == {claims.NOT_SEEN}
-    assert set(verdicts(mixed[:2]).values()) == {claims.NOT_RUN}
+    assert set(verdicts(mixed[:2]).values()) == {claims.TOO_FEW}
 
 
 def test_cells_differ_by_seed_alone():

@@ -125,7 +125,9 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
         return honest(*args, **kwargs) * (float("nan") if len(calls) == 6 else 1.0)
 
     monkeypatch.setattr(experiment, "meta_gradient", diverges)
-    with pytest.raises(experiment.DivergedError, match=rf"iteration 5 of {TINY.id}.*inner_lr.*epoch 2 is kept"):
+    with pytest.raises(
+        experiment.DivergedError, match=rf"{TINY.id}: loss is nan.*iteration 5.*inner_lr.*epoch 2 is kept"
+    ):
         experiment.run(TINY, "cpu")
     assert torch.load(store / f"{TINY.id}.pt", weights_only=True)["epoch"] == 2
     assert records.find(TINY) is None
@@ -134,6 +136,28 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
 def test_torn_checkpoint_is_refused_by_name(store):
     (store / f"{TINY.id}.pt").write_bytes(b"torn")
     with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt.*delete it"):
+        experiment.run(TINY, "cpu")
+
+
+def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
+    honest = experiment.images.load
+    experiment.run(TINY, "cpu")
+    (store / TINY.id).rename(store / "elsewhere")
+
+    def other(dataset, split, **options):
+        return replace(honest(dataset, split, **options), digest="0" * 16)
+
+    monkeypatch.setattr(experiment.images, "load", other)
+    with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt was made from other data: delete it"):
+        experiment.run(TINY, "cpu")
+
+
+def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
+    def fails(*_):
+        raise experiment.landscape.LandscapeError("no Hessian norm there")
+
+    monkeypatch.setattr(experiment.landscape, "hessian_norms", fails)
+    with pytest.raises(experiment.DivergedError, match=rf"{TINY.id}: no Hessian norm there, after epoch 0.*inner_lr"):
         experiment.run(TINY, "cpu")
 
 

@@ -27,6 +27,7 @@ def call(capsys, monkeypatch, *arguments):
         (["train", "--sede", "1"], ["--sede", "--seed"]),
         (["train", "--scale", "fast"], ["fast", "smoke"]),
         (["train", "--device", "tpu"], ["tpu", "cpu"]),
+        (["train", "--device", "cpu:foo"], ["cpu:foo", "auto"]),
         (["train", "--iterations", "7"], ["iterations=7", "epoch_iterations=10"]),
         (["train", "--dataset", "mini-imagenet"], ["mini-imagenet"]),
         (["data", "check", "imagenet"], ["imagenet", "mini-imagenet"]),
@@ -95,6 +96,13 @@ def test_run_refuses_a_parameter_that_the_notebook_lacks(capsys, monkeypatch, tm
     assert code != 0
     assert "'wyas'" in err and "ways, seeds" in err
     assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_run_refuses_a_value_that_cannot_be_read(capsys, monkeypatch, tmp_path):
+    path = notebook(tmp_path / "sum.ipynb", "print(ways)")
+    code, _, err = call(capsys, monkeypatch, "run", path, "-p", "seeds", "[1, 2", "-o", tmp_path / "out.ipynb")
+    assert code != 0
+    assert "seeds='[1, 2'" in err and "Traceback" not in err
 
 
 def test_run_names_the_cell_that_failed(capsys, monkeypatch, tmp_path):

@@ -70,13 +70,41 @@ def missing(path):
     os.remove(path / "measures.csv")
 
 
-@pytest.mark.parametrize("damage", [damage_csv, damage_number, damage_json, foreign, unknown, no_device, missing])
+def missing_settings(path):
+    os.remove(path / "settings.json")
+
+
+def not_text(path):
+    (path / "settings.json").write_bytes(b"\xff\xfe")
+
+
+def empty(path):
+    (path / "provenance.json").write_text("null")
+
+
+DAMAGES = [
+    damage_csv,
+    damage_number,
+    damage_json,
+    foreign,
+    unknown,
+    no_device,
+    missing,
+    missing_settings,
+    not_text,
+    empty,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_record_is_refused_by_name(tmp_path, damage):
     record = write(tmp_path)
     damage(record.path)
     with pytest.raises(RecordError, match=SETTINGS.id) as error:
         records.read(record.path)
     assert "delete the folder" in str(error.value)
+    with pytest.raises(RecordError, match=SETTINGS.id):
+        records.read_all(tmp_path)
     assert "\n" not in str(error.value)
 
 

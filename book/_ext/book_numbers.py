@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from metanb import bench, claims
-from metanb.claims import NOT_RUN, Row, ledger
+from metanb.claims import TOO_FEW, Row, ledger
 from metanb.records import read_all
 from metanb.settings import NAMES, Settings, preset
 
@@ -41,19 +41,20 @@ def number(value: Any) -> str:
 
 
 def verdict(rows: list[Row]) -> str:
-    """One claim's verdicts in a phrase: "**reproduced** (MAML); **not reproduced** (first-order MAML)"."""
+    """One claim's verdicts in a phrase, each with the cells that it holds for."""
     tested: dict[str, list[str]] = {}
     for row in rows:
-        if row.verdict != NOT_RUN and NAMES[row.algorithm] not in tested.setdefault(row.verdict, []):
-            tested[row.verdict].append(NAMES[row.algorithm])
-    return "; ".join(f"**{result}** ({', '.join(who)})" for result, who in tested.items()) or NOT_RUN.replace(
-        " ", "&nbsp;"
+        if row.verdict != TOO_FEW:
+            where = f"{NAMES[row.dataset]} {row.setting}, {row.scale} scale: {NAMES[row.algorithm]}"
+            tested.setdefault(row.verdict, []).append(where)
+    return (
+        "; ".join(f"**{result}** ({'; '.join(cells)})" for result, cells in tested.items()) or "not&nbsp;yet&nbsp;run"
     )
 
 
 def evidence(rows: list[Row]) -> str:
     """The ledger's rows that have a verdict, as a table."""
-    tested = claims.table(row for row in rows if row.verdict != NOT_RUN)
+    tested = claims.table(row for row in rows if row.verdict != TOO_FEW)
     if tested.empty:
         return "No run is recorded yet."
     return frame(tested)
@@ -78,7 +79,7 @@ def gradient_table(timings: pd.DataFrame, order: str) -> str:
         return f"×\N{NO-BREAK SPACE}{row.ratio:.2f} ({row.ms:,.0f}\N{NO-BREAK SPACE}ms){wrong}"
 
     cells = {(row.candidate, row.unit): cell(row) for row in chosen.itertuples()}
-    rows = [[name, *(cells[name, unit] for unit in bench.UNITS)] for name in chosen.candidate.unique()]
+    rows = [[name, *(cells.get((name, unit), "–") for unit in bench.UNITS)] for name in chosen.candidate.unique()]
     return table(["Candidate", *bench.UNITS], rows)
 
 

@@ -1,0 +1,68 @@
+"""The state of a run in progress, saved after each epoch: a kill loses at most one."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metanb import provenance
+from metanb.nets import ConvNet
+from metanb.records import RecordError
+
+PLAIN = ("origin", "epoch", "rows", "wall", "cpu", "resumed", "started")
+
+
+@dataclass
+class State:
+    """What a checkpoint holds. The random state is the seed and the epoch: every draw is seeded by its iteration."""
+
+    net: ConvNet
+    optimiser: torch.optim.Adam
+    origin: dict[str, Any]  # environment, code, digests of the data; what changed between sessions is listed
+    epoch: int = -1  # last epoch finished and measured; 0 is the untrained network
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of measures
+    wall: float = 0.0  # seconds
+    cpu: float = 0.0
+    resumed: int = 0
+    started: str = field(default_factory=provenance.now)
+
+    def save(self, path: Path) -> None:
+        """Replace the checkpoint at once: a kill leaves the old one or the new one."""
+        scratch = path.with_suffix(f".{os.getpid()}")
+        plain = {name: getattr(self, name) for name in PLAIN}
+        try:
+            torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, scratch)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises RecordError for one that is torn, of another design, or of other data."""
+        here, values = self.origin, read(path)
+        try:
+            self.net.load_state_dict(values["net"])
+            self.optimiser.load_state_dict(values["optimiser"])
+            for name in PLAIN:
+                setattr(self, name, values[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise _unusable(path, "is of another version") from error
+        if self.origin["data"] != here["data"]:
+            raise _unusable(path, "was made from other data")
+        for name, value in here.items():
+            if name != "data" and str(value) not in str(self.origin[name]).split(", "):
+                self.origin[name] = f"{self.origin[name]}, {value}"
+        self.resumed += 1
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, plain values and tensors only. Raises RecordError for a file that is torn."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a torn file
+        raise _unusable(path, f"cannot be read ({type(error).__name__})") from error
+
+
+def _unusable(path: Path, what: str) -> RecordError:
+    return RecordError(f"checkpoint {path} {what}: delete it to start anew")
