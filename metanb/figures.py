@@ -153,7 +153,8 @@ def curves(runs: Sequence[Record], measures: Sequence[str], name: str, caption: 
         seeds, tasks = data.seed.nunique(), runs[0].settings.test_tasks
         caption = (
             f"{caption} Thick: mean of {seeds} run{'s' if seeds > 1 else ''} (seeds); thin: each run; band: least to "
-            f"greatest run. Each point is a mean over the same {tasks} meta-test tasks; circles: the untrained network."
+            f"greatest run. What is measured on tasks is a mean over the same {tasks} meta-test tasks. "
+            "Circles: the untrained network."
         )
         return _finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
 

@@ -22,10 +22,9 @@ import platformdirs
 from metanb import glyphs, mini_imagenet, omniglot
 from metanb.cache import Content, DataError, cached
 from metanb.cache import digest as digest_of
+from metanb.settings import CHOICES
 
-DATASETS = ("omniglot", "mini-imagenet", "glyphs", "glyphs-all")
 SPLITS = ("train", "valid", "test")
-PARTITIONS = ("vinyals", "background")
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,11 @@ def fetch(dataset: str, root: Path | str | None = None) -> str:
 
 
 def _check_request(dataset: str, split: str, partition: str, rotations: bool, seed: int) -> None:
-    known = {"dataset": (dataset, DATASETS), "split": (split, SPLITS), "partition": (partition, PARTITIONS)}
+    known = {
+        "dataset": (dataset, CHOICES["dataset"]),
+        "split": (split, SPLITS),
+        "partition": (partition, CHOICES["partition"]),
+    }
     for what, (value, choices) in known.items():
         if value not in choices:
             raise ValueError(f"{what} {value!r}: one of {', '.join(choices)}")

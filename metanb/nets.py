@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metanb.convolution import EPS, batch_norm, convolve, windows
+from metanb.settings import CHOICES
 
 STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger ones by max-pooling
-HEAD_INITS = ("torch", "finn", "zero")
 
 
 class Patches(NamedTuple):
@@ -80,8 +80,8 @@ class ConvNet(nn.Module):
         self, image_shape: tuple[int, int, int], ways: int, filters: int = 64, head_init: str = "torch"
     ) -> None:
         super().__init__()
-        if head_init not in HEAD_INITS:
-            raise ValueError(f"head_init is {head_init!r}: use one of {', '.join(HEAD_INITS)}")
+        if head_init not in CHOICES["head_init"]:
+            raise ValueError(f"head_init is {head_init!r}: use one of {', '.join(CHOICES['head_init'])}")
         channels, height, width = image_shape
         self.image_shape, self.ways, self.filters, self.head_init = tuple(image_shape), ways, filters, head_init
         self.strided = max(height, width) <= STRIDED_UP_TO
@@ -129,8 +129,3 @@ class ConvNet(nn.Module):
 def _with_tasks(parameter: Tensor, dim: int) -> Tensor:
     """A parameter of `dim` dimensions as that of one task, [1, ...]; one that has a task dimension as it is."""
     return parameter.unsqueeze(0) if parameter.dim() == dim else parameter
-
-
-def head_mask(net: nn.Module) -> Tensor:
-    """A bool [P] in the order of `net.parameters()`: True for the head's, False for the body's (all the rest)."""
-    return torch.cat([torch.full((p.numel(),), name.startswith("head.")) for name, p in net.named_parameters()])

@@ -187,13 +187,14 @@ def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
 
 # name -> (function, library it needs)
 HESSIAN_PEERS: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], float], str]] = {
-    "PyHessian, 20 iterations": (hessian_norm_pyhessian, "pyhessian"),
+    "PyHessian, at most 20 iterations": (hessian_norm_pyhessian, "pyhessian"),
     "curvlinops + scipy eigsh": (hessian_norm_curvlinops, "curvlinops"),
 }
 
 # name -> (function, norm of its network, library it needs, orders it has)
 PEERS: dict[str, tuple[Peer, type[PrimitiveNorm], str, str]] = {
     "higher, one task at a time": (plain_higher, PrimitiveNorm, "higher", "second first"),
+    "higher, F.batch_norm": (plain_higher, NativeNorm, "higher", "second first"),
     "TorchOpt": (torchopt, PrimitiveNorm, "torchopt", "second"),
     "torch.func vmap, own batch norm": (torch_func, PrimitiveNorm, "torch", "second first"),
     "torch.func vmap, F.batch_norm": (torch_func, NativeNorm, "torch", "second first"),

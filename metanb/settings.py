@@ -151,8 +151,8 @@ def _check(name: str, value: Any, kind: type) -> None:
 def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: int = 1, **others: Any) -> Settings:
     """The settings of a scale.
 
-    `paper` is the paper's own (Finn et al. 2017), `quick` takes minutes on a CPU core and differs from it in iterations
-    and tasks an iteration alone, `smoke` takes seconds and shows that everything runs.
+    `paper` is the paper's own (Finn et al. 2017). `quick` takes minutes on a CPU core, and differs from it in
+    iterations, tasks an iteration and iterations an epoch alone. `smoke` takes seconds and shows that everything runs.
 
     Args:
         scale: "smoke", "quick" or "paper".

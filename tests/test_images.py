@@ -521,7 +521,7 @@ def test_a_missing_font_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_requests_that_make_no_sense(tmp_path: Path) -> None:
     for kwargs, text in (
-        ({"dataset": "omniglott"}, "dataset 'omniglott': one of omniglot, mini-imagenet, glyphs, glyphs-all"),
+        ({"dataset": "omniglott"}, "dataset 'omniglott': one of glyphs, glyphs-all, omniglot, mini-imagenet"),
         ({"split": "val"}, "split 'val': one of train, valid, test"),
         ({"partition": "lake"}, "partition 'lake': one of vinyals, background"),
         ({"dataset": "glyphs", "rotations": True}, "omniglot's, not glyphs's"),

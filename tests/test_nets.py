@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.nets import ConvNet, head_mask
+from metanb.nets import ConvNet
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 84, 84), (1, 9, 12)]
 
@@ -157,14 +157,6 @@ def test_number_of_parameters():
     mini_imagenet = sum(p.numel() for p in ConvNet((3, 84, 84), ways=5, filters=32).parameters())
     assert omniglot == 9 * 64 + 3 * 9 * 64 * 64 + 4 * 2 * 64 + 64 * 5 + 5
     assert mini_imagenet == 9 * 3 * 32 + 3 * 9 * 32 * 32 + 4 * 2 * 32 + 800 * 5 + 5
-
-
-def test_head_mask_marks_the_last_parameters():
-    net = ConvNet((1, 28, 28), ways=5, filters=8)
-    mask = head_mask(net)
-    assert mask.dtype == torch.bool
-    assert mask.sum() == 8 * 5 + 5
-    assert mask[-45:].all() and len(mask) == sum(p.numel() for p in net.parameters())
 
 
 def test_errors_name_the_value():

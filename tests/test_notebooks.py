@@ -3,7 +3,9 @@
 That each gives the outputs it was committed with is nbval's to say: `make test` runs it in strict mode over notebooks/.
 """
 
+import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +51,18 @@ def test_reads_well(path):
     assert "assert " in notebook.cells[-1].source and "verified" in notebook.cells[-1].outputs[0].text
     assert "papermill" not in json.dumps([notebook.metadata, *(cell.metadata for cell in notebook.cells)])
     assert str(Path.home()) not in path.read_text()
+
+
+def test_readme_shows_what_the_notebook_drew():
+    """The picture is byte for byte that of the first figure of 2-flatness."""
+    (figure,) = (
+        output.data["text/html"]
+        for cell in code_cells(ROOT / "notebooks" / "2-flatness.ipynb")
+        for output in cell.outputs
+        if 'download="flatness.csv"' in output.get("data", {}).get("text/html", "")
+    )
+    picture = re.search(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]*)", figure).group(1)
+    assert base64.b64decode(picture).decode() == (ROOT / "book" / "_static" / "flatness.svg").read_text()
 
 
 def test_flatness_runs_live_with_other_parameters(tmp_path, monkeypatch):

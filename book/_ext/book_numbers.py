@@ -70,6 +70,11 @@ def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
     return table(["Setting", *columns, "Meaning"], rows)
 
 
+def span(values: pd.Series) -> str:
+    """Least to greatest, one digit."""
+    return f"{values.min():.0e} to {values.max():.0e}"
+
+
 def gradient_table(timings: pd.DataFrame, order: str) -> str:
     """Candidates by units: time, how many times as fast as the base, and whether the gradient is wrong."""
     chosen = timings[timings.order == order]
@@ -94,6 +99,10 @@ def benchmark() -> dict[str, str]:
         "bench_tasks": number(bench.HESSIAN_TASKS),
         "bench_where": f"Measured on {where['date'][:10]} on {where['device']} with {where['threads']} thread, "
         f"torch {where['torch']}: {result['clock']}, {result['repeats']} rounds.",
+        "bench_checked": number(bench.CHECKED_TASKS),
+        "bench_single": span(ours.error),
+        "bench_single_base": span(timings[(timings.candidate == bench.BASE) & (timings.unit != "H")].error),
+        "bench_measuring": f"{result['measuring']:.1%}",
         "bench_rate": f"{result['best_gflops']:.0f}",
         "bench_share": f"{ours.share.min():.0%} to {ours.share.max():.0%}",
         "bench_second": gradient_table(timings, "second"),
