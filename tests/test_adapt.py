@@ -65,12 +65,21 @@ def test_meta_gradient_is_that_of_one_task_at_a_time(shape, steps, first_order, 
     assert_same(meta_gradient(net, tasks, 0.1, steps, **options), expected, 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("shape", "filters", "steps"), [((1, 28, 28), 64, 5), ((3, 84, 84), 32, 1)], ids=["omniglot", "mini-imagenet"]
-)
-def test_meta_gradient_at_the_papers_width(shape, filters, steps):
-    net, tasks = make(shape, filters=filters), make_tasks(2, shape, queries=1)
-    assert_same(meta_gradient(net, tasks, 0.1, steps), one_at_a_time(net, tasks, 0.1, steps), 1e-12)
+# image shape, filters, ways, inner learning rate and steps of the paper's three settings
+PAPER = {
+    "5-way": ((1, 28, 28), 64, 5, 0.4, 1),
+    "20-way": ((1, 28, 28), 64, 20, 0.1, 5),
+    "mini": ((3, 84, 84), 32, 5, 0.01, 5),
+}
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("setting", PAPER)
+def test_meta_gradient_at_the_papers_settings(setting, first_order):
+    shape, filters, ways, lr, steps = PAPER[setting]
+    net, tasks = make(shape, ways=ways, filters=filters), make_tasks(2, shape, ways=ways, queries=1)
+    expected = one_at_a_time(net, tasks, lr, steps, first_order=first_order)
+    assert_same(meta_gradient(net, tasks, lr, steps, first_order=first_order), expected, 1e-12)
 
 
 def test_a_chunk_is_its_tasks():
