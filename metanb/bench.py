@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from metanb import images, landscape, peers, provenance
 from metanb.adapt import adapt, keep_freed_memory, losses
-from metanb.experiment import measure
+from metanb.experiment import measure, new_net
 from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
 from metanb.settings import Settings, preset
@@ -237,10 +237,7 @@ def best_rate(device: torch.device) -> float:
 
 
 def _net(settings: Settings, tasks: Tasks) -> ConvNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = ConvNet(tuple(tasks.support_x.shape[2:]), settings.ways, settings.filters)
-    return net.to(tasks.support_x.device)
+    return new_net(settings, tuple(tasks.support_x.shape[2:])).to(tasks.support_x.device)
 
 
 def _alternate(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:

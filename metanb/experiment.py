@@ -45,10 +45,8 @@ def run(settings: Settings, device: str = "auto") -> records.Record:
     found = records.find(settings)
     if found is not None:
         return found
-    folder = records.store()
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{settings.id}.lock"):
-        return records.find(settings) or _train(settings, resolve(device), folder)
+    with _lock(settings):
+        return records.find(settings) or _train(settings, resolve(device))
 
 
 def resolve(device: str) -> torch.device:
@@ -63,13 +61,12 @@ def resolve(device: str) -> torch.device:
 
 def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     """The network at the end of a run, from the weights that the local store keeps; trained if they are not there."""
-    folder = records.store()
-    path = folder / f"{settings.id}.pt"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{settings.id}.lock"):
+    path = _checkpoint(settings)
+    with _lock(settings):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
-            _train(settings, resolve(device), folder)
-    net = _net(settings, images.load(settings.dataset, "test", partition=settings.partition))
+            _train(settings, resolve(device))
+    example = images.load(settings.dataset, "test", partition=settings.partition)
+    net = new_net(settings, example.images.shape[2:])
     net.load_state_dict(checkpoint.read(path)["net"])
     return net
 
@@ -128,13 +125,24 @@ def _adapt_only(net: ConvNet, part: Tasks, settings: Settings) -> torch.Tensor:
     ).detach()
 
 
-def _net(settings: Settings, example: images.ImageSet) -> ConvNet:
+def new_net(settings: Settings, image_shape: tuple[int, int, int]) -> ConvNet:
+    """The untrained network of these settings, on the CPU; torch's own random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return ConvNet(example.images.shape[2:], settings.ways, settings.filters, settings.head_init)
+        return ConvNet(image_shape, settings.ways, settings.filters, settings.head_init)
 
 
-def _train(settings: Settings, device: torch.device, folder: Path) -> records.Record:
+def _lock(settings: Settings) -> FileLock:
+    """Keeps two processes off one run; the store is made if it is not there."""
+    records.store().mkdir(parents=True, exist_ok=True)
+    return FileLock(records.store() / f"{settings.id}.lock")
+
+
+def _checkpoint(settings: Settings) -> Path:
+    return records.store() / f"{settings.id}.pt"
+
+
+def _train(settings: Settings, device: torch.device) -> records.Record:
     sets = {
         split: images.load(
             settings.dataset, split, partition=settings.partition, rotations=settings.rotations and split == "train"
@@ -147,7 +155,7 @@ def _train(settings: Settings, device: torch.device, folder: Path) -> records.Re
         for split, stream in (("test", TEST), ("valid", VALID))
     )  # fmt: skip
     keep_freed_memory()
-    net = _net(settings, sets["train"]).to(device)
+    net = new_net(settings, sets["train"].images.shape[2:]).to(device)
     origin = {
         **provenance.environment(device),
         "code": provenance.code(),
@@ -155,7 +163,7 @@ def _train(settings: Settings, device: torch.device, folder: Path) -> records.Re
         "data": {split: found.digest for split, found in sets.items()},
     }
     state = State(net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), origin)
-    path = folder / f"{settings.id}.pt"
+    path = _checkpoint(settings)
     if path.exists():
         state.load(path)
     bar = tqdm(
@@ -183,7 +191,7 @@ def _train(settings: Settings, device: torch.device, folder: Path) -> records.Re
         "cpu_seconds": round(state.cpu, 1),
         "resumed": state.resumed,
     }
-    return records.write(settings, state.rows, state.origin | times, folder)
+    return records.write(settings, state.rows, state.origin | times, records.store())
 
 
 def _epoch(state: State, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm) -> dict[str, Stat]:
