@@ -44,13 +44,23 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def adapt(
-    net: ConvNet, tasks: Tasks, lr: float, steps: int, *, first_order: bool = False, adapt_norm: bool = True
-) -> Tensor:
+    net: ConvNet, tasks: Tasks, lr: float, steps: int, *, first_order: bool = False, adapt_norm: bool = True,
+    start: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Parameters [T, P] after `steps` SGD steps of rate `lr` on each task's support set (the paper's theta~_i).
 
-    They are differentiable, once, with respect to the net's parameters; with `first_order` their values are the same
-    and their derivative is the identity (first-order MAML). `adapt_norm=False` leaves batch norm's gamma and beta as
-    they are. All the tasks are adapted together: split large batches into chunks.
+    They are differentiable with respect to the net's parameters; with `first_order` their values are the same and their
+    derivative is the identity (first-order MAML). `adapt_norm=False` leaves batch norm's gamma and beta as they are.
+    All the tasks are adapted together: split large batches into chunks.
+
+    Args:
+        net: the network; its parameters are theta_s.
+        tasks: T tasks.
+        lr: step size.
+        steps: number of steps.
+        first_order: whether the inner gradients count as constants.
+        adapt_norm: whether gamma and beta take part.
+        start: [T, P], where each task starts in place of theta_s; the result is differentiable by it instead.
 
     Raises:
         ValueError: lr <= 0 or steps < 0.
@@ -59,7 +69,7 @@ def adapt(
         raise ValueError(f"lr is {lr}: the inner loop needs a learning rate above 0")
     if steps < 0:
         raise ValueError(f"steps is {steps}: the inner loop needs 0 steps or more")
-    initial = flatten(net).expand(len(tasks), -1)
+    initial = flatten(net).expand(len(tasks), -1) if start is None else start
     if steps == 0:
         return initial
     fixed = () if adapt_norm else ("gamma", "beta")
@@ -72,8 +82,8 @@ def adapt(
             inner,
         ),
     ):
-        start = [p.expand(len(tasks), *p.shape) for p in net.parameters()]
-        fnet.update_params(start if differentiable else [p.detach().requires_grad_() for p in start])
+        parts = [p.expand(len(tasks), *p.shape) for p in net.parameters()] if start is None else unflatten(net, start)
+        fnet.update_params(parts if differentiable else [p.detach().requires_grad_() for p in parts])
         support = net.patches(tasks.support_x)  # the same in every step
         for _ in range(steps):
             if not adapt_norm:  # an alias a step: else `higher` would differentiate by gamma through the earlier steps

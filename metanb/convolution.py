@@ -31,7 +31,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
     """Each task's batch norm of x [T, B, H, W, C] by its own statistics, gamma and beta [T, C]; then ReLU, if `relu`.
 
-    Differentiable twice; a third derivative raises RuntimeError.
+    Differentiable to any order, the first and the second derivative by one pass each.
     """
     return _BatchNorm.apply(x, gamma, beta, relu)
 
@@ -205,15 +205,15 @@ class _BatchNormGradient(Function):
 
     @staticmethod
     def forward(
-        ctx, g: Tensor, x: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None
+        ctx, given: Tensor, x: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        g = (g if y is None else _where_positive(g, y)).flatten(1, 3)
+        g = (given if y is None else _where_positive(given, y)).flatten(1, 3)
         samples = g.shape[1]
         mean_g = g.mean(1, keepdim=True)
         mean_gn = (g * centred).mean(1, keepdim=True) * r
         scale = gamma.unsqueeze(1) * r
         by_x = torch.addcmul(-scale * mean_g, centred, -scale * r * mean_gn).addcmul_(g, scale)
-        ctx.save_for_backward(g, gamma, centred, r, y, mean_g, mean_gn)
+        ctx.save_for_backward(given, x, gamma, g, centred, r, y, mean_g, mean_gn)
         return by_x.view_as(x), (mean_gn * samples).squeeze(1), (mean_g * samples).squeeze(1)
 
     @staticmethod
@@ -222,9 +222,12 @@ class _BatchNormGradient(Function):
 
         x enters through n, with gradient k = v g - scale (mean(g n) u + mean(u n) g), and through r.
         """
-        if torch.is_grad_enabled():  # left to autograd, a third derivative would silently lack this term
-            raise RuntimeError("batch_norm has no third derivative: take the second without create_graph=True")
-        g, gamma, centred, r, y, mean_g, mean_gn = ctx.saved_tensors
+        given, x, gamma, g, centred, r, y, mean_g, mean_gn = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a third derivative autograd must see how these follow from g and x
+            g, samples = (given if y is None else _where_positive(given, y)).flatten(1, 3), x.flatten(1, 3)
+            centred = samples - samples.mean(1, keepdim=True)
+            r = (centred.square().mean(1, keepdim=True) + EPS).rsqrt()
+            mean_g, mean_gn = g.mean(1, keepdim=True), (g * centred).mean(1, keepdim=True) * r
         shape, u, gamma, v, w = u.shape, u.flatten(1, 3), gamma.unsqueeze(1), v.unsqueeze(1), w.unsqueeze(1)
         scale = gamma * r
         mean_u = u.mean(1, keepdim=True)

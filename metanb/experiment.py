@@ -12,13 +12,14 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from metanb import checkpoint, images, landscape, provenance, records
-from metanb.adapt import accuracy, adapt, flatten, keep_freed_memory, losses
+from metanb.adapt import keep_freed_memory
 from metanb.checkpoint import State
 from metanb.landscape import Stat
-from metanb.meta import chunk_size, meta_gradient
+from metanb.measures import measure
+from metanb.meta import chunk_size, meta_gradient, supervised_gradient
 from metanb.nets import ConvNet
 from metanb.settings import Settings
-from metanb.tasks import Tasks, sample_tasks
+from metanb.tasks import sample_images, sample_tasks
 
 TRAIN, VALID, TEST = range(3)  # streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i]
 
@@ -65,71 +66,28 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     with _lock(settings):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
             _train(settings, resolve(device))
-    example = images.load(settings.dataset, "test", partition=settings.partition)
-    net = new_net(settings, example.images.shape[2:])
+    net = new_net(settings, load(settings, "train"))
     net.load_state_dict(checkpoint.read(path)["net"])
     return net
 
 
-def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict[str, Stat]:
-    """The paper's measures of the network theta_s on the fixed tasks, each over tasks unless said otherwise.
+def new_net(settings: Settings, train: images.ImageSet) -> ConvNet:
+    """The untrained network of these settings, on the CPU; torch's own random state stays as it is.
 
-    On meta-test tasks: `support_loss_before` (at theta_s), `support_loss`, `query_loss`, `query_accuracy` and
-    `hessian_norm` (at the adapted theta~_i), `distance` norm(theta~_i - theta_s), `trajectory_coherence` (n: tasks that
-    moved at all) and `gradient_coherence`. On meta-validation tasks: `valid_accuracy`. Of the network: `body_norm` and
-    `head_norm`, the L2 norms of the convolutions' weights and of the head's.
+    Finetuning trains a head with an output for each meta-train class.
     """
-    theta = flatten(net).detach()
-    values: dict[str, list[torch.Tensor]] = {}
-    for part in test.split(landscape.TASKS_AT_ONCE):
-        start = theta.expand(len(part), -1).clone().requires_grad_()
-        before = losses(net, start, part.support_x, part.support_y)
-        (gradient,) = torch.autograd.grad(before.sum(), start)
-        adapted = _adapt_only(net, part, settings)
-
-        def support_loss(params: torch.Tensor, part: Tasks = part) -> torch.Tensor:
-            return losses(net, params, part.support_x, part.support_y)
-
-        with torch.no_grad():
-            found = {
-                "support_loss_before": before.detach(),
-                "support_loss": support_loss(adapted),
-                "query_loss": losses(net, adapted, part.query_x, part.query_y),
-                "query_accuracy": accuracy(net, adapted, part.query_x, part.query_y),
-                "displacement": adapted - theta,
-                "gradient": gradient,
-            }
-        found["hessian_norm"] = landscape.hessian_norms(support_loss, adapted).norms
-        for name, value in found.items():
-            values.setdefault(name, []).append(value)
-    whole = {name: torch.cat(parts) for name, parts in values.items()}
-    displacement, gradient = whole.pop("displacement"), whole.pop("gradient")
-    stats = {name: landscape.summarise(value) for name, value in whole.items()}
-    stats["distance"] = landscape.distance(displacement)
-    stats["trajectory_coherence"], _ = landscape.trajectory_coherence(displacement)
-    stats["gradient_coherence"] = landscape.gradient_coherence(gradient)
-    correct = [
-        accuracy(net, _adapt_only(net, part, settings), part.query_x, part.query_y)
-        for part in valid.split(landscape.TASKS_AT_ONCE)
-    ]
-    stats["valid_accuracy"] = landscape.summarise(torch.cat(correct))
-    for part, weights in (("body", [block.weight for block in net.blocks]), ("head", [net.head.weight])):
-        norm = float(torch.cat([weight.detach().flatten() for weight in weights]).norm())
-        stats[f"{part}_norm"] = Stat(norm, norm, 0.0, 0.0, 1)
-    return stats
-
-
-def _adapt_only(net: ConvNet, part: Tasks, settings: Settings) -> torch.Tensor:
-    return adapt(
-        net, part, settings.inner_lr, settings.test_steps, first_order=True, adapt_norm=settings.adapt_norm
-    ).detach()
-
-
-def new_net(settings: Settings, image_shape: tuple[int, int, int]) -> ConvNet:
-    """The untrained network of these settings, on the CPU; torch's own random state stays as it is."""
+    outputs = len(train.classes) if settings.algorithm == "finetune" else settings.ways
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return ConvNet(image_shape, settings.ways, settings.filters, settings.head_init)
+        return ConvNet(train.images.shape[2:], outputs, settings.filters, settings.head_init)
+
+
+def load(settings: Settings, split: str) -> images.ImageSet:
+    """The image set of one split; meta-training's with rotations, or with few classes, as the settings say."""
+    train = split == "train"
+    found = images.load(settings.dataset, split, partition=settings.partition, rotations=settings.rotations and train)
+    few = train and settings.train_classes
+    return images.keep(found, settings.train_classes, settings.class_seed) if few else found
 
 
 def _lock(settings: Settings) -> FileLock:
@@ -143,19 +101,14 @@ def _checkpoint(settings: Settings) -> Path:
 
 
 def _train(settings: Settings, device: torch.device) -> records.Record:
-    sets = {
-        split: images.load(
-            settings.dataset, split, partition=settings.partition, rotations=settings.rotations and split == "train"
-        )
-        for split in ("train", "valid", "test")
-    }
+    sets = {split: load(settings, split) for split in images.SPLITS}
     test, valid = (
         sample_tasks(sets[split], settings.test_tasks, settings.ways, settings.shots, settings.test_queries,
                      np.random.default_rng([settings.task_seed, stream])).to(device)
         for split, stream in (("test", TEST), ("valid", VALID))
     )  # fmt: skip
     keep_freed_memory()
-    net = new_net(settings, sets["train"].images.shape[2:]).to(device)
+    net = new_net(settings, sets["train"]).to(device)
     origin = {
         **provenance.environment(device),
         "code": provenance.code(),
@@ -195,32 +148,47 @@ def _train(settings: Settings, device: torch.device) -> records.Record:
 
 
 def _epoch(state: State, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm) -> dict[str, Stat]:
-    """One epoch of meta-training; the statistic of its loss is over iterations."""
-    batch_losses = []
+    """One epoch of training; statistics of `train_loss` and, with a regulariser, `relative_move` over iterations."""
+    seen: dict[str, list[float]] = {}
     last = epoch * settings.epoch_iterations
-    device = next(state.net.parameters()).device
     for iteration in range(last - settings.epoch_iterations, last):
-        rng = np.random.default_rng([settings.seed, TRAIN, iteration])
-        tasks = sample_tasks(train, settings.meta_batch, settings.ways, settings.shots, settings.queries, rng)
         state.optimiser.zero_grad(set_to_none=True)
-        batch = meta_gradient(
-            state.net,
-            tasks.to(device),
-            settings.inner_lr,
-            settings.inner_steps,
-            first_order=settings.first_order,
-            adapt_norm=settings.adapt_norm,
-            chunk=chunk_size(settings, device),
-        )
-        loss = float(batch.mean())
+        found = _gradient(state.net, train, settings, iteration)
+        loss = found["train_loss"]
         slope = float(torch.nn.utils.get_total_norm([p.grad for p in state.net.parameters()]))
         if not np.isfinite([loss, slope]).all():
             raise _diverged(f"loss is {loss}, its gradient's norm {slope}, at iteration {iteration}", settings, epoch)
         state.optimiser.step()
-        batch_losses.append(loss)
+        for name, value in found.items():
+            seen.setdefault(name, []).append(value)
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         bar.update()
-    return {"train_loss": landscape.summarise(torch.tensor(batch_losses, dtype=torch.float64))}
+    return {name: landscape.summarise(torch.tensor(values, dtype=torch.float64)) for name, values in seen.items()}
+
+
+def _gradient(net: ConvNet, train: images.ImageSet, settings: Settings, iteration: int) -> dict[str, float]:
+    """One iteration's gradient, added to the net's; the values it saw, by the name of their measure."""
+    device = net.head.weight.device
+    rng = np.random.default_rng([settings.seed, TRAIN, iteration])
+    if settings.algorithm == "finetune":  # as many images an iteration as MAML sees
+        n_images = settings.meta_batch * settings.ways * (settings.shots + settings.queries)
+        x, y = sample_images(train, n_images, rng)
+        return {"train_loss": float(supervised_gradient(net, x.to(device), y.to(device)))}
+    tasks = sample_tasks(train, settings.meta_batch, settings.ways, settings.shots, settings.queries, rng)
+    outcome = meta_gradient(
+        net,
+        tasks.to(device),
+        settings.inner_lr,
+        settings.inner_steps,
+        first_order=settings.first_order,
+        adapt_norm=settings.adapt_norm,
+        chunk=chunk_size(settings, device),
+        regulariser=settings.regulariser,
+        gamma=settings.gamma,
+        seed=int(rng.integers(2**63)),
+    )
+    seen = {"train_loss": float(outcome.losses.mean())}
+    return seen if settings.regulariser == "none" else seen | {"relative_move": float(outcome.moves.mean())}
 
 
 def _diverged(what: str, settings: Settings, epoch: int) -> DivergedError:

@@ -90,6 +90,19 @@ def load(
     return ImageSet(dataset, split, images, names, digest)
 
 
+def keep(images: ImageSet, n: int, seed: int) -> ImageSet:
+    """The set with n of its classes only, drawn by the seed; of two numbers of classes, the fewer are among the more.
+
+    Raises DataError if the set has fewer.
+    """
+    if n > len(images.classes):
+        raise DataError(f"{images.name} {images.split} has {len(images.classes)} classes, not {n}: keep fewer")
+    chosen = np.argsort(np.random.default_rng(seed).random(len(images.classes)))[:n]
+    kept, names = images.images[chosen], tuple(images.classes[i] for i in chosen)
+    kept.flags.writeable = False
+    return ImageSet(images.name, images.split, kept, names, digest_of(names, kept))
+
+
 def check(dataset: str, root: Path | str | None = None) -> str:
     """Verify a data set as a whole, downloading nothing; the summary names what was found: counts and digests by split.
 

@@ -6,11 +6,14 @@ theta_s is the meta-train solution, theta~_i task i's adapted solution. With one
     trajectory coherence  d_i = (theta~_i - theta_s) / norm; mean over i != j of d_i . d_j     `trajectory_coherence`
     gradient coherence    g_i = -grad L(D_i; theta_s); mean over i != j of g_i . g_j           `gradient_coherence`
     distance              mean of norm(theta~_i - theta_s)                                     `distance`
+
+Beside the paper's: `adaptive_sharpness`, a flatness that rescaling weights leaves alone.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,6 +135,19 @@ def hessian_norms(
     )
 
 
+def adaptive_sharpness(loss_fn: Callable[[Tensor], Tensor], params: Tensor, **options: Any) -> HessianNorms:
+    """Curvature by relative changes of the parameters: the spectral norm of diag(w) H diag(w), w the parameters.
+
+    H itself changes when a filter is rescaled under batch norm, though the function does not (Dinh et al. 2017). By
+    relative changes nothing changes: this is the element-wise adaptive sharpness of Kwon et al. (ASAM, ICML 2021), to
+    second order, of either sign of curvature. It is the Hessian norm by z, at z = 1, of the loss at params * z.
+
+    Args and errors are those of `hessian_norms`.
+    """
+    weights = params.detach()
+    return hessian_norms(lambda z: loss_fn(weights * z), torch.ones_like(weights), **options)
+
+
 def coherence(vectors: Tensor) -> Tensor:
     """Each task's mean inner product with the others: vectors [T, P] -> c [T] float64.
 
@@ -154,16 +170,18 @@ def summarise(values: Tensor) -> Stat:
     return Stat(float(values.mean()), float(values.quantile(0.5)), std, std / math.sqrt(n), n)
 
 
-def trajectory_coherence(displacements: Tensor) -> tuple[Stat, int]:
+def trajectory_coherence(displacements: Tensor, part: slice = slice(None)) -> tuple[Stat, int]:
     """Mean cosine between displacements theta~_i - theta_s [T, P] of different tasks, and the number of tasks dropped.
 
     A task that did not move has no direction: it is dropped. Raises ValueError if fewer than 2 moved.
+
+    With `part`, only those columns' share of the cosines: shares over columns that make up the whole sum to the whole.
     """
     norms = displacements.detach().double().norm(dim=1, keepdim=True)
     moved = norms[:, 0] != 0  # NaN stays
     if (n := int(moved.sum())) < 2:
         raise ValueError(f"{n} of {len(displacements)} tasks moved: trajectory coherence is over pairs, it needs 2")
-    return _pairwise(displacements.double()[moved] / norms[moved]), len(displacements) - n
+    return _pairwise((displacements.double()[moved] / norms[moved])[:, part]), len(displacements) - n
 
 
 def gradient_coherence(gradients: Tensor) -> Stat:

@@ -1,34 +1,111 @@
-"""The outer loop: one meta-gradient of MAML (Finn et al. 2017), second order or first order."""
+"""The outer loop: one gradient of MAML (Finn et al. 2017), regularised or not, or of the finetuning baseline."""
 
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from metanb.adapt import adapt, losses
+from metanb.adapt import adapt, flatten, losses
 from metanb.nets import ConvNet
 from metanb.settings import Settings
 from metanb.tasks import Tasks
 
 
+class Outcome(NamedTuple):
+    """What one meta-gradient saw, by task; detached."""
+
+    losses: Tensor  # [T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
+    moves: Tensor  # [T] norm(theta^_i - theta~_i) / norm(theta~_i - theta_s); 0 where no regulariser moves
+
+
 def meta_gradient(
-    net: ConvNet, tasks: Tasks, lr: float, steps: int, *, first_order: bool, adapt_norm: bool, chunk: int
-) -> Tensor:
+    net: ConvNet, tasks: Tasks, lr: float, steps: int, *, first_order: bool, adapt_norm: bool, chunk: int,
+    regulariser: str = "none", gamma: float = 0.0, seed: int = 0,
+) -> Outcome:  # fmt: skip
     """Add to the `.grad` of the net's parameters the gradient of the mean query loss after adaptation.
 
     The tasks go through in chunks of `chunk` at a time, each chunk's graph freed before the next is built: the sum is
-    the same up to rounding, the memory is that of one chunk.
+    the same up to rounding, the memory is that of one chunk. A regulariser needs the mean direction of the whole batch,
+    so it takes a first pass, without a graph.
 
-    Returns:
-        The query loss of each task at its adapted parameters, [T], detached.
+    With u_i = theta~_i - theta_s, r_i = norm(u_i), d_i = u_i / r_i, d_mu the mean of d_i over the batch, a constant,
+    and Omega_i = -d_i . d_mu, the outer loss of task i is L(D'_i; theta^_i), and `regulariser` says what theta^_i is:
+
+        none      theta~_i
+        adapted   theta~_i - gamma grad Omega_i by theta~_i, which is -(d_mu - (d_i . d_mu) d_i) / r_i (the paper)
+        through   theta~_i - gamma grad Omega_i by theta_s, through the inner loop, to third derivatives
+        random    as `adapted`, along a random direction e in place of d_mu, the same for the whole batch, but as far as
+                  `adapted` would go: a control
+        outer     theta~_i; the outer loss of task i is L(D'_i; theta~_i) + gamma Omega_i
+
+    In first order u_i counts as a constant; then `through` and `outer` would change nothing.
+
+    Args:
+        net: the network; its parameters are theta_s.
+        tasks: T tasks, the meta-batch.
+        lr: inner step size.
+        steps: inner steps.
+        first_order: first-order MAML.
+        adapt_norm: whether batch norm's scale and shift take part in the inner loop.
+        chunk: tasks at a time.
+        regulariser: see above.
+        gamma: its strength.
+        seed: of the random direction.
     """
-    values = []
+    options = {"adapt_norm": adapt_norm}
+    direction, other = (
+        _directions(net, tasks, lr, steps, chunk, seed, **options) if regulariser != "none" else (None, None)
+    )
+    found = []
     for part in tasks.split(chunk):
-        params = adapt(net, part, lr, steps, first_order=first_order, adapt_norm=adapt_norm)
-        query_losses = losses(net, params, part.query_x, part.query_y)
-        (query_losses.sum() / len(tasks)).backward()
-        values.append(query_losses.detach())
-    return torch.cat(values)
+        start = flatten(net).expand(len(part), -1)
+        adapted = adapt(net, part, lr, steps, first_order=first_order, start=start, **options)
+        moved, penalty = adapted, torch.zeros(())
+        if regulariser in ("adapted", "random"):
+            moved = pulled(adapted, start, direction, gamma)
+            if regulariser == "random":
+                moved = adapted + _length(moved - adapted) * _unit(pulled(adapted, start, other, gamma) - adapted)
+        elif regulariser == "through":
+            (slope,) = torch.autograd.grad(omega(adapted, start, direction).sum(), start, create_graph=True)
+            moved = adapted - gamma * slope
+        elif regulariser == "outer":
+            penalty = gamma * omega(adapted, start, direction)
+        query_losses = losses(net, moved, part.query_x, part.query_y)
+        ((query_losses + penalty).sum() / len(tasks)).backward()
+        with torch.no_grad():
+            relative = (moved - adapted).norm(dim=1) / _length(adapted - start)[:, 0]
+        found.append((query_losses.detach(), relative))
+    return Outcome(*(torch.cat(values) for values in zip(*found, strict=True)))
+
+
+def omega(adapted: Tensor, start: Tensor, direction: Tensor) -> Tensor:
+    """Omega_i = -d_i . direction, [T], of adapted parameters and starts [T, P]; 0 for a task that did not move."""
+    return -(_unit(adapted - start) @ direction)
+
+
+def pulled(adapted: Tensor, start: Tensor, direction: Tensor, gamma: float) -> Tensor:
+    """theta^_i = theta~_i - gamma grad Omega_i, [T, P], the gradient by theta~_i and `direction` a constant.
+
+    With u = theta~_i - theta_s and r = norm(u), that is theta~_i + (gamma / r) (direction - (d_i . direction) d_i). A
+    task that did not move stays where it is.
+    """
+    u = adapted - start
+    r = _length(u)
+    d = u / r
+    across = direction - (d @ direction).unsqueeze(1) * d
+    return adapted + torch.where(u.detach().abs().amax(1, keepdim=True) > 0, gamma / r * across, 0.0)
+
+
+def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor) -> Tensor:
+    """Finetuning's pretraining: add the gradient of the mean cross-entropy of one mini-batch; returns it, detached.
+
+    The head has an output for every meta-train class; x [n, C, H, W], y [n].
+    """
+    loss = F.cross_entropy(net(x), y)
+    loss.backward()
+    return loss.detach()
 
 
 def chunk_size(settings: Settings, device: torch.device) -> int:
@@ -42,3 +119,27 @@ def chunk_size(settings: Settings, device: torch.device) -> int:
     side = 84 if settings.dataset == "mini-imagenet" else 28
     pixels = settings.ways * (settings.shots + settings.queries) * side**2
     return min(settings.meta_batch, 2 ** int(math.log2(max(1.0, 2**20 / pixels))))
+
+
+def _directions(
+    net: ConvNet, tasks: Tasks, lr: float, steps: int, chunk: int, seed: int, adapt_norm: bool
+) -> tuple[Tensor, Tensor]:
+    """d_mu [P] of the whole batch, and a random direction [P] of length 1; both without a graph."""
+    with torch.no_grad():
+        theta = flatten(net)
+        directions = [
+            _unit(adapt(net, part, lr, steps, first_order=True, adapt_norm=adapt_norm) - theta)
+            for part in tasks.split(chunk)
+        ]
+        other = torch.randn(theta.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return torch.cat(directions).mean(0), (other / other.norm()).to(theta)
+
+
+def _length(u: Tensor) -> Tensor:
+    """Norms [T, 1] of u [T, P], 1 for a row of zeros: a norm has no derivative there."""
+    squares = u.square().sum(1, keepdim=True)
+    return torch.where(squares > 0, squares, 1.0).sqrt()
+
+
+def _unit(u: Tensor) -> Tensor:
+    return u / _length(u)

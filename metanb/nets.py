@@ -91,7 +91,13 @@ class ConvNet(nn.Module):
         self.blocks = nn.ModuleList(
             Block(channels if i == 0 else filters, filters, self.stride, pool=not self.strided) for i in range(4)
         )
-        self.head = nn.Linear(filters if self.strided else filters * (height // 16) * (width // 16), ways)
+        features = filters if self.strided else filters * (height // 16) * (width // 16)
+        self.head = nn.utils.skip_init(nn.Linear, features, ways)
+        self.reset_head(head_init)
+
+    def reset_head(self, head_init: str) -> None:
+        """Draw the head anew, as at the start, from torch's random state."""
+        self.head.reset_parameters()
         if head_init == "finn":
             (nn.init.normal_ if self.strided else nn.init.xavier_uniform_)(self.head.weight)
             nn.init.zeros_(self.head.bias)

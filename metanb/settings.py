@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 Dataset = Literal["glyphs", "glyphs-all", "omniglot", "mini-imagenet"]
-Algorithm = Literal["maml", "fomaml"]
+Algorithm = Literal["maml", "fomaml", "finetune"]
+TestHead = Literal["fresh", "shared", "zero"]
+Regulariser = Literal["none", "adapted", "through", "outer", "random"]
 Partition = Literal["vinyals", "background"]
 HeadInit = Literal["torch", "finn", "zero"]
 Scale = Literal["smoke", "quick", "paper"]
@@ -20,6 +22,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "partition": get_args(Partition),
     "algorithm": get_args(Algorithm),
     "head_init": get_args(HeadInit),
+    "test_head": get_args(TestHead),
+    "regulariser": get_args(Regulariser),
     "rotations": (False, True),
     "adapt_norm": (False, True),
 }
@@ -27,12 +31,19 @@ RANGES: dict[str, tuple[float, float]] = {
     "ways": (2, 100), "shots": (1, 100), "queries": (1, 100), "test_queries": (1, 100), "filters": (1, 1024),
     "inner_lr": (1e-6, 100.0), "inner_steps": (1, 100), "test_steps": (1, 100), "meta_batch": (1, 1024),
     "outer_lr": (1e-8, 1.0), "iterations": (1, 10**7), "epoch_iterations": (1, 10**6),
-    "test_tasks": (2, 10_000), "seed": (0, 2**31 - 1), "task_seed": (0, 2**31 - 1),
+    "test_tasks": (2, 10_000), "seed": (0, 2**31 - 1), "task_seed": (0, 2**31 - 1), "gamma": (0.0, 1e6),
+    "train_classes": (0, 100_000), "class_seed": (0, 2**31 - 1),
 }  # fmt: skip
 
+REGULARISERS = {  # those that can change a meta-gradient: some act by second derivatives alone
+    "maml": get_args(Regulariser),
+    "fomaml": ("none", "adapted", "random"),
+    "finetune": ("none",),
+}
 NAMES = {  # as readers know them
     "maml": "MAML",
     "fomaml": "first-order MAML",
+    "finetune": "finetuning",
     "glyphs": "Glyphs",
     "glyphs-all": "Glyphs (all)",
     "omniglot": "Omniglot",
@@ -63,6 +74,8 @@ class Settings:
     rotations: bool = _setting(
         False, "meta-train classes of Omniglot also rotated by 90, 180, 270 degrees, as new classes"
     )
+    train_classes: int = _setting(0, "how many meta-train classes are kept, 0: all; few make meta-training overfit")
+    class_seed: int = _setting(0, "which ones are kept; of two numbers of classes, the fewer are among the more")
     ways: int = _setting(5, "N, classes a task")
     shots: int = _setting(1, "K, support images a class")
     queries: int = _setting(1, "query images a class in meta-training")
@@ -71,7 +84,16 @@ class Settings:
     head_init: HeadInit = _setting(
         "torch", "how the head starts; finn: standard normal weights, as in Finn's code; zero: all zero"
     )
-    algorithm: Algorithm = _setting("maml", "maml, or fomaml: first-order MAML")
+    algorithm: Algorithm = _setting(
+        "maml", "maml, fomaml: first-order MAML, or finetune: supervised training over all meta-train classes"
+    )
+    test_head: TestHead = _setting(
+        "fresh", "the N-way head that finetuning meets a task with: fresh for each task, one shared by all, or zero"
+    )
+    regulariser: Regulariser = _setting(
+        "none", "the coherence regulariser: adapted is the paper's, the others are other readings and a control"
+    )
+    gamma: float = _setting(0.0, "strength of the regulariser")
     inner_lr: float = _setting(0.4, "step size of the inner SGD")
     inner_steps: int = _setting(1, "inner SGD steps in meta-training")
     test_steps: int = _setting(1, "inner SGD steps at meta-test")
@@ -100,6 +122,21 @@ class Settings:
             raise SettingsError(
                 f"rotations and partition belong to dataset='omniglot', not {self.dataset!r}: leave them out"
             )
+        if self.algorithm != "finetune" and self.test_head != "fresh":
+            raise SettingsError(f"test_head={self.test_head!r} belongs to algorithm='finetune': leave it out")
+        if (self.regulariser == "none") != (self.gamma == 0):
+            raise SettingsError(
+                f"regulariser={self.regulariser!r} with gamma={self.gamma:g}: give a regulariser and a gamma above 0"
+            )
+        if self.regulariser not in REGULARISERS[self.algorithm]:
+            raise SettingsError(
+                f"regulariser={self.regulariser!r} has no effect under algorithm={self.algorithm!r}: choose from "
+                f"{', '.join(REGULARISERS[self.algorithm])}"
+            )
+        if 0 < self.train_classes < self.ways:
+            raise SettingsError(f"train_classes={self.train_classes} are fewer than ways={self.ways}: keep more")
+        if self.class_seed and not self.train_classes:
+            raise SettingsError(f"class_seed={self.class_seed} needs train_classes: all classes are kept")
 
     @property
     def epochs(self) -> int:
@@ -119,7 +156,9 @@ class Settings:
         """
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.dataset}-{self.ways}w{self.shots}s-{self.algorithm}-s{self.seed}-{digest}"
+        what = self.algorithm if self.regulariser == "none" else f"{self.algorithm}-{self.regulariser}"
+        kept = f"-{self.train_classes}c" if self.train_classes else ""
+        return f"{self.dataset}{kept}-{self.ways}w{self.shots}s-{what}-s{self.seed}-{digest}"
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for JSON."""
@@ -151,8 +190,9 @@ def _check(name: str, value: Any, kind: type) -> None:
 def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: int = 1, **others: Any) -> Settings:
     """The settings of a scale.
 
-    `paper` is the paper's own (Finn et al. 2017). `quick` takes minutes on a CPU core, and differs from it in
-    iterations, tasks an iteration and iterations an epoch alone. `smoke` takes seconds and shows that everything runs.
+    `paper` is the paper's own (Finn et al. 2017). `quick` takes a minute or a few on a CPU core, and differs from it in
+    filters, tasks an iteration, iterations and their number an epoch alone. `smoke` takes seconds and shows that
+    everything runs.
 
     Args:
         scale: "smoke", "quick" or "paper".
@@ -173,7 +213,8 @@ def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: in
             "inner_lr": 0.1, "inner_steps": 5, "test_steps": 5, "meta_batch": 16}  # fmt: skip
         values |= {"queries": shots}  # as in Finn's code: as many query as support images
     if scale == "quick":
-        values |= {"meta_batch": max(2, values["meta_batch"] // 4), "iterations": 3_000, "epoch_iterations": 150}
+        values |= {"meta_batch": max(2, values["meta_batch"] // 4), "filters": 32}
+        values |= {"iterations": 1_800, "epoch_iterations": 150}
     if scale == "smoke":
         values |= {"filters": 16, "meta_batch": 4, "iterations": 60, "epoch_iterations": 10}
         values |= {"test_tasks": 8, "test_queries": 5}

@@ -89,6 +89,16 @@ def sample_tasks(
     )
 
 
+def sample_images(images: ImageSet, n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """A mini-batch for supervised training: images [n, C, H, W] float32 in [0, 1] and their classes [n] int64.
+
+    Drawn with replacement, all images alike likely, from one `rng.random((n, 2))`.
+    """
+    counts = np.array(images.images.shape[:2])
+    classes, members = (rng.random((n, 2)) * counts).astype(np.int64).T
+    return _gather(images.images, classes[None], members[None, :, None])[0], torch.from_numpy(classes)
+
+
 def _draw(uniform: np.ndarray, n: int) -> np.ndarray:
     """Draws of k from 0..n-1 without replacement, every ordered outcome equally likely: k Fisher-Yates steps a row.
 

@@ -110,9 +110,21 @@ def test_batch_norm_by_finite_differences(relu):
     assert gradgradcheck(lambda *z: batch_norm(*z, relu), inputs)
 
 
-def test_batch_norm_refuses_a_third_derivative():
-    x, gamma, beta = randn(T, B, 2, 3, C), randn(T, C, seed=1), randn(T, C, seed=2)
-    (first,) = grad(batch_norm(x, gamma, beta, relu=False).pow(3).sum(), x, create_graph=True)
-    grad(first.square().sum(), x, retain_graph=True)
-    with pytest.raises(RuntimeError, match="no third derivative"):
-        grad(first.square().sum(), x, create_graph=True)
+@pytest.mark.parametrize("relu", [False, True])
+def test_third_derivatives_of_batch_norm_are_those_of_its_primitives(relu):
+    def primitive(x, gamma, beta):
+        samples = x.flatten(1, 3)
+        centred = samples - samples.mean(1, keepdim=True)
+        y = centred * (centred.square().mean(1, keepdim=True) + EPS).rsqrt() * gamma[:, None] + beta[:, None]
+        return (y.relu() if relu else y).view_as(x)
+
+    inputs = randn(T, B, 2, 3, C), randn(T, C, seed=1), randn(T, C, seed=2)
+    derivatives = []
+    for y in (batch_norm(*inputs, relu), primitive(*inputs)):
+        value = y.pow(4).sum()
+        for _ in range(3):
+            slopes = grad(value, inputs, create_graph=True)
+            value = sum(slope.pow(2).sum() for slope in slopes)
+        derivatives.append(slopes)
+    for ours, theirs in zip(*derivatives, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)

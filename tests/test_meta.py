@@ -1,4 +1,4 @@
-"""The meta-gradient: chunks change nothing, and first order is the gradient at the adapted parameters, in float64."""
+"""The meta-gradient of every algorithm and regulariser against autograd over a plain loop of tasks, in float64."""
 
 from dataclasses import replace
 
@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from metanb import images
-from metanb.meta import chunk_size, meta_gradient
+from metanb.convolution import EPS
+from metanb.meta import chunk_size, meta_gradient, omega, pulled, supervised_gradient
 from metanb.nets import ConvNet
-from metanb.settings import preset
+from metanb.settings import CHOICES, REGULARISERS, preset
 from metanb.tasks import Tasks, sample_tasks
 
 
@@ -25,41 +26,112 @@ def setup():
 
 def gradient(net, tasks, **options):
     net.zero_grad()
-    values = meta_gradient(net, tasks, 0.3, 2, **({"first_order": False, "adapt_norm": True, "chunk": 5} | options))
-    return values, torch.cat([p.grad.flatten() for p in net.parameters()])
+    outcome = meta_gradient(net, tasks, 0.3, 2, **({"first_order": False, "adapt_norm": True, "chunk": 5} | options))
+    return outcome, torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
+@pytest.mark.parametrize("regulariser", CHOICES["regulariser"])
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("chunk", [1, 2, 100])
-def test_chunks_change_nothing(setup, first_order, chunk):
-    whole_losses, whole = gradient(*setup, first_order=first_order)
-    part_losses, part = gradient(*setup, first_order=first_order, chunk=chunk)
-    assert torch.allclose(whole_losses, part_losses, rtol=1e-12)
-    assert (part - whole).norm() < 1e-12 * whole.norm()
+def test_chunks_change_nothing(setup, first_order, chunk, regulariser):
+    if first_order and regulariser not in REGULARISERS["fomaml"]:
+        return
+    options = {"first_order": first_order, "regulariser": regulariser, "gamma": 0.5, "seed": 3}
+    whole, by_whole = gradient(*setup, **options)
+    parts, by_parts = gradient(*setup, chunk=chunk, **options)
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
+    assert (by_parts - by_whole).norm() < 1e-10 * by_whole.norm()
 
 
-def _by_hand(net, tasks, first_order):
-    """Mean query loss after two SGD steps a task, by autograd alone."""
-    names, theta = zip(*net.named_parameters(), strict=True)
-    total = 0.0
+def _plain(params, x):
+    """The network once more, from torch's own convolution and a batch norm in primitives: derivatives of any order."""
+    for weight, gamma, beta in zip(*[iter(params[:-2])] * 3, strict=True):
+        x = F.conv2d(x, weight.permute(0, 3, 1, 2), stride=2, padding=1)
+        centred = x - x.mean((0, 2, 3), keepdim=True)
+        x = centred * (centred.square().mean((0, 2, 3), keepdim=True) + EPS).rsqrt()
+        x = (x * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1)).relu()
+    return F.linear(x.mean((2, 3)), *params[-2:])
+
+
+def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, other=None):
+    """Losses, moves and the meta-gradient, task by task, every derivative autograd's."""
+    thetas, adapted = [], []
+    theta = [p.detach().requires_grad_() for p in net.parameters()]
     for t in range(len(tasks)):
-        params = list(theta)
+        start = [p.view_as(p) for p in theta]
+        params = start
         for _ in range(2):
-            output = torch.func.functional_call(net, dict(zip(names, params, strict=True)), (tasks.support_x[t],))
-            slope = torch.autograd.grad(
-                F.cross_entropy(output, tasks.support_y[t]), params, create_graph=not first_order
-            )
-            params = [p - 0.3 * g for p, g in zip(params, slope, strict=True)]
-        output = torch.func.functional_call(net, dict(zip(names, params, strict=True)), (tasks.query_x[t],))
-        total = total + F.cross_entropy(output, tasks.query_y[t]) / len(tasks)
-    return torch.cat([g.flatten() for g in torch.autograd.grad(total, theta)])
+            loss = F.cross_entropy(_plain(params, tasks.support_x[t]), tasks.support_y[t])
+            slopes = torch.autograd.grad(loss, params, create_graph=True)
+            params = [p - 0.3 * (g.detach() if first_order else g) for p, g in zip(params, slopes, strict=True)]
+        thetas.append(start)
+        adapted.append(params)
+
+    def flat(parts):
+        return torch.cat([p.flatten() for p in parts])
+
+    us = [flat(a) - flat(s) for a, s in zip(adapted, thetas, strict=True)]
+    d_mu = torch.stack([u / u.norm() for u in us]).mean(0).detach()
+    losses, moves, total = [], [], 0.0
+    for t, (start, params, u) in enumerate(zip(thetas, adapted, us, strict=True)):
+        omega = -(u / u.norm()) @ d_mu
+        by_adapted = flat(torch.autograd.grad(omega, params, create_graph=True))
+        if regulariser == "through":
+            move = -gamma * flat(torch.autograd.grad(omega, start, create_graph=True))
+        elif regulariser == "random":
+            d = u / u.norm()
+            across = other - (other @ d) * d
+            move = gamma * by_adapted.norm() * across / across.norm()
+        else:
+            move = -gamma * by_adapted if regulariser == "adapted" else torch.zeros_like(u)
+        sizes = [p.numel() for p in params]
+        moved = [p + m.view_as(p) for p, m in zip(params, move.split(sizes), strict=True)]
+        losses.append(F.cross_entropy(_plain(moved, tasks.query_x[t]), tasks.query_y[t]))
+        moves.append(move.norm() / u.norm())
+        penalty = gamma * omega if regulariser == "outer" else 0.0
+        total = total + (losses[-1] + penalty) / len(tasks)
+    return torch.stack(losses), torch.stack(moves), flat(torch.autograd.grad(total, theta))
 
 
-@pytest.mark.parametrize("first_order", [False, True])
-def test_gradient_is_autograds(setup, first_order):
-    expected = _by_hand(*setup, first_order)
-    _, found = gradient(*setup, first_order=first_order)
-    assert (found - expected).norm() < 1e-11 * expected.norm()
+@pytest.mark.parametrize(
+    ("order", "regulariser"), [(order, name) for order in ("maml", "fomaml") for name in REGULARISERS[order]]
+)
+def test_gradient_is_autograds(setup, order, regulariser):
+    net, tasks = setup
+    first_order, gamma = order == "fomaml", 0.5 if regulariser != "none" else 0.0
+    noise = torch.randn(
+        sum(p.numel() for p in net.parameters()), generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
+    losses, moves, expected = _by_hand(net, tasks, first_order, regulariser, gamma, noise / noise.norm())
+    found, slopes = gradient(net, tasks, first_order=first_order, regulariser=regulariser, gamma=gamma, seed=3, chunk=2)
+    assert (slopes - expected).norm() < 1e-9 * expected.norm()
+    assert torch.allclose(found.losses, losses, rtol=1e-10)
+    assert torch.allclose(found.moves, moves, rtol=1e-9, atol=1e-14)
+    if regulariser != "none":  # and it does something
+        _, plain = gradient(net, tasks, first_order=first_order)
+        assert (slopes - plain).norm() > 1e-3 * plain.norm()
+
+
+def test_the_papers_move_in_closed_form_and_a_task_that_stays():
+    """In the plane, d = (1, 0) and d_mu = (0.5, 0.5): across is (0, 0.5), over r = 2, times gamma = 4."""
+    start = torch.zeros(2, 2, dtype=torch.float64)
+    adapted = torch.tensor([[2.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    moved = pulled(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64), 4.0)
+    assert moved.tolist() == [[2.0, 1.0], [0.0, 0.0]]
+    assert omega(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64)).tolist() == [-0.5, 0.0]
+
+
+def test_supervised_gradient_is_cross_entropys(setup):
+    net, tasks = setup
+    x, y = tasks.query_x[0], tasks.query_y[0]
+    net.zero_grad()
+    loss = supervised_gradient(net, x, y)
+    params = [p.detach().requires_grad_() for p in net.parameters()]
+    expected = F.cross_entropy(_plain(params, x), y)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
+    for p, g in zip(net.parameters(), torch.autograd.grad(expected, params), strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-9, atol=1e-12)
 
 
 def test_orders_differ(setup):
