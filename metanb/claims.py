@@ -1,158 +1,357 @@
-"""Each claim's test on records: an effect, its 95 % interval over seeds, and a verdict by a rule written here first.
+"""Each claim's test on records: an effect, its 95 % interval over runs, and a verdict by a rule written here first.
 
-A cell is one (data set, setting, algorithm, scale): all its runs differ by the seed alone. A claim that a curve falls
-or rises is judged by its trend: the log ratio of its mean over the last quarter of the epochs to its mean over the
-first quarter. The untrained network, epoch 0, is left out. The trend of pure noise is as often above 0 as below, so a
-verdict that asks for a 95 % interval on one side of 0 is one that noise gives in 2.5 % of cells.
+A cell is one (data set, setting, algorithm, scale): its runs differ by the seeds alone. The statistics are those of
+`metanb.effects`, and know nothing of claims; a claim says only which sign the paper expects. A rule that asks for a
+95 % interval on one side of 0 is one that noise satisfies in 2.5 % of cells. Many cells are tested, so each row also
+has Holm's corrected p-value.
+
+    C1 to C3  the trend of a curve over meta-training, see `_trend`; C1's first peak apart, see `_first_peak`
+    C4        `_flatter_while_worse`
+    C5, C6    `_goes_with`
+    C7        `_orthogonal`
+    C8        `_helps`
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from metanb.effects import (
+    Interval,
+    change,
+    correlation,
+    detrended,
+    first_peak,
+    holm,
+    interval,
+    late,
+    mean_correlation,
+    trend,
+)
 from metanb.records import Record
 from metanb.settings import CHOICES, NAMES, Settings, scale_of
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
+ACROSS = 5  # runs from which a correlation across runs is judged
+ORTHOGONAL = 0.05  # a mean cosine below this counts as near 0
+AFTER_BEST = 4  # epochs that must follow the best one before a fall can be seen
 
-REPRODUCED, CONTRARY, NOT_SEEN = "reproduced", "not reproduced: the opposite", "not reproduced"
-TOO_FEW = f"not yet run: fewer than {MIN_RUNS} seeds"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper about one curve: `measure` falls (direction -1) or rises (+1) as meta-training goes on."""
-
-    name: str
-    text: str
-    measure: str
-    direction: int
-
-
-CLAIMS = (
-    Claim("C1", "adapted solutions become flatter", "hessian_norm", -1),
-    Claim("C2", "adapted solutions become lower in support loss", "support_loss", -1),
-    Claim("C3", "adapted solutions lie further from theta_s", "distance", +1),
+REPRODUCED, PARTLY = "reproduced", "partly"
+CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
+NO_CASE = "not testable: accuracy does not fall"
+TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
+HOLM_MEANING = (
+    "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
+    "effect is only noise is at most 5 %."
 )
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A claim of the paper. For one about a curve: `measure` falls (direction -1) or rises (+1) in meta-training."""
+
+    name: str
+    text: str
+    measure: str = ""
+    direction: int = 0
+    notebook: str = ""  # where it is tested: page, and section if the page has several
+
+
+CLAIMS = (
+    Claim("C1", "adapted solutions become flatter", "hessian_norm", -1, "2-flatness#c1-flatter"),
+    Claim("C2", "adapted solutions become lower in support loss", "support_loss", -1, "2-flatness#c2-lower"),
+    Claim("C3", "adapted solutions lie further from theta_s", "distance", +1, "2-flatness#c3-further"),
+    Claim("C4", "they become flatter even while query accuracy falls", "hessian_norm", -1, "5-overfitting"),
+    Claim("C5", "query accuracy goes with trajectory coherence", "trajectory_coherence", +1, "3-trajectories#c5"),
+    Claim("C6", "query accuracy goes with gradient coherence", "gradient_coherence", +1, "4-gradients"),
+    Claim("C7", "finetuning's trajectories are nearly orthogonal", "trajectory_coherence", -1, "3-trajectories#c7"),
+    Claim("C8", "the coherence regulariser raises query accuracy", "query_accuracy", +1, "6-regularizer"),
+)
+BY_NAME = {claim.name: claim for claim in CLAIMS}
+PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}  # the figures that the paper gives
+
+
+@dataclass(frozen=True)
 class Row:
-    """One cell of the ledger.
+    """One row of the ledger: a claim on a cell.
 
     Attributes:
-        effect: mean over runs of the trend (a natural-log ratio); low, high: its 95 % interval over seeds (Student's
-            t).
-        unit: of effect, low and high.
-        runs: number of runs, that is of seeds.
-        verdict: one of REPRODUCED, CONTRARY, NOT_SEEN, TOO_FEW.
+        variant: which form of the claim, where there are several; "" for the paper's.
+        setting: ways, shots, and what else sets the cell apart.
+        effect, low, high: the effect and its 95 % interval over runs, in `unit`; NaN without runs to compare.
+        p: two-sided, of no effect; for a verdict that needs two findings the larger one. p_holm: see HOLM_MEANING.
+        runs: number of runs, or of pairs of runs.
+        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, NO_CASE or TOO_FEW.
+        detail: what else the verdict rests on.
+        paper: the paper's own figure, where it gives one.
+        ids: of the runs.
     """
 
     claim: str
+    variant: str
     dataset: str
     setting: str
     algorithm: str
     scale: str
     effect: float
-    unit: str
     low: float
     high: float
+    unit: str
+    p: float
+    p_holm: float
     runs: int
     verdict: str
+    detail: str
+    paper: str
+    ids: tuple[str, ...]
 
     @property
     def change(self) -> str:
-        """The effect as a factor, and its interval: how many times the late mean is the early one."""
-        effect, low, high = np.exp([self.effect, self.low, self.high])
-        return f"×\N{NO-BREAK SPACE}{effect:.2f} ({low:.2f} to {high:.2f})"
+        """The effect with its interval, as people read it; a log ratio as a factor, late over early."""
+        if not self.runs:
+            return "–"
+        values, form = np.array([self.effect, self.low, self.high]), "{} ({} to {})"
+        if self.unit == LOG_RATIO:
+            with np.errstate(over="ignore"):
+                return "× " + form.format(*(f"{v:.2f}" for v in np.exp(values)))
+        if self.unit == POINTS:
+            return form.format(*(f"{v:+.2f}" for v in values)) + " points"
+        return form.format(*(f"{v:.3f}" for v in values))
 
 
-def trend(curve: np.ndarray) -> float:
-    """Log ratio of a curve's mean over its last quarter to that over its first quarter; it starts at epoch 1.
-
-    Raises ValueError for fewer than four epochs or means that are not positive.
-    """
-    curve = np.asarray(curve, dtype=float)
-    if len(curve) < 4:
-        raise ValueError(f"a trend needs at least 4 epochs, this curve has {len(curve)}: measure more often")
-    quarter = len(curve) // 4
-    first, last = curve[:quarter].mean(), curve[-quarter:].mean()
-    if not (first > 0 and last > 0):
-        raise ValueError(f"a log ratio needs positive means, these are {first:g} and {last:g}")
-    return float(np.log(last / first))
+LOG_RATIO, POINTS, CORRELATION, COSINE = "log ratio", "percentage points", "correlation r", "mean cosine"
 
 
-def interval(values: Iterable[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval (Student's t) of independent values; the interval is infinite below two values."""
-    values = np.asarray(list(values), dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, -np.inf, np.inf
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
-
-
-def verdict(low: float, high: float, runs: int, direction: int) -> str:
-    """The verdict on an effect of claimed sign `direction`, by its 95 % interval [low, high] over `runs` seeds."""
+def by_interval(found: Interval, runs: int, direction: int) -> str:
+    """The verdict on an effect of claimed sign `direction`, by its 95 % interval over `runs` runs."""
     if runs < MIN_RUNS:
         return TOO_FEW
-    if low <= 0 <= high:
+    if found.low <= 0 <= found.high:
         return NOT_SEEN
-    return REPRODUCED if (low > 0) == (direction > 0) else CONTRARY
+    return REPRODUCED if (found.low > 0) == (direction > 0) else CONTRARY
 
 
 def cells(records: Iterable[Record]) -> list[list[Record]]:
-    """Records grouped into cells: same settings but for the seed. Cells by data set and setting, runs by seed."""
+    """Records grouped into cells: same settings but for the seeds. Cells by data set and setting, runs by seed."""
     groups: dict[Settings, list[Record]] = {}
-    for record in sorted(records, key=lambda record: record.settings.seed):
-        groups.setdefault(replace(record.settings, seed=0), []).append(record)
+    for record in sorted(records, key=lambda record: (record.settings.seed, record.settings.class_seed)):
+        groups.setdefault(_unseeded(record.settings), []).append(record)
 
     def order(s: Settings) -> tuple[Any, ...]:
-        return s.dataset, s.ways, s.shots, scale_of(s), CHOICES["algorithm"].index(s.algorithm), s.id
+        return s.dataset, s.ways, s.shots, s.train_classes, CHOICES["algorithm"].index(s.algorithm), s.id
 
     return [groups[settings] for settings in sorted(groups, key=order)]
 
 
-def judge(claim: Claim, cell: list[Record]) -> Row:
-    """One claim on one cell."""
-    settings = cell[0].settings
-    effect, low, high = interval(trend(record.curve(claim.measure)["mean"].loc[1:]) for record in cell)
-    return Row(
-        claim=claim.name,
-        dataset=settings.dataset,
-        setting=f"{settings.ways}-way {settings.shots}-shot",
-        algorithm=settings.algorithm,
-        scale=scale_of(settings),
-        effect=effect,
-        unit="log ratio, last to first quarter",
-        low=low,
-        high=high,
-        runs=len(cell),
-        verdict=verdict(low, high, len(cell), claim.direction),
-    )
-
-
 def ledger(records: Iterable[Record]) -> list[Row]:
-    """Every claim on every cell of the records."""
+    """Every claim on every cell that it is about, in the claims' order."""
     groups = cells(records)
-    return [judge(claim, cell) for claim in CLAIMS for cell in groups]
+    by_settings = {_unseeded(cell[0].settings): cell for cell in groups}
+    learners = [cell for cell in groups if cell[0].settings.regulariser == "none" and not _finetuned(cell)]
+    rows = []
+    for claim in CLAIMS[:3]:
+        for cell in learners:
+            rows += _curve_rows(claim, cell)
+    for cell in learners:
+        rows += [
+            _flatter_while_worse(cell, m, v) for m, v in (("hessian_norm", ""), ("adaptive_sharpness", SCALE_FREE))
+        ]
+    rows += [_goes_with(BY_NAME[name], cell) for name in ("C5", "C6") for cell in learners]
+    for cell in filter(_finetuned, groups):
+        for algorithm in ("maml", "fomaml"):
+            other = replace(_unseeded(cell[0].settings), algorithm=algorithm, test_head="fresh")
+            rows.append(_orthogonal(cell, by_settings.get(other, []), algorithm))
+    for cell in groups:
+        settings = _unseeded(cell[0].settings)
+        if settings.regulariser != "none":
+            rows.append(_helps(cell, by_settings.get(replace(settings, regulariser="none", gamma=0.0), [])))
+    judged = [i for i, row in enumerate(rows) if row.verdict not in (TOO_FEW, NO_CASE)]
+    for i, p in zip(judged, holm([rows[i].p for i in judged]), strict=True):
+        rows[i] = replace(rows[i], p_holm=float(p))
+    return rows
+
+
+SCALE_FREE = "scale-free"  # on a measure that rescaling weights leaves alone
+
+
+def _curve_rows(claim: Claim, cell: list[Record]) -> list[Row]:
+    """C1 to C3: the trend, and for C1 and C3 the same free of the objection that weights' scale changes the measure."""
+    rows = [_trend(claim, cell, lambda run: _curve(run, claim.measure), "")]
+    if claim.name == "C1":
+        rows += [_trend(claim, cell, lambda run: _curve(run, "adaptive_sharpness"), SCALE_FREE), _first_peak(cell)]
+    if claim.name == "C3":
+        relative = _trend(claim, cell, lambda run: _curve(run, "distance") / _curve(run, "body_norm"), SCALE_FREE)
+        rows.append(relative)
+    return rows
+
+
+def _trend(claim: Claim, cell: list[Record], curve: Callable[[Record], np.ndarray], variant: str) -> Row:
+    """The log ratio of a curve's mean over the last quarter of epochs to that over the first, over runs."""
+    found = interval(trend(curve(run)) for run in cell)
+    return _row(claim, cell, found, LOG_RATIO, by_interval(found, len(cell), claim.direction), variant=variant)
+
+
+def _first_peak(cell: list[Record]) -> Row:
+    """C1's first peak: the highest epoch of the first half over epoch 1, its interval widened for having been chosen.
+
+    An epoch of the first half that is two standard errors above epoch 1 is what noise gives more often than not, for
+    there are several to choose from: hence the wider interval, see `first_peak`.
+    """
+    found = first_peak(np.stack([_curve(run, "hessian_norm") for run in cell]))
+    verdict = TOO_FEW if len(cell) < MIN_RUNS else REPRODUCED if found.low > 0 else NOT_SEEN
+    return _row(BY_NAME["C1"], cell, found, LOG_RATIO, verdict, variant="first peak")
+
+
+def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
+    """C4: from the best epoch on, accuracy on meta-test tasks falls, and so does the Hessian norm.
+
+    The best epoch is that of the cell's mean accuracy on meta-validation tasks. It is itself left out of what follows:
+    chosen as the best, it stands above its own mean by luck, and a fall from it would prove nothing. The changes are
+    least-squares lines over the epochs after it, one a run.
+    """
+    best = int(np.mean([_curve(run, "valid_accuracy") for run in cell], axis=0).argmax())
+    left = len(_curve(cell[0], "valid_accuracy")) - best - 1
+    detail = f"best epoch {best + 1}, {left} follow"
+    if left < AFTER_BEST:
+        nothing = Interval(math.nan, -math.inf, math.inf, 1.0)
+        verdict = TOO_FEW if len(cell) < MIN_RUNS else NO_CASE
+        return _row(BY_NAME["C4"], cell, nothing, LOG_RATIO, verdict, detail, variant)
+    accuracy = interval(100 * change(_curve(run, "query_accuracy")[best + 1 :]) for run in cell)
+    found = interval(change(np.log(_curve(run, measure)[best + 1 :])) for run in cell)
+    detail += f"; accuracy {accuracy.mean:+.2f} points ({accuracy.low:+.2f} to {accuracy.high:+.2f})"
+    verdict = by_interval(found, len(cell), -1)
+    if len(cell) >= MIN_RUNS and not accuracy.high < 0:
+        verdict = NO_CASE
+    return _row(BY_NAME["C4"], cell, found._replace(p=max(found.p, accuracy.p)), LOG_RATIO, verdict, detail, variant)
+
+
+def _goes_with(claim: Claim, cell: list[Record]) -> Row:
+    """C5, C6: the correlation over epochs of query accuracy with a coherence, over runs.
+
+    Accuracy rises with training in every run, and whatever else drifts then correlates with it. So REPRODUCED needs the
+    same of first differences, and of runs: those that end more coherent end more accurate (r > 0, p < 0.05, at least
+    ACROSS runs). Otherwise a correlation that is seen counts as PARTLY. What remains of it after removing a quadratic
+    in log epoch is told beside.
+    """
+    pairs = [(_curve(run, "query_accuracy"), _curve(run, claim.measure)) for run in cell]
+    found = mean_correlation([correlation(a, c) for a, c in pairs])
+    steps = mean_correlation([correlation(np.diff(a), np.diff(c)) for a, c in pairs])
+    rest = mean_correlation([correlation(detrended(a), detrended(c)) for a, c in pairs])
+    detail = (
+        f"first differences r = {steps.mean:.2f} ({steps.low:.2f} to {steps.high:.2f}); "
+        f"detrended r = {rest.mean:.2f} ({rest.low:.2f} to {rest.high:.2f}); "
+    )
+    across = False
+    if len(cell) >= ACROSS:
+        r = stats.pearsonr([late(a) for a, _ in pairs], [late(c) for _, c in pairs])
+        across = r.statistic > 0 and r.pvalue < 0.05
+        detail += f"across {len(cell)} runs r = {r.statistic:.2f} (p = {r.pvalue:.2g})"
+    else:
+        detail += f"too few runs to compare across them: {len(cell)}"
+    verdict = by_interval(found, len(cell), claim.direction)
+    if verdict == REPRODUCED and not (steps.low > 0 and across):
+        verdict = PARTLY
+    return _row(claim, cell, found, CORRELATION, verdict, detail)
+
+
+def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
+    """C7: finetuning's late trajectory coherence is below ORTHOGONAL, and below that of meta-training, intervals apart.
+
+    PARTLY if it is near 0, but so is meta-training's.
+    """
+    ours = [late(_curve(run, "trajectory_coherence")) for run in cell]
+    theirs = [late(_curve(run, "trajectory_coherence")) for run in other]
+    found, variant = interval(ours, ORTHOGONAL), f"{cell[0].settings.test_head} head, beside {NAMES[algorithm]}"
+    if min(len(ours), len(theirs)) < MIN_RUNS:
+        return _row(BY_NAME["C7"], cell, found, COSINE, TOO_FEW, "", variant)
+    beside = interval(theirs)
+    apart = found.high < beside.low
+    p = max(found.p, float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue))
+    if found.high < ORTHOGONAL:
+        verdict = REPRODUCED if apart else PARTLY
+    else:
+        verdict = CONTRARY if found.low > ORTHOGONAL else NOT_SEEN
+    detail = f"{NAMES[algorithm]}: {beside.mean:.3f} ({beside.low:.3f} to {beside.high:.3f})"
+    return _row(BY_NAME["C7"], cell, found._replace(p=p), COSINE, verdict, detail, variant, other)
+
+
+def _helps(cell: list[Record], base: list[Record]) -> Row:
+    """C8: the difference of late query accuracy to the same settings and seeds without the regulariser.
+
+    Controls get rows too: one that helps as much speaks against coherence as the reason.
+    """
+    plain = {(run.settings.seed, run.settings.class_seed): run for run in base}
+    pairs = [(run, plain.get((run.settings.seed, run.settings.class_seed))) for run in cell]
+    pairs = [(run, other) for run, other in pairs if other is not None]
+    late_accuracy = [[100 * late(_curve(run, "query_accuracy")) for run in pair] for pair in pairs]
+    found = interval(a - b for a, b in late_accuracy) if pairs else Interval(math.nan, -math.inf, math.inf, 1.0)
+    settings = cell[0].settings
+    variant = f"{settings.regulariser}, γ = {settings.gamma:g}"
+    moves = [late(_curve(run, "relative_move")) for run, _ in pairs]
+    detail = f"relative move {np.mean(moves):.3f}" if moves else ""
+    runs, others = [run for run, _ in pairs], [other for _, other in pairs]
+    verdict = by_interval(found, len(pairs), +1)
+    return _row(BY_NAME["C8"], runs or cell, found, POINTS, verdict, detail, variant, others, count=len(pairs))
+
+
+def _row(
+    claim: Claim, cell: list[Record], found: Interval, unit: str, verdict: str, detail: str = "", variant: str = "",
+    beside: Iterable[Record] = (), count: int | None = None,
+) -> Row:  # fmt: skip
+    settings = cell[0].settings
+    setting = f"{settings.ways}-way {settings.shots}-shot"
+    setting += f", {settings.train_classes} classes" if settings.train_classes else ""
+    setting += f", {settings.head_init} head" if settings.head_init != "torch" else ""
+    return Row(
+        claim=claim.name, variant=variant, dataset=settings.dataset, setting=setting, algorithm=settings.algorithm,
+        scale=scale_of(settings), effect=found.mean, low=found.low, high=found.high, unit=unit, p=found.p,
+        p_holm=math.nan, runs=len(cell) if count is None else count, verdict=verdict, detail=detail,
+        paper=PAPER.get((claim.name, settings.dataset, settings.ways, settings.shots), ""),
+        ids=tuple(run.settings.id for run in (*cell, *beside)),
+    )  # fmt: skip
 
 
 def table(rows: Iterable[Row]) -> pd.DataFrame:
-    """The ledger for reading: a row a cell, the effect as a factor with its 95 % interval over runs."""
+    """The ledger for reading: a row a cell, the effect with its 95 % interval over runs."""
     return pd.DataFrame(
         {
-            "claim": row.claim,
+            "claim": f"{row.claim}, {row.variant}" if row.variant else row.claim,
             "data": f"{NAMES[row.dataset]}, {row.setting}",
             "algorithm": NAMES[row.algorithm],
             "scale": row.scale,
-            "late / early (95 % interval)": row.change,
+            "effect": row.unit,
+            "95 % interval": row.change,
             "runs": row.runs,
+            "p, Holm": "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}",
             "verdict": row.verdict,
+            "paper": row.paper or "–",
         }
         for row in rows
     )
+
+
+def as_json(rows: Iterable[Row]) -> str:
+    """The ledger for machines: a list of objects with the fields of Row; null for what is not finite."""
+
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps([{name: plain(value) for name, value in asdict(row).items()} for row in rows], indent=1)
+
+
+def _curve(run: Record, measure: str) -> np.ndarray:
+    return run.curve(measure)["mean"].loc[1:].to_numpy()
+
+
+def _unseeded(settings: Settings) -> Settings:
+    return replace(settings, seed=0, class_seed=0)
+
+
+def _finetuned(cell: list[Record]) -> bool:
+    return cell[0].settings.algorithm == "finetune"

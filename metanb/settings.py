@@ -6,7 +6,7 @@ They are recorded in its provenance instead.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 Dataset = Literal["glyphs", "glyphs-all", "omniglot", "mini-imagenet"]
@@ -222,9 +222,9 @@ def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: in
 
 
 def scale_of(settings: Settings) -> str:
-    """The scale whose preset these settings are (seed and algorithm aside), or "custom"."""
+    """The scale whose filters, iterations and epochs these settings have, or "custom"."""
     for scale in get_args(Scale):
         base = preset(scale, settings.dataset, settings.ways, settings.shots)
-        if replace(base, seed=settings.seed, algorithm=settings.algorithm) == settings:
+        if all(getattr(base, f) == getattr(settings, f) for f in ("filters", "iterations", "epoch_iterations")):
             return scale
     return "custom"

@@ -66,6 +66,7 @@ def test_quick_differs_from_paper_in_length_and_batch_only():
 def test_scale_of_knows_presets_and_custom():
     for scale in ("smoke", "quick", "paper"):
         assert scale_of(preset(scale, "omniglot", 20, 1, algorithm="fomaml", seed=3)) == scale
-    assert scale_of(preset("quick", "omniglot", filters=32)) == "custom"
+    assert scale_of(preset("quick", "omniglot", train_classes=10, gamma=1.0, regulariser="adapted")) == "quick"
+    assert scale_of(preset("quick", "omniglot", filters=64)) == "custom"
     with pytest.raises(SettingsError, match="'fast'.*'quick'"):
         preset("fast")

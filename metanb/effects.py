@@ -1,0 +1,112 @@
+"""What the claims' rules are made of: effects of curves and of groups of runs, with intervals. Arrays in, numbers out.
+
+A curve is a measure after each epoch, from epoch 1 on: the untrained network is left out.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+QUARTER_OF = 4  # a curve's early and late part are its first and last quarter, one epoch at least
+
+
+class Interval(NamedTuple):
+    """A mean over independent runs, its 95 % interval by Student's t, and the two-sided p-value of a mean of 0."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def interval(values: Iterable[float], against: float = 0.0, level: float = 0.95) -> Interval:
+    """Mean, 95 % interval and p-value of independent values; below two values the interval is infinite and p is 1.
+
+    `against` is the mean that p tests, in place of 0, and `level` the interval's, in place of 95 %.
+    """
+    values = np.asarray(list(values), dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, -np.inf, np.inf, 1.0)
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
+    if error == 0:
+        return Interval(mean, mean, mean, float(mean == against))
+    return Interval(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean - against) / error, len(values) - 1)))
+
+
+def late(curve: np.ndarray) -> float:
+    """A curve's mean over its last quarter."""
+    return float(np.asarray(curve, dtype=float)[-_quarter(curve) :].mean())
+
+
+def trend(curve: np.ndarray) -> float:
+    """Log ratio of a curve's mean over its last quarter to that over its first quarter.
+
+    Raises ValueError for fewer than four epochs or means that are not positive.
+    """
+    first, last = float(np.asarray(curve, dtype=float)[: _quarter(curve)].mean()), late(curve)
+    if not (first > 0 and last > 0):
+        raise ValueError(f"a log ratio needs positive means, these are {first:g} and {last:g}")
+    return float(np.log(last / first))
+
+
+def first_peak(curves: np.ndarray) -> Interval:
+    """The greatest log ratio of an epoch of the first half to epoch 1, mean over runs: curves [runs, epochs].
+
+    The highest of several epochs is above the first by noise alone, and leaving the run out that is judged does not
+    help, for the runs' choices then lean on each other. So the interval and p are Bonferroni's for the number of epochs
+    to choose from, 2 to half: the chance that noise puts the interval above 0 is at most 2.5 %. Raises ValueError for
+    fewer than four epochs.
+    """
+    logs = np.log(np.asarray(curves, dtype=float))
+    half = logs.shape[1] // 2
+    if half < 2:
+        raise ValueError(f"a first peak needs at least 4 epochs, these curves have {logs.shape[1]}: measure more often")
+    rises = logs[:, 1:half] - logs[:, :1]
+    tests = half - 1
+    found = [interval(column, level=1 - 0.05 / tests) for column in rises.T]
+    best = max(found, key=lambda one: one.mean)
+    return best._replace(p=min(1.0, best.p * tests))
+
+
+def change(curve: np.ndarray) -> float:
+    """Least-squares slope of a curve times its length: how much it changes from its start to its end, in its unit."""
+    curve = np.asarray(curve, dtype=float)
+    return float(stats.linregress(np.arange(len(curve)), curve).slope * (len(curve) - 1))
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's r of two curves; 0 if one does not vary."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(stats.pearsonr(x, y).statistic)
+
+
+def detrended(curve: np.ndarray) -> np.ndarray:
+    """What a quadratic in log epoch leaves of a curve."""
+    curve = np.asarray(curve, dtype=float)
+    log_epoch = np.log(np.arange(1, len(curve) + 1))
+    return curve - np.polynomial.Polynomial.fit(log_epoch, curve, 2)(log_epoch)
+
+
+def mean_correlation(correlations: Sequence[float]) -> Interval:
+    """Mean and 95 % interval of runs' correlations, taken of Fisher's z = artanh r and turned back."""
+    found = interval(np.arctanh(np.clip(correlations, -1 + 1e-9, 1 - 1e-9)))
+    return Interval(*(float(np.tanh(z)) for z in found[:3]), found.p)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's corrected p-values: of those at most 0.05, the chance that even one is only noise is at most 5 %."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p)
+    raised = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return raised[np.argsort(order)]
+
+
+def _quarter(curve: np.ndarray) -> int:
+    if len(curve) < QUARTER_OF:
+        raise ValueError(f"a trend needs at least {QUARTER_OF} epochs, this curve has {len(curve)}: measure more often")
+    return len(curve) // QUARTER_OF
