@@ -1,4 +1,4 @@
-"""The command line: `metanb train`, `metanb run`, `metanb bench`, `metanb data`."""
+"""The command line: `metanb train`, `grid`, `claims`, `run`, `bench`, `data`."""
 
 import os
 import sys
@@ -51,6 +51,56 @@ def train(scale: Scale, device: str, **options: Any) -> None:
     table = record.measures.pivot(index="epoch", columns="measure", values="mean")[list(MEASURES)]
     click.echo(table.iloc[[0, -1]].to_string(float_format="%.4g"))
     click.echo(f"record: {record.path}")
+
+
+@cli.command()
+@click.argument("name", metavar="GRID", type=click.Choice(["quick"]))
+@click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the minutes they take")
+@click.option("--only", metavar="PATTERN", help="runs whose group or id matches, as in 'base' or '*-5w1s-maml-*'")
+@click.option("--processes", default=2, show_default=True, type=click.IntRange(min=1), help="runs at a time")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
+def grid(name: str, only_list: bool, only: str | None, processes: int, device: str) -> None:
+    """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
+    from metanb import grid as grids
+    from metanb import records
+
+    planned = grids.select(grids.GRIDS[name](), only)
+    if only_list:
+        recorded = [found for one in planned if (found := records.find(one.settings))]
+        found = grids.table(planned, recorded)
+        missing = found[found.state != "recorded"].minutes.sum()
+        click.echo(found.to_string(index=False))
+        click.echo(
+            f"{len(found)} runs, {len(recorded)} recorded; the others take about {missing:.0f} minutes of one core, "
+            f"{missing / processes:.0f} with {processes} at a time"
+        )
+        return
+    failed = grids.run(planned, processes, device, click.echo)
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}")
+
+
+@cli.command()
+@click.option("--json", "machines", is_flag=True, help="for machines: a list of objects, with all details")
+@click.option("--records", "folders", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="folders of records  [default: results/ of a checkout, and the local store]")  # fmt: skip
+def claims(machines: bool, folders: tuple[Path, ...]) -> None:
+    """Print the ledger: each claim of the paper on each cell of recorded runs, with its effect and its verdict."""
+    from metanb import claims as rules
+    from metanb import records
+
+    places = folders or [place for place in records.places() if place.is_dir()]
+    found = {run.settings: run for place in reversed(places) for run in records.read_all(place)}
+    if not found:
+        raise click.ClickException(
+            f"no recorded run in {', '.join(map(str, places))}: make some with metanb grid quick"
+        )
+    rows = rules.ledger(found.values())
+    if machines:
+        click.echo(rules.as_json(rows))
+        return
+    click.echo(rules.table(rows).to_string(index=False))
+    click.echo(rules.HOLM_MEANING)
 
 
 @cli.command(name="run")

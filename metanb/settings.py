@@ -191,8 +191,8 @@ def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: in
     """The settings of a scale.
 
     `paper` is the paper's own (Finn et al. 2017). `quick` takes a minute or a few on a CPU core, and differs from it in
-    filters, tasks an iteration, iterations and their number an epoch alone. `smoke` takes seconds and shows that
-    everything runs.
+    filters, tasks an iteration, iterations and their number an epoch, and from 20 ways or 2 shots on in meta-test tasks.
+    `smoke` takes seconds and shows that everything runs.
 
     Args:
         scale: "smoke", "quick" or "paper".
@@ -203,18 +203,19 @@ def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: in
     """
     if scale not in get_args(Scale):
         raise SettingsError(f"scale={scale!r} is not one of {', '.join(map(repr, get_args(Scale)))}")
+    few = isinstance(ways, int) and ways < 20
     values: dict[str, Any] = {"dataset": dataset, "ways": ways, "shots": shots, "rotations": dataset == "omniglot"}
     if dataset == "mini-imagenet":
         values |= {"filters": 32, "inner_lr": 0.01, "inner_steps": 5, "test_steps": 10, "queries": 15}
         values |= {"meta_batch": 4 if shots == 1 else 2}
     else:
-        few = isinstance(ways, int) and ways < 20
         values |= {"inner_lr": 0.4, "inner_steps": 1, "test_steps": 1, "meta_batch": 32} if few else {
             "inner_lr": 0.1, "inner_steps": 5, "test_steps": 5, "meta_batch": 16}  # fmt: skip
         values |= {"queries": shots}  # as in Finn's code: as many query as support images
     if scale == "quick":
         values |= {"meta_batch": max(2, values["meta_batch"] // 4), "filters": 32}
-        values |= {"iterations": 1_800, "epoch_iterations": 150}
+        values |= {"iterations": 1_800, "epoch_iterations": 150} if few and shots == 1 else {
+            "iterations": 1_200, "epoch_iterations": 100, "test_tasks": 30}  # fmt: skip
     if scale == "smoke":
         values |= {"filters": 16, "meta_batch": 4, "iterations": 60, "epoch_iterations": 10}
         values |= {"test_tasks": 8, "test_queries": 5}

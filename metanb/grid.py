@@ -1,0 +1,210 @@
+"""The grids of runs: what a scale's results rest on, as data, and a runner that makes whatever is missing."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatch
+from statistics import mean, median
+
+import pandas as pd
+
+from metanb import records
+from metanb.settings import Settings, preset
+
+GAMMA = 1.0  # of every regulariser: under `adapted` it moves theta~_i by 6 to 18 % of its way from theta_s
+FEW = {"algorithm": "fomaml", "inner_steps": 5, "test_steps": 5, "inner_lr": 0.1, "meta_batch": 4, "rotations": False}
+READINGS = {"maml": ("adapted", "random", "through", "outer"), "fomaml": ("adapted", "random")}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a grid, and the part of the grid that it belongs to."""
+
+    group: str
+    settings: Settings
+
+
+def quick() -> list[Planned]:
+    """The quick grid, one seed of everything before the second of anything; hours on two cores in all.
+
+    base: every algorithm on every setting. few-classes: meta-training that overfits, by class count and class draw.
+    regulariser: its readings and controls, beside the base runs of the same seeds. head: its initialisation, and what
+    finetuning meets a task with.
+    """
+    seeds: list[list[Planned]] = []
+    for seed in range(5):
+        runs = list(_base("omniglot", 5, 1, seed))
+        runs += [
+            Planned("few-classes", preset("quick", "omniglot", train_classes=n, class_seed=seed, seed=seed, **FEW))
+            for n in (10, 20)
+        ]
+        runs += list(_regularised(5, seed, READINGS)) + list(_base("glyphs", 5, 1, seed))
+        if seed < 3:
+            runs += [*_base("omniglot", 20, 1, seed), *_base("omniglot", 5, 5, seed), *_heads(seed)]
+            runs += _regularised(20, seed, {"maml": ("adapted",), "fomaml": ("adapted",)})
+        seeds.append(runs)
+    return [planned for runs in seeds for planned in runs]
+
+
+GRIDS: dict[str, Callable[[], list[Planned]]] = {"quick": quick}
+
+
+def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:
+    """Those whose group or run id matches a pattern of the shell, or contains it; raises ValueError if none does."""
+    planned = list(planned)
+    if not pattern:
+        return planned
+    glob = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+    chosen = [one for one in planned if fnmatch(one.group, glob) or fnmatch(one.settings.id, glob)]
+    if not chosen:
+        groups = ", ".join(sorted({one.group for one in planned}))
+        raise ValueError(f"no run of the grid matches {pattern!r}: give a part of an id, or of a group: {groups}")
+    return chosen
+
+
+def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> float:
+    """How long a run should take, in minutes of one core: as long as its like took, else by its amount of work.
+
+    The amount of work is passes of images through the network, weighed as on a server's core. Where runs are recorded,
+    the weights are scaled to the machine that made them.
+    """
+    recorded = list(recorded)
+    like = [run.provenance["wall_seconds"] / 60 for run in recorded if _unseeded(run.settings) == _unseeded(settings)]
+    if like:
+        return mean(like)
+    scales = [run.provenance["wall_seconds"] / 60 / _work(run.settings) for run in recorded]
+    return _work(settings) * (median(scales) if scales else 1.0)
+
+
+def table(planned: Iterable[Planned], recorded: Iterable[records.Record]) -> pd.DataFrame:
+    """The grid for reading: a row a run, with its state and the minutes that it takes."""
+    there, recorded = {run.settings for run in recorded}, list(recorded)
+    return pd.DataFrame(
+        {
+            "group": one.group,
+            "run": one.settings.id,
+            "state": "recorded" if one.settings in there else "begun" if _begun(one.settings) else "missing",
+            "minutes": round(minutes(one.settings, recorded), 1),
+        }
+        for one in planned
+    )
+
+
+def run(planned: Iterable[Planned], processes: int, device: str, say: Callable[[str], None]) -> list[str]:
+    """Train the runs that are missing, `processes` at a time, each a process of its own with one thread.
+
+    Each run is `metanb train`: killed at any moment, it goes on from its last epoch when the grid is asked for again. A
+    run that fails does not stop the others.
+
+    Args:
+        planned: the runs.
+        processes: how many at a time.
+        device: for all of them.
+        say: is given one line a run, with an estimate of the time left.
+
+    Returns:
+        A line for each run that failed, with its error.
+    """
+    recorded = [found for one in planned if (found := records.find(one.settings))]
+    there = {found.settings for found in recorded}
+    missing = [one.settings for one in planned if one.settings not in there]
+    say(f"{len(there)} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes)}")
+    failed: list[str] = []
+    running: dict[Future[str], Settings] = {}
+    children: dict[str, subprocess.Popen[str]] = {}
+    queue, done = list(missing), 0
+    with ThreadPoolExecutor(processes) as pool:
+        try:
+            while queue or running:
+                while queue and len(running) < processes:
+                    settings = queue.pop(0)
+                    running[pool.submit(_train, settings, device, children)] = settings
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    settings, error, done = running.pop(future), future.result(), done + 1
+                    found = None if error else records.find(settings)
+                    if found is None:
+                        failed.append(f"{settings.id}: {error}")
+                        said = f"FAILED: {error}"
+                    else:
+                        recorded.append(found)
+                        accuracy = found.curve("query_accuracy")["mean"].iloc[-1]
+                        took = found.provenance["wall_seconds"] / 60
+                        said = f"{took:.1f} min, query accuracy {accuracy:.3f}, {found.path}"
+                    left = _left([*queue, *running.values()], recorded, processes)
+                    say(f"[{done}/{len(missing)}] {settings.id}: {said}; {left}")
+        except BaseException:
+            for child in list(children.values()):
+                child.terminate()
+            raise
+    return failed
+
+
+def command(settings: Settings, device: str) -> list[str]:
+    """The command that trains this run, with every setting."""
+    options = []
+    for field in fields(Settings):
+        flag, value = field.name.replace("_", "-"), getattr(settings, field.name)
+        options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return [sys.executable, "-m", "metanb", "train", "--device", device, *options]
+
+
+def _train(settings: Settings, device: str, children: dict[str, "subprocess.Popen[str]"]) -> str:
+    """Train one run in a process of its own; its last line of error, "" if there was none."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        command(settings, device), env=environment, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    children[settings.id] = child
+    _, errors = child.communicate()
+    del children[settings.id]
+    if child.returncode == 0:
+        return ""
+    lines = errors.strip().splitlines()
+    return lines[-1] if lines and child.returncode > 0 else f"ended by signal {-child.returncode}"
+
+
+def _base(dataset: str, ways: int, shots: int, seed: int) -> Iterator[Planned]:
+    for algorithm in ("maml", "fomaml", "finetune"):
+        yield Planned("base", preset("quick", dataset, ways, shots, algorithm=algorithm, seed=seed))
+
+
+def _regularised(ways: int, seed: int, readings: dict[str, tuple[str, ...]]) -> Iterator[Planned]:
+    for algorithm, names in readings.items():
+        for name in names:
+            options = {"algorithm": algorithm, "regulariser": name, "gamma": GAMMA, "seed": seed}
+            yield Planned("regulariser", preset("quick", "omniglot", ways, 1, **options))
+
+
+def _heads(seed: int) -> Iterator[Planned]:
+    for algorithm in ("maml", "fomaml"):
+        for head in ("finn", "zero"):
+            yield Planned("head", preset("quick", "omniglot", algorithm=algorithm, head_init=head, seed=seed))
+    for head in ("shared", "zero"):
+        yield Planned("head", preset("quick", "omniglot", algorithm="finetune", test_head=head, seed=seed))
+
+
+def _work(settings: Settings) -> float:
+    """Minutes of one core of an AMD EPYC, measured at 32 filters; larger images and more filters in proportion."""
+    images = settings.ways * (settings.shots * settings.inner_steps + settings.queries)
+    order = 1 if settings.first_order or settings.algorithm == "finetune" else 2
+    training = 1.2e-4 * settings.iterations * settings.meta_batch * images * order
+    measuring = 0.012 * (settings.epochs + 1) * settings.test_tasks * settings.ways * settings.shots
+    pixels = 9 * 4 if settings.dataset == "mini-imagenet" else 1  # 9 times the pixels, and no strides
+    return (training + measuring) * pixels * settings.filters / 32 / 60
+
+
+def _left(missing: list[Settings], recorded: list[records.Record], processes: int) -> str:
+    return f"about {sum(minutes(one, recorded) for one in missing) / processes:.0f} min left"
+
+
+def _begun(settings: Settings) -> bool:
+    return (records.store() / f"{settings.id}.pt").exists()
+
+
+def _unseeded(settings: Settings) -> Settings:
+    return replace(settings, seed=0, class_seed=0)
