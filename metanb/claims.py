@@ -124,6 +124,16 @@ class Row:
             return form.format(*(f"{v:+.2f}" for v in values)) + " points"
         return form.format(*(f"{v:.3f}" for v in values))
 
+    @property
+    def sentence(self) -> str:
+        """The row in Markdown: what was judged, the verdict, and what it rests on."""
+        name = f"{self.claim}, {self.variant}" if self.variant else self.claim
+        rest = f"; {self.detail}" if self.detail else ""
+        return (
+            f"**{name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}.** "
+            f"{self.unit.capitalize()} {self.change}{rest}."
+        )
+
 
 LOG_RATIO, POINTS, CORRELATION, COSINE = "log ratio", "percentage points", "correlation r", "mean cosine"
 
@@ -240,18 +250,18 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
     in log epoch is told beside.
     """
     pairs = [(_curve(run, "query_accuracy"), _curve(run, claim.measure)) for run in cell]
-    found = mean_correlation([correlation(a, c) for a, c in pairs])
-    steps = mean_correlation([correlation(np.diff(a), np.diff(c)) for a, c in pairs])
-    rest = mean_correlation([correlation(detrended(a), detrended(c)) for a, c in pairs])
+    found = mean_correlation([correlation(a, c)[0] for a, c in pairs])
+    steps = mean_correlation([correlation(np.diff(a), np.diff(c))[0] for a, c in pairs])
+    rest = mean_correlation([correlation(detrended(a), detrended(c))[0] for a, c in pairs])
     detail = (
         f"first differences r = {steps.mean:.2f} ({steps.low:.2f} to {steps.high:.2f}); "
         f"detrended r = {rest.mean:.2f} ({rest.low:.2f} to {rest.high:.2f}); "
     )
     across = False
     if len(cell) >= ACROSS:
-        r = stats.pearsonr([late(a) for a, _ in pairs], [late(c) for _, c in pairs])
-        across = r.statistic > 0 and r.pvalue < 0.05
-        detail += f"across {len(cell)} runs r = {r.statistic:.2f} (p = {r.pvalue:.2g})"
+        r, p = correlation([late(a) for a, _ in pairs], [late(c) for _, c in pairs])
+        across = r > 0 and p < 0.05
+        detail += f"across {len(cell)} runs r = {r:.2f} (p = {p:.2g})"
     else:
         detail += f"too few runs to compare across them: {len(cell)}"
     verdict = by_interval(found, len(cell), claim.direction)

@@ -78,11 +78,12 @@ def change(curve: np.ndarray) -> float:
     return float(stats.linregress(np.arange(len(curve)), curve).slope * (len(curve) - 1))
 
 
-def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's r of two curves; 0 if one does not vary."""
+def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Pearson's r of two series and its two-sided p-value; 0 and 1 if one does not vary."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(stats.pearsonr(x, y).statistic)
+        return 0.0, 1.0
+    found = stats.pearsonr(x, y)
+    return float(found.statistic), float(found.pvalue)
 
 
 def detrended(curve: np.ndarray) -> np.ndarray:

@@ -5,9 +5,10 @@ A figure carries its caption, its alt text and its data, and shows them wherever
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,8 +16,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
+from metanb.claims import Row
+from metanb.effects import correlation, late
 from metanb.records import Record
-from metanb.settings import CHOICES, NAMES
+from metanb.settings import NAMES
 from metanb.tasks import Tasks
 
 LABELS = {
@@ -29,6 +32,15 @@ LABELS = {
     "distance": "distance from theta_s (L2)",
     "trajectory_coherence": "trajectory coherence",
     "gradient_coherence": "gradient coherence",
+    "adaptive_sharpness": "adaptive sharpness (relative curvature)",
+    "entropy_before": "prediction entropy, not adapted (nats)",
+    "majority_before": "share of a task's most frequent answer",
+    "trajectory_coherence_head": "the head's share of it",
+    "trajectory_coherence_body": "the body's share of it",
+    "gradient_cosine": "gradient cosine",
+    "gradient_coherence_uniform": "coherence of g_uniform",
+    "gradient_coherence_label": "coherence of g_label",
+    "relative_move": "relative move by the regulariser",
     "train_loss": "meta-training loss (nats)",
     "body_norm": "L2 norm of convolution weights",
     "head_norm": "L2 norm of head weights",
@@ -80,18 +92,33 @@ def _finish(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFram
     return Figure(name, file.getvalue(), caption, alt, data)
 
 
-def runs_table(runs: Sequence[Record]) -> pd.DataFrame:
-    """What was run, a row a run: its length, its last query accuracy on meta-test tasks, and the time it took."""
-    return pd.DataFrame(
+def algorithm(run: Record) -> str:
+    """The name of a run's algorithm: what runs are told apart by, unless a figure is given something else."""
+    return NAMES[run.settings.algorithm]
+
+
+def runs_table(runs: Sequence[Record], label: Callable[[Record], str] = algorithm) -> pd.DataFrame:
+    """What was run, a row a kind of run: how many, how long, late query accuracy and time, means over runs."""
+    rows = pd.DataFrame(
         {
-            "algorithm": NAMES[run.settings.algorithm],
-            "seed": run.settings.seed,
+            "runs of": label(run),
+            "accuracy": late(run.curve("query_accuracy")["mean"].loc[1:]),
             "iterations": run.settings.iterations,
-            "query accuracy": run.curve("query_accuracy")["mean"].iloc[-1].round(3),
-            "CPU minutes": round(run.provenance["cpu_seconds"] / 60, 1),
+            "minutes": run.provenance["cpu_seconds"] / 60,
         }
         for run in runs
-    ).set_index(["algorithm", "seed"])
+    )
+    kinds = rows.groupby("runs of", sort=False)
+    return pd.DataFrame(
+        {
+            "runs": kinds.size(),
+            "iterations": kinds.iterations.first(),
+            "late query accuracy": kinds.accuracy.mean().round(3),
+            "least to greatest": kinds.accuracy.min().round(3).astype(str) + " to "
+            + kinds.accuracy.max().round(3).astype(str),
+            "CPU minutes a run": kinds.minutes.mean().round(1),
+        }
+    )  # fmt: skip
 
 
 def origin(runs: Sequence[Record]) -> str:
@@ -101,38 +128,46 @@ def origin(runs: Sequence[Record]) -> str:
     return f"Recorded {seen['date']} on {seen['device']}, torch {seen['torch']}, code {seen['code']}."
 
 
-def curves(runs: Sequence[Record], measures: Sequence[str], name: str, caption: str, log: Sequence[str] = ()) -> Figure:
+def long(runs: Sequence[Record], measures: Sequence[str], label: Callable[[Record], str] = algorithm) -> pd.DataFrame:
+    """The runs' measures as one long table: columns run, seed, measure, epoch, iteration, mean, sem, n."""
+    return pd.concat(
+        [
+            run.curve(measure).reset_index()[["epoch", "iteration", "mean", "sem", "n"]]
+            .assign(run=label(run), seed=run.settings.seed, measure=measure)
+            for run in runs for measure in measures
+        ]
+    )  # fmt: skip
+
+
+def curves(
+    runs: Sequence[Record], measures: Sequence[str], name: str, caption: str, log: Sequence[str] = (),
+    label: Callable[[Record], str] = algorithm,
+) -> Figure:  # fmt: skip
     """Measures over meta-training, a panel each: a thin line a run, a thick one for the mean, a band over runs.
 
     The untrained network, epoch 0, is drawn apart as open circles. The caption is completed by what n and the band are,
     the alt text by first and last values.
 
     Args:
-        runs: records; runs of one algorithm are drawn in one colour.
+        runs: records; runs of one label are drawn in one colour.
         measures: keys of LABELS.
         name: of the data file.
         caption: what to see.
         log: the measures drawn on a logarithmic axis.
+        label: what runs are told apart by.
     """
-    data = pd.concat(
-        [run.curve(measure).reset_index().assign(measure=measure, algorithm=run.settings.algorithm,
-        seed=run.settings.seed)
-         for run in runs for measure in measures]
-    )  # fmt: skip
-    algorithms = [name for name in CHOICES["algorithm"] if name in set(data.algorithm)]
+    data = long(runs, measures, label)
+    kinds = list(dict.fromkeys(data.run))
     said = []
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.4 * min(2, len(measures)), 3.1 * -(-len(measures) // 2)), layout="constrained")
-        axes = canvas.subplots(-(-len(measures) // 2), min(2, len(measures)), squeeze=False).ravel()
+        canvas, axes = _panels(len(measures))
         for axis, measure in zip(axes, measures, strict=False):
-            for algorithm, colour, dash in zip(algorithms, sns.color_palette("colorblind"), DASHES, strict=False):
-                chosen = data[(data.measure == measure) & (data.algorithm == algorithm)]
+            for kind, (colour, dash) in zip(kinds, _looks(len(kinds)), strict=True):
+                chosen = data[(data.measure == measure) & (data.run == kind)]
                 table = chosen.pivot(index="iteration", columns="seed", values="mean")
                 start, table = table.loc[table.index == 0], table.loc[table.index > 0]
                 axis.plot(table.index, table, color=colour, linewidth=0.6, alpha=0.5, linestyle=dash)
-                axis.plot(
-                    table.index, table.mean(axis=1), color=colour, linewidth=2, linestyle=dash, label=NAMES[algorithm]
-                )
+                axis.plot(table.index, table.mean(axis=1), color=colour, linewidth=2, linestyle=dash, label=kind)
                 axis.fill_between(
                     table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, linewidth=0
                 )
@@ -140,15 +175,11 @@ def curves(runs: Sequence[Record], measures: Sequence[str], name: str, caption: 
                     np.zeros(start.size), start.to_numpy().ravel(), "o", color=colour, fillstyle="none", markersize=5
                 )
                 first, last = table.iloc[0].mean(), table.iloc[-1].mean()
-                said.append(
-                    f"{LABELS[measure]}, {NAMES[algorithm]}: from {first:.3g} after the first epoch to {last:.3g}"
-                )
+                said.append(f"{LABELS[measure]}, {kind}: from {first:.3g} after the first epoch to {last:.3g}")
             axis.set(
                 xlabel="meta-training iteration", title=LABELS[measure], yscale="log" if measure in log else "linear"
             )
             axis.title.set_size(10)
-        for axis in axes[len(measures) :]:
-            axis.set_visible(False)
         axes[0].legend(frameon=False)
         seeds, tasks = data.seed.nunique(), runs[0].settings.test_tasks
         caption = (
@@ -157,6 +188,109 @@ def curves(runs: Sequence[Record], measures: Sequence[str], name: str, caption: 
             "Circles: the untrained network."
         )
         return _finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
+
+
+def scatter(
+    runs: Sequence[Record], x: str, y: str, name: str, caption: str, label: Callable[[Record], str] = algorithm
+) -> Figure:
+    """One measure against another, a panel for each label, a dot an epoch, joined in order of time; colour: the run."""
+    data = long(runs, (x, y), label)
+    data = data[data.epoch > 0].pivot(index=["run", "seed", "epoch"], columns="measure", values="mean").reset_index()
+    kinds, said = list(dict.fromkeys(label(run) for run in runs)), []
+    with matplotlib.rc_context(STYLE):
+        canvas, axes = _panels(len(kinds))
+        for axis, kind in zip(axes, kinds, strict=False):
+            chosen = data[data.run == kind]
+            for (_, path), colour in zip(chosen.groupby("seed"), sns.color_palette("viridis", 6), strict=False):
+                axis.plot(path[x], path[y], "-", color=colour, linewidth=0.7, alpha=0.6)
+                axis.scatter(path[x], path[y], s=4 + 3 * path.epoch, color=colour)
+            axis.set(xlabel=LABELS[x], ylabel=LABELS[y], title=kind)
+            axis.title.set_size(10)
+            said.append(f"{kind}: r between {_range(chosen, x, y)}")
+        caption = f"{caption} A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
+        return _finish(canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data)
+
+
+def shares(
+    runs: Sequence[Record], whole: str, parts: Sequence[str], name: str, caption: str,
+    label: Callable[[Record], str] = algorithm,
+) -> Figure:  # fmt: skip
+    """A measure and its parts over meta-training, a panel for each label: means over runs, bands least to greatest."""
+    data = long(runs, (whole, *parts), label)
+    data = data[data.epoch > 0]
+    kinds, said = list(dict.fromkeys(data.run)), []
+    with matplotlib.rc_context(STYLE):
+        canvas, axes = _panels(len(kinds))
+        for axis, kind in zip(axes, kinds, strict=False):
+            for measure, (colour, dash) in zip((whole, *parts), _looks(1 + len(parts)), strict=True):
+                chosen = data[(data.run == kind) & (data.measure == measure)]
+                table = chosen.pivot(index="iteration", columns="seed", values="mean")
+                axis.plot(table.index, table.mean(axis=1), color=colour, linestyle=dash, linewidth=2,
+                          label=LABELS[measure])  # fmt: skip
+                axis.fill_between(
+                    table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, linewidth=0
+                )
+                said.append(f"{kind}, {LABELS[measure]}: at last {table.iloc[-1].mean():.3g}")
+            axis.set(xlabel="meta-training iteration", title=kind)
+            axis.title.set_size(10)
+        axes[0].legend(frameon=False)
+        seeds = data.seed.nunique()
+        caption = f"{caption} Lines: means of {seeds} run{'s' if seeds > 1 else ''} (seeds); bands: least to greatest."
+        return _finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
+
+
+def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str) -> Figure:
+    """Effects of several cells with their 95 % intervals, one below the other; the dashed line is no effect.
+
+    A filled dot is an interval beside 0, an open one an interval across it.
+    """
+    data = pd.DataFrame(
+        {
+            "cell": f"{NAMES[row.algorithm]}, {row.setting}: {row.variant}", "effect": row.effect, "low": row.low,
+            "high": row.high, "runs": row.runs, "verdict": row.verdict,
+        }
+        for row in rows
+    )  # fmt: skip
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(7.6, 0.34 * len(data) + 0.9), layout="constrained")
+        axis = canvas.subplots()
+        colour = sns.color_palette("colorblind")[0]
+        finite = data[np.isfinite(data[["effect", "low", "high"]]).all(axis=1)]
+        for place, row in finite.iterrows():
+            apart = not row.low <= 0 <= row.high
+            axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.5)
+            axis.plot(row.effect, place, "o", color=colour, fillstyle="full" if apart else "none")
+        axis.axvline(0, color="0.4", linestyle="--", linewidth=1)
+        axis.set(yticks=data.index, yticklabels=data.cell + " (n = " + data.runs.astype(str) + ")", xlabel=xlabel)
+        axis.invert_yaxis()
+        said = "; ".join(
+            f"{row.cell}: {row.effect:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for _, row in finite.iterrows()
+        )
+        caption = (
+            f"{caption} Dots: means over n pairs of runs; bars: 95 % intervals (Student's t); filled: the interval "
+            "does not hold 0."
+        )
+        return _finish(canvas, name, caption, f"Effects with intervals. {said}.", data)
+
+
+def _panels(n: int) -> tuple[Canvas, list[Any]]:
+    """A canvas with n panels, two a row."""
+    columns, rows = min(2, n), -(-n // 2)
+    canvas = Canvas(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
+    axes = canvas.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[n:]:
+        axis.set_visible(False)
+    return canvas, list(axes[:n])
+
+
+def _looks(n: int) -> list[tuple[Any, Any]]:
+    """Colours and dashes, n of them, that stay apart, in grey too."""
+    return [(colour, DASHES[i % len(DASHES)]) for i, colour in enumerate(sns.color_palette("colorblind", n))]
+
+
+def _range(data: pd.DataFrame, x: str, y: str) -> str:
+    found = [correlation(path[x], path[y])[0] for _, path in data.groupby("seed")]
+    return f"{min(found):.2f} and {max(found):.2f}"
 
 
 def tasks_picture(tasks: Tasks, name: str, caption: str) -> Figure:

@@ -191,8 +191,8 @@ def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: in
     """The settings of a scale.
 
     `paper` is the paper's own (Finn et al. 2017). `quick` takes a minute or a few on a CPU core, and differs from it in
-    filters, tasks an iteration, iterations and their number an epoch, and from 20 ways or 2 shots on in meta-test tasks.
-    `smoke` takes seconds and shows that everything runs.
+    filters, tasks an iteration, iterations and their number an epoch and, from 20 ways or 2 shots on, in meta-test
+    tasks. `smoke` takes seconds and shows that everything runs.
 
     Args:
         scale: "smoke", "quick" or "paper".

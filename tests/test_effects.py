@@ -1,0 +1,134 @@
+"""Effects of curves and runs: against scipy, numpy's least squares, closed forms, a brute-force Holm, and noise."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from metanb import effects
+
+EPOCHS = 12
+
+
+def noise(rng, cells, runs, rho=0.0):
+    """Stationary noise of variance 1, each epoch leaning on the one before: [cells, runs, epochs]."""
+    e = rng.normal(size=(cells, runs, EPOCHS))
+    for t in range(1, EPOCHS):
+        e[..., t] = rho * e[..., t - 1] + np.sqrt(1 - rho**2) * e[..., t]
+    return e
+
+
+def at_most(hits, level):
+    """Whether a rate is at most `level`, within four binomial standard errors."""
+    return np.mean(hits) <= level + 4 * np.sqrt(level * (1 - level) / len(hits))
+
+
+@pytest.mark.parametrize(("against", "level"), [(0.0, 0.95), (0.3, 0.99)])
+def test_interval_is_scipys(against, level):
+    values = np.random.default_rng(0).normal(size=5)
+    found = effects.interval(values, against, level)
+    expected = stats.ttest_1samp(values, against)
+    bounds = expected.confidence_interval(level)
+    assert found == pytest.approx((values.mean(), bounds.low, bounds.high, expected.pvalue))
+
+
+def test_interval_of_one_value_and_of_equal_values():
+    assert effects.interval([1.0]) == (1.0, -np.inf, np.inf, 1.0)
+    assert effects.interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0, 0.0)
+    assert effects.interval([2.0, 2.0], against=2.0).p == 1.0
+
+
+def test_trend_and_late_in_closed_form():
+    curve = np.array([8.0, 4.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])  # quarters of two: (8+4)/2 = 6, (2+1)/2 = 1.5
+    assert effects.late(curve) == 1.5
+    assert effects.trend(curve) == pytest.approx(np.log(1.5 / 6.0))
+    with pytest.raises(ValueError, match="4 epochs"):
+        effects.trend(curve[:3])
+    with pytest.raises(ValueError, match="positive"):
+        effects.trend(-curve)
+
+
+def test_change_is_numpys_line():
+    curve = np.random.default_rng(0).normal(size=9)
+    assert effects.change(curve) == pytest.approx(8 * np.polyfit(np.arange(9), curve, 1)[0])
+    assert effects.change([1.0, 2.0, 3.0]) == pytest.approx(2.0)
+
+
+def test_correlation_is_numpys():
+    x, y = np.random.default_rng(0).normal(size=(2, 20))
+    r, p = effects.correlation(x, y)
+    assert r == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert p == pytest.approx(2 * stats.t.sf(abs(r) * np.sqrt(18 / (1 - r**2)), 18))
+    assert effects.correlation(x, np.ones(20)) == (0.0, 1.0)
+
+
+def test_detrended_is_the_residual_of_least_squares():
+    curve, t = np.random.default_rng(0).normal(size=EPOCHS), np.log(np.arange(1, EPOCHS + 1))
+    design = np.stack([np.ones(EPOCHS), t, t**2], 1)
+    expected = curve - design @ np.linalg.lstsq(design, curve, rcond=None)[0]
+    assert effects.detrended(curve) == pytest.approx(expected, abs=1e-10)
+    assert effects.detrended(3 - t + 2 * t**2) == pytest.approx(0.0, abs=1e-10)
+
+
+def test_mean_correlation_is_taken_of_fishers_z():
+    found = effects.mean_correlation([0.5, 0.7, 0.9])
+    z = np.arctanh([0.5, 0.7, 0.9])
+    bounds = stats.ttest_1samp(z, 0).confidence_interval(0.95)
+    assert found[:3] == pytest.approx(np.tanh([z.mean(), bounds.low, bounds.high]))
+    assert effects.mean_correlation([1.0, 1.0]).mean == pytest.approx(1.0)
+
+
+def test_holm_is_the_step_down_procedure():
+    """By definition: the adjusted p is the least level at which the procedure rejects."""
+
+    def rejected(p, level):
+        out = np.zeros(len(p), dtype=bool)
+        for step, i in enumerate(np.argsort(p)):
+            if p[i] * (len(p) - step) > level:
+                break
+            out[i] = True
+        return out
+
+    p = np.random.default_rng(0).random(7) ** 3
+    adjusted = effects.holm(p)
+    for level in np.linspace(0.001, 0.999, 200):
+        assert ((adjusted <= level) == rejected(p, level)).all()
+    assert len(effects.holm([])) == 0
+
+
+def test_first_peak_finds_a_peak_that_runs_share():
+    curve = np.array([1, 2, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1.0])
+    curves = curve * np.exp(0.05 * np.random.default_rng(0).normal(size=(4, EPOCHS)))
+    found = effects.first_peak(curves)
+    assert found.mean == pytest.approx(np.log(4), abs=0.1)
+    rises = np.log(curves[:, 2] / curves[:, 0])  # five epochs to choose from: 2 to 6
+    expected = stats.ttest_1samp(rises, 0)
+    bounds = expected.confidence_interval(0.99)
+    assert found[1:] == pytest.approx((bounds.low, bounds.high, 5 * expected.pvalue))
+    with pytest.raises(ValueError, match="4 epochs"):
+        effects.first_peak(curves[:, :3])
+
+
+@pytest.mark.parametrize("runs", [3, 5])
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_noise_has_a_first_peak_as_rarely_as_its_level_says(runs, rho):
+    cells = np.exp(0.2 * noise(np.random.default_rng(1), 600, runs, rho))
+    assert at_most([effects.first_peak(cell).low > 0 for cell in cells], 0.025)
+
+
+@pytest.mark.parametrize("runs", [3, 5])
+def test_noise_has_a_trend_as_often_as_its_level_says(runs):
+    cells = np.exp(0.2 * noise(np.random.default_rng(2), 1500, runs))
+    found = [effects.interval(effects.trend(curve) for curve in cell) for cell in cells]
+    for hits in ([one.low > 0 for one in found], [one.high < 0 for one in found]):
+        assert at_most(hits, 0.025) and np.mean(hits) > 0.005
+
+
+def test_effects_know_nothing_of_claims():
+    """The statistics cannot tell which result is hoped for: they import nothing of metanb."""
+    tree = ast.parse(Path(effects.__file__).read_text())
+    names = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    names += [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+    assert not [name for name in names if name.startswith("metanb")]

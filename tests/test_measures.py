@@ -1,0 +1,174 @@
+"""Measures of a network, each against a plain loop over tasks in float64; flatness against dense Hessians."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metanb import landscape
+from metanb.adapt import flatten, losses
+from metanb.landscape import adaptive_sharpness, hessian_norms, trajectory_coherence
+from metanb.measures import measure, starts
+from metanb.nets import ConvNet
+from metanb.settings import preset
+from metanb.tasks import Tasks
+
+WAYS, TASKS = 3, 10  # more tasks than are measured at once
+
+
+def tasks(shots, seed=0):
+    rng = np.random.default_rng(seed)
+    images = {n: torch.from_numpy(rng.random((TASKS, WAYS * n, 1, 28, 28))) for n in (shots, 4)}
+    labels = {n: torch.arange(WAYS).repeat_interleave(n).repeat(TASKS, 1) for n in (shots, 4)}
+    return Tasks(images[shots], labels[shots], images[4], labels[4])
+
+
+def settings(**options):
+    return preset("smoke", "glyphs", WAYS, filters=3, **options)
+
+
+def new_net(outputs=WAYS):
+    torch.manual_seed(0)
+    return ConvNet((1, 28, 28), outputs, 3).double()
+
+
+def by_hand(net, tasks, one, lr, steps):
+    """Every measure of tasks, one task at a time from its own start, by autograd alone; rows of displacements."""
+    names, found = [name for name, _ in net.named_parameters()], {}
+    sizes = [p.numel() for p in net.parameters()]
+    rows = {"displacement": [], "gradient": [], "uniform": []}
+    for t in range(len(tasks)):
+        shapes = [p.shape for p in net.parameters()]
+        theta = [part.view(shape).clone().requires_grad_() for part, shape in
+                 zip(one[t].split(sizes), shapes, strict=True)]  # fmt: skip
+
+        def forward(params, x):
+            return torch.func.functional_call(net, dict(zip(names, params, strict=True)), (x,))
+
+        x, y = tasks.support_x[t], tasks.support_y[t]
+        output = forward(theta, x)
+        p = output.softmax(-1)
+        even = torch.full_like(output, 1 / WAYS)
+        for name, target in (("gradient", y), ("uniform", even)):
+            slopes = torch.autograd.grad(F.cross_entropy(output, target), theta, retain_graph=True)
+            rows[name].append(torch.cat([slope.flatten() for slope in slopes]))
+        params = theta
+        for _ in range(steps):
+            slopes = torch.autograd.grad(F.cross_entropy(forward(params, x), y), params)
+            params = [(q - lr * g).detach().requires_grad_() for q, g in zip(params, slopes, strict=True)]
+        rows["displacement"].append(torch.cat([(q - s).flatten() for q, s in zip(params, theta, strict=True)]))
+        after = forward(params, tasks.query_x[t])
+        values = {
+            "support_loss_before": F.cross_entropy(output, y),
+            "entropy_before": torch.distributions.Categorical(p).entropy().mean(),
+            "majority_before": torch.tensor(np.bincount(p.argmax(1)).max() / len(y)),
+            "support_loss": F.cross_entropy(forward(params, x), y),
+            "query_loss": F.cross_entropy(after, tasks.query_y[t]),
+            "query_accuracy": (after.argmax(1) == tasks.query_y[t]).double().mean(),
+            "distance": rows["displacement"][-1].norm(),
+        }
+        for name, value in values.items():
+            found.setdefault(name, []).append(value.item())
+    return {name: np.mean(values) for name, values in found.items()}, {k: torch.stack(v) for k, v in rows.items()}
+
+
+def pairs(rows):
+    return np.mean([float(a @ b) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j])
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "finetune"])
+def test_measures_are_those_of_a_plain_loop(algorithm):
+    chosen = settings(algorithm=algorithm, shots=2, inner_steps=2, test_steps=2)
+    net, test, valid = new_net(WAYS if algorithm == "maml" else 11), tasks(2), tasks(2, seed=1)
+    found = measure(net, test, valid, chosen)
+    learner, theta = starts(net, chosen, TASKS, stream=0)
+    expected, rows = by_hand(learner, test, theta, chosen.inner_lr, 2)
+    for name, value in expected.items():
+        assert found[name].mean == pytest.approx(value, rel=1e-7 if "accuracy" in name else 1e-9), name
+        assert found[name].n == TASKS
+    moved = rows["displacement"] / rows["displacement"].norm(dim=1, keepdim=True)
+    head = sum(p.numel() for p in learner.head.parameters())
+    gradient, uniform = rows["gradient"], rows["uniform"]
+    coherences = {
+        "trajectory_coherence": moved,
+        "trajectory_coherence_head": moved[:, -head:],
+        "trajectory_coherence_body": moved[:, :-head],
+        "gradient_coherence": gradient,
+        "gradient_coherence_uniform": uniform,
+        "gradient_coherence_label": gradient - uniform,
+        "gradient_cosine": gradient / gradient.norm(dim=1, keepdim=True),
+    }
+    for name, vectors in coherences.items():
+        assert found[name].mean == pytest.approx(pairs(vectors), rel=1e-7, abs=1e-12), name
+    learner, theta = starts(net, chosen, TASKS, stream=1)
+    of_valid, _ = by_hand(learner, valid, theta, chosen.inner_lr, 2)
+    assert found["valid_accuracy"].mean == pytest.approx(of_valid["query_accuracy"], rel=1e-7)
+    assert found["head_norm"].mean == pytest.approx(float(net.head.weight.norm()))
+
+
+def test_shares_of_coherence_add_up():
+    vectors = torch.randn(6, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole, *parts = (trajectory_coherence(vectors, part)[0].mean for part in (slice(None), slice(7), slice(7, None)))
+    assert whole == pytest.approx(sum(parts))
+
+
+def flatness_setup():
+    net, some = new_net(), tasks(1)[0:2]
+
+    def loss(params):
+        return losses(net, params, some.support_x, some.support_y)
+
+    return net, loss, flatten(net).detach().expand(2, -1)
+
+
+def test_adaptive_sharpness_is_the_norm_of_the_rescaled_dense_hessian():
+    """On a net of two tasks with parameters of their own; Hessians by torch, eigenvalues by numpy."""
+    _, loss, params = flatness_setup()
+    params = params * torch.tensor([[1.0], [1.3]], dtype=torch.float64)
+    found = adaptive_sharpness(loss, params, tol=1e-6)
+    for t in range(2):
+        hessian = torch.autograd.functional.hessian(lambda p, t=t: loss(torch.stack([p, p]))[t], params[t])
+        rescaled = params[t][:, None] * hessian * params[t]
+        assert float(found.norms[t]) == pytest.approx(np.abs(np.linalg.eigvalsh(rescaled)).max(), rel=1e-5)
+
+
+def test_adaptive_sharpness_ignores_the_scale_that_batch_norm_removes():
+    """Filters ten times larger: the same function up to batch norm's epsilon, and a different Hessian norm."""
+    net, loss, params = flatness_setup()
+    before = hessian_norms(loss, params).norms, adaptive_sharpness(loss, params, tol=1e-5).norms, loss(params)
+    with torch.no_grad():
+        for block in net.blocks:
+            block.weight.mul_(10)
+    params = flatten(net).detach().expand(2, -1)
+    after = hessian_norms(loss, params).norms, adaptive_sharpness(loss, params, tol=1e-5).norms, loss(params)
+    assert torch.allclose(after[2], before[2], rtol=2e-2)  # the epsilon
+    assert torch.allclose(after[1], before[1], rtol=5e-2)
+    assert (after[0] < 0.9 * before[0]).all()
+
+
+def test_mamls_starts_are_theta():
+    net = new_net()
+    learner, theta = starts(net, settings(), 4, stream=0)
+    assert learner is net and torch.equal(theta, flatten(net).detach().expand(4, -1))
+
+
+@pytest.mark.parametrize("head", ["fresh", "shared", "zero"])
+def test_finetunings_heads(head):
+    net, chosen = new_net(11), settings(algorithm="finetune", test_head=head)
+    learner, theta = starts(net, chosen, 4, stream=0)
+    n_head = sum(p.numel() for p in learner.head.parameters())
+    body = torch.cat([p.detach().flatten() for p in net.blocks.parameters()])
+    assert learner.ways == WAYS and torch.equal(theta[:, :-n_head], body.expand(4, -1))
+    heads = theta[:, -n_head:]
+    different = len({tuple(row.tolist()) for row in heads})
+    assert different == {"fresh": 4, "shared": 1, "zero": 1}[head]
+    assert (heads == 0).all() == (head == "zero")
+    assert torch.equal(starts(net, chosen, 6, stream=0)[1][:4], theta)  # the same after each epoch
+    if head != "zero":
+        assert not torch.equal(starts(net, chosen, 4, stream=1)[1], theta)
+        bound = 1 / np.sqrt(net.head.in_features)  # nn.Linear's own start
+        assert heads.abs().max() <= bound and heads.abs().max() > 0.8 * bound
+
+
+def test_tasks_are_measured_in_chunks():
+    assert TASKS > landscape.TASKS_AT_ONCE
