@@ -87,7 +87,7 @@ def grid(name: str, only_list: bool, only: str | None, processes: int, device: s
 def claims(machines: bool, folders: tuple[Path, ...]) -> None:
     """Print the ledger: each claim of the paper on each cell of recorded runs, with its effect and its verdict."""
     from metanb import claims as rules
-    from metanb import records
+    from metanb import records, verdicts
 
     places = folders or [place for place in records.places() if place.is_dir()]
     found = {run.settings: run for place in reversed(places) for run in records.read_all(place)}
@@ -97,10 +97,10 @@ def claims(machines: bool, folders: tuple[Path, ...]) -> None:
         )
     rows = rules.ledger(found.values())
     if machines:
-        click.echo(rules.as_json(rows))
+        click.echo(verdicts.as_json(rows))
         return
-    click.echo(rules.table(rows).to_string(index=False))
-    click.echo(rules.HOLM_MEANING)
+    click.echo(verdicts.table(rows).to_string(index=False))
+    click.echo(verdicts.HOLM_MEANING)
 
 
 @cli.command(name="run")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from metanb import images, landscape, peers, provenance
 from metanb.adapt import adapt, keep_freed_memory, losses
-from metanb.experiment import measure, new_net
+from metanb.measures import measure
 from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
 from metanb.settings import Settings, preset
@@ -237,7 +237,8 @@ def best_rate(device: torch.device) -> float:
 
 
 def _net(settings: Settings, tasks: Tasks) -> ConvNet:
-    return new_net(settings, tuple(tasks.support_x.shape[2:])).to(tasks.support_x.device)
+    torch.manual_seed(settings.seed)
+    return ConvNet(tuple(tasks.support_x.shape[2:]), settings.ways, settings.filters).to(tasks.support_x.device)
 
 
 def _alternate(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:

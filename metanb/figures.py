@@ -1,14 +1,6 @@
-"""Figures from records, in one style.
+"""Figures and tables from records. A figure says in its alt text what it shows, and hands out what it draws."""
 
-A figure carries its caption, its alt text and its data, and shows them wherever a notebook is shown.
-"""
-
-import base64
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,11 +8,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
-from metanb.claims import Row
 from metanb.effects import correlation, late
+from metanb.pictures import STYLE, Figure, finish, looks, panels
 from metanb.records import Record
 from metanb.settings import NAMES
-from metanb.tasks import Tasks
+from metanb.verdicts import Row
 
 LABELS = {
     "hessian_norm": "Hessian norm at adapted solutions",
@@ -45,51 +37,6 @@ LABELS = {
     "body_norm": "L2 norm of convolution weights",
     "head_norm": "L2 norm of head weights",
 }
-STYLE = {
-    "svg.hashsalt": "metanb",
-    "svg.fonttype": "path",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "figure.facecolor": "white",
-    "savefig.bbox": "tight",
-}
-DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # algorithms stay apart in grey
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn figure: SVG, a caption that says what to see, alt text that says what is there, and the data as csv."""
-
-    name: str
-    svg: str
-    caption: str
-    alt: str
-    data: pd.DataFrame
-
-    def __repr__(self) -> str:
-        """The words, where pictures cannot be shown."""
-        return f"Figure {self.name}: {self.caption}"
-
-    def _repr_html_(self) -> str:
-        """The figure as one self-contained piece of HTML: nothing is fetched, the data link holds the data."""
-        csv = self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        image = f'<img alt="{escape(self.alt)}" src="data:image/svg+xml;base64,{_base64(self.svg)}">'
-        link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{_base64(csv)}">Data (csv)</a>'
-        caption = f"<figcaption>{escape(self.caption)} {link}</figcaption>"
-        return f'<figure class="metanb-figure">{image}{caption}</figure>'
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
-
-
-def _finish(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFrame) -> Figure:
-    file = io.StringIO()
-    canvas.savefig(file, format="svg", metadata={"Date": None})
-    return Figure(name, file.getvalue(), caption, alt, data)
 
 
 def algorithm(run: Record) -> str:
@@ -160,9 +107,9 @@ def curves(
     kinds = list(dict.fromkeys(data.run))
     said = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = _panels(len(measures))
+        canvas, axes = panels(len(measures))
         for axis, measure in zip(axes, measures, strict=False):
-            for kind, (colour, dash) in zip(kinds, _looks(len(kinds)), strict=True):
+            for kind, (colour, dash) in zip(kinds, looks(len(kinds)), strict=True):
                 chosen = data[(data.measure == measure) & (data.run == kind)]
                 table = chosen.pivot(index="iteration", columns="seed", values="mean")
                 start, table = table.loc[table.index == 0], table.loc[table.index > 0]
@@ -187,7 +134,7 @@ def curves(
             f"greatest run. What is measured on tasks is a mean over the same {tasks} meta-test tasks. "
             "Circles: the untrained network."
         )
-        return _finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
+        return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
 
 
 def scatter(
@@ -198,7 +145,7 @@ def scatter(
     data = data[data.epoch > 0].pivot(index=["run", "seed", "epoch"], columns="measure", values="mean").reset_index()
     kinds, said = list(dict.fromkeys(label(run) for run in runs)), []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = _panels(len(kinds))
+        canvas, axes = panels(len(kinds))
         for axis, kind in zip(axes, kinds, strict=False):
             chosen = data[data.run == kind]
             for (_, path), colour in zip(chosen.groupby("seed"), sns.color_palette("viridis", 6), strict=False):
@@ -208,7 +155,7 @@ def scatter(
             axis.title.set_size(10)
             said.append(f"{kind}: r between {_range(chosen, x, y)}")
         caption = f"{caption} A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
-        return _finish(canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data)
+        return finish(canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data)
 
 
 def shares(
@@ -220,9 +167,9 @@ def shares(
     data = data[data.epoch > 0]
     kinds, said = list(dict.fromkeys(data.run)), []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = _panels(len(kinds))
+        canvas, axes = panels(len(kinds))
         for axis, kind in zip(axes, kinds, strict=False):
-            for measure, (colour, dash) in zip((whole, *parts), _looks(1 + len(parts)), strict=True):
+            for measure, (colour, dash) in zip((whole, *parts), looks(1 + len(parts)), strict=True):
                 chosen = data[(data.run == kind) & (data.measure == measure)]
                 table = chosen.pivot(index="iteration", columns="seed", values="mean")
                 axis.plot(table.index, table.mean(axis=1), color=colour, linestyle=dash, linewidth=2,
@@ -236,7 +183,7 @@ def shares(
         axes[0].legend(frameon=False)
         seeds = data.seed.nunique()
         caption = f"{caption} Lines: means of {seeds} run{'s' if seeds > 1 else ''} (seeds); bands: least to greatest."
-        return _finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
+        return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
 
 
 def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str) -> Figure:
@@ -270,65 +217,9 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str) -> Figure:
             f"{caption} Dots: means over n pairs of runs; bars: 95 % intervals (Student's t); filled: the interval "
             "does not hold 0."
         )
-        return _finish(canvas, name, caption, f"Effects with intervals. {said}.", data)
-
-
-def _panels(n: int) -> tuple[Canvas, list[Any]]:
-    """A canvas with n panels, two a row."""
-    columns, rows = min(2, n), -(-n // 2)
-    canvas = Canvas(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
-    axes = canvas.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[n:]:
-        axis.set_visible(False)
-    return canvas, list(axes[:n])
-
-
-def _looks(n: int) -> list[tuple[Any, Any]]:
-    """Colours and dashes, n of them, that stay apart, in grey too."""
-    return [(colour, DASHES[i % len(DASHES)]) for i, colour in enumerate(sns.color_palette("colorblind", n))]
+        return finish(canvas, name, caption, f"Effects with intervals. {said}.", data)
 
 
 def _range(data: pd.DataFrame, x: str, y: str) -> str:
     found = [correlation(path[x], path[y])[0] for _, path in data.groupby("seed")]
     return f"{min(found):.2f} and {max(found):.2f}"
-
-
-def tasks_picture(tasks: Tasks, name: str, caption: str) -> Figure:
-    """Tasks as pictures: a row a task, support images left of the bar, query images right, a column a class.
-
-    Shows the first image of each class and role. The data have a row a picture: its bytes (0 to 255) in hexadecimal.
-    """
-    ways = int(tasks.support_y.max()) + 1
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(1.1 * ways, 0.62 * len(tasks) + 0.4), layout="constrained")
-        axes = canvas.subplots(len(tasks), 2 * ways, squeeze=False)
-        rows = []
-        for task, row in enumerate(axes):
-            for column, axis in enumerate(row):
-                role = "support" if column < ways else "query"
-                x, y = getattr(tasks, f"{role}_x")[task], getattr(tasks, f"{role}_y")[task]
-                image = x[y == column % ways][0].permute(1, 2, 0).squeeze(-1).numpy()
-                axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
-                axis.set(xticks=[], yticks=[])
-                axis.spines[:].set(visible=True, alpha=0.2)
-                rows.append((task, role, column % ways, (image * 255).round().astype("uint8").tobytes().hex()))
-                if task == 0:
-                    axis.set_title(f"{role} {column % ways}", fontsize=6)
-            row[0].set_ylabel(f"task {task}", fontsize=7)
-        data = pd.DataFrame(rows, columns=["task", "role", "label", "pixels"])
-        alt = f"{len(tasks)} rows of pictures: {ways} support classes, then new query images of the same classes."
-        return _finish(canvas, name, caption, alt, data)
-
-
-def steps(data: pd.DataFrame, name: str, caption: str, ylabel: str) -> Figure:
-    """Adaptation watched: `data` has a column step and one column a line; drawn over the inner steps."""
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(5.2, 3.1), layout="constrained")
-        axis = canvas.subplots()
-        lines = [column for column in data.columns if column != "step"]
-        for column, colour, dash in zip(lines, sns.color_palette("colorblind"), DASHES * 2, strict=False):
-            axis.plot(data.step, data[column], color=colour, linestyle=dash, marker="o", label=column)
-        axis.set(xlabel="inner SGD step", ylabel=ylabel, xticks=data.step)
-        axis.legend(frameon=False)
-        ends = "; ".join(f"{c}: from {data[c].iloc[0]:.3g} to {data[c].iloc[-1]:.3g}" for c in lines)
-        return _finish(canvas, name, caption, f"Line chart over inner SGD steps. {ends}.", data)

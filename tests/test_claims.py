@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metanb import claims
+from metanb import claims, verdicts
 from metanb.effects import holm
 from metanb.records import Record
 from metanb.settings import preset
@@ -54,36 +54,40 @@ CURVES = [
 @pytest.mark.parametrize(("claim", "variant", "measure", "direction"), CURVES)
 def test_trends(claim, variant, measure, direction):
     as_claimed, opposite = ({measure: np.exp(sign * direction * TIME)} for sign in (1, -1))
-    assert verdict(cell(as_claimed), claim, variant) == claims.REPRODUCED
-    assert verdict(cell(opposite), claim, variant) == claims.CONTRARY
+    assert verdict(cell(as_claimed), claim, variant) == verdicts.REPRODUCED
+    assert verdict(cell(opposite), claim, variant) == verdicts.CONTRARY
     mixed = [*cell(as_claimed, [0]), *cell(opposite, [1]), *cell({}, [2])]
-    assert verdict(mixed, claim, variant) == claims.NOT_SEEN
-    assert verdict(cell(as_claimed, [0, 1]), claim, variant) == claims.TOO_FEW
+    assert verdict(mixed, claim, variant) == verdicts.NOT_SEEN
+    assert verdict(cell(as_claimed, [0, 1]), claim, variant) == verdicts.TOO_FEW
 
 
 def test_weights_that_grow_with_the_distance_undo_it():
     runs = cell({"distance": np.exp(TIME), "body_norm": np.exp(2 * TIME)})
-    assert verdict(runs, "C3") == claims.REPRODUCED
-    assert verdict(runs, "C3", claims.SCALE_FREE) == claims.CONTRARY
+    assert verdict(runs, "C3") == verdicts.REPRODUCED
+    assert verdict(runs, "C3", claims.SCALE_FREE) == verdicts.CONTRARY
 
 
 def test_first_peak():
     peak = {"hessian_norm": np.r_[1, 2, 3, 2, 1, np.ones(7)]}
-    assert verdict(cell(peak), "C1", "first peak") == claims.REPRODUCED
-    assert verdict(cell({"hessian_norm": np.exp(-TIME)}), "C1", "first peak") == claims.NOT_SEEN
-    assert verdict(cell({"hessian_norm": np.r_[np.ones(8), 3, 3, 1, 1]}), "C1", "first peak") == claims.NOT_SEEN  # late
-    assert verdict(cell(peak, [0, 1]), "C1", "first peak") == claims.TOO_FEW
+    assert verdict(cell(peak), "C1", "first peak") == verdicts.REPRODUCED
+    assert verdict(cell({"hessian_norm": np.exp(-TIME)}), "C1", "first peak") == verdicts.NOT_SEEN
+    assert (
+        verdict(cell({"hessian_norm": np.r_[np.ones(8), 3, 3, 1, 1]}), "C1", "first peak") == verdicts.NOT_SEEN
+    )  # late
+    assert verdict(cell(peak, [0, 1]), "C1", "first peak") == verdicts.TOO_FEW
 
 
 UP_AND_DOWN = np.r_[0.5, 0.6, 0.7, 0.8, np.linspace(0.78, 0.4, 8)]
 
 
-@pytest.mark.parametrize(("slope", "expected"), [(-1, claims.REPRODUCED), (1, claims.CONTRARY), (0, claims.NOT_SEEN)])
+@pytest.mark.parametrize(
+    ("slope", "expected"), [(-1, verdicts.REPRODUCED), (1, verdicts.CONTRARY), (0, verdicts.NOT_SEEN)]
+)
 def test_flatter_while_worse(slope, expected):
     curves = {"query_accuracy": UP_AND_DOWN, "valid_accuracy": UP_AND_DOWN, "hessian_norm": np.exp(slope * TIME)}
     runs = cell(curves, algorithm="fomaml", train_classes=10)
     assert verdict(runs, "C4", algorithm="fomaml") == expected
-    assert verdict(runs[:2], "C4", algorithm="fomaml") == claims.TOO_FEW
+    assert verdict(runs[:2], "C4", algorithm="fomaml") == verdicts.TOO_FEW
 
 
 @pytest.mark.parametrize("accuracy", [TIME, np.r_[UP_AND_DOWN[:4], np.full(8, 0.7)]])
@@ -91,7 +95,7 @@ def test_without_a_fall_of_accuracy_there_is_no_case(accuracy):
     valid = accuracy.copy()
     valid[3] = max(valid[3], valid.max()) if accuracy is not TIME else valid[3]
     curves = {"query_accuracy": accuracy, "valid_accuracy": valid, "hessian_norm": np.exp(-TIME)}
-    assert verdict(cell(curves, wobble=0.001), "C4") == claims.NO_CASE
+    assert verdict(cell(curves, wobble=0.001), "C4") == verdicts.NO_CASE
 
 
 @pytest.mark.parametrize(("claim", "measure"), [("C5", "trajectory_coherence"), ("C6", "gradient_coherence")])
@@ -107,13 +111,13 @@ def test_goes_with(claim, measure):
                                      measure: other + (level if across else -level)}, wobble=1e-4))  # fmt: skip
         return out
 
-    assert verdict(runs(True, True), claim) == claims.REPRODUCED
-    assert verdict(runs(True, False), claim) == claims.PARTLY  # over epochs only
-    assert verdict(runs(False, True), claim) == claims.PARTLY  # common drift only
-    assert verdict(runs(True, True, 4), claim) == claims.PARTLY  # too few to compare across runs
-    assert verdict(runs(True, True, 2), claim) == claims.TOO_FEW
+    assert verdict(runs(True, True), claim) == verdicts.REPRODUCED
+    assert verdict(runs(True, False), claim) == verdicts.PARTLY  # over epochs only
+    assert verdict(runs(False, True), claim) == verdicts.PARTLY  # common drift only
+    assert verdict(runs(True, True, 4), claim) == verdicts.PARTLY  # too few to compare across runs
+    assert verdict(runs(True, True, 2), claim) == verdicts.TOO_FEW
     down = [record(s, {"query_accuracy": TIME, measure: 2 - TIME}) for s in range(3)]
-    assert verdict(down, claim) == claims.CONTRARY
+    assert verdict(down, claim) == verdicts.CONTRARY
 
 
 def coherent(level, **settings):
@@ -126,21 +130,21 @@ def test_orthogonal():
             coherent(ours, algorithm="finetune") + theirs, "C7", "fresh head, beside MAML", algorithm="finetune"
         )
 
-    assert judged(0.01, coherent(0.3)) == claims.REPRODUCED
-    assert judged(0.01, coherent(0.01)) == claims.PARTLY
-    assert judged(0.2, coherent(0.3)) == claims.CONTRARY
-    assert judged(0.05, coherent(0.3)) == claims.NOT_SEEN
-    assert judged(0.01, []) == claims.TOO_FEW
-    assert judged(0.01, coherent(0.3)[:2]) == claims.TOO_FEW
+    assert judged(0.01, coherent(0.3)) == verdicts.REPRODUCED
+    assert judged(0.01, coherent(0.01)) == verdicts.PARTLY
+    assert judged(0.2, coherent(0.3)) == verdicts.CONTRARY
+    assert judged(0.05, coherent(0.3)) == verdicts.NOT_SEEN
+    assert judged(0.01, []) == verdicts.TOO_FEW
+    assert judged(0.01, coherent(0.3)[:2]) == verdicts.TOO_FEW
 
 
 def test_orthogonal_compares_with_the_same_settings_only():
     runs = coherent(0.01, algorithm="finetune") + coherent(0.3, filters=16)
-    assert verdict(runs, "C7", "fresh head, beside MAML", "finetune") == claims.TOO_FEW
+    assert verdict(runs, "C7", "fresh head, beside MAML", "finetune") == verdicts.TOO_FEW
 
 
 @pytest.mark.parametrize(
-    ("gain", "expected"), [(0.02, claims.REPRODUCED), (-0.02, claims.CONTRARY), (0.0, claims.NOT_SEEN)]
+    ("gain", "expected"), [(0.02, verdicts.REPRODUCED), (-0.02, verdicts.CONTRARY), (0.0, verdicts.NOT_SEEN)]
 )
 def test_helps(gain, expected):
     rng = np.random.default_rng(0)
@@ -153,7 +157,7 @@ def test_helps(gain, expected):
     assert verdict(base + with_it, "C8", "adapted, γ = 1") == expected
     rows = [row for row in claims.ledger(base[1:] + with_it) if row.claim == "C8"]
     assert [row.runs for row in rows] == [4]  # the one without a partner does not count
-    assert [row.verdict for row in claims.ledger(with_it) if row.claim == "C8"] == [claims.TOO_FEW]
+    assert [row.verdict for row in claims.ledger(with_it) if row.claim == "C8"] == [verdicts.TOO_FEW]
     if gain == 0.02:
         (row,) = (row for row in claims.ledger(base + with_it) if row.claim == "C8")
         assert row.effect == pytest.approx(2.0, abs=0.5) and row.change.endswith("points")
@@ -180,13 +184,13 @@ def test_cells_differ_by_seeds_alone():
 def test_order_of_records_does_not_matter():
     runs = everything()
     shuffled = [runs[i] for i in np.random.default_rng(0).permutation(len(runs))]
-    assert claims.as_json(claims.ledger(shuffled)) == claims.as_json(claims.ledger(runs))
+    assert verdicts.as_json(claims.ledger(shuffled)) == verdicts.as_json(claims.ledger(runs))
 
 
 def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
     rows = claims.ledger(everything())
-    assert {row.claim for row in rows} == {claim.name for claim in claims.CLAIMS}
-    judged = [row for row in rows if row.verdict not in (claims.TOO_FEW, claims.NO_CASE)]
+    assert {row.claim for row in rows} == {claim.name for claim in verdicts.CLAIMS}
+    judged = [row for row in rows if row.verdict not in (verdicts.TOO_FEW, verdicts.NO_CASE)]
     assert [row.p_holm for row in judged] == pytest.approx(holm([row.p for row in judged]))
     assert all(math.isnan(row.p_holm) for row in rows if row not in judged)
     assert all(row.scale == "quick" for row in rows)
@@ -196,9 +200,9 @@ def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
 
 def test_table_and_json():
     rows = claims.ledger([*everything(), *cell({}, [7], ways=20, regulariser="adapted", gamma=1.0)])
-    shown = claims.table(rows)
+    shown = verdicts.table(rows)
     assert len(shown) == len(rows) and list(shown.verdict) == [row.verdict for row in rows]
-    read = json.loads(claims.as_json(rows))
+    read = json.loads(verdicts.as_json(rows))
     assert [one["claim"] for one in read] == [row.claim for row in rows]
     (lonely,) = (one for one in read if one["setting"] == "20-way 1-shot" and one["claim"] == "C8")
     assert lonely["effect"] is None and lonely["runs"] == 0 and lonely["paper"] == "94.05 % to 95.38 %"
@@ -228,7 +232,7 @@ def test_noise_gets_a_verdict_as_rarely_as_its_level_says():
         for row in claims.ledger(runs):
             key = row.claim, row.variant
             total[key] = total.get(key, 0) + 1
-            hits[key] = hits.get(key, 0) + (row.verdict == claims.REPRODUCED)
+            hits[key] = hits.get(key, 0) + (row.verdict == verdicts.REPRODUCED)
     for key, n in total.items():
         assert hits[key] <= 0.025 * n + 4 * np.sqrt(0.025 * n), key
     assert sum(hits.values()) / sum(total.values()) < 0.04

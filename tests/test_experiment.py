@@ -79,6 +79,48 @@ def test_measures_against_a_plain_loop(store):
     assert record.curve("gradient_coherence").iloc[-1]["mean"] == pytest.approx(float(inner), rel=1e-3)
 
 
+VARIANTS = (
+    {"algorithm": "finetune"},
+    {"algorithm": "finetune", "test_head": "shared"},
+    {"regulariser": "through", "gamma": 0.5},
+    {"algorithm": "fomaml", "regulariser": "random", "gamma": 0.5},
+    {"train_classes": 6, "class_seed": 1},
+)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_every_kind_of_run_repeats_to_the_bit(tmp_path, monkeypatch, options):
+    settings = replace(TINY, iterations=4, **options)
+    for folder in ("a", "b"):
+        monkeypatch.setenv("METANB_STORE", str(tmp_path / folder))
+        run = experiment.run(settings, "cpu")
+    assert measures(tmp_path / "a", settings) == measures(tmp_path / "b", settings)
+    assert np.isfinite(run.measures[["mean", "sem"]].drop(index=run.measures[run.measures.n == 0].index)).all().all()
+    moves = set(run.measures.measure) & {"relative_move"}
+    assert bool(moves) == ("regulariser" in options)
+    if moves:
+        assert (run.curve("relative_move")["mean"] > 0).all()
+
+
+def test_finetuning_learns_all_classes_and_is_kept(store):
+    """The loss of a batch over all meta-train classes falls from about ln(classes); the weights are read back."""
+    settings = replace(TINY, algorithm="finetune", filters=8, iterations=60, epoch_iterations=20)
+    run, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu")
+    classes = len(images.load("glyphs", "train").classes)
+    assert net.head.out_features == classes
+    losses = run.curve("train_loss")["mean"]
+    assert losses.iloc[0] == pytest.approx(np.log(classes), abs=0.7) and losses.iloc[-1] < losses.iloc[0] - 0.2
+
+
+def test_few_classes_are_the_data_that_a_run_records(store):
+    few = experiment.run(replace(TINY, iterations=2, train_classes=6), "cpu")
+    other = experiment.run(replace(TINY, iterations=2, train_classes=6, class_seed=1), "cpu")
+    kept = experiment.load(few.settings, "train")
+    assert len(kept.classes) == 6 and few.provenance["data"]["train"] == kept.digest
+    assert other.provenance["data"]["train"] != kept.digest
+    assert other.provenance["data"]["test"] == few.provenance["data"]["test"]
+
+
 def _start(settings, folder):
     options = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in
                ("dataset", "filters", "iterations", "epoch_iterations", "test_tasks", "test_queries")]  # fmt: skip
@@ -122,7 +164,8 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
 
     def diverges(*args, **kwargs):
         calls.append(1)
-        return honest(*args, **kwargs) * (float("nan") if len(calls) == 6 else 1.0)
+        outcome = honest(*args, **kwargs)
+        return outcome._replace(losses=outcome.losses * (float("nan") if len(calls) == 6 else 1.0))
 
     monkeypatch.setattr(experiment, "meta_gradient", diverges)
     with pytest.raises(

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from metanb import figures
+from metanb import claims, figures, pictures
 from metanb.tasks import Tasks
-from tests.test_claims import record
+from tests.test_claims import TIME, record
 
 
 class _Parts(HTMLParser):
@@ -41,11 +41,13 @@ def payload(url):
 
 @pytest.fixture
 def runs():
-    made = [record(seed, -1.0, algorithm=name) for name in ("maml", "fomaml") for seed in range(3)]
+    curves = {"hessian_norm": np.exp(-TIME), "distance": 1 + TIME, "query_accuracy": 0.5 + 0.1 * TIME}
+    made = [record(seed, curves, algorithm=name) for name in ("maml", "fomaml") for seed in range(3)]
     for run in made:
         for column in ("median", "std", "sem"):
             run.measures[column] = 0.0
         run.measures["n"] = 60
+        run.measures["iteration"] = 150 * run.measures.epoch
     return made
 
 
@@ -54,15 +56,43 @@ def test_curves_show_and_hand_out_the_records(runs):
     shown = parts(figure)
     table = pd.read_csv(io.BytesIO(payload(shown.link["href"])))
     assert shown.link["download"] == "flat.csv"
-    assert len(table) == 2 * 3 * 2 * 21
+    assert len(table) == 2 * 3 * 2 * 13
     for run in runs:
-        chosen = table[(table.seed == run.settings.seed) & (table.algorithm == run.settings.algorithm)]
+        chosen = table[(table.seed == run.settings.seed) & (table.run == figures.algorithm(run))]
         drawn = chosen[chosen.measure == "hessian_norm"]["mean"]
         assert np.allclose(drawn, run.curve("hessian_norm")["mean"], rtol=1e-5)
     assert payload(shown.image["src"]).startswith(b"<?xml") and b"<svg" in payload(shown.image["src"])
     assert "See it fall." in shown.text and "mean of 3 runs" in shown.text and "60 meta-test tasks" in shown.text
     first = np.mean([run.curve("distance")["mean"].loc[1] for run in runs if run.settings.algorithm == "maml"])
     assert f"distance from theta_s (L2), MAML: from {first:.3g}" in shown.image["alt"]
+
+
+def test_scatter_says_each_labels_correlations(runs):
+    shown = parts(figures.scatter(runs, "distance", "query_accuracy", "c5", "See the cloud."))
+    table = pd.read_csv(io.BytesIO(payload(shown.link["href"])))
+    assert len(table) == 6 * 12 and table.epoch.min() == 1
+    r = [np.corrcoef(chosen.distance, chosen.query_accuracy)[0, 1]
+         for _, chosen in table[table.run == "MAML"].groupby("seed")]  # fmt: skip
+    assert f"MAML: r between {min(r):.2f} and {max(r):.2f}" in shown.image["alt"]
+
+
+def test_shares_say_where_each_part_ends(runs):
+    shown = parts(figures.shares(runs, "distance", ["body_norm"], "parts", "See them."))
+    last = np.mean([run.curve("distance")["mean"].iloc[-1] for run in runs[:3]])
+    assert f"MAML, distance from theta_s (L2): at last {last:.3g}" in shown.image["alt"]
+    assert "means of 3 runs" in shown.text
+
+
+def test_forest_shows_every_row_with_its_interval():
+    base = [record(s, {"query_accuracy": np.full(12, 0.5)}, wobble=0.0) for s in range(3)]
+    gained = [record(s, {"query_accuracy": np.full(12, 0.51 + 0.001 * s)}, wobble=0.0, regulariser="outer", gamma=2.0)
+              for s in range(3)]  # fmt: skip
+    rows = [row for row in claims.ledger(base + gained) if row.claim == "C8"]
+    lonely = [row for row in claims.ledger(gained) if row.claim == "C8"]
+    figure = figures.forest(rows + lonely, "c8", "See the gain.", "points")
+    shown = parts(figure)
+    assert "MAML, 5-way 1-shot: outer, γ = 2: +1.10 (+0.85 to +1.35)" in shown.image["alt"]
+    assert list(figure.data.runs) == [3, 0]  # a row without pairs keeps its place, undrawn
 
 
 def test_drawing_twice_gives_the_same_bytes(runs):
@@ -73,10 +103,10 @@ def test_drawing_twice_gives_the_same_bytes(runs):
 def test_pictures_of_tasks_and_steps():
     y = torch.arange(3).repeat(2, 1)
     x = torch.rand(2, 3, 1, 28, 28)
-    shown = parts(figures.tasks_picture(Tasks(x, y, x, y), "tasks", "Two tasks."))
+    shown = parts(pictures.tasks_picture(Tasks(x, y, x, y), "tasks", "Two tasks."))
     assert "2 rows" in shown.image["alt"] and "3 support classes" in shown.image["alt"]
     data = pd.DataFrame({"step": [0, 1], "loss": [1.5, 0.25]})
-    shown = parts(figures.steps(data, "steps", "Watch.", "loss (nats)"))
+    shown = parts(pictures.steps(data, "steps", "Watch.", "loss (nats)"))
     assert "loss: from 1.5 to 0.25" in shown.image["alt"]
     assert payload(shown.link["href"]).decode() == "step,loss\n0,1.5\n1,0.25\n"
 
@@ -84,16 +114,14 @@ def test_pictures_of_tasks_and_steps():
 def test_runs_and_their_origin_in_words(runs):
     for run in runs:
         run.provenance.update(cpu_seconds=90.0, finished="2026-01-02T03:04:05", device="CPU", torch="2.0", code="abc")
-        rows = run.measures[run.measures.measure == "distance"].assign(measure="query_accuracy", mean=0.12345)
-        run.measures.loc[:, "measure"] = run.measures.measure.where(
-            run.measures.measure != "distance", "query_accuracy"
-        )
-        run.measures.loc[run.measures.measure == "query_accuracy", "mean"] = rows["mean"].to_numpy()
     runs[0].provenance["device"] = "GPU"
     table = figures.runs_table(runs)
-    assert table.loc[("first-order MAML", 2)].to_dict() == {
-        "iterations": 3000.0,
-        "query accuracy": 0.123,
-        "CPU minutes": 1.5,
+    late = [run.curve("query_accuracy")["mean"].iloc[-3:].mean() for run in runs if run.settings.algorithm == "fomaml"]
+    assert table.loc["first-order MAML"].to_dict() == {
+        "runs": 3,
+        "iterations": 1800,
+        "late query accuracy": round(np.mean(late), 3),
+        "least to greatest": f"{min(late):.3f} to {max(late):.3f}",
+        "CPU minutes a run": 1.5,
     }
     assert figures.origin(runs) == "Recorded 2026-01-02 on CPU, GPU, torch 2.0, code abc."

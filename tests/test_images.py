@@ -595,3 +595,15 @@ def test_the_real_omniglot_loads_in_under_a_second() -> None:
     start = time.perf_counter()
     assert len(load("omniglot", "train", rotations=True).classes) == 4112
     assert time.perf_counter() - start < 1
+
+
+def test_keep_is_nested_seeded_and_says_what_it_holds():
+    everything = images.load("glyphs", "train")
+    few, more, other = (images.keep(everything, n, seed) for n, seed in ((6, 1), (9, 1), (6, 2)))
+    assert set(few.classes) < set(more.classes) and set(few.classes) != set(other.classes)
+    for name, drawings in zip(few.classes, few.images, strict=True):
+        assert (drawings == everything.images[everything.classes.index(name)]).all()
+    assert len({few.digest, more.digest, other.digest, everything.digest}) == 4
+    assert images.keep(everything, 6, 1).digest == few.digest and not few.images.flags.writeable
+    with pytest.raises(images.DataError, match=f"has {len(everything.classes)} classes, not 100000"):
+        images.keep(everything, 100_000, 0)

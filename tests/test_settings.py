@@ -20,6 +20,13 @@ from metanb.settings import CHOICES, RANGES, Settings, SettingsError, from_dict,
         ({"waves": 5}, ["waves", "ways"]),
         ({"iterations": 10, "epoch_iterations": 3}, ["iterations=10", "epoch_iterations=3", "multiple"]),
         ({"dataset": "glyphs", "rotations": True}, ["rotations", "omniglot"]),
+        ({"gamma": 1.0}, ["regulariser='none'", "gamma=1", "above 0"]),
+        ({"regulariser": "adapted"}, ["'adapted'", "gamma=0"]),
+        ({"algorithm": "fomaml", "regulariser": "outer", "gamma": 1.0}, ["'outer'", "'fomaml'", "adapted"]),
+        ({"algorithm": "finetune", "regulariser": "adapted", "gamma": 1.0}, ["'adapted'", "'finetune'"]),
+        ({"test_head": "zero"}, ["test_head='zero'", "finetune"]),
+        ({"train_classes": 4}, ["train_classes=4", "ways=5"]),
+        ({"class_seed": 1}, ["class_seed=1", "train_classes"]),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(values, words):
@@ -37,9 +44,12 @@ def test_every_setting_is_checked():
 def test_id_is_stable_and_tells_settings_apart():
     # a recorded name: a change of defaults or of the hash would orphan every committed record
     assert Settings().id == "glyphs-5w1s-maml-s0-44136fa3"
-    assert preset("quick", "omniglot", algorithm="fomaml", seed=2).id == "omniglot-5w1s-fomaml-s2-1b9b71cf"
-    ids = {replace(Settings(), **{name: high}).id for name, (_, high) in RANGES.items() if name != "epoch_iterations"}
-    assert len(ids) == len(RANGES) - 1
+    assert preset("quick", "omniglot", algorithm="fomaml", seed=1).id == "omniglot-5w1s-fomaml-s1-79c37b62"
+    few = preset("quick", "omniglot", algorithm="fomaml", regulariser="adapted", gamma=1.0, train_classes=10)
+    assert few.id.startswith("omniglot-10c-5w1s-fomaml-adapted-s0-")
+    base = Settings(regulariser="adapted", gamma=1.0, train_classes=100)
+    ids = {replace(base, **{name: high}).id for name, (_, high) in RANGES.items() if name != "epoch_iterations"}
+    assert len(ids | {base.id}) == len(RANGES)
     assert Settings(inner_lr=1).id == Settings(inner_lr=1.0).id
 
 
@@ -56,11 +66,11 @@ def test_paper_scale_is_the_papers():
     assert (mini.meta_batch, mini.queries) == (2, 15)
 
 
-def test_quick_differs_from_paper_in_length_and_batch_only():
-    for ways, shots in ((5, 1), (20, 5)):
+def test_quick_differs_from_paper_in_size_and_length_only():
+    for ways, shots, fewer in ((5, 1, set()), (20, 5, {"test_tasks"})):
         quick, paper = preset("quick", "omniglot", ways, shots), preset("paper", "omniglot", ways, shots)
         different = {f.name for f in fields(Settings) if getattr(quick, f.name) != getattr(paper, f.name)}
-        assert different == {"meta_batch", "iterations", "epoch_iterations"}
+        assert different == {"filters", "meta_batch", "iterations", "epoch_iterations"} | fewer
 
 
 def test_scale_of_knows_presets_and_custom():

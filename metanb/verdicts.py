@@ -1,0 +1,135 @@
+"""What a verdict is: the claims, the verdicts that there are, and the ledger's rows, for people and for machines."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from metanb.settings import NAMES
+
+MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
+
+REPRODUCED, PARTLY = "reproduced", "partly"
+CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
+NO_CASE = "not testable: accuracy does not fall"
+TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
+HOLM_MEANING = (
+    "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
+    "effect is only noise is at most 5 %."
+)
+LOG_RATIO, POINTS, CORRELATION, COSINE = "log ratio", "percentage points", "correlation r", "mean cosine"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper. For one about a curve: `measure` falls (direction -1) or rises (+1) in meta-training."""
+
+    name: str
+    text: str
+    measure: str = ""
+    direction: int = 0
+    notebook: str = ""  # where it is tested: page, and section if the page has several
+
+
+CLAIMS = (
+    Claim("C1", "adapted solutions become flatter", "hessian_norm", -1, "2-flatness#c1-flatter"),
+    Claim("C2", "adapted solutions become lower in support loss", "support_loss", -1, "2-flatness#c2-lower"),
+    Claim("C3", "adapted solutions lie further from theta_s", "distance", +1, "2-flatness#c3-further"),
+    Claim("C4", "they become flatter even while query accuracy falls", "hessian_norm", -1, "5-overfitting"),
+    Claim("C5", "query accuracy goes with trajectory coherence", "trajectory_coherence", +1, "3-trajectories#c5"),
+    Claim("C6", "query accuracy goes with gradient coherence", "gradient_coherence", +1, "4-gradients"),
+    Claim("C7", "finetuning's trajectories are nearly orthogonal", "trajectory_coherence", -1, "3-trajectories#c7"),
+    Claim("C8", "the coherence regulariser raises query accuracy", "query_accuracy", +1, "6-regularizer"),
+)
+BY_NAME = {claim.name: claim for claim in CLAIMS}
+PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}  # the figures that the paper gives
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the ledger: a claim on a cell.
+
+    Attributes:
+        variant: which form of the claim, where there are several; "" for the paper's.
+        setting: ways, shots, and what else sets the cell apart.
+        effect, low, high: the effect and its 95 % interval over runs, in `unit`; NaN without runs to compare.
+        p: two-sided, of no effect; for a verdict that needs two findings the larger one. p_holm: see HOLM_MEANING.
+        runs: number of runs, or of pairs of runs.
+        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, NO_CASE or TOO_FEW.
+        detail: what else the verdict rests on.
+        paper: the paper's own figure, where it gives one.
+        ids: of the runs.
+    """
+
+    claim: str
+    variant: str
+    dataset: str
+    setting: str
+    algorithm: str
+    scale: str
+    effect: float
+    low: float
+    high: float
+    unit: str
+    p: float
+    p_holm: float
+    runs: int
+    verdict: str
+    detail: str
+    paper: str
+    ids: tuple[str, ...]
+
+    @property
+    def change(self) -> str:
+        """The effect with its interval, as people read it; a log ratio as a factor, late over early."""
+        if not self.runs:
+            return "–"
+        values, form = np.array([self.effect, self.low, self.high]), "{} ({} to {})"
+        if self.unit == LOG_RATIO:
+            with np.errstate(over="ignore"):
+                return "× " + form.format(*(f"{v:.2f}" for v in np.exp(values)))
+        if self.unit == POINTS:
+            return form.format(*(f"{v:+.2f}" for v in values)) + " points"
+        return form.format(*(f"{v:.3f}" for v in values))
+
+    @property
+    def sentence(self) -> str:
+        """The row in Markdown: what was judged, the verdict, and what it rests on."""
+        name = f"{self.claim}, {self.variant}" if self.variant else self.claim
+        rest = f"; {self.detail}" if self.detail else ""
+        return (
+            f"**{name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}.** "
+            f"{self.unit.capitalize()} {self.change}{rest}."
+        )
+
+
+def table(rows: Iterable[Row]) -> pd.DataFrame:
+    """The ledger for reading: a row a cell, the effect with its 95 % interval over runs."""
+    return pd.DataFrame(
+        {
+            "claim": f"{row.claim}, {row.variant}" if row.variant else row.claim,
+            "data": f"{NAMES[row.dataset]}, {row.setting}",
+            "algorithm": NAMES[row.algorithm],
+            "scale": row.scale,
+            "effect": row.unit,
+            "95 % interval": row.change,
+            "runs": row.runs,
+            "p, Holm": "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}",
+            "verdict": row.verdict,
+            "paper": row.paper or "–",
+        }
+        for row in rows
+    )
+
+
+def as_json(rows: Iterable[Row]) -> str:
+    """The ledger for machines: a list of objects with the fields of Row; null for what is not finite."""
+
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps([{name: plain(value) for name, value in asdict(row).items()} for row in rows], indent=1)
