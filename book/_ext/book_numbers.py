@@ -5,18 +5,22 @@ strict build, an error: no number of the book is typed by hand.
 """
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from metanb import bench, claims
-from metanb.claims import TOO_FEW, Row, ledger
-from metanb.records import read_all
-from metanb.settings import NAMES, Settings, preset
+from metanb import bench, claims, figures
+from metanb.records import Record, read_all
+from metanb.settings import NAMES, Settings, preset, scale_of
+from metanb.verdicts import HOLM_MEANING, TOO_FEW, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = [f"C{number}" for number in range(1, 9)]
+PAPERS_FORM = ("", "adapted", "fresh head")  # the forms of a claim that the landing page counts
+RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
 PAPER_SETTINGS = [("omniglot", 5, 1), ("omniglot", 20, 1), ("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
 
@@ -40,24 +44,53 @@ def number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def verdict(rows: list[Row]) -> str:
-    """One claim's verdicts in a phrase, each with the cells that it holds for."""
-    tested: dict[str, list[str]] = {}
+def headline(rows: list[Row]) -> str:
+    """One claim's verdicts in a phrase: of the cells that test the paper's form of it, how many say what."""
+    main = [row for row in rows if row.verdict != TOO_FEW and row.variant.split(",")[0] in PAPERS_FORM]
+    counts = Counter(row.verdict for row in main)
+    said = [f"**{verdict}** in {n} of {len(main)} cells" for verdict, n in counts.most_common()]
+    return "; ".join(said) or "not&nbsp;yet&nbsp;run"
+
+
+def ledger_table(rows: list[Row]) -> str:
+    """The rows that have a verdict, as a table: each verdict leads to its section, each number of runs to its runs."""
+    lines = []
     for row in rows:
-        if row.verdict != TOO_FEW:
-            where = f"{NAMES[row.dataset]} {row.setting}, {row.scale} scale: {NAMES[row.algorithm]}"
-            tested.setdefault(row.verdict, []).append(where)
-    return (
-        "; ".join(f"**{result}** ({'; '.join(cells)})" for result, cells in tested.items()) or "not&nbsp;yet&nbsp;run"
-    )
+        if row.verdict == TOO_FEW:
+            continue
+        p = "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
+        effect = f"{row.change}<br><small>{row.unit}</small>"
+        lines.append(
+            [row.variant or "as in the paper", f"{NAMES[row.dataset]}, {row.setting}", NAMES[row.algorithm], effect,
+             f"[{row.runs}](#{row.ids[0]})", p, f"[{row.verdict}](#{row.claim.lower()})", row.paper or "–"]
+        )  # fmt: skip
+    head = ["Form", "Data", "Algorithm", "Effect, 95 % interval", "Runs", "p, Holm", "Verdict", "Paper"]
+    return table(head, lines) if lines else "No run is recorded yet."
 
 
-def evidence(rows: list[Row]) -> str:
-    """The ledger's rows that have a verdict, as a table."""
-    tested = claims.table(row for row in rows if row.verdict != TOO_FEW)
-    if tested.empty:
-        return "No run is recorded yet."
-    return frame(tested)
+def runs_page(recorded: list[Record]) -> str:
+    """A section for each cell, with its runs to download; the id of each of them leads there."""
+    lines = []
+    for cell in claims.cells(recorded):
+        minutes = sum(run.provenance["cpu_seconds"] for run in cell) / len(cell) / 60
+        downloads = ", ".join(
+            f"{{download}}`seed {run.settings.seed} <../results/{run.path.name}/measures.csv>`" for run in cell
+        )
+        lines += [f"({run.settings.id})=" for run in cell]
+        lines += [f"### {what(cell[0].settings)}", "", f"{len(cell)} runs of {minutes:.1f} CPU minutes. "
+                  f"{figures.origin(cell)} Measures: {downloads}.", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def what(settings: Settings) -> str:
+    """A cell in words: its data, its algorithm, and every setting that sets it apart from its scale's."""
+    scale = scale_of(settings)
+    base = preset(scale, settings.dataset, settings.ways, settings.shots) if scale != "custom" else Settings()
+    apart = {name: value for name, value in settings.to_dict().items()
+             if value != getattr(base, name) and name not in ("seed", "class_seed", "algorithm")}  # fmt: skip
+    rest = "".join(f", `{name}={number(value)}`" for name, value in apart.items())
+    setting = f"{NAMES[settings.dataset]}, {settings.ways}-way {settings.shots}-shot"
+    return f"{setting}, {NAMES[settings.algorithm]}, {scale} scale{rest}"
 
 
 def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
@@ -113,9 +146,13 @@ def benchmark() -> dict[str, str]:
 
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
-    rows = ledger(read_all(ROOT / "results"))
-    names = {f"verdict_{claim.lower()}": verdict([row for row in rows if row.claim == claim]) for claim in CLAIMS}
-    names["evidence"] = evidence(rows)
+    rows = claims.ledger(read_all(ROOT / "results"))
+    of = {name: [row for row in rows if row.claim == name] for name in CLAIMS}
+    names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
+    names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
+    names["holm"] = HOLM_MEANING
+    names["ledger_rows"] = number(sum(row.verdict != TOO_FEW for row in rows))
+    names["ledger_missing"] = number(sum(row.verdict == TOO_FEW for row in rows))
     names["scales"] = settings_table({scale: preset(scale, "omniglot") for scale in SCALES}, True)
     paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
     names["paper_settings"] = settings_table(paper, True)
@@ -123,7 +160,14 @@ def substitutions() -> dict[str, str]:
     return names | benchmark()
 
 
+def source_read(_: Any, docname: str, source: list[str]) -> None:
+    """Sphinx's event of that name: the page of runs is written from the records."""
+    if docname == RUNS_PAGE:
+        source[0] = source[0].replace(RUNS_MARK, runs_page(read_all(ROOT / "results")))
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
+    app.connect("source-read", source_read)
     app.connect("config-inited", lambda _, config: config.myst_substitutions.update(substitutions()))
     return {"parallel_read_safe": True}

@@ -45,7 +45,8 @@ def source_read(_: Any, docname: str, source: list[str]) -> None:
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = re.sub(r"^(#+ )", r"#\1", "".join(cell["source"]), flags=re.MULTILINE)
+            text = re.sub(r"^(#+ )", r"#\1", "".join(cell["source"]), flags=re.MULTILINE)
+            cell["source"] = re.sub(r"^\(\w+\)=\n", "", text, flags=re.MULTILINE)  # link targets stay the chapter's
     opening = nbformat.v4.new_markdown_cell(introduction(notebook["metadata"]))
     notebook["cells"].insert(0, opening)
     source[0] = json.dumps(notebook)
