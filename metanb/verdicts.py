@@ -85,7 +85,7 @@ class Row:
     @property
     def change(self) -> str:
         """The effect with its interval, as people read it; a log ratio as a factor, late over early."""
-        if not self.runs:
+        if not math.isfinite(self.effect):
             return "–"
         values, form = np.array([self.effect, self.low, self.high]), "{} ({} to {})"
         if self.unit == LOG_RATIO:
@@ -96,13 +96,20 @@ class Row:
         return form.format(*(f"{v:.3f}" for v in values))
 
     @property
+    def shown_unit(self) -> str:
+        """What `change` is given in: a log ratio is shown as a factor."""
+        return "factor" if self.unit == LOG_RATIO else self.unit
+
+    @property
     def sentence(self) -> str:
         """The row in Markdown: what was judged, the verdict, and what it rests on."""
         name = f"{self.claim}, {self.variant}" if self.variant else self.claim
         rest = f"; {self.detail}" if self.detail else ""
+        if not math.isfinite(self.effect):
+            return f"**{name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}**{rest}."
         return (
             f"**{name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}.** "
-            f"{self.unit.capitalize()} {self.change}{rest}."
+            f"{self.shown_unit.capitalize()} {self.change}{rest}."
         )
 
 
@@ -114,7 +121,7 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
             "data": f"{NAMES[row.dataset]}, {row.setting}",
             "algorithm": NAMES[row.algorithm],
             "scale": row.scale,
-            "effect": row.unit,
+            "effect": row.shown_unit,
             "95 % interval": row.change,
             "runs": row.runs,
             "p, Holm": "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}",

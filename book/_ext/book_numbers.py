@@ -59,7 +59,7 @@ def ledger_table(rows: list[Row]) -> str:
         if row.verdict == TOO_FEW:
             continue
         p = "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
-        effect = f"{row.change}<br><small>{row.unit}</small>"
+        effect = f"{row.change}<br><small>{row.shown_unit}</small>"
         lines.append(
             [row.variant or "as in the paper", f"{NAMES[row.dataset]}, {row.setting}", NAMES[row.algorithm], effect,
              f"[{row.runs}](#{row.ids[0]})", p, f"[{row.verdict}](#{row.claim.lower()})", row.paper or "–"]
