@@ -74,7 +74,10 @@ def cells(records: Iterable[Record]) -> list[list[Record]]:
         groups.setdefault(_unseeded(record.settings), []).append(record)
 
     def order(s: Settings) -> tuple[Any, ...]:
-        return s.dataset, s.ways, s.shots, s.train_classes, CHOICES["algorithm"].index(s.algorithm), s.id
+        places = (
+            CHOICES[name].index(getattr(s, name)) for name in ("head_init", "algorithm", "test_head", "regulariser")
+        )
+        return s.dataset, s.ways, s.shots, s.train_classes, *places, s.id
 
     return [groups[settings] for settings in sorted(groups, key=order)]
 

@@ -54,18 +54,21 @@ def headline(rows: list[Row]) -> str:
 
 def ledger_table(rows: list[Row]) -> str:
     """The rows that have a verdict, as a table: each verdict leads to its section, each number of runs to its runs."""
+    judged = [row for row in rows if row.verdict != TOO_FEW]
+    if not judged:
+        return "No run is recorded yet."
     lines = []
-    for row in rows:
-        if row.verdict == TOO_FEW:
-            continue
+    for row in judged:
         p = "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
-        effect = f"{row.change}<br><small>{row.shown_unit}</small>"
+        where = f"{NAMES[row.dataset]}, {row.setting}, {row.scale}"
+        effect = f'<span class="metanb-effect">{row.change}</span> <small>{row.shown_unit}</small>'
         lines.append(
-            [row.variant or "as in the paper", f"{NAMES[row.dataset]}, {row.setting}", NAMES[row.algorithm], effect,
-             f"[{row.runs}](#{row.ids[0]})", p, f"[{row.verdict}](#{row.claim.lower()})", row.paper or "–"]
+            [row.variant or "as in the paper", where, NAMES[row.algorithm], effect, f"[{row.runs}](#{row.ids[0]})", p,
+             f"[{row.verdict}](#{row.claim.lower()})", row.paper or "–"]
         )  # fmt: skip
-    head = ["Form", "Data", "Algorithm", "Effect, 95 % interval", "Runs", "p, Holm", "Verdict", "Paper"]
-    return table(head, lines) if lines else "No run is recorded yet."
+    head = ["Form", "Data and scale", "Algorithm", "Effect, 95 % interval", "Runs", "p, Holm", "Verdict", "Paper"]
+    shown = len(head) if any(row.paper for row in judged) else -1  # the paper gives a figure for few claims
+    return table(head[:shown], [line[:shown] for line in lines])
 
 
 def runs_page(recorded: list[Record]) -> str:
