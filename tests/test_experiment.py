@@ -104,12 +104,13 @@ def test_every_kind_of_run_repeats_to_the_bit(tmp_path, monkeypatch, options):
 
 def test_finetuning_learns_all_classes_and_is_kept(store):
     """The loss of a batch over all meta-train classes falls from about ln(classes); the weights are read back."""
-    settings = replace(TINY, algorithm="finetune", filters=8, iterations=60, epoch_iterations=20)
+    options = {"filters": 8, "iterations": 60, "epoch_iterations": 20, "outer_lr": 0.01}
+    settings = replace(TINY, algorithm="finetune", **options)
     run, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu")
     classes = len(images.load("glyphs", "train").classes)
     assert net.head.out_features == classes
     losses = run.curve("train_loss")["mean"]
-    assert losses.iloc[0] == pytest.approx(np.log(classes), abs=0.7) and losses.iloc[-1] < losses.iloc[0] - 0.2
+    assert losses.iloc[0] == pytest.approx(np.log(classes), abs=0.7) and losses.iloc[-1] < losses.iloc[0] - 0.1
 
 
 def test_few_classes_are_the_data_that_a_run_records(store):
