@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from metanb import experiment, grid, records
-from metanb.__main__ import cli
+from metanb.__main__ import cli, main
 from metanb.grid import Planned
 from metanb.records import Record
 from metanb.settings import preset
@@ -108,10 +108,9 @@ def test_grid_killed_and_asked_again(store, tmp_path, monkeypatch):
         [sys.executable, "-c", script, json.dumps(longer.to_dict())], start_new_session=True, stdout=subprocess.DEVNULL
     )
     checkpoint = store / f"{longer.id}.pt"
-    for _ in range(600):
-        if checkpoint.exists():
-            break
-        time.sleep(0.1)
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)  # the grid and its run
     process.wait()
     assert records.find(longer) is None and "begun" in grid.table([Planned("a", longer)], []).state.tolist()
@@ -139,3 +138,15 @@ def test_claims_prints_the_ledger(store, monkeypatch):
     assert done.exit_code == 0 and "C1, first peak" in done.output and "Holm" in done.output
     done = CliRunner().invoke(cli, ["claims", "--json", "--records", str(store)])
     assert {row["claim"] for row in json.loads(done.output)} >= {"C1", "C2", "C3", "C4", "C5", "C6"}
+
+
+def test_a_failing_grid_ends_in_one_line_and_not_zero(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
+    bad = preset("smoke", "mini-imagenet", iterations=10)
+    monkeypatch.setitem(grid.GRIDS, "quick", lambda: [Planned("a", bad), Planned("b", TINY)])
+    monkeypatch.setattr(sys, "argv", ["metanb", "grid", "quick", "--only", "a"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and err.startswith(f"Error: 1 of 1 runs failed: {bad.id}")
+    assert err.count("\n") == 1 and "FAILED" in out and TINY.id not in out

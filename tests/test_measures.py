@@ -73,7 +73,7 @@ def by_hand(net, tasks, one, lr, steps):
 
 
 def pairs(rows):
-    return np.mean([float(a @ b) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j])
+    return np.mean([(a @ b).item() for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j])
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "finetune"])
@@ -82,6 +82,7 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
     net, test, valid = new_net(WAYS if algorithm == "maml" else 11), tasks(2), tasks(2, seed=1)
     found = measure(net, test, valid, chosen)
     learner, theta = starts(net, chosen, TASKS, stream=0)
+    assert TASKS > landscape.TASKS_AT_ONCE  # so that they are measured in chunks
     expected, rows = by_hand(learner, test, theta, chosen.inner_lr, 2)
     for name, value in expected.items():
         assert found[name].mean == pytest.approx(value, rel=1e-7 if "accuracy" in name else 1e-9), name
@@ -103,7 +104,9 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
     learner, theta = starts(net, chosen, TASKS, stream=1)
     of_valid, _ = by_hand(learner, valid, theta, chosen.inner_lr, 2)
     assert found["valid_accuracy"].mean == pytest.approx(of_valid["query_accuracy"], rel=1e-7)
-    assert found["head_norm"].mean == pytest.approx(float(net.head.weight.norm()))
+    squares = sum(float(value) ** 2 for block in net.blocks for value in block.weight.detach().flatten())
+    assert found["body_norm"].mean == pytest.approx(squares**0.5)
+    assert found["head_norm"].mean == pytest.approx(np.linalg.norm(net.head.weight.detach().numpy()))
 
 
 def test_shares_of_coherence_add_up():
@@ -130,6 +133,25 @@ def test_adaptive_sharpness_is_the_norm_of_the_rescaled_dense_hessian():
         hessian = torch.autograd.functional.hessian(lambda p, t=t: loss(torch.stack([p, p]))[t], params[t])
         rescaled = params[t][:, None] * hessian * params[t]
         assert float(found.norms[t]) == pytest.approx(np.abs(np.linalg.eigvalsh(rescaled)).max(), rel=1e-5)
+
+
+def test_flatness_is_measured_where_the_tasks_end():
+    """Both measures of flatness are means over dense Hessians, by torch, at the plain loop's adapted parameters."""
+    net, some, chosen = new_net(), tasks(1)[:2], settings(inner_lr=0.2)
+    found = measure(net, some, some, chosen)
+    theta = flatten(net).detach().expand(2, -1)
+    ends = theta + by_hand(net, some, theta, chosen.inner_lr, 1)[1]["displacement"].detach()
+    norms, sharpnesses = [], []
+    for t in range(2):
+        one = some[t : t + 1]
+        hessian = torch.autograd.functional.hessian(
+            lambda p, one=one: losses(net, p[None], one.support_x, one.support_y)[0], ends[t]
+        )
+        norms.append(np.linalg.norm(hessian.numpy(), 2))
+        sharpnesses.append(np.linalg.norm((ends[t][:, None] * hessian * ends[t]).numpy(), 2))
+    assert found["hessian_norm"].mean == pytest.approx(np.mean(norms), rel=2e-3)  # its tolerance is 1e-3
+    assert found["adaptive_sharpness"].mean == pytest.approx(np.mean(sharpnesses), rel=2e-3)
+    assert found["hessian_norm"].n == 2
 
 
 def test_adaptive_sharpness_ignores_the_scale_that_batch_norm_removes():
@@ -168,7 +190,3 @@ def test_finetunings_heads(head):
         assert not torch.equal(starts(net, chosen, 4, stream=1)[1], theta)
         bound = 1 / np.sqrt(net.head.in_features)  # nn.Linear's own start
         assert heads.abs().max() <= bound and heads.abs().max() > 0.8 * bound
-
-
-def test_tasks_are_measured_in_chunks():
-    assert TASKS > landscape.TASKS_AT_ONCE
