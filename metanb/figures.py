@@ -71,7 +71,12 @@ def runs_table(runs: Sequence[Record], label: Callable[[Record], str] = algorith
 def origin(runs: Sequence[Record]) -> str:
     """Where the runs come from, in a sentence: dates, devices, versions and commits, each as often as it differs."""
     facts = [run.provenance | {"date": run.provenance["finished"][:10]} for run in runs]
-    seen = {key: ", ".join(sorted({str(fact[key]) for fact in facts})) for key in ("date", "device", "torch", "code")}
+    seen = {
+        key: ", ".join(
+            sorted({part for fact in facts for part in str(fact[key]).split(", ")})
+        )  # some runs were resumed
+        for key in ("date", "device", "torch", "code")
+    }
     return f"Recorded {seen['date']} on {seen['device']}, torch {seen['torch']}, code {seen['code']}."
 
 

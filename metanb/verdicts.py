@@ -97,8 +97,8 @@ class Row:
 
     @property
     def shown_unit(self) -> str:
-        """What `change` is given in: a log ratio is shown as a factor."""
-        return "factor" if self.unit == LOG_RATIO else self.unit
+        """What `change` is: a log ratio is shown as a factor, percentage points as a change."""
+        return {LOG_RATIO: "factor", POINTS: "change"}.get(self.unit, self.unit)
 
     @property
     def sentence(self) -> str:

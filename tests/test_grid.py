@@ -143,8 +143,8 @@ def test_claims_prints_the_ledger(store, monkeypatch):
 def test_a_failing_grid_ends_in_one_line_and_not_zero(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
     bad = preset("smoke", "mini-imagenet", iterations=10)
-    monkeypatch.setitem(grid.GRIDS, "quick", lambda: [Planned("a", bad), Planned("b", TINY)])
-    monkeypatch.setattr(sys, "argv", ["metanb", "grid", "quick", "--only", "a"])
+    monkeypatch.setitem(grid.GRIDS, "quick", lambda: [Planned("absent", bad), Planned("there", TINY)])
+    monkeypatch.setattr(sys, "argv", ["metanb", "grid", "quick", "--only", "absent"])
     with pytest.raises(SystemExit) as stop:
         main()
     out, err = capsys.readouterr()
