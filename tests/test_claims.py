@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from metanb import claims, verdicts
 from metanb.effects import holm
@@ -116,9 +117,23 @@ def test_the_best_epoch_is_no_part_of_the_fall_after_it():
     assert row.detail.startswith("best epoch 4, 8 follow; accuracy -38.00 points")
 
 
+def test_a_fall_that_is_less_sure_than_the_flattening_sets_p():
+    """Each by scipy: the lines of three runs, of accuracy and of the log Hessian norm; the larger p counts."""
+    falls, flattenings, runs = (-0.1, -0.2, -0.3), (-2.0, -2.1, -1.9), []
+    for seed, (fall, flattening) in enumerate(zip(falls, flattenings, strict=True)):
+        accuracy = np.r_[0.8, 0.85, 0.9, 0.95, 0.9 + fall * np.arange(8) / 7]
+        hessian = np.r_[np.ones(4), np.exp(flattening * np.arange(8) / 7)]
+        curves = {"query_accuracy": accuracy, "valid_accuracy": accuracy, "hessian_norm": hessian}
+        runs.append(record(seed, curves, wobble=0.0))
+    (row,) = (row for row in claims.ledger(runs) if (row.claim, row.variant) == ("C4", ""))
+    assert row.p == pytest.approx(max(stats.ttest_1samp(values, 0).pvalue for values in (falls, flattenings)))
+    assert row.p == pytest.approx(stats.ttest_1samp(falls, 0).pvalue) and row.effect == pytest.approx(-2.0)
+
+
 @pytest.mark.parametrize(("claim", "measure"), [("C5", "trajectory_coherence"), ("C6", "gradient_coherence")])
 def test_goes_with(claim, measure):
     def runs(follow, across, n=5):
+        """Runs whose accuracies are 0, 0.2, 0.4 and so on higher, and their coherences as `across` says."""
         out = []
         for seed in range(n):
             rng = np.random.default_rng(seed)
@@ -126,16 +141,18 @@ def test_goes_with(claim, measure):
             other = accuracy if follow else 0.5 + 0.3 * TIME + 0.03 * rng.normal(size=EPOCHS)
             level = 0.2 * seed
             out.append(record(seed, {"query_accuracy": accuracy + level,
-                                     measure: other + (level if across else -level)}, wobble=1e-4))  # fmt: skip
+                                     measure: other + across[seed]}, wobble=1e-4))  # fmt: skip
         return out
 
-    assert verdict(runs(True, True), claim) == verdicts.REPRODUCED
-    assert verdict(runs(True, False), claim) == verdicts.PARTLY  # over epochs only
-    assert verdict(runs(False, True), claim) == verdicts.PARTLY  # common drift only
-    assert verdict(runs(True, True, 4), claim) == verdicts.PARTLY  # too few to compare across runs
-    assert verdict(runs(True, True, 2), claim) == verdicts.TOO_FEW
-    down = [record(s, {"query_accuracy": TIME, measure: 2 - TIME}) for s in range(3)]
-    assert verdict(down, claim) == verdicts.CONTRARY
+    up, down, weak = (0.0, 0.2, 0.4, 0.6, 0.8), (0.8, 0.6, 0.4, 0.2, 0.0), (0.2, 0.0, 0.8, 0.0, 0.4)
+    assert verdict(runs(True, up), claim) == verdicts.REPRODUCED
+    assert verdict(runs(True, down), claim) == verdicts.PARTLY  # over epochs only
+    assert verdict(runs(True, weak), claim) == verdicts.PARTLY  # across runs only by chance: r = 0.2
+    assert verdict(runs(False, up), claim) == verdicts.PARTLY  # common drift only
+    assert verdict(runs(True, up, 4), claim) == verdicts.PARTLY  # too few to compare across runs
+    assert verdict(runs(True, up, 2), claim) == verdicts.TOO_FEW
+    falling = [record(s, {"query_accuracy": TIME, measure: 2 - TIME}) for s in range(3)]
+    assert verdict(falling, claim) == verdicts.CONTRARY
 
 
 def coherent(level, **settings):
@@ -154,6 +171,30 @@ def test_orthogonal():
     assert judged(0.05, coherent(0.3)) == verdicts.NOT_SEEN
     assert judged(0.01, []) == verdicts.TOO_FEW
     assert judged(0.01, coherent(0.3)[:2]) == verdicts.TOO_FEW
+
+
+def test_orthogonal_needs_intervals_apart_and_has_the_larger_p():
+    """Each p by scipy: once the comparison's is the larger one, once that of being below 0.05."""
+
+    def judged(ours, theirs):
+        runs = [
+            record(seed, {"trajectory_coherence": np.full(EPOCHS, level)}, wobble=0.0, algorithm=algorithm)
+            for algorithm, levels in (("finetune", ours), ("maml", theirs))
+            for seed, level in enumerate(levels)
+        ]
+        (row,) = (row for row in claims.ledger(runs) if row.variant == "fresh head, beside MAML")
+        p = stats.ttest_1samp(ours, 0.05).pvalue, stats.ttest_ind(ours, theirs, equal_var=False).pvalue
+        assert row.p == pytest.approx(max(p))
+        return row.verdict, p.index(max(p))
+
+    assert judged((0.009, 0.010, 0.011), (0.01, 0.2, 0.3)) == (verdicts.PARTLY, 1)  # higher, but not for sure
+    assert judged((0.0, 0.04, 0.08), (0.89, 0.9, 0.91)) == (verdicts.NOT_SEEN, 0)
+
+
+def test_every_test_head_is_set_beside_meta_training():
+    runs = coherent(0.01, algorithm="finetune", test_head="zero") + coherent(0.3) + coherent(0.4, algorithm="fomaml")
+    for name in ("MAML", "first-order MAML"):
+        assert verdict(runs, "C7", f"zero head, beside {name}", "finetune") == verdicts.REPRODUCED
 
 
 def test_orthogonal_compares_with_the_same_settings_only():

@@ -15,7 +15,7 @@ import pandas as pd
 from metanb import bench, claims, figures
 from metanb.records import Record, read_all
 from metanb.settings import NAMES, Settings, preset, scale_of
-from metanb.verdicts import HOLM_MEANING, TOO_FEW, Row
+from metanb.verdicts import HOLM_MEANING, NO_CASE, TOO_FEW, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = [f"C{number}" for number in range(1, 9)]
@@ -45,10 +45,10 @@ def number(value: Any) -> str:
 
 
 def headline(rows: list[Row]) -> str:
-    """One claim's verdicts in a phrase: of the cells that test the paper's form of it, how many say what."""
-    main = [row for row in rows if row.verdict != TOO_FEW and row.variant.split(",")[0] in PAPERS_FORM]
+    """One claim's verdicts in a phrase: of the cells that can test the paper's form of it, how many say what."""
+    main = [row for row in rows if row.verdict not in (TOO_FEW, NO_CASE) and row.variant.split(",")[0] in PAPERS_FORM]
     counts = Counter(row.verdict for row in main)
-    said = [f"**{verdict}** in {n} of {len(main)} cells" for verdict, n in counts.most_common()]
+    said = [f"**{verdict}** in {n} of {len(main)}" for verdict, n in counts.most_common()]
     return "; ".join(said) or "not&nbsp;yet&nbsp;run"
 
 
