@@ -11,7 +11,7 @@ from metanb import provenance
 from metanb.nets import ConvNet
 from metanb.records import RecordError
 
-PLAIN = ("origin", "epoch", "rows", "wall", "cpu", "resumed", "started")
+PLAIN = ("origin", "epoch", "rows", "wall", "cpu", "resumed", "started", "saved")
 
 
 @dataclass
@@ -27,10 +27,11 @@ class State:
     cpu: float = 0.0
     resumed: int = 0
     started: str = field(default_factory=provenance.now)
+    saved: str = ""
 
     def save(self, path: Path) -> None:
         """Replace the checkpoint at once: a kill leaves the old one or the new one."""
-        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch, self.saved = path.with_suffix(f".{os.getpid()}"), provenance.now()
         plain = {name: getattr(self, name) for name in PLAIN}
         try:
             torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, scratch)

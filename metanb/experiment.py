@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,16 @@ from metanb import checkpoint, images, landscape, provenance, records
 from metanb.adapt import keep_freed_memory
 from metanb.checkpoint import State
 from metanb.landscape import Stat
-from metanb.measures import measure
+from metanb.measures import accuracies, measure
 from metanb.meta import chunk_size, meta_gradient, supervised_gradient
 from metanb.nets import ConvNet
 from metanb.settings import Settings
-from metanb.tasks import sample_images, sample_tasks
+from metanb.tasks import Tasks, sample_images, sample_tasks
 
-TRAIN, VALID, TEST = range(3)  # streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i]
+# Streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i], fixed ones from [task_seed, stream].
+# The final tasks are many: FINAL, FINAL + 1 and so on are the streams of PART tasks each.
+TRAIN, VALID, TEST, FINAL = range(4)
+PART = 60
 
 
 class DivergedError(ArithmeticError):
@@ -66,9 +70,19 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     with _lock(settings):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
             _train(settings, resolve(device))
-    net = new_net(settings, load(settings, "train"))
-    net.load_state_dict(checkpoint.read(path)["net"])
-    return net
+    return _net_of(settings, checkpoint.read(path))
+
+
+def record_so_far(settings: Settings, device: str = "auto") -> records.Record | None:
+    """Record a run that was stopped, as far as its checkpoint goes; None if there is none.
+
+    The checkpoint stays: asked for again, the run goes on from there.
+    """
+    with _lock(settings):
+        if (found := records.find(settings)) or not _checkpoint(settings).exists():
+            return found
+        values = checkpoint.read(_checkpoint(settings))
+        return _record(settings, _net_of(settings, values).to(resolve(device)), values)
 
 
 def new_net(settings: Settings, train: images.ImageSet) -> ConvNet:
@@ -90,6 +104,19 @@ def load(settings: Settings, split: str) -> images.ImageSet:
     return images.keep(found, settings.train_classes, settings.class_seed) if few else found
 
 
+def _net_of(settings: Settings, values: dict[str, Any]) -> ConvNet:
+    """The network of a checkpoint."""
+    net = new_net(settings, load(settings, "train"))
+    net.load_state_dict(values["net"])
+    return net
+
+
+def _fixed(settings: Settings, images_: images.ImageSet, n: int, stream: int) -> Tasks:
+    """Tasks that are the same for every run of these settings and every epoch."""
+    rng = np.random.default_rng([settings.task_seed, stream])
+    return sample_tasks(images_, n, settings.ways, settings.shots, settings.test_queries, rng)
+
+
 def _lock(settings: Settings) -> FileLock:
     """Keeps two processes off one run; the store is made if it is not there."""
     records.store().mkdir(parents=True, exist_ok=True)
@@ -102,11 +129,8 @@ def _checkpoint(settings: Settings) -> Path:
 
 def _train(settings: Settings, device: torch.device) -> records.Record:
     sets = {split: load(settings, split) for split in images.SPLITS}
-    test, valid = (
-        sample_tasks(sets[split], settings.test_tasks, settings.ways, settings.shots, settings.test_queries,
-                     np.random.default_rng([settings.task_seed, stream])).to(device)
-        for split, stream in (("test", TEST), ("valid", VALID))
-    )  # fmt: skip
+    test = _fixed(settings, sets["test"], settings.test_tasks, TEST).to(device)
+    valid = _fixed(settings, sets["valid"], settings.test_tasks, VALID).to(device)
     keep_freed_memory()
     net = new_net(settings, sets["train"]).to(device)
     origin = {
@@ -137,14 +161,30 @@ def _train(settings: Settings, device: torch.device) -> records.Record:
             state.wall += time.perf_counter() - wall
             state.cpu += time.process_time() - cpu
             state.save(path)
+    return _record(settings, net, vars(state))
+
+
+def _record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.Record:
+    """Write the record of a run at the end or where it stopped: `values` are a State's, by name.
+
+    What is measured only here: `final_accuracy`, of meta-test tasks that the epochs' measures do not use.
+    """
+    rows = list(values["rows"])
+    if settings.final_tasks:
+        test, parts = load(settings, "test"), []
+        for i, first in enumerate(range(0, settings.final_tasks, PART)):
+            tasks = _fixed(settings, test, min(PART, settings.final_tasks - first), FINAL + i)
+            parts.append(accuracies(net, tasks, settings, FINAL + i))
+        place = {"epoch": values["epoch"], "iteration": values["epoch"] * settings.epoch_iterations}
+        rows.append(place | {"measure": "final_accuracy"} | asdict(landscape.summarise(torch.cat(parts))))
     times = {
-        "started": state.started,
-        "finished": provenance.now(),
-        "wall_seconds": round(state.wall, 1),
-        "cpu_seconds": round(state.cpu, 1),
-        "resumed": state.resumed,
+        "started": values["started"],
+        "finished": values["saved"],
+        "wall_seconds": round(values["wall"], 1),
+        "cpu_seconds": round(values["cpu"], 1),
+        "resumed": values["resumed"],
     }
-    return records.write(settings, state.rows, state.origin | times, records.store())
+    return records.write(settings, rows, values["origin"] | times, records.store())
 
 
 def _epoch(state: State, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm) -> dict[str, Stat]:

@@ -51,16 +51,22 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     stats["gradient_coherence_uniform"] = landscape.gradient_coherence(uniform)
     stats["gradient_coherence_label"] = landscape.gradient_coherence(gradient - uniform)
     stats["gradient_cosine"], _ = landscape.trajectory_coherence(gradient)
-    learner, theta = starts(net, settings, len(valid), stream=1)
-    correct = [
-        accuracy(learner, _adapted(learner, part, start, settings), part.query_x, part.query_y)
-        for part, start in zip(valid.split(landscape.TASKS_AT_ONCE), theta.split(landscape.TASKS_AT_ONCE), strict=True)
-    ]
-    stats["valid_accuracy"] = landscape.summarise(torch.cat(correct))
+    stats["valid_accuracy"] = landscape.summarise(accuracies(net, valid, settings, stream=1))
     for part, weights in (("body", [block.weight for block in net.blocks]), ("head", [net.head.weight])):
         norm = float(torch.cat([weight.detach().flatten() for weight in weights]).norm())
         stats[f"{part}_norm"] = Stat(norm, norm, 0.0, 0.0, 1)
     return stats
+
+
+def accuracies(net: ConvNet, tasks: Tasks, settings: Settings, stream: int) -> Tensor:
+    """Share of right answers on each task's query images after adapting, [T]; `stream` is that of fresh heads."""
+    learner, theta = starts(net, settings, len(tasks), stream)
+    at_once, device = landscape.TASKS_AT_ONCE, net.head.weight.device
+    found = []
+    for part, start in zip(tasks.split(at_once), theta.split(at_once), strict=True):
+        part = part.to(device)
+        found.append(accuracy(learner, _adapted(learner, part, start, settings), part.query_x, part.query_y))
+    return torch.cat(found)
 
 
 def starts(net: ConvNet, settings: Settings, n_tasks: int, stream: int) -> tuple[ConvNet, Tensor]:

@@ -4,7 +4,8 @@
     <id>/provenance.json   by whom and where: versions, device, dates, times, data digests
     <id>/measures.csv      one row an epoch and measure: mean, median, std, sem, n; pandas.read_csv opens it
 
-Records stand in two places: `results/` beside the package in a checkout (committed), and the local store.
+The folder of a run that was stopped is <id>-to-<iterations>: it holds the epochs that were reached. Records stand in
+two places: `results/` beside the package in a checkout (committed), and the local store.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import io
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ class RecordError(RuntimeError):
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run.
+    """A run, finished or as far as it got.
 
     Attributes:
         settings: what was run.
-        measures: columns epoch, iteration, measure, mean, median, std, sem, n; see `metanb.experiment.measure` for the
+        measures: columns epoch, iteration, measure, mean, median, std, sem, n; see `metanb.measures.measure` for the
             measures.
         provenance: versions, device, dates, seconds, data digests.
         path: the record's folder.
@@ -49,12 +50,27 @@ class Record:
     provenance: dict[str, Any]
     path: Path
 
+    @property
+    def epochs(self) -> int:
+        """The last epoch that was measured."""
+        return int(self.measures.epoch.max())
+
+    @property
+    def finished(self) -> bool:
+        """Whether that is the settings' last one."""
+        return self.epochs == self.settings.epochs
+
+    def upto(self, epochs: int) -> "Record":
+        """The record as it was after that epoch."""
+        return self if epochs >= self.epochs else replace(self, measures=self.measures[self.measures.epoch <= epochs])
+
     def curve(self, measure: str) -> pd.DataFrame:
-        """The rows of one measure, indexed by epoch. Raises KeyError, naming the measures there are."""
+        """The rows of one measure, indexed by epoch. Raises RecordError, naming the measures there are."""
         rows = self.measures[self.measures.measure == measure]
         if rows.empty:
-            raise KeyError(
-                f"no measure {measure!r} in {self.path.name}: choose from {', '.join(self.measures.measure.unique())}"
+            raise RecordError(
+                f"no measure {measure!r} in {self.path}: it has {', '.join(self.measures.measure.unique())}; if it was "
+                "recorded by an older version, delete the folder to train it anew"
             )
         return rows.set_index("epoch").drop(columns="measure")
 
@@ -72,7 +88,7 @@ def places() -> list[Path]:
 
 
 def find(settings: Settings) -> Record | None:
-    """The record of exactly these settings, or None. Raises RecordError if there is one and it is damaged."""
+    """The finished record of exactly these settings, or None. Raises RecordError if there is one and it is damaged."""
     for place in places():
         if (place / settings.id).is_dir():
             return read(place / settings.id)
@@ -81,6 +97,11 @@ def find(settings: Settings) -> Record | None:
 
 def read(path: Path) -> Record:
     """Read and check the record in a folder. Raises RecordError for anything missing, torn, or belonging elsewhere."""
+    return _read(path, path.name)
+
+
+def _read(path: Path, name: str) -> Record:
+    """The record in a folder that has this name, or is to have it."""
     try:
         values = json.loads((path / "settings.json").read_text())
         provenance = json.loads((path / "provenance.json").read_text())
@@ -90,49 +111,76 @@ def read(path: Path) -> Record:
         settings = from_dict(values)
     except (OSError, ValueError) as error:  # of which bad UTF-8, bad JSON and a SettingsError are kinds
         raise _damaged(path, str(error)) from error
-    if settings.id != path.name:
-        raise _damaged(path, f"its settings belong to {settings.id}")
     missing = [name for name in PROVENANCE if name not in provenance]
     if missing:
         raise _damaged(path, f"provenance.json lacks {', '.join(missing)}")
     if hashlib.sha256(content).hexdigest() != provenance["measures_sha256"]:
         raise _damaged(path, "measures.csv is not the file that was recorded")
     measures = pd.read_csv(io.BytesIO(content))
-    if list(measures.columns) != COLUMNS or set(measures.epoch) != set(range(settings.epochs + 1)):
-        raise _damaged(path, f"measures.csv does not hold {', '.join(COLUMNS)} for epochs 0 to {settings.epochs}")
-    return Record(settings, measures, provenance, path)
+    if list(measures.columns) != COLUMNS or set(measures.epoch) != set(range(len(set(measures.epoch)))):
+        raise _damaged(path, f"measures.csv does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on")
+    record = Record(settings, measures, provenance, path)
+    if name != _name(settings, record.epochs):
+        raise _damaged(path, f"it holds {record.epochs} epochs of {settings.id}")
+    return record
 
 
-def read_all(folder: Path) -> list[Record]:
-    """All records in a folder, by name. Raises RecordError for a damaged one."""
-    return [read(path) for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+def read_all(*folders: Path) -> list[Record]:
+    """The records in some folders, by name; of one run, the furthest. Raises RecordError for a damaged one."""
+    found: dict[Settings, Record] = {}
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.name.startswith("."):
+                record = read(path)
+                other = found.get(record.settings)
+                if other is None or record.epochs > other.epochs:
+                    found[record.settings] = record
+    return sorted(found.values(), key=lambda record: record.settings.id)
 
 
 def write(settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, Any], folder: Path) -> Record:
-    """Write a record into `folder`/id, whole or not at all, and read it back.
+    """Write a record into `folder`, whole or not at all, and read it back.
 
     Args:
         settings: what was run.
-        rows: one dict an epoch and measure, with the keys COLUMNS.
+        rows: one dict an epoch and measure, with the keys COLUMNS, for the epochs that were reached.
         provenance: all of PROVENANCE but the digest, which is added here.
         folder: where records stand, such as `store()`.
 
-    A record that is there already stays as it is.
+    A record that is there already stays as it is; records of the same run that reached less go.
     """
     content = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.9g").encode()
     provenance = provenance | {"measures_sha256": hashlib.sha256(content).hexdigest()}
-    scratch = folder / f".{settings.id}.{os.getpid()}"
+    files = {
+        "settings.json": (json.dumps(settings.to_dict(), indent=1) + "\n").encode(),
+        "provenance.json": (json.dumps(provenance, indent=1) + "\n").encode(),
+        "measures.csv": content,
+    }
+    return put(folder, _name(settings, max(row["epoch"] for row in rows)), files)
+
+
+def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
+    """A record's files as the folder `name` in `folder`, which appears only when it is complete; as `write` does it."""
+    scratch = folder / f".{name}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        (scratch / "settings.json").write_text(json.dumps(settings.to_dict(), indent=1) + "\n")
-        (scratch / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-        (scratch / "measures.csv").write_bytes(content)
-        if not (folder / settings.id).is_dir():
-            os.rename(scratch, folder / settings.id)  # a folder appears under its name only when it is complete
+        for file, content in files.items():
+            (scratch / file).write_bytes(content)
+        _read(scratch, name)
+        if not (folder / name).is_dir():
+            os.rename(scratch, folder / name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return read(folder / settings.id)
+    record = read(folder / name)
+    for path in folder.glob(f"{record.settings.id}-to-*"):
+        if int(path.name.rpartition("-")[2]) < record.epochs * record.settings.epoch_iterations:
+            shutil.rmtree(path)
+    return record
+
+
+def _name(settings: Settings, epochs: int) -> str:
+    return settings.id if epochs == settings.epochs else f"{settings.id}-to-{epochs * settings.epoch_iterations}"
 
 
 def _damaged(path: Path, what: str) -> RecordError:

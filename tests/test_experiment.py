@@ -205,6 +205,48 @@ def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
         experiment.run(TINY, "cpu")
 
 
+def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypatch, tmp_path):
+    settings = replace(TINY, final_tasks=130)
+    honest = experiment.measure
+
+    def stops(net, test, valid, chosen):
+        if len(calls := stops.__dict__.setdefault("calls", [])) == 3:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return honest(net, test, valid, chosen)
+
+    assert experiment.record_so_far(settings, "cpu") is None
+    monkeypatch.setattr(experiment, "measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(settings, "cpu")
+    monkeypatch.setattr(experiment, "measure", honest)
+    stopped = experiment.record_so_far(settings, "cpu")
+    assert stopped.epochs == 2 and not stopped.finished and stopped.path.name == f"{settings.id}-to-4"
+    whole = experiment.run(settings, "cpu")
+    assert whole.finished and whole.provenance["resumed"] == 1 and not stopped.path.exists()
+    early = whole.measures[(whole.measures.epoch <= 2)].reset_index(drop=True)
+    assert early.equals(stopped.measures[stopped.measures.measure != "final_accuracy"])
+    assert list(stopped.curve("final_accuracy").index) == [2] and list(whole.curve("final_accuracy").index) == [6]
+    assert experiment.record_so_far(settings, "cpu").path == whole.path
+
+
+def test_final_accuracy_against_a_plain_loop(store):
+    """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
+    settings = replace(TINY, iterations=4, final_tasks=130)
+    record, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu").double()
+    test, found = images.load("glyphs", "test"), []
+    for part, n in enumerate((60, 60, 10)):
+        tasks = sample_tasks(test, n, 5, 1, 2, np.random.default_rng([0, 3 + part]))
+        for x, y, query_x, query_y in zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True):
+            theta = dict(net.named_parameters())
+            slope = torch.autograd.grad(F.cross_entropy(net(x.double()), y), list(theta.values()))
+            moved = {name: p - settings.inner_lr * g for (name, p), g in zip(theta.items(), slope, strict=True)}
+            output = torch.func.functional_call(net, moved, (query_x.double(),))
+            found.append(float((output.argmax(1) == query_y).double().mean()))
+    last = record.curve("final_accuracy").iloc[-1]
+    assert last["n"] == 130 and last["mean"] == pytest.approx(np.mean(found), abs=2e-3)
+
+
 def test_unknown_device(store):
     with pytest.raises(ValueError, match="'tpu'.*'cpu'"):
         experiment.run(TINY, "tpu")

@@ -31,7 +31,7 @@ def test_round_trip(tmp_path):
     opened = pd.read_csv(record.path / "measures.csv")
     pd.testing.assert_frame_equal(opened, pd.DataFrame(rows()), rtol=1e-8)
     assert list(record.curve("distance").index) == [0, 1, 2]
-    with pytest.raises(KeyError, match=r"flatness.*distance, support_loss"):
+    with pytest.raises(RecordError, match=r"flatness.*distance, support_loss"):
         record.curve("flatness")
     assert sorted(path.name for path in tmp_path.iterdir()) == [SETTINGS.id]
 
@@ -108,9 +108,24 @@ def test_damaged_record_is_refused_by_name(tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
-def test_too_few_epochs_are_refused(tmp_path):
-    with pytest.raises(RecordError, match="epochs 0 to 2"):
-        records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path)
+def test_epochs_with_a_gap_are_refused_and_leave_nothing(tmp_path):
+    with pytest.raises(RecordError, match="epochs 0, 1, 2 and so on"):
+        records.write(SETTINGS, [rows()[0], rows()[-1]], dict.fromkeys(PROVENANCE, "x"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_run_is_told_apart_and_gives_way_to_a_longer_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path)
+    assert stopped.path.name == f"{SETTINGS.id}-to-1" and stopped.epochs == 1 and not stopped.finished
+    assert records.find(SETTINGS) is None  # it is to be trained on
+    whole = write(tmp_path)
+    assert whole.finished and records.find(SETTINGS).path == whole.path and not stopped.path.exists()
+    stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path / "other")
+    assert [run.epochs for run in records.read_all(tmp_path / "other", tmp_path)] == [2]  # the furthest of the two
+    stopped.path.rename(tmp_path / f"{SETTINGS.id}-to-2")
+    with pytest.raises(RecordError, match="it holds 1 epochs"):
+        records.read_all(tmp_path)
 
 
 def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
@@ -128,5 +143,5 @@ def test_find_looks_in_the_store(tmp_path, monkeypatch):
     assert records.find(SETTINGS) is None
     write(tmp_path)
     found = records.find(SETTINGS)
-    assert found is not None and found.path.parent == tmp_path
+    assert found is not None and found.finished and found.path.parent == tmp_path
     assert [record.path for record in records.read_all(tmp_path)] == [found.path]
