@@ -90,16 +90,18 @@ def claims(machines: bool, folders: tuple[Path, ...]) -> None:
     from metanb import records, verdicts
 
     places = folders or [place for place in records.places() if place.is_dir()]
-    found = {run.settings: run for place in reversed(places) for run in records.read_all(place)}
+    found = records.read_all(*places)
     if not found:
         raise click.ClickException(
             f"no recorded run in {', '.join(map(str, places))}: make some with metanb grid quick"
         )
-    rows = rules.ledger(found.values())
+    rows = rules.ledger(found)
+    if short := sum(run.epochs < rules.MIN_EPOCHS for run in found):
+        click.echo(f"left out: {short} runs of fewer than {rules.MIN_EPOCHS} epochs", err=True)
     if machines:
         click.echo(verdicts.as_json(rows))
         return
-    click.echo(verdicts.table(rows).to_string(index=False))
+    click.echo(verdicts.table(rows, corrected=True).to_string(index=False))
     click.echo(verdicts.HOLM_MEANING)
 
 

@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogFormatter
 
 from metanb.effects import correlation, late
 from metanb.pictures import STYLE, Figure, finish, looks, panels
 from metanb.records import Record
 from metanb.settings import NAMES
 from metanb.verdicts import Row
+
+OF_TRAINING = ("train_loss", "relative_move")  # statistics of an epoch's iterations, not of meta-test tasks
 
 LABELS = {
     "hessian_norm": "Hessian norm at adapted solutions",
@@ -21,7 +24,7 @@ LABELS = {
     "query_loss": "query loss, adapted (nats)",
     "query_accuracy": "query accuracy",
     "valid_accuracy": "meta-validation accuracy",
-    "distance": "distance from theta_s (L2)",
+    "distance": "distance from θ_s (L2)",
     "trajectory_coherence": "trajectory coherence",
     "gradient_coherence": "gradient coherence",
     "adaptive_sharpness": "adaptive sharpness (relative curvature)",
@@ -132,13 +135,18 @@ def curves(
                 xlabel="meta-training iteration", title=LABELS[measure], yscale="log" if measure in log else "linear"
             )
             axis.title.set_size(10)
+            if measure in log:  # an axis of less than a power of ten gets more labels than its powers
+                axis.yaxis.set_major_formatter(LogFormatter())
+                axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes[0].legend(frameon=False)
-        seeds, tasks = data.seed.nunique(), runs[0].settings.test_tasks
-        caption = (
-            f"{caption} Thick: mean of {seeds} run{'s' if seeds > 1 else ''} (seeds); thin: each run; band: least to "
-            f"greatest run. What is measured on tasks is a mean over the same {tasks} meta-test tasks. "
-            "Circles: the untrained network."
-        )
+        caption = f"{caption} Thick: mean of {_counts(data)} (seeds); thin: each run; band: least to greatest run."
+        if set(measures) & set(OF_TRAINING):
+            names = " and ".join(LABELS[measure] for measure in measures if measure in OF_TRAINING)
+            caption += f" The {names}: mean over the iterations of each epoch."
+        if set(measures) - set(OF_TRAINING):
+            tasks = " or ".join(str(n) for n in sorted({run.settings.test_tasks for run in runs}))
+            caption += f" What is measured on tasks: mean over the same {tasks} meta-test tasks."
+            caption += " Circles: the untrained network."
         return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
 
 
@@ -153,12 +161,14 @@ def scatter(
         canvas, axes = panels(len(kinds))
         for axis, kind in zip(axes, kinds, strict=False):
             chosen = data[data.run == kind]
-            for (_, path), colour in zip(chosen.groupby("seed"), sns.color_palette("viridis", 6), strict=False):
+            seeds = chosen.groupby("seed")
+            for (seed, path), colour in zip(seeds, sns.color_palette("colorblind", len(seeds)), strict=True):
                 axis.plot(path[x], path[y], "-", color=colour, linewidth=0.7, alpha=0.6)
-                axis.scatter(path[x], path[y], s=4 + 3 * path.epoch, color=colour)
+                axis.scatter(path[x], path[y], s=4 + 36 * path.epoch / path.epoch.max(), color=colour, label=seed)
             axis.set(xlabel=LABELS[x], ylabel=LABELS[y], title=kind)
             axis.title.set_size(10)
             said.append(f"{kind}: r between {_range(chosen, x, y)}")
+        axes[0].legend(title="seed", frameon=False)
         caption = f"{caption} A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
         return finish(canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data)
 
@@ -186,15 +196,15 @@ def shares(
             axis.set(xlabel="meta-training iteration", title=kind)
             axis.title.set_size(10)
         axes[0].legend(frameon=False)
-        seeds = data.seed.nunique()
-        caption = f"{caption} Lines: means of {seeds} run{'s' if seeds > 1 else ''} (seeds); bands: least to greatest."
+        caption = f"{caption} Lines: means of {_counts(data)} (seeds); bands: least to greatest."
         return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
 
 
-def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str) -> Figure:
-    """Effects of several cells with their 95 % intervals, one below the other; the dashed line is no effect.
+def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: float) -> Figure:
+    """Effects of several cells with their 95 % intervals, one below the other.
 
-    A filled dot is an interval beside 0, an open one an interval across it.
+    The dashed line is no effect, the dotted one the paper's. A filled dot is an interval beside 0, an open one an
+    interval across it.
     """
     data = pd.DataFrame(
         {
@@ -213,6 +223,7 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str) -> Figure:
             axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.5)
             axis.plot(row.effect, place, "o", color=colour, fillstyle="full" if apart else "none")
         axis.axvline(0, color="0.4", linestyle="--", linewidth=1)
+        axis.axvline(paper, color="0.4", linestyle=":", linewidth=1.5)
         axis.set(yticks=data.index, yticklabels=data.cell + " (n = " + data.runs.astype(str) + ")", xlabel=xlabel)
         axis.invert_yaxis()
         said = "; ".join(
@@ -220,9 +231,17 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str) -> Figure:
         )
         caption = (
             f"{caption} Dots: means over n pairs of runs; bars: 95 % intervals (Student's t); filled: the interval "
-            "does not hold 0."
+            f"does not hold 0. Dashed: no effect; dotted: the paper's, {paper:+.2f}."
         )
         return finish(canvas, name, caption, f"Effects with intervals. {said}.", data)
+
+
+def _counts(data: pd.DataFrame) -> str:
+    """How many runs each line rests on: one number if all rest on as many."""
+    counts = data.groupby("run", sort=False).seed.nunique()
+    if counts.nunique() == 1:
+        return f"{counts.iloc[0]} run{'s' if counts.iloc[0] > 1 else ''}"
+    return ", ".join(f"{n} ({kind})" for kind, n in counts.items()) + " runs"
 
 
 def _range(data: pd.DataFrame, x: str, y: str) -> str:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from statistics import mean, median
 
@@ -14,8 +14,8 @@ import pandas as pd
 from metanb import records
 from metanb.settings import Settings, preset
 
-# The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 17 % of its way from theta_s.
-# Ways of 20 take shorter ways, and the move goes with gamma / r^2: at 1 it would be 170 %, and training fails.
+# The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its way from theta_s.
+# 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it would be ten times that, and training fails.
 GAMMA = {5: 1.0, 20: 0.1}
 FEW = {"algorithm": "fomaml", "inner_steps": 5, "test_steps": 5, "inner_lr": 0.1, "meta_batch": 4, "rotations": False}
 READINGS = {"maml": ("adapted", "random", "through", "outer"), "fomaml": ("adapted", "random")}
@@ -74,7 +74,7 @@ def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> floa
     the weights are scaled to the machine that made them.
     """
     recorded = list(recorded)
-    like = [run.provenance["wall_seconds"] / 60 for run in recorded if _unseeded(run.settings) == _unseeded(settings)]
+    like = [run.provenance["wall_seconds"] / 60 for run in recorded if run.settings.unseeded == settings.unseeded]
     if like:
         return mean(like)
     scales = [run.provenance["wall_seconds"] / 60 / _work(run.settings) for run in recorded]
@@ -206,7 +206,3 @@ def _left(missing: list[Settings], recorded: list[records.Record], processes: in
 
 def _begun(settings: Settings) -> bool:
     return (records.store() / f"{settings.id}.pt").exists()
-
-
-def _unseeded(settings: Settings) -> Settings:
-    return replace(settings, seed=0, class_seed=0)

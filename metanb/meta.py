@@ -34,7 +34,7 @@ def meta_gradient(
     and Omega_i = -d_i . d_mu, the outer loss of task i is L(D'_i; theta^_i), and `regulariser` says what theta^_i is:
 
         none      theta~_i
-        adapted   theta~_i - gamma grad Omega_i by theta~_i, which is -(d_mu - (d_i . d_mu) d_i) / r_i (the paper)
+        adapted   theta~_i - gamma grad Omega_i by theta~_i, which is -(d_mu - (d_i . d_mu) d_i) / r_i (our reading)
         through   theta~_i - gamma grad Omega_i by theta_s, through the inner loop, to third derivatives
         random    as `adapted`, along a random direction e in place of d_mu, the same for the whole batch, but as far as
                   `adapted` would go: a control

@@ -65,6 +65,7 @@ def panels(n: int) -> tuple[Canvas, list[Any]]:
     """A canvas with n panels, two a row."""
     columns, rows = min(2, n), -(-n // 2)
     canvas = Canvas(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
+    canvas.get_layout_engine().set(h_pad=0.12)  # a panel's title stays clear of the labels above it
     axes = canvas.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[n:]:
         axis.set_visible(False)

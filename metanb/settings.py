@@ -6,7 +6,7 @@ They are recorded in its provenance instead.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 Dataset = Literal["glyphs", "glyphs-all", "omniglot", "mini-imagenet"]
@@ -31,7 +31,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "ways": (2, 100), "shots": (1, 100), "queries": (1, 100), "test_queries": (1, 100), "filters": (1, 1024),
     "inner_lr": (1e-6, 100.0), "inner_steps": (1, 100), "test_steps": (1, 100), "meta_batch": (1, 1024),
     "outer_lr": (1e-8, 1.0), "iterations": (1, 10**7), "epoch_iterations": (1, 10**6),
-    "test_tasks": (2, 10_000), "seed": (0, 2**31 - 1), "task_seed": (0, 2**31 - 1), "gamma": (0.0, 1e6),
+    "test_tasks": (2, 10_000), "final_tasks": (0, 100_000), "gamma": (0.0, 1e6),
+    "seed": (0, 2**31 - 1), "task_seed": (0, 2**31 - 1),
     "train_classes": (0, 100_000), "class_seed": (0, 2**31 - 1),
 }  # fmt: skip
 
@@ -91,7 +92,8 @@ class Settings:
         "fresh", "the N-way head that finetuning meets a task with: fresh for each task, one shared by all, or zero"
     )
     regulariser: Regulariser = _setting(
-        "none", "the coherence regulariser: adapted is the paper's, the others are other readings and a control"
+        "none",
+        "the coherence regulariser: adapted is our reading of the paper, the others are further readings and a control",
     )
     gamma: float = _setting(0.0, "strength of the regulariser")
     inner_lr: float = _setting(0.4, "step size of the inner SGD")
@@ -105,6 +107,7 @@ class Settings:
     test_tasks: int = _setting(
         60, "fixed meta-test tasks on which measures are taken, and as many meta-validation tasks"
     )
+    final_tasks: int = _setting(0, "further meta-test tasks on which accuracy is measured once, at the end")
     seed: int = _setting(0, "initial weights and meta-training tasks")
     task_seed: int = _setting(0, "the fixed meta-test and meta-validation tasks: the same for all seeds")
 
@@ -147,6 +150,11 @@ class Settings:
     def first_order(self) -> bool:
         """Whether the meta-gradient leaves out the derivative through the inner gradient."""
         return self.algorithm == "fomaml"
+
+    @property
+    def unseeded(self) -> "Settings":
+        """These settings with seed and class_seed 0: what the runs of a cell have in common."""
+        return replace(self, seed=0, class_seed=0)
 
     @property
     def id(self) -> str:
@@ -212,6 +220,8 @@ def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: in
         values |= {"inner_lr": 0.4, "inner_steps": 1, "test_steps": 1, "meta_batch": 32} if few else {
             "inner_lr": 0.1, "inner_steps": 5, "test_steps": 5, "meta_batch": 16}  # fmt: skip
         values |= {"queries": shots}  # as in Finn's code: as many query as support images
+    if scale == "paper":
+        values |= {"epoch_iterations": 500, "final_tasks": 600}
     if scale == "quick":
         values |= {"meta_batch": max(2, values["meta_batch"] // 4), "filters": 32}
         values |= {"iterations": 1_800, "epoch_iterations": 150} if few and shots == 1 else {
@@ -229,3 +239,13 @@ def scale_of(settings: Settings) -> str:
         if all(getattr(base, f) == getattr(settings, f) for f in ("filters", "iterations", "epoch_iterations")):
             return scale
     return "custom"
+
+
+def apart(settings: Settings) -> dict[str, Any]:
+    """What sets these settings apart from their scale's, beyond data set, ways, shots, algorithm and seeds."""
+    scale = scale_of(settings)
+    base = preset(scale, settings.dataset, settings.ways, settings.shots) if scale != "custom" else Settings()
+    known = ("dataset", "ways", "shots", "algorithm", "seed", "class_seed")
+    return {
+        name: value for name, value in asdict(settings).items() if name not in known and value != getattr(base, name)
+    }

@@ -15,12 +15,15 @@ MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
 REPRODUCED, PARTLY = "reproduced", "partly"
 CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
+UNCLEAR = "cannot tell: the paper's gain is possible, too"
 NO_CASE = "not testable: accuracy does not fall"
+TOO_LATE = "not testable: too few epochs after the best"
 TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
 HOLM_MEANING = (
     "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
     "effect is only noise is at most 5 %."
 )
+UNJUDGED = (TOO_FEW, NO_CASE, TOO_LATE)  # the claim was not put to the test
 LOG_RATIO, POINTS, CORRELATION, COSINE = "log ratio", "percentage points", "correlation r", "mean cosine"
 
 
@@ -37,7 +40,7 @@ class Claim:
 CLAIMS = (
     Claim("C1", "adapted solutions become flatter", "hessian_norm", -1),
     Claim("C2", "adapted solutions become lower in support loss", "support_loss", -1),
-    Claim("C3", "adapted solutions lie further from theta_s", "distance", +1),
+    Claim("C3", "adapted solutions lie further from θ_s", "distance", +1),
     Claim("C4", "they become flatter even while query accuracy falls", "hessian_norm", -1),
     Claim("C5", "query accuracy goes with trajectory coherence", "trajectory_coherence", +1),
     Claim("C6", "query accuracy goes with gradient coherence", "gradient_coherence", +1),
@@ -46,6 +49,7 @@ CLAIMS = (
 )
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}  # the figures that the paper gives
+PAPER_GAIN = 95.38 - 94.05  # percentage points
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,13 @@ class Row:
 
     Attributes:
         variant: which form of the claim, where there are several; "" for the paper's.
-        setting: ways, shots, and what else sets the cell apart.
+        setting: ways, shots, and what else readers tell cells apart by.
+        apart: every other setting in which the cell differs from its scale's.
+        scale: smoke, quick, paper or custom, and how far the runs got, if not to the end.
         effect, low, high: the effect and its 95 % interval over runs, in `unit`; NaN without runs to compare.
-        p: two-sided, of no effect; for a verdict that needs two findings the larger one. p_holm: see HOLM_MEANING.
+        p: two-sided, of no effect; for a verdict that needs several findings the largest one. p_holm: see HOLM_MEANING.
         runs: number of runs, or of pairs of runs.
-        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, NO_CASE or TOO_FEW.
+        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR or one of UNJUDGED.
         detail: what else the verdict rests on.
         paper: the paper's own figure, where it gives one.
         ids: of the runs.
@@ -68,6 +74,7 @@ class Row:
     variant: str
     dataset: str
     setting: str
+    apart: str
     algorithm: str
     scale: str
     effect: float
@@ -113,12 +120,15 @@ class Row:
         )
 
 
-def table(rows: Iterable[Row]) -> pd.DataFrame:
-    """The ledger for reading: a row a cell, the effect with its 95 % interval over runs."""
-    return pd.DataFrame(
+def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
+    """The ledger for reading: a row a cell, the effect with its 95 % interval over runs.
+
+    `corrected` adds Holm's p-values, which mean something beside the whole ledger only.
+    """
+    found = pd.DataFrame(
         {
             "claim": f"{row.claim}, {row.variant}" if row.variant else row.claim,
-            "data": f"{NAMES[row.dataset]}, {row.setting}",
+            "data": f"{NAMES[row.dataset]}, {row.setting}" + (f" ({row.apart})" if row.apart else ""),
             "algorithm": NAMES[row.algorithm],
             "scale": row.scale,
             "effect": row.shown_unit,
@@ -130,6 +140,7 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
         }
         for row in rows
     )
+    return found if corrected else found.drop(columns="p, Holm")
 
 
 def as_json(rows: Iterable[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -39,16 +40,19 @@ def payload(url):
     return base64.b64decode(url.split(",", 1)[1])
 
 
+CURVES = {"hessian_norm": np.exp(-TIME), "distance": 1 + TIME, "query_accuracy": 0.5 + 0.1 * TIME}
+
+
+def whole(seed, algorithm):
+    """A run with all columns of a record."""
+    run = record(seed, CURVES, algorithm=algorithm)
+    run.measures["iteration"] = 150 * run.measures.epoch
+    return replace(run, measures=run.measures.assign(median=0.0, std=0.0, sem=0.0, n=60))
+
+
 @pytest.fixture
 def runs():
-    curves = {"hessian_norm": np.exp(-TIME), "distance": 1 + TIME, "query_accuracy": 0.5 + 0.1 * TIME}
-    made = [record(seed, curves, algorithm=name) for name in ("maml", "fomaml") for seed in range(3)]
-    for run in made:
-        for column in ("median", "std", "sem"):
-            run.measures[column] = 0.0
-        run.measures["n"] = 60
-        run.measures["iteration"] = 150 * run.measures.epoch
-    return made
+    return [whole(seed, name) for name in ("maml", "fomaml") for seed in range(3)]
 
 
 def test_curves_show_and_hand_out_the_records(runs):
@@ -64,7 +68,21 @@ def test_curves_show_and_hand_out_the_records(runs):
     assert payload(shown.image["src"]).startswith(b"<?xml") and b"<svg" in payload(shown.image["src"])
     assert "See it fall." in shown.text and "mean of 3 runs" in shown.text and "60 meta-test tasks" in shown.text
     first = np.mean([run.curve("distance")["mean"].loc[1] for run in runs if run.settings.algorithm == "maml"])
-    assert f"distance from theta_s (L2), MAML: from {first:.3g}" in shown.image["alt"]
+    assert f"distance from θ_s (L2), MAML: from {first:.3g}" in shown.image["alt"]
+
+
+def test_captions_count_what_each_line_rests_on(runs):
+    unequal = [run for run in runs if (run.settings.algorithm, run.settings.seed) != ("maml", 2)]
+    text = parts(figures.curves(unequal, ["distance"], "d", "c")).text
+    assert "mean of 2 (MAML), 3 (first-order MAML) runs" in text and "60 meta-test tasks" in text
+    text = parts(figures.curves(runs, ["relative_move"], "d", "c")).text
+    assert "meta-test" not in text and "Circles" not in text and "iterations of each epoch" in text
+
+
+def test_every_run_is_drawn_in_a_scatter():
+    many = [whole(seed, "maml") for seed in range(8)]
+    svg = payload(parts(figures.scatter(many, "distance", "query_accuracy", "c5", "c")).image["src"]).decode()
+    assert svg.count('id="PathCollection_') == 8
 
 
 def test_scatter_says_each_labels_correlations(runs):
@@ -79,7 +97,7 @@ def test_scatter_says_each_labels_correlations(runs):
 def test_shares_say_where_each_part_ends(runs):
     shown = parts(figures.shares(runs, "distance", ["body_norm"], "parts", "See them."))
     last = np.mean([run.curve("distance")["mean"].iloc[-1] for run in runs[:3]])
-    assert f"MAML, distance from theta_s (L2): at last {last:.3g}" in shown.image["alt"]
+    assert f"MAML, distance from θ_s (L2): at last {last:.3g}" in shown.image["alt"]
     assert "means of 3 runs" in shown.text
 
 
@@ -89,9 +107,10 @@ def test_forest_shows_every_row_with_its_interval():
               for s in range(3)]  # fmt: skip
     rows = [row for row in claims.ledger(base + gained) if row.claim == "C8"]
     lonely = [row for row in claims.ledger(gained) if row.claim == "C8"]
-    figure = figures.forest(rows + lonely, "c8", "See the gain.", "points")
+    figure = figures.forest(rows + lonely, "c8", "See the gain.", "points", paper=1.33)
     shown = parts(figure)
     assert "MAML, 5-way 1-shot: outer, γ = 2: +1.10 (+0.85 to +1.35)" in shown.image["alt"]
+    assert "dotted: the paper's, +1.33" in shown.text
     assert list(figure.data.runs) == [3, 0]  # a row without pairs keeps its place, undrawn
 
 

@@ -12,14 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from metanb import bench, claims, figures
+from metanb import bench, claims, figures, grid
+from metanb.cells import cells
 from metanb.records import Record, read_all
-from metanb.settings import NAMES, Settings, preset, scale_of
-from metanb.verdicts import HOLM_MEANING, NO_CASE, TOO_FEW, Row
+from metanb.settings import NAMES, Settings, apart, preset, scale_of
+from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, REPRODUCED, TOO_FEW, UNJUDGED, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = [f"C{number}" for number in range(1, 9)]
 PAPERS_FORM = ("", "adapted", "fresh head")  # the forms of a claim that the landing page counts
+OTHER_FORMS = ("first peak", claims.SCALE_FREE)  # of C1, which it names
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
 PAPER_SETTINGS = [("omniglot", 5, 1), ("omniglot", 20, 1), ("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
@@ -44,29 +46,32 @@ def number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def headline(rows: list[Row]) -> str:
-    """One claim's verdicts in a phrase: of the cells that can test the paper's form of it, how many say what."""
-    main = [row for row in rows if row.verdict not in (TOO_FEW, NO_CASE) and row.variant.split(",")[0] in PAPERS_FORM]
-    counts = Counter(row.verdict for row in main)
-    said = [f"**{verdict}** in {n} of {len(main)}" for verdict, n in counts.most_common()]
-    return "; ".join(said) or "not&nbsp;yet&nbsp;run"
+def headline(rows: list[Row], forms: tuple[str, ...] = PAPERS_FORM) -> str:
+    """One claim's verdicts in a phrase: of the rows that can test it in these forms, how many say what."""
+    chosen = [row for row in rows if row.variant.split(",")[0] in forms]
+    judged = [row for row in chosen if row.verdict not in UNJUDGED]
+    counts = Counter(row.verdict for row in judged)
+    said = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
+    tried = any(row.verdict != TOO_FEW for row in chosen)
+    return "; ".join(said) or ("not testable in any run so far" if tried else "not yet run")
 
 
 def ledger_table(rows: list[Row]) -> str:
     """The rows that have a verdict, as a table: each verdict leads to its section, each number of runs to its runs."""
-    judged = [row for row in rows if row.verdict != TOO_FEW]
+    judged = [row for row in rows if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and not row.variant)]
     if not judged:
         return "No run is recorded yet."
     lines = []
     for row in judged:
         p = "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
-        where = f"{NAMES[row.dataset]}, {row.setting}, {row.scale}"
-        effect = f'<span class="metanb-effect">{row.change}</span> <small>{row.shown_unit}</small>'
+        where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting} <small>{row.scale}"
+        where += f"; {row.apart}</small>" if row.apart else "</small>"
+        effect = f'<span class="metanb-effect">{row.change}</span> <small>{row.shown_unit}. {row.detail}</small>'
         lines.append(
-            [row.variant or "as in the paper", where, NAMES[row.algorithm], effect, f"[{row.runs}](#{row.ids[0]})", p,
-             f"[{row.verdict}](#{row.claim.lower()})", row.paper or "–"]
+            [row.variant or "as in the paper", where, f"[{row.verdict}](#{row.claim.lower()})", effect,
+             f"[{row.runs}](#{row.ids[0]})", p, row.paper or "–"]
         )  # fmt: skip
-    head = ["Form", "Data and scale", "Algorithm", "Effect, 95 % interval", "Runs", "p, Holm", "Verdict", "Paper"]
+    head = ["Form", "Cell", "Verdict", "Effect, 95 % interval, and what else counts", "Runs", "p, Holm", "Paper"]
     shown = len(head) if any(row.paper for row in judged) else -1  # the paper gives a figure for few claims
     return table(head[:shown], [line[:shown] for line in lines])
 
@@ -74,7 +79,7 @@ def ledger_table(rows: list[Row]) -> str:
 def runs_page(recorded: list[Record]) -> str:
     """A section for each cell, with its runs to download; the id of each of them leads there."""
     lines = []
-    for cell in claims.cells(recorded):
+    for cell in cells(recorded):
         minutes = sum(run.provenance["cpu_seconds"] for run in cell) / len(cell) / 60
         downloads = ", ".join(
             f"{{download}}`seed {run.settings.seed} <../results/{run.path.name}/measures.csv>`" for run in cell
@@ -87,13 +92,9 @@ def runs_page(recorded: list[Record]) -> str:
 
 def what(settings: Settings) -> str:
     """A cell in words: its data, its algorithm, and every setting that sets it apart from its scale's."""
-    scale = scale_of(settings)
-    base = preset(scale, settings.dataset, settings.ways, settings.shots) if scale != "custom" else Settings()
-    apart = {name: value for name, value in settings.to_dict().items()
-             if value != getattr(base, name) and name not in ("seed", "class_seed", "algorithm")}  # fmt: skip
-    rest = "".join(f", `{name}={number(value)}`" for name, value in apart.items())
+    rest = "".join(f", `{name}={number(value)}`" for name, value in apart(settings).items())
     setting = f"{NAMES[settings.dataset]}, {settings.ways}-way {settings.shots}-shot"
-    return f"{setting}, {NAMES[settings.algorithm]}, {scale} scale{rest}"
+    return f"{setting}, {NAMES[settings.algorithm]}, {scale_of(settings)} scale{rest}"
 
 
 def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
@@ -149,17 +150,27 @@ def benchmark() -> dict[str, str]:
 
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
-    rows = claims.ledger(read_all(ROOT / "results"))
+    recorded = read_all(ROOT / "results")
+    rows = claims.ledger(recorded)
     of = {name: [row for row in rows if row.claim == name] for name in CLAIMS}
     names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
+    names |= {
+        f"verdict_c1_{form.replace(' ', '_').replace('-', '_')}": headline(of["C1"], (form,)) for form in OTHER_FORMS
+    }
     names["holm"] = HOLM_MEANING
+    names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
+    names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
+    names["orthogonal"] = number(claims.ORTHOGONAL)
+    names["paper_gain"] = f"{PAPER_GAIN:.2f}"
     names["ledger_rows"] = number(sum(row.verdict != TOO_FEW for row in rows))
     names["ledger_missing"] = number(sum(row.verdict == TOO_FEW for row in rows))
     names["scales"] = settings_table({scale: preset(scale, "omniglot") for scale in SCALES}, True)
     paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
     names["paper_settings"] = settings_table(paper, True)
     names["all_settings"] = settings_table({"default": Settings()}, False)
+    work = sum(grid.minutes(one.settings, recorded) for one in grid.quick())
+    names["quick_runs"], names["quick_hours"] = number(len(grid.quick())), f"{work / 60:.1f}"
     return names | benchmark()
 
 

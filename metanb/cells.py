@@ -1,0 +1,50 @@
+"""Cells: runs of one data set, setting, algorithm and scale, which differ by their seeds alone; and their curves."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from metanb.records import Record, RecordError
+from metanb.settings import CHOICES, Settings
+from metanb.verdicts import MIN_RUNS
+
+
+def cells(records: Iterable[Record]) -> list[list[Record]]:
+    """Records grouped into cells: same settings but for the seeds. Cells by data set and setting, runs by seed."""
+    groups: dict[Settings, list[Record]] = {}
+    for record in sorted(records, key=lambda record: (record.settings.seed, record.settings.class_seed)):
+        groups.setdefault(record.settings.unseeded, []).append(record)
+
+    def order(s: Settings) -> tuple[Any, ...]:
+        places = (
+            CHOICES[name].index(getattr(s, name)) for name in ("head_init", "algorithm", "test_head", "regulariser")
+        )
+        return s.dataset, s.ways, s.shots, s.train_classes, *places, s.id
+
+    return [groups[settings] for settings in sorted(groups, key=order)]
+
+
+def even(cell: list[Record]) -> list[Record]:
+    """Runs of one length: all up to where the MIN_RUNS furthest have got, without those that have not.
+
+    How far a run got depends on the time there was, never on what it showed.
+    """
+    reach = sorted((run.epochs for run in cell), reverse=True)[:MIN_RUNS][-1]
+    return [run.upto(reach) for run in cell if run.epochs >= reach]
+
+
+def level(cell: list[Record], other: list[Record]) -> tuple[list[Record], list[Record]]:
+    """Two cells that are compared, up to the epoch that both have reached."""
+    reach = min(run.epochs for run in (*cell, *other))
+    return [run.upto(reach) for run in cell], [run.upto(reach) for run in other]
+
+
+def curve(run: Record, measure: str) -> np.ndarray:
+    """The means of epochs 1, 2 and so on. Raises RecordError if one is missing or not finite."""
+    means = run.curve(measure)["mean"].loc[1:]
+    if list(means.index) != list(range(1, run.epochs + 1)) or not np.isfinite(means).all():
+        raise RecordError(
+            f"{measure} of {run.path} is not a number for every epoch: delete the folder to train it anew"
+        )
+    return means.to_numpy()
