@@ -54,28 +54,46 @@ def train(scale: Scale, device: str, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("name", metavar="GRID", type=click.Choice(["quick"]))
+@click.argument("name", metavar="GRID", type=click.Choice(["quick", "paper"]))
 @click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the minutes they take")
 @click.option("--only", metavar="PATTERN", help="runs whose group or id matches, as in 'base' or '*-5w1s-maml-*'")
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(min=1), help="runs at a time")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
-def grid(name: str, only_list: bool, only: str | None, processes: int, device: str) -> None:
+@click.option("--budget", metavar="MINUTES", type=click.FloatRange(min=0), default=float("inf"),
+              help="stop then, and record the runs in progress as far as they got; 0: run nothing")  # fmt: skip
+@click.option("--import", "archives", multiple=True, type=click.Path(exists=True, path_type=Path),
+              help="first take over what an archive, or a folder of archives, holds")  # fmt: skip
+@click.option("--export", type=click.Path(file_okay=False, path_type=Path),
+              help="at the end pack the store's records and unfinished checkpoints into a folder")  # fmt: skip
+@click.option("--export-weights", type=click.Path(file_okay=False, path_type=Path),
+              help="at the end pack the trained weights of one finished run a cell into a folder")  # fmt: skip
+def grid(
+    name: str, only_list: bool, only: str | None, processes: int, device: str, budget: float,
+    archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,
+) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
+    from metanb import archive
     from metanb import grid as grids
-    from metanb import records
 
     planned = grids.select(grids.GRIDS[name](), only)
+    for path in archives:
+        for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
+            for line in archive.read(file):
+                click.echo(f"imported: {line}")
     if only_list:
-        recorded = [found for one in planned if (found := records.find(one.settings))]
-        found = grids.table(planned, recorded)
-        missing = found[found.state != "recorded"].minutes.sum()
+        found = grids.table(planned, grids.made(planned))
+        left = found[found.state != "recorded"].minutes.sum()
         click.echo(found.to_string(index=False))
         click.echo(
-            f"{len(found)} runs, {len(recorded)} recorded; the others take about {missing:.0f} minutes of one core, "
-            f"{missing / processes:.0f} with {processes} at a time"
+            f"{len(found)} runs, {(found.state == 'recorded').sum()} recorded; the others take about {left:.0f} "
+            f"minutes of one core, {left / processes:.0f} with {processes} at a time"
         )
         return
-    failed = grids.run(planned, processes, device, click.echo)
+    failed = grids.run(planned, processes, device, click.echo, budget) if budget else []
+    chosen = [one.settings for one in planned]
+    for folder, pack in ((export, archive.write), (export_weights, archive.write_weights)):
+        for path in pack(chosen, folder, name) if folder else ():
+            click.echo(f"exported: {path}")
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}")
 

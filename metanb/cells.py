@@ -42,9 +42,10 @@ def level(cell: list[Record], other: list[Record]) -> tuple[list[Record], list[R
 
 def curve(run: Record, measure: str) -> np.ndarray:
     """The means of epochs 1, 2 and so on. Raises RecordError if one is missing or not finite."""
-    means = run.curve(measure)["mean"].loc[1:]
-    if list(means.index) != list(range(1, run.epochs + 1)) or not np.isfinite(means).all():
+    curve = run.curve(measure)["mean"].loc[1:]
+    means = curve.to_numpy()
+    if not np.array_equal(curve.index, np.arange(1, run.epochs + 1)) or not np.isfinite(means).all():
         raise RecordError(
             f"{measure} of {run.path} is not a number for every epoch: delete the folder to train it anew"
         )
-    return means.to_numpy()
+    return means

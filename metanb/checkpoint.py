@@ -30,9 +30,11 @@ class State:
     saved: str = ""
 
     def save(self, path: Path) -> None:
-        """Replace the checkpoint at once: a kill leaves the old one or the new one."""
+        """Replace the checkpoint at once: a kill leaves the old one or the new one. The caller holds the lock."""
         scratch, self.saved = path.with_suffix(f".{os.getpid()}"), provenance.now()
         plain = {name: getattr(self, name) for name in PLAIN}
+        for left in path.parent.glob(f"{path.stem}.[0-9]*"):  # by a process that was killed while it saved
+            left.unlink(missing_ok=True)
         try:
             torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, scratch)
             os.replace(scratch, path)

@@ -4,12 +4,10 @@ import os
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
 from metanb import checkpoint, images, landscape, provenance, records
@@ -50,7 +48,7 @@ def run(settings: Settings, device: str = "auto") -> records.Record:
     found = records.find(settings)
     if found is not None:
         return found
-    with _lock(settings):
+    with records.lock(settings.id):
         return records.find(settings) or _train(settings, resolve(device))
 
 
@@ -66,8 +64,8 @@ def resolve(device: str) -> torch.device:
 
 def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     """The network at the end of a run, from the weights that the local store keeps; trained if they are not there."""
-    path = _checkpoint(settings)
-    with _lock(settings):
+    path = records.checkpoint(settings.id)
+    with records.lock(settings.id):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
             _train(settings, resolve(device))
     return _net_of(settings, checkpoint.read(path))
@@ -78,10 +76,10 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
 
     The checkpoint stays: asked for again, the run goes on from there.
     """
-    with _lock(settings):
-        if (found := records.find(settings)) or not _checkpoint(settings).exists():
+    with records.lock(settings.id):
+        if (found := records.find(settings)) or not records.checkpoint(settings.id).exists():
             return found
-        values = checkpoint.read(_checkpoint(settings))
+        values = checkpoint.read(records.checkpoint(settings.id))
         return _record(settings, _net_of(settings, values).to(resolve(device)), values)
 
 
@@ -117,16 +115,6 @@ def _fixed(settings: Settings, images_: images.ImageSet, n: int, stream: int) ->
     return sample_tasks(images_, n, settings.ways, settings.shots, settings.test_queries, rng)
 
 
-def _lock(settings: Settings) -> FileLock:
-    """Keeps two processes off one run; the store is made if it is not there."""
-    records.store().mkdir(parents=True, exist_ok=True)
-    return FileLock(records.store() / f"{settings.id}.lock")
-
-
-def _checkpoint(settings: Settings) -> Path:
-    return records.store() / f"{settings.id}.pt"
-
-
 def _train(settings: Settings, device: torch.device) -> records.Record:
     sets = {split: load(settings, split) for split in images.SPLITS}
     test = _fixed(settings, sets["test"], settings.test_tasks, TEST).to(device)
@@ -140,7 +128,7 @@ def _train(settings: Settings, device: torch.device) -> records.Record:
         "data": {split: found.digest for split, found in sets.items()},
     }
     state = State(net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), origin)
-    path = _checkpoint(settings)
+    path = records.checkpoint(settings.id)
     if path.exists():
         state.load(path)
     bar = tqdm(

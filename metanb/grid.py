@@ -1,8 +1,10 @@
 """The grids of runs: what a scale's results rest on, as data, and a runner that makes whatever is missing."""
 
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
@@ -15,8 +17,10 @@ from metanb import records
 from metanb.settings import Settings, preset
 
 # The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its way from theta_s.
-# 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it would be ten times that, and training fails.
+# 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it would be ten times that, and training
+# fails.
 GAMMA = {5: 1.0, 20: 0.1}
+PAPER_GAMMAS = (0.1, 0.3, 1.0)  # at paper scale, 20-way: first moves of 6, 18 and 60 % of the way
 FEW = {"algorithm": "fomaml", "inner_steps": 5, "test_steps": 5, "inner_lr": 0.1, "meta_batch": 4, "rotations": False}
 READINGS = {"maml": ("adapted", "random", "through", "outer"), "fomaml": ("adapted", "random")}
 
@@ -51,7 +55,34 @@ def quick() -> list[Planned]:
     return [planned for runs in seeds for planned in runs]
 
 
-GRIDS: dict[str, Callable[[], list[Planned]]] = {"quick": quick}
+def paper() -> list[Planned]:
+    """The paper's experiments, the most informative first: one seed of everything before the second of anything.
+
+    Within a seed: the regulariser where the paper reports its gain, at the middle strength; first-order MAML on
+    mini-ImageNet, where accuracy is said to fall; the other settings; the other strengths.
+    """
+    runs: list[Planned] = []
+    for seed in range(5):
+
+        def base(dataset: str, ways: int, shots: int, *algorithms: str, seed: int = seed) -> Iterator[Planned]:
+            for algorithm in algorithms or ("maml", "fomaml", "finetune"):
+                yield Planned("base", preset("paper", dataset, ways, shots, algorithm=algorithm, seed=seed))
+
+        def regularised(*strengths: float, seed: int = seed) -> Iterator[Planned]:
+            for strength in strengths:
+                for algorithm in ("fomaml", "maml"):
+                    options = {"algorithm": algorithm, "regulariser": "adapted", "gamma": strength, "seed": seed}
+                    yield Planned("regulariser", preset("paper", "omniglot", 20, 1, **options))
+
+        weak, middle, strong = PAPER_GAMMAS
+        runs += [*base("omniglot", 20, 1, "fomaml", "maml"), *regularised(middle)]
+        runs += [*base("mini-imagenet", 5, 1, "fomaml"), *base("omniglot", 5, 1), *base("omniglot", 20, 1, "finetune")]
+        runs += [*base("mini-imagenet", 5, 1, "maml", "finetune"), *base("omniglot", 5, 5), *base("omniglot", 20, 5)]
+        runs += [*base("mini-imagenet", 5, 5), *regularised(weak, strong)]
+    return runs
+
+
+GRIDS: dict[str, Callable[[], list[Planned]]] = {"quick": quick, "paper": paper}
 
 
 def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:
@@ -67,54 +98,75 @@ def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:
     return chosen
 
 
+def made(planned: Iterable[Planned]) -> list[records.Record]:
+    """The records that there are of these runs, finished or not."""
+    there = {run.settings: run for run in records.read_all(*(place for place in records.places() if place.is_dir()))}
+    return [there[one.settings] for one in planned if one.settings in there]
+
+
 def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> float:
     """How long a run should take, in minutes of one core: as long as its like took, else by its amount of work.
 
     The amount of work is passes of images through the network, weighed as on a server's core. Where runs are recorded,
     the weights are scaled to the machine that made them.
     """
-    recorded = list(recorded)
-    like = [run.provenance["wall_seconds"] / 60 for run in recorded if run.settings.unseeded == settings.unseeded]
+    took = [(run, run.provenance["wall_seconds"] / 60 * run.settings.epochs / run.epochs)
+            for run in recorded if run.epochs]  # fmt: skip
+    like = [whole for run, whole in took if run.settings.unseeded == settings.unseeded]
     if like:
         return mean(like)
-    scales = [run.provenance["wall_seconds"] / 60 / _work(run.settings) for run in recorded]
+    scales = [whole / _work(run.settings) for run, whole in took]
     return _work(settings) * (median(scales) if scales else 1.0)
 
 
 def table(planned: Iterable[Planned], recorded: Iterable[records.Record]) -> pd.DataFrame:
     """The grid for reading: a row a run, with its state and the minutes that it takes."""
-    there, recorded = {run.settings for run in recorded}, list(recorded)
+    recorded = list(recorded)
+    there = {run.settings: run for run in recorded}
+
+    def state(settings: Settings) -> str:
+        found = there.get(settings)
+        if found is None:
+            return "begun" if records.checkpoint(settings.id).exists() else "missing"
+        return "recorded" if found.finished else f"to {found.epochs * settings.epoch_iterations:,}"
+
     return pd.DataFrame(
         {
             "group": one.group,
             "run": one.settings.id,
-            "state": "recorded" if one.settings in there else "begun" if _begun(one.settings) else "missing",
+            "state": state(one.settings),
             "minutes": round(minutes(one.settings, recorded), 1),
         }
         for one in planned
     )
 
 
-def run(planned: Iterable[Planned], processes: int, device: str, say: Callable[[str], None]) -> list[str]:
+def run(
+    planned: Iterable[Planned], processes: int, device: str, say: Callable[[str], None], budget: float = math.inf
+) -> list[str]:
     """Train the runs that are missing, `processes` at a time, each a process of its own with one thread.
 
     Each run is `metanb train`: killed at any moment, it goes on from its last epoch when the grid is asked for again. A
-    run that fails does not stop the others.
+    run that fails does not stop the others. When the budget is spent the runs in progress are stopped and recorded as
+    far as they got.
 
     Args:
         planned: the runs.
-        processes: how many at a time.
+        processes: how many at a time; on a GPU they share it.
         device: for all of them.
         say: is given one line a run, with an estimate of the time left.
+        budget: minutes.
 
     Returns:
         A line for each run that failed, with its error.
     """
-    recorded = [found for one in planned if (found := records.find(one.settings))]
-    there = {found.settings for found in recorded}
+    planned = list(planned)
+    recorded = made(planned)
+    there = {found.settings for found in recorded if found.finished}
     missing = [one.settings for one in planned if one.settings not in there]
     say(f"{len(there)} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes)}")
     failed: list[str] = []
+    deadline = time.monotonic() + 60 * budget
     running: dict[Future[str], Settings] = {}
     children: dict[str, subprocess.Popen[str]] = {}
     queue, done = list(missing), 0
@@ -124,7 +176,10 @@ def run(planned: Iterable[Planned], processes: int, device: str, say: Callable[[
                 while queue and len(running) < processes:
                     settings = queue.pop(0)
                     running[pool.submit(_train, settings, device, children)] = settings
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                left = max(0.0, deadline - time.monotonic())
+                finished, _ = wait(running, None if left == math.inf else left, return_when=FIRST_COMPLETED)
+                if not finished:
+                    break
                 for future in finished:
                     settings, error, done = running.pop(future), future.result(), done + 1
                     found = None if error else records.find(settings)
@@ -138,11 +193,22 @@ def run(planned: Iterable[Planned], processes: int, device: str, say: Callable[[
                         said = f"{took:.1f} min, query accuracy {accuracy:.3f}, {found.path}"
                     left = _left([*queue, *running.values()], recorded, processes)
                     say(f"[{done}/{len(missing)}] {settings.id}: {said}; {left}")
-        except BaseException:
-            for child in list(children.values()):
-                child.terminate()
-            raise
+        finally:
+            while wait(running, timeout=0.1).not_done:  # one may be starting just now
+                for child in list(children.values()):
+                    child.terminate()
+    for settings in running.values():
+        say(_stopped(settings, device))
     return failed
+
+
+def _stopped(settings: Settings, device: str) -> str:
+    from metanb.experiment import record_so_far  # torch is slow to import, and few calls stop a run
+
+    found = record_so_far(settings, device)
+    if found is None:
+        return f"stopped: {settings.id} before its first epoch"
+    return f"stopped: {settings.id} at iteration {found.epochs * settings.epoch_iterations:,}, {found.path}"
 
 
 def command(settings: Settings, device: str) -> list[str]:
@@ -202,7 +268,3 @@ def _work(settings: Settings) -> float:
 
 def _left(missing: list[Settings], recorded: list[records.Record], processes: int) -> str:
     return f"about {sum(minutes(one, recorded) for one in missing) / processes:.0f} min left"
-
-
-def _begun(settings: Settings) -> bool:
-    return (records.store() / f"{settings.id}.pt").exists()

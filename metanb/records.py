@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import platformdirs
+from filelock import FileLock
 
 from metanb.settings import Settings, from_dict
 
@@ -79,6 +80,17 @@ def store() -> Path:
     """The local store of runs: METANB_STORE, else a folder in the user's cache."""
     given = os.environ.get("METANB_STORE")
     return Path(given).expanduser() if given else platformdirs.user_cache_path("metanb", appauthor=False) / "runs"
+
+
+def checkpoint(run_id: str) -> Path:
+    """Where the store keeps the checkpoint of a run, finished or not."""
+    return store() / f"{run_id}.pt"
+
+
+def lock(run_id: str) -> FileLock:
+    """Keeps two processes off one run; the store is made if it is not there."""
+    store().mkdir(parents=True, exist_ok=True)
+    return FileLock(store() / f"{run_id}.lock")
 
 
 def places() -> list[Path]:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -15,7 +18,7 @@ from metanb import experiment, grid, records
 from metanb.__main__ import cli, main
 from metanb.grid import Planned
 from metanb.records import Record
-from metanb.settings import preset
+from metanb.settings import preset, scale_of
 
 TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2)
 
@@ -69,12 +72,14 @@ def test_command_trains_the_very_settings(which, monkeypatch):
 
 
 def test_minutes_are_those_of_the_like_or_scaled_work(tmp_path):
-    def record(settings, seconds):
-        return Record(settings, None, {"wall_seconds": seconds}, tmp_path)
+    def record(settings, seconds, epochs=None):
+        measures = pd.DataFrame({"epoch": range((epochs or settings.epochs) + 1)})
+        return Record(settings, measures, {"wall_seconds": seconds}, tmp_path)
 
     planned = preset("quick", "omniglot", seed=3)
     like = [record(replace(planned, seed=seed), seconds) for seed, seconds in ((0, 60), (1, 120))]
     assert grid.minutes(planned, like) == 1.5
+    assert grid.minutes(planned, [record(planned, 30, epochs=planned.epochs // 2)]) == 1.0  # stopped half way
     twice = preset("quick", "omniglot", seed=3, iterations=3600, epoch_iterations=300)
     assert 1.5 < grid.minutes(twice, like) < 3.0  # twice the training, the same measuring
     other = record(twice, 60 * 4 * grid.minutes(twice))
@@ -98,27 +103,81 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
     assert [(experiment.run(one.settings, "cpu").path / "measures.csv").read_bytes() for one in good] == found
 
 
-def test_grid_killed_and_asked_again(store, tmp_path, monkeypatch):
-    longer = replace(TINY, iterations=60)
+def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch):
+    """SIGKILL for the grid and its runs at random moments of their work: the records are those of undisturbed runs."""
+    runs = [replace(TINY, iterations=1200, epoch_iterations=12, seed=seed) for seed in range(2)]
+    planned = [Planned("a", one) for one in runs]
     script = (
         "import sys, json; from metanb import grid; from metanb.settings import from_dict; "
-        "grid.run([grid.Planned('a', from_dict(json.loads(sys.argv[1])))], 1, 'cpu', print)"
+        "grid.run([grid.Planned('a', from_dict(one)) for one in json.loads(sys.argv[1])], 2, 'cpu', print)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(longer.to_dict())], start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    checkpoint = store / f"{longer.id}.pt"
-    while not checkpoint.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)  # the grid and its run
-    process.wait()
-    assert records.find(longer) is None and "begun" in grid.table([Planned("a", longer)], []).state.tolist()
-    assert grid.run([Planned("a", longer)], 1, "cpu", lambda line: None) == []
-    resumed = records.find(longer)
-    assert resumed.provenance["resumed"] == 1
+    command = [sys.executable, "-c", script, json.dumps([one.to_dict() for one in runs])]
+    rng, there = random.Random(0), {}
+    for _ in range(10):
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+        while there == (now := {path.name: path.stat().st_mtime_ns for path in store.glob("*.pt")}):
+            assert process.poll() is None, "the runs are too short to be killed ten times"
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))  # in an iteration, a measurement or a checkpoint
+        there = now
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        there = {path.name: path.stat().st_mtime_ns for path in store.glob("*.pt")}
+    assert "begun" in grid.table(planned, []).state.tolist()
+    assert grid.run(planned, 2, "cpu", lambda line: None) == []
+    resumed = [records.find(one) for one in runs]
+    assert sum(record.provenance["resumed"] for record in resumed) >= 10
+    assert not [path.name for path in store.iterdir() if path.suffix not in (".pt", ".lock", "")]  # no scraps
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
-    assert experiment.run(longer, "cpu").measures.equals(resumed.measures)
+    for record in resumed:
+        assert experiment.run(record.settings, "cpu").measures.equals(record.measures)
+
+
+def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_path, monkeypatch):
+    longer = replace(TINY, iterations=30_000, final_tasks=5)
+    planned, lines = [Planned("a", longer), Planned("a", replace(longer, seed=1))], []
+    began = time.monotonic()
+    assert grid.run(planned, 1, "cpu", lines.append, budget=0.15) == []
+    assert time.monotonic() - began < 60
+    (found,) = grid.made(planned)
+    assert not found.finished and found.epochs > 0 and "final_accuracy" in set(found.measures.measure)
+    assert lines[-1] == f"stopped: {longer.id} at iteration {3 * found.epochs:,}, {found.path}"
+    assert grid.table(planned, [found]).state.tolist() == [f"to {3 * found.epochs:,}", "missing"]
+    again = []
+    assert grid.run(planned[:1], 1, "cpu", again.append, budget=0.15) == []
+    (further,) = grid.made(planned)
+    assert further.epochs > found.epochs and not found.path.exists()
+    shared = further.measures.merge(found.measures, on=["epoch", "measure"])
+    assert (shared.mean_x == shared.mean_y).all() and len(shared) > 20 * found.epochs
+
+
+def test_grids_move_between_machines(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "places", lambda: [records.store()])
+    monkeypatch.setitem(grid.GRIDS, "paper", lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)])
+    done = CliRunner().invoke(cli, ["grid", "paper", "--only", "s0", "--export", str(tmp_path / "out"),
+                                    "--export-weights", str(tmp_path / "weights")])  # fmt: skip
+    assert done.exit_code == 0 and done.output.count("exported: ") == 2, done.output
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
+    options = ["--import", str(tmp_path / "out"), "--import", str(tmp_path / "weights" / "paper-01.zip"), "--list"]
+    done = CliRunner().invoke(cli, ["grid", "paper", *options])
+    assert done.exit_code == 0 and "2 runs, 1 recorded" in done.output and "imported: record" in done.output
+    assert records.find(TINY) is not None and records.checkpoint(TINY.id).exists()
+    done = CliRunner().invoke(cli, ["grid", "paper", "--budget", "0"])
+    assert done.exit_code == 0 and records.find(replace(TINY, seed=1)) is None
+
+
+def test_paper_is_well_formed():
+    planned = grid.paper()
+    settings = [one.settings for one in planned]
+    assert len({one.id for one in settings}) == len(settings)
+    assert [one.seed for one in settings] == sorted(one.seed for one in settings)
+    assert all(scale_of(one) == "paper" and one.iterations == 60_000 for one in settings)
+    base = {(s.dataset, s.ways, s.shots, s.algorithm) for s in settings if s.regulariser == "none"}
+    sets = [("omniglot", n, k) for n in (5, 20) for k in (1, 5)] + [("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
+    assert base == {(*one, algorithm) for one in sets for algorithm in ("maml", "fomaml", "finetune")}
+    assert Counter(one.gamma for one in settings if one.gamma) == dict.fromkeys(grid.PAPER_GAMMAS, 10)
+    assert all((one.dataset, one.ways, one.shots) == ("omniglot", 20, 1) for one in settings if one.gamma)
+    assert "mini-imagenet-5w1s-fomaml-s0" in settings[4].id
 
 
 def test_list_of_an_empty_store(store, monkeypatch):

@@ -1,0 +1,159 @@
+"""Runs on the move between machines: records, checkpoints and trained weights in zip files that are checked when read.
+
+<name>-01.zip, -02.zip ...   each below 16 MiB, and whole in itself
+    MANIFEST.json            the SHA-256 of every other member
+    <record>/settings.json, provenance.json, measures.csv
+    <id>.pt                  a checkpoint: plain tensors and values, nothing that runs when it is read
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from metanb import checkpoint, records
+from metanb.settings import Settings
+
+LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
+MANIFEST = "MANIFEST.json"
+RECORD = ("settings.json", "provenance.json", "measures.csv")
+MEMBER = re.compile(rf"[a-z0-9-]+(\.pt|/({'|'.join(map(re.escape, RECORD))}))")
+
+
+class ArchiveError(RuntimeError):
+    """An archive that is damaged or foreign; the message names the file and the remedy."""
+
+
+def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
+    """Pack what the local store has of these runs: the records, and the checkpoints of those that are not finished."""
+
+    def members(settings: Settings) -> dict[str, bytes]:
+        found = _record(settings)
+        path = records.checkpoint(settings.id)
+        if path.exists() and checkpoint.read(path)["epoch"] < settings.epochs:
+            found[path.name] = path.read_bytes()
+        return found
+
+    return _pack(map(members, runs), folder, name)
+
+
+def write_weights(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
+    """Pack the trained weights of finished runs with their records, one run a cell: that of the lowest seed there is.
+
+    Whoever has them can measure what was trained without training it: `metanb.experiment.trained_net` reads them.
+    """
+    chosen: dict[Settings, Settings] = {}
+    for settings in sorted(runs, key=lambda one: (one.seed, one.class_seed)):
+        path = records.checkpoint(settings.id)
+        if path.exists() and checkpoint.read(path)["epoch"] == settings.epochs:
+            chosen.setdefault(settings.unseeded, settings)
+
+    def members(settings: Settings) -> dict[str, bytes]:
+        values, stream = checkpoint.read(records.checkpoint(settings.id)), io.BytesIO()
+        torch.save({"epoch": values["epoch"], "net": values["net"]}, stream)
+        return _record(settings) | {f"{settings.id}.pt": stream.getvalue()}
+
+    return _pack(map(members, chosen.values()), folder, name)
+
+
+def read(path: Path) -> list[str]:
+    """Put what an archive holds into the local store; a line for each run.
+
+    What the store has already and is as far stays. Nothing is written unless every member is as it was packed. Raises
+    ArchiveError for an archive that is not, RecordError for a member that is no record or no plain checkpoint.
+    """
+    members = _verified(path)
+    said, runs = [], dict.fromkeys(name.removesuffix(".pt").split("/")[0] for name in members)
+    for run in runs:
+        if f"{run}.pt" in members:
+            said.append(_put_checkpoint(run, members[f"{run}.pt"]))
+        if f"{run}/{RECORD[0]}" in members:
+            files = {file: members.get(f"{run}/{file}", b"") for file in RECORD}
+            said.append(f"record {records.put(records.store(), run, files).path}")
+    return said
+
+
+def _record(settings: Settings) -> dict[str, bytes]:
+    """The files of a run's furthest record in the local store."""
+    folders = [records.store() / settings.id, *records.store().glob(f"{settings.id}-to-*")]
+    there = [records.read(folder) for folder in folders if folder.is_dir()]
+    if not there:
+        return {}
+    furthest = max(there, key=lambda record: record.epochs).path
+    return {f"{furthest.name}/{file}": (furthest / file).read_bytes() for file in RECORD}
+
+
+def _pack(runs: Iterable[dict[str, bytes]], folder: Path, name: str) -> list[Path]:
+    """Archives of whole runs, as few as follow from their order. Raises ArchiveError for a run that is too large."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+
+    def close(members: dict[str, bytes]) -> None:
+        path = folder / f"{name}-{len(paths) + 1:02d}.zip"
+        scratch = path.with_suffix(f".{os.getpid()}")
+        digests = {member: hashlib.sha256(content).hexdigest() for member, content in members.items()}
+        try:
+            with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
+                for member, content in _with_manifest(members, digests):
+                    archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+        paths.append(path)
+
+    volume: dict[str, bytes] = {}
+    for members in runs:
+        size = sum(map(len, members.values()))
+        if size > LIMIT:
+            raise ArchiveError(f"{min(members)} and what belongs to it are {size:,} bytes: an archive holds {LIMIT:,}")
+        if volume and size + sum(map(len, volume.values())) > LIMIT:
+            close(volume)
+            volume = {}
+        volume |= members
+    if volume:
+        close(volume)
+    return paths
+
+
+def _with_manifest(members: dict[str, bytes], digests: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    yield MANIFEST, json.dumps(digests, indent=1).encode()
+    yield from members.items()
+
+
+def _verified(path: Path) -> dict[str, bytes]:
+    """An archive's members, each the very bytes that were packed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        digests = json.loads(members.pop(MANIFEST))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ArchiveError(f"archive {path} is damaged ({error}): copy it again") from error
+    found = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+    if found != digests:
+        raise ArchiveError(f"archive {path} is damaged: it does not hold what its manifest lists; copy it again")
+    if foreign := [name for name in members if not MEMBER.fullmatch(name)]:
+        raise ArchiveError(f"archive {path} holds {foreign[0]!r}, which is neither a record nor a checkpoint")
+    return members
+
+
+def _put_checkpoint(run: str, content: bytes) -> str:
+    """A checkpoint into the store, unless the one there is as far."""
+    path = records.checkpoint(run)
+    with records.lock(run):
+        scratch = path.with_suffix(f".{os.getpid()}")
+        try:
+            scratch.write_bytes(content)
+            epoch = checkpoint.read(scratch)["epoch"]
+            if path.exists() and checkpoint.read(path)["epoch"] >= epoch:
+                return f"checkpoint {path} is as far already"
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    return f"checkpoint {path}, epoch {epoch}"

@@ -1,0 +1,196 @@
+"""Archives: what is packed comes out elsewhere to the byte and goes on there; what is damaged or foreign is refused."""
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metanb import archive, checkpoint, experiment, records
+from metanb.archive import ArchiveError
+from metanb.settings import preset
+
+TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2)
+STOPPED = replace(TINY, seed=1)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The undisturbed measures of STOPPED."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METANB_STORE", str(tmp_path_factory.mktemp("whole")))
+        return (experiment.run(STOPPED, "cpu").path / "measures.csv").read_bytes()
+
+
+@pytest.fixture
+def stores(tmp_path, monkeypatch):
+    """Two stores; the first has a finished run and one that was stopped after its second epoch, and is in use."""
+
+    def use(name):
+        monkeypatch.setenv("METANB_STORE", str(tmp_path / name))
+        return tmp_path / name
+
+    use("first")
+    experiment.run(TINY, "cpu")
+    _stop_after(2, monkeypatch)
+    return use
+
+
+def _stop_after(epochs, monkeypatch):
+    honest, calls = experiment.measure, []
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) > epochs + 1:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr(experiment, "measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(STOPPED, "cpu")
+    monkeypatch.setattr(experiment, "measure", honest)
+    experiment.record_so_far(STOPPED, "cpu")
+
+
+def _members(path):
+    with zipfile.ZipFile(path) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def _rezip(path, members, digests=None):
+    """The members as an archive with a true manifest, or with the digests given."""
+    members = {name: content for name, content in members.items() if name != archive.MANIFEST}
+    digests = digests or {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in {**members, archive.MANIFEST: json.dumps(digests).encode()}.items():
+            file.writestr(name, content)
+    return path
+
+
+def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, whole):
+    (path,) = archive.write([TINY, STOPPED, replace(TINY, seed=2)], tmp_path / "out", "tiny")
+    assert path.name == "tiny-01.zip" and path.stat().st_size < 16 * 2**20
+    stopped = f"{STOPPED.id}-to-6"
+    files = ("settings.json", "provenance.json", "measures.csv")
+    expected = {f"{folder}/{file}" for folder in (TINY.id, stopped) for file in files}
+    assert _members(path).keys() == expected | {archive.MANIFEST, f"{STOPPED.id}.pt"}  # no finished checkpoint
+    first, second = stores("first"), stores("second")
+    said = archive.read(path)
+    assert len(said) == 3 and all("\n" not in line for line in said)
+    for name in expected:
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+    record = experiment.run(STOPPED, "cpu")
+    assert record.provenance["resumed"] == 1
+    assert (record.path / "measures.csv").read_bytes() == whole
+    assert not (second / stopped).exists()
+
+
+def test_packing_twice_gives_the_same_bytes(stores, tmp_path):
+    one, two = (archive.write([TINY, STOPPED], tmp_path / name, "tiny")[0].read_bytes() for name in ("a", "b"))
+    assert one == two
+
+
+def test_what_is_as_far_stays(stores, tmp_path):
+    (path,) = archive.write([STOPPED], tmp_path / "out", "tiny")
+    experiment.run(STOPPED, "cpu")
+    there = {file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()}
+    assert "is as far already" in archive.read(path)[0]
+    assert all(file.read_bytes() == content for file, content in there.items())
+    assert records.find(STOPPED).finished
+    assert records.read_all(records.store())[-1].finished
+
+
+def test_volumes_hold_whole_runs_below_the_limit(stores, tmp_path, monkeypatch):
+    size = sum(map(len, _members(archive.write([STOPPED], tmp_path / "one", "tiny")[0]).values()))
+    monkeypatch.setattr(archive, "LIMIT", size)
+    paths = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
+    assert [path.name for path in paths] == ["tiny-01.zip", "tiny-02.zip"]
+    assert [any(name.endswith(".pt") for name in _members(path)) for path in paths] == [False, True]
+    monkeypatch.setattr(archive, "LIMIT", 1000)
+    with pytest.raises(ArchiveError, match=TINY.id):
+        archive.write([TINY], tmp_path / "out", "tiny")
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _swap(path):
+    members = _members(path)
+    digests = json.loads(members[archive.MANIFEST])
+    name = next(name for name in members if name.endswith("measures.csv"))
+    _rezip(path, members | {name: members[name].replace(b"distance", b"Distance")}, digests)
+
+
+def _bare(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("hello", "world")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, _swap, _bare])
+def test_a_damaged_archive_is_refused_by_name_and_writes_nothing(stores, tmp_path, damage):
+    (path,) = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
+    damage(path)
+    second = stores("second")
+    with pytest.raises(ArchiveError, match=r"tiny-01.zip is damaged.*copy it again") as error:
+        archive.read(path)
+    assert "\n" not in str(error.value) and not second.exists()
+
+
+@pytest.mark.parametrize("name", ["../evil.pt", "/tmp/evil.pt", "a/b.txt", "a/../settings.json"])
+def test_foreign_members_are_refused(stores, tmp_path, name):
+    path = _rezip(tmp_path / "foreign.zip", {name: b"x"})
+    with pytest.raises(ArchiveError, match="neither a record nor a checkpoint"):
+        archive.read(path)
+
+
+def test_a_record_that_is_none_is_refused_and_leaves_nothing(stores, tmp_path):
+    (path,) = archive.write([TINY], tmp_path / "out", "tiny")
+    members = {name: content for name, content in _members(path).items() if not name.endswith("provenance.json")}
+    second = stores("second")
+    with pytest.raises(records.RecordError, match=TINY.id):
+        archive.read(_rezip(path, members))
+    assert list(second.iterdir()) == []
+
+
+class _Runs:
+    """Code that would run if it were unpickled."""
+
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 1, "net": _Runs()}, None])
+def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
+    stream = io.BytesIO(b"no checkpoint")
+    if content:
+        stream = io.BytesIO()
+        torch.save(content, stream)
+    path = _rezip(tmp_path / "weights.zip", {f"{STOPPED.id}.pt": stream.getvalue()})
+    second = stores("second")
+    with pytest.raises(records.RecordError, match="cannot be read"):
+        archive.read(path)
+    assert not list(second.glob("*.pt")) and "unpickled" not in capsys.readouterr().out
+
+
+def test_weights_serve_to_measure_without_training(stores, tmp_path, monkeypatch):
+    experiment.run(STOPPED, "cpu")
+    (path,) = archive.write_weights([STOPPED, TINY], tmp_path / "out", "weights")
+    assert [name for name in _members(path) if name.endswith(".pt")] == [f"{TINY.id}.pt"]  # one run a cell
+    trained = experiment.trained_net(TINY, "cpu").state_dict()
+    stores("second")
+    archive.read(path)
+    assert set(checkpoint.read(records.checkpoint(TINY.id))) == {"epoch", "net"}
+    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    found = experiment.trained_net(TINY, "cpu").state_dict()
+    assert all(torch.equal(found[name], trained[name]) for name in trained)
+    assert experiment.run(TINY, "cpu").finished
