@@ -82,11 +82,10 @@ def read(path: Path) -> list[str]:
 
 def _record(settings: Settings) -> dict[str, bytes]:
     """The files of a run's furthest record in the local store."""
-    folders = [records.store() / settings.id, *records.store().glob(f"{settings.id}-to-*")]
-    there = [records.read(folder) for folder in folders if folder.is_dir()]
+    there = records.reached(records.store(), settings)
     if not there:
         return {}
-    furthest = max(there, key=lambda record: record.epochs).path
+    furthest = records.read(there[max(there)]).path
     return {f"{furthest.name}/{file}": (furthest / file).read_bytes() for file in RECORD}
 
 

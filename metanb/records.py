@@ -179,16 +179,23 @@ def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
     try:
         for file, content in files.items():
             (scratch / file).write_bytes(content)
-        _read(scratch, name)
-        if not (folder / name).is_dir():
-            os.rename(scratch, folder / name)
+        record = _read(scratch, name)
+        there = reached(folder, record.settings)
+        if there and max(there) >= record.epochs:
+            return read(there[max(there)])
+        os.rename(scratch, folder / name)
+        for path in there.values():
+            shutil.rmtree(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    record = read(folder / name)
-    for path in folder.glob(f"{record.settings.id}-to-*"):
-        if int(path.name.rpartition("-")[2]) < record.epochs * record.settings.epoch_iterations:
-            shutil.rmtree(path)
-    return record
+    return read(folder / name)
+
+
+def reached(folder: Path, settings: Settings) -> dict[int, Path]:
+    """The folders of a run's records in `folder`, by the last epoch that each holds."""
+    there = {int(path.name.rpartition("-")[2]) // settings.epoch_iterations: path
+             for path in folder.glob(f"{settings.id}-to-*")}  # fmt: skip
+    return there | ({settings.epochs: folder / settings.id} if (folder / settings.id).is_dir() else {})
 
 
 def _name(settings: Settings, epochs: int) -> str:

@@ -407,7 +407,7 @@ def rates(request):
     return counts
 
 
-# Some forty rates are checked: this many standard errors let all of them pass together with 99 % if the rules are right.
+# Some forty rates are checked: within this many standard errors all of them pass with 99 % if the rules are right.
 ERRORS = 3.5 * math.sqrt(LEVEL * (1 - LEVEL) / CELLS)
 SEEN = (verdicts.REPRODUCED, verdicts.PARTLY)
 RULES = {  # by claim and variant: the verdicts that noise gets at the nominal rate, each set on its own

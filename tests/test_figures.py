@@ -82,7 +82,7 @@ def test_captions_count_what_each_line_rests_on(runs):
 def test_every_run_is_drawn_in_a_scatter():
     many = [whole(seed, "maml") for seed in range(8)]
     svg = payload(parts(figures.scatter(many, "distance", "query_accuracy", "c5", "c")).image["src"]).decode()
-    assert svg.count('id="PathCollection_') == 8
+    assert svg.count('id="PathCollection_') == 2 * 8  # each once more in the legend
 
 
 def test_scatter_says_each_labels_correlations(runs):

@@ -115,17 +115,20 @@ def test_epochs_with_a_gap_are_refused_and_leave_nothing(tmp_path):
 
 
 def test_a_stopped_run_is_told_apart_and_gives_way_to_a_longer_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("METANB_STORE", str(tmp_path))
-    stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path)
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    monkeypatch.setenv("METANB_STORE", str(here))
+    stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
     assert stopped.path.name == f"{SETTINGS.id}-to-1" and stopped.epochs == 1 and not stopped.finished
     assert records.find(SETTINGS) is None  # it is to be trained on
-    whole = write(tmp_path)
+    whole = write(here)
     assert whole.finished and records.find(SETTINGS).path == whole.path and not stopped.path.exists()
-    stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path / "other")
-    assert [run.epochs for run in records.read_all(tmp_path / "other", tmp_path)] == [2]  # the furthest of the two
-    stopped.path.rename(tmp_path / f"{SETTINGS.id}-to-2")
+    again = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
+    assert again.path == whole.path and [path.name for path in here.iterdir()] == [SETTINGS.id]
+    stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), elsewhere)
+    assert [run.epochs for run in records.read_all(elsewhere, here)] == [2]  # the furthest of the two
+    stopped.path.rename(elsewhere / f"{SETTINGS.id}-to-2")
     with pytest.raises(RecordError, match="it holds 1 epochs"):
-        records.read_all(tmp_path)
+        records.read_all(elsewhere)
 
 
 def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
