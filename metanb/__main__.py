@@ -72,7 +72,7 @@ def grid(
     archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,
 ) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
-    from metanb import archive
+    from metanb import archive, runner
     from metanb import grid as grids
 
     planned = grids.select(grids.GRIDS[name](), only)
@@ -89,7 +89,7 @@ def grid(
             f"minutes of one core, {left / processes:.0f} with {processes} at a time"
         )
         return
-    failed = grids.run(planned, processes, device, click.echo, budget) if budget else []
+    failed = runner.run(planned, processes, device, click.echo, budget) if budget else []
     chosen = [one.settings for one in planned]
     for folder, pack in ((export, archive.write), (export_weights, archive.write_weights)):
         for path in pack(chosen, folder, name) if folder else ():

@@ -1,13 +1,7 @@
-"""The grids of runs: what a scale's results rest on, as data, and a runner that makes whatever is missing."""
+"""The grids of runs as data: what a scale's results rest on, what there is of it, and how long the rest would take."""
 
-import math
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from statistics import mean, median
 
@@ -100,8 +94,22 @@ def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:
 
 def made(planned: Iterable[Planned]) -> list[records.Record]:
     """The records that there are of these runs, finished or not."""
-    there = {run.settings: run for run in records.read_all(*(place for place in records.places() if place.is_dir()))}
-    return [there[one.settings] for one in planned if one.settings in there]
+    found = {}
+    for one in planned:
+        there = [
+            (epochs, path)
+            for place in records.places()
+            for epochs, path in records.reached(place, one.settings).items()
+        ]
+        if there:
+            found[one.settings] = records.read(max(there)[1])
+    return list(found.values())
+
+
+def at_paper_scale(dataset: str, ways: int, shots: int) -> list[records.Record]:
+    """The records of the paper's own experiment in one setting, as far as they got; nothing is trained."""
+    where = (dataset, ways, shots)
+    return made(one for one in paper() if (one.settings.dataset, one.settings.ways, one.settings.shots) == where)
 
 
 def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> float:
@@ -141,101 +149,6 @@ def table(planned: Iterable[Planned], recorded: Iterable[records.Record]) -> pd.
     )
 
 
-def run(
-    planned: Iterable[Planned], processes: int, device: str, say: Callable[[str], None], budget: float = math.inf
-) -> list[str]:
-    """Train the runs that are missing, `processes` at a time, each a process of its own with one thread.
-
-    Each run is `metanb train`: killed at any moment, it goes on from its last epoch when the grid is asked for again. A
-    run that fails does not stop the others. When the budget is spent the runs in progress are stopped and recorded as
-    far as they got.
-
-    Args:
-        planned: the runs.
-        processes: how many at a time; on a GPU they share it.
-        device: for all of them.
-        say: is given one line a run, with an estimate of the time left.
-        budget: minutes.
-
-    Returns:
-        A line for each run that failed, with its error.
-    """
-    planned = list(planned)
-    recorded = made(planned)
-    there = {found.settings for found in recorded if found.finished}
-    missing = [one.settings for one in planned if one.settings not in there]
-    say(f"{len(there)} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes)}")
-    failed: list[str] = []
-    deadline = time.monotonic() + 60 * budget
-    running: dict[Future[str], Settings] = {}
-    children: dict[str, subprocess.Popen[str]] = {}
-    queue, done = list(missing), 0
-    with ThreadPoolExecutor(processes) as pool:
-        try:
-            while queue or running:
-                while queue and len(running) < processes:
-                    settings = queue.pop(0)
-                    running[pool.submit(_train, settings, device, children)] = settings
-                left = max(0.0, deadline - time.monotonic())
-                finished, _ = wait(running, None if left == math.inf else left, return_when=FIRST_COMPLETED)
-                if not finished:
-                    break
-                for future in finished:
-                    settings, error, done = running.pop(future), future.result(), done + 1
-                    found = None if error else records.find(settings)
-                    if found is None:
-                        failed.append(f"{settings.id}: {error}")
-                        said = f"FAILED: {error}"
-                    else:
-                        recorded.append(found)
-                        accuracy = found.curve("query_accuracy")["mean"].iloc[-1]
-                        took = found.provenance["wall_seconds"] / 60
-                        said = f"{took:.1f} min, query accuracy {accuracy:.3f}, {found.path}"
-                    left = _left([*queue, *running.values()], recorded, processes)
-                    say(f"[{done}/{len(missing)}] {settings.id}: {said}; {left}")
-        finally:
-            while wait(running, timeout=0.1).not_done:  # one may be starting just now
-                for child in list(children.values()):
-                    child.terminate()
-    for settings in running.values():
-        say(_stopped(settings, device))
-    return failed
-
-
-def _stopped(settings: Settings, device: str) -> str:
-    from metanb.experiment import record_so_far  # torch is slow to import, and few calls stop a run
-
-    found = record_so_far(settings, device)
-    if found is None:
-        return f"stopped: {settings.id} before its first epoch"
-    return f"stopped: {settings.id} at iteration {found.epochs * settings.epoch_iterations:,}, {found.path}"
-
-
-def command(settings: Settings, device: str) -> list[str]:
-    """The command that trains this run, with every setting."""
-    options = []
-    for field in fields(Settings):
-        flag, value = field.name.replace("_", "-"), getattr(settings, field.name)
-        options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return [sys.executable, "-m", "metanb", "train", "--device", device, *options]
-
-
-def _train(settings: Settings, device: str, children: dict[str, "subprocess.Popen[str]"]) -> str:
-    """Train one run in a process of its own; its last line of error, "" if there was none."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        command(settings, device), env=environment, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    children[settings.id] = child
-    _, errors = child.communicate()
-    del children[settings.id]
-    if child.returncode == 0:
-        return ""
-    lines = errors.strip().splitlines()
-    return lines[-1] if lines and child.returncode > 0 else f"ended by signal {-child.returncode}"
-
-
 def _base(dataset: str, ways: int, shots: int, seed: int) -> Iterator[Planned]:
     for algorithm in ("maml", "fomaml", "finetune"):
         yield Planned("base", preset("quick", dataset, ways, shots, algorithm=algorithm, seed=seed))
@@ -264,7 +177,3 @@ def _work(settings: Settings) -> float:
     measuring = 0.012 * (settings.epochs + 1) * settings.test_tasks * settings.ways * settings.shots
     pixels = 9 * 4 if settings.dataset == "mini-imagenet" else 1  # 9 times the pixels, and no strides
     return (training + measuring) * pixels * settings.filters / 32 / 60
-
-
-def _left(missing: list[Settings], recorded: list[records.Record], processes: int) -> str:
-    return f"about {sum(minutes(one, recorded) for one in missing) / processes:.0f} min left"

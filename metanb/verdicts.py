@@ -143,6 +143,18 @@ def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
     return found if corrected else found.drop(columns="p, Holm")
 
 
+def by_scale(rows: Iterable[Row]) -> pd.DataFrame:
+    """The same claims at several scales side by side: effect with interval, runs and verdict, a column a scale."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        scale, _, reached = row.scale.partition(", ")
+        name = f"{row.claim}, {row.variant.split(', γ')[0]}" if row.variant else row.claim
+        text = f"{row.verdict}: {row.change}, {row.runs} runs" + (f", {reached}" if reached else "")
+        cells.setdefault((name, NAMES[row.algorithm]), {})[scale] = text
+    found = pd.DataFrame(cells.values(), index=pd.MultiIndex.from_tuples(cells, names=["claim", "algorithm"]))
+    return found.fillna("–")
+
+
 def as_json(rows: Iterable[Row]) -> str:
     """The ledger for machines: a list of objects with the fields of Row; null for what is not finite."""
 

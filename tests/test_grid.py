@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from metanb import experiment, grid, records
+from metanb import checkpoint, experiment, grid, records, runner
 from metanb.__main__ import cli, main
 from metanb.grid import Planned
 from metanb.records import Record
@@ -67,7 +67,7 @@ def test_command_trains_the_very_settings(which, monkeypatch):
         raise ValueError("enough")
 
     monkeypatch.setattr(experiment, "run", run)
-    CliRunner().invoke(cli, grid.command(settings, "cpu")[3:])
+    CliRunner().invoke(cli, runner.command(settings, "cpu")[3:])
     assert asked == [(settings, "cpu")]
 
 
@@ -91,25 +91,25 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
     good = [Planned("a", replace(TINY, seed=seed)) for seed in (0, 1)]
     bad = Planned("a", preset("smoke", "mini-imagenet", iterations=10))
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
-    failed = grid.run([good[0], bad, good[1]], 2, "cpu", lines.append)
+    failed = runner.run([good[0], bad, good[1]], 2, "cpu", lines.append)
     assert len(failed) == 1 and failed[0].startswith(bad.settings.id) and "mini-imagenet" in failed[0]
     assert "\n" not in failed[0]
     assert len(lines) == 4 and lines[0].startswith("0 runs are recorded, 3 are missing")
     assert sum("query accuracy" in line for line in lines) == 2 and "min left" in lines[-1]
     found = [(store / one.settings.id / "measures.csv").read_bytes() for one in good]
     again = []
-    assert grid.run(good, 2, "cpu", again.append) == [] and len(again) == 1  # nothing was missing
+    assert runner.run(good, 2, "cpu", again.append) == [] and len(again) == 1  # nothing was missing
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
     assert [(experiment.run(one.settings, "cpu").path / "measures.csv").read_bytes() for one in good] == found
 
 
 def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch):
     """SIGKILL for the grid and its runs at random moments of their work: the records are those of undisturbed runs."""
-    runs = [replace(TINY, iterations=1200, epoch_iterations=12, seed=seed) for seed in range(2)]
+    runs = [replace(TINY, iterations=200, epoch_iterations=4, seed=seed) for seed in range(2)]
     planned = [Planned("a", one) for one in runs]
     script = (
-        "import sys, json; from metanb import grid; from metanb.settings import from_dict; "
-        "grid.run([grid.Planned('a', from_dict(one)) for one in json.loads(sys.argv[1])], 2, 'cpu', print)"
+        "import sys, json; from metanb import grid, runner; from metanb.settings import from_dict; "
+        "runner.run([grid.Planned('a', from_dict(one)) for one in json.loads(sys.argv[1])], 2, 'cpu', print)"
     )
     command = [sys.executable, "-c", script, json.dumps([one.to_dict() for one in runs])]
     rng, there = random.Random(0), {}
@@ -118,13 +118,13 @@ def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch
         while there == (now := {path.name: path.stat().st_mtime_ns for path in store.glob("*.pt")}):
             assert process.poll() is None, "the runs are too short to be killed ten times"
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))  # in an iteration, a measurement or a checkpoint
+        time.sleep(rng.uniform(0, 0.2))  # in an iteration, a measurement or a checkpoint
         there = now
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         there = {path.name: path.stat().st_mtime_ns for path in store.glob("*.pt")}
     assert "begun" in grid.table(planned, []).state.tolist()
-    assert grid.run(planned, 2, "cpu", lambda line: None) == []
+    assert runner.run(planned, 2, "cpu", lambda line: None) == []
     resumed = [records.find(one) for one in runs]
     assert sum(record.provenance["resumed"] for record in resumed) >= 10
     assert not [path.name for path in store.iterdir() if path.suffix not in (".pt", ".lock", "")]  # no scraps
@@ -136,17 +136,23 @@ def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch
 def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_path, monkeypatch):
     longer = replace(TINY, iterations=30_000, final_tasks=5)
     planned, lines = [Planned("a", longer), Planned("a", replace(longer, seed=1))], []
-    began = time.monotonic()
-    assert grid.run(planned, 1, "cpu", lines.append, budget=0.15) == []
-    assert time.monotonic() - began < 60
+    reach = 0  # the epoch from which on the budget is spent
+
+    def clock():
+        path = records.checkpoint(longer.id)
+        return 600.0 * (path.exists() and checkpoint.read(path)["epoch"] >= reach)
+
+    monkeypatch.setattr(runner, "monotonic", clock)
+    reach = 2
+    assert runner.run(planned, 1, "cpu", lines.append, budget=9) == []
     (found,) = grid.made(planned)
-    assert not found.finished and found.epochs > 0 and "final_accuracy" in set(found.measures.measure)
+    assert not found.finished and found.epochs >= 2 and "final_accuracy" in set(found.measures.measure)
     assert lines[-1] == f"stopped: {longer.id} at iteration {3 * found.epochs:,}, {found.path}"
     assert grid.table(planned, [found]).state.tolist() == [f"to {3 * found.epochs:,}", "missing"]
-    again = []
-    assert grid.run(planned[:1], 1, "cpu", again.append, budget=0.15) == []
+    reach = found.epochs + 2
+    assert runner.run(planned[:1], 1, "cpu", lambda line: None, budget=9) == []
     (further,) = grid.made(planned)
-    assert further.epochs > found.epochs and not found.path.exists()
+    assert further.epochs >= reach and not found.path.exists()
     shared = further.measures.merge(found.measures, on=["epoch", "measure"])
     assert (shared.mean_x == shared.mean_y).all() and len(shared) > 20 * found.epochs
 

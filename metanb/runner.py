@@ -1,0 +1,112 @@
+"""Makes whatever is missing of a grid: a process a run, several at a time, stopped and resumed at will."""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import fields
+from time import monotonic
+
+from metanb import records
+from metanb.grid import Planned, made, minutes
+from metanb.settings import Settings
+
+
+def run(
+    planned: Iterable[Planned], processes: int, device: str, say: Callable[[str], None], budget: float = math.inf
+) -> list[str]:
+    """Train the runs that are missing, `processes` at a time, each a process of its own with one thread.
+
+    Each run is `metanb train`: killed at any moment, it goes on from its last epoch when the grid is asked for again. A
+    run that fails does not stop the others. When the budget is spent the runs in progress are stopped and recorded as
+    far as they got.
+
+    Args:
+        planned: the runs.
+        processes: how many at a time; on a GPU they share it.
+        device: for all of them.
+        say: is given one line a run, with an estimate of the time left.
+        budget: minutes.
+
+    Returns:
+        A line for each run that failed, with its error.
+    """
+    planned = list(planned)
+    recorded = made(planned)
+    there = {found.settings for found in recorded if found.finished}
+    missing = [one.settings for one in planned if one.settings not in there]
+    say(f"{len(there)} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes)}")
+    failed: list[str] = []
+    deadline = monotonic() + 60 * budget
+    running: dict[Future[str], Settings] = {}
+    children: dict[str, subprocess.Popen[str]] = {}
+    queue, done = list(missing), 0
+    with ThreadPoolExecutor(processes) as pool:
+        try:
+            while queue or running:
+                while queue and len(running) < processes:
+                    settings = queue.pop(0)
+                    running[pool.submit(_train, settings, device, children)] = settings
+                finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                if not finished and monotonic() > deadline:
+                    break
+                for future in finished:
+                    settings, error, done = running.pop(future), future.result(), done + 1
+                    found = None if error else records.find(settings)
+                    if found is None:
+                        failed.append(f"{settings.id}: {error}")
+                        said = f"FAILED: {error}"
+                    else:
+                        recorded.append(found)
+                        accuracy = found.curve("query_accuracy")["mean"].iloc[-1]
+                        took = found.provenance["wall_seconds"] / 60
+                        said = f"{took:.1f} min, query accuracy {accuracy:.3f}, {found.path}"
+                    left = _left([*queue, *running.values()], recorded, processes)
+                    say(f"[{done}/{len(missing)}] {settings.id}: {said}; {left}")
+        finally:
+            while wait(running, timeout=0.1).not_done:  # one may be starting just now
+                for child in list(children.values()):
+                    child.terminate()
+    for settings in running.values():
+        say(_stopped(settings, device))
+    return failed
+
+
+def _stopped(settings: Settings, device: str) -> str:
+    from metanb.experiment import record_so_far  # torch is slow to import, and few calls stop a run
+
+    found = record_so_far(settings, device)
+    if found is None:
+        return f"stopped: {settings.id} before its first epoch"
+    return f"stopped: {settings.id} at iteration {found.epochs * settings.epoch_iterations:,}, {found.path}"
+
+
+def command(settings: Settings, device: str) -> list[str]:
+    """The command that trains this run, with every setting."""
+    options = []
+    for field in fields(Settings):
+        flag, value = field.name.replace("_", "-"), getattr(settings, field.name)
+        options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return [sys.executable, "-m", "metanb", "train", "--device", device, *options]
+
+
+def _train(settings: Settings, device: str, children: dict[str, "subprocess.Popen[str]"]) -> str:
+    """Train one run in a process of its own; its last line of error, "" if there was none."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        command(settings, device), env=environment, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    children[settings.id] = child
+    _, errors = child.communicate()
+    del children[settings.id]
+    if child.returncode == 0:
+        return ""
+    lines = errors.strip().splitlines()
+    return lines[-1] if lines and child.returncode > 0 else f"ended by signal {-child.returncode}"
+
+
+def _left(missing: list[Settings], recorded: list[records.Record], processes: int) -> str:
+    return f"about {sum(minutes(one, recorded) for one in missing) / processes:.0f} min left"
