@@ -1,0 +1,5 @@
+"""One thread, here and in the processes that tests start: another number changes a run's last bits."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
