@@ -144,15 +144,20 @@ def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
 
 
 def by_scale(rows: Iterable[Row]) -> pd.DataFrame:
-    """The same claims at several scales side by side: effect with interval, runs and verdict, a column a scale."""
-    cells: dict[tuple[str, str], dict[str, str]] = {}
+    """The same claims at several scales side by side: a row a claim and algorithm, three columns a scale."""
+    found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
     for row in rows:
         scale, _, reached = row.scale.partition(", ")
         name = f"{row.claim}, {row.variant.split(', γ')[0]}" if row.variant else row.claim
-        text = f"{row.verdict}: {row.change}, {row.runs} runs" + (f", {reached}" if reached else "")
-        cells.setdefault((name, NAMES[row.algorithm]), {})[scale] = text
-    found = pd.DataFrame(cells.values(), index=pd.MultiIndex.from_tuples(cells, names=["claim", "algorithm"]))
-    return found.fillna("–")
+        found.setdefault((name, NAMES[row.algorithm]), {}).update({
+            (scale, "95 % interval"): row.change,
+            (scale, "runs"): f"{row.runs}, to {reached.split()[0]}" if reached else str(row.runs),
+            (scale, "verdict"): row.verdict,
+        })  # fmt: skip
+    index = pd.MultiIndex.from_tuples(found, names=["claim", "algorithm"])
+    table = pd.DataFrame(list(found.values()), index=index).fillna("–")
+    table.columns = pd.MultiIndex.from_tuples(table.columns, names=["scale", ""])
+    return table
 
 
 def as_json(rows: Iterable[Row]) -> str:

@@ -24,6 +24,11 @@ PAPERS_FORM = ("", "adapted", "fresh head")  # the forms of a claim that the lan
 OTHER_FORMS = ("first peak", claims.SCALE_FREE)  # of C1, which it names
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
+PUBLISHED = {  # accuracy in per cent of MAML with second derivatives, Finn et al. 2017, tables 1 and 2
+    ("omniglot", 5, 1): 98.7, ("omniglot", 5, 5): 99.9, ("omniglot", 20, 1): 95.8, ("omniglot", 20, 5): 98.9,
+    ("mini-imagenet", 5, 1): 48.70, ("mini-imagenet", 5, 5): 63.11,
+}  # fmt: skip
+HOURS = {"U1": "Omniglot, 5-way 1-shot", "U3": "Omniglot, 20-way 1-shot", "U4": "mini-ImageNet, 5-way 1-shot"}
 PAPER_SETTINGS = [("omniglot", 5, 1), ("omniglot", 20, 1), ("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
 
 
@@ -85,7 +90,8 @@ def runs_page(recorded: list[Record]) -> str:
             f"{{download}}`seed {run.settings.seed} <../results/{run.path.name}/measures.csv>`" for run in cell
         )
         lines += [f"({run.settings.id})=" for run in cell]
-        lines += [f"### {what(cell[0].settings)}", "", f"{len(cell)} runs of {minutes:.1f} CPU minutes. "
+        so_far = "" if all(run.finished for run in cell) else f", stopped at {reached(cell)} iterations"
+        lines += [f"### {what(cell[0].settings)}", "", f"{len(cell)} runs of {minutes:.1f} CPU minutes{so_far}. "
                   f"{figures.origin(cell)} Measures: {downloads}.", ""]  # fmt: skip
     return "\n".join(lines)
 
@@ -142,10 +148,54 @@ def benchmark() -> dict[str, str]:
         "bench_measuring": f"{result['measuring']:.1%}",
         "bench_rate": f"{result['best_gflops']:.0f}",
         "bench_share": f"{ours.share.min():.0%} to {ours.share.max():.0%}",
+        "paper_hours": hours_table(timings),
         "bench_second": gradient_table(timings, "second"),
         "bench_first": gradient_table(timings, "first"),
         "bench_hessian": frame(hessian[hessian.unit == "H"][["candidate", "ms", "times as fast", "error, single"]]),
     }
+
+
+def accuracy_table(recorded: list[Record]) -> str:
+    """Accuracy on further meta-test tasks at the paper's scale, beside the published figures for MAML."""
+    lines = []
+    for cell in cells(run for run in recorded if scale_of(run.settings) == "paper"):
+        settings = cell[0].settings
+        published = PUBLISHED.get((settings.dataset, settings.ways, settings.shots))
+        if settings.algorithm == "finetune" or settings.regulariser != "none" or published is None:
+            continue
+        ends = [run.curve("final_accuracy").iloc[-1] for run in cell]
+        values = [100 * end["mean"] for end in ends]
+        lines.append(
+            [f"{NAMES[settings.dataset]}, {settings.ways}-way {settings.shots}-shot", NAMES[settings.algorithm],
+             reached(cell), f"{sum(values) / len(values):.1f} % ({min(values):.1f} to {max(values):.1f})",
+             number(len(cell)), number(int(ends[0].n)), f"{published:g} %" if settings.algorithm == "maml" else "–"]
+        )  # fmt: skip
+    if not lines:
+        return "No run at the paper's scale is recorded yet."
+    head = [
+        "Setting",
+        "Algorithm",
+        "Iterations",
+        "Accuracy, least to greatest run",
+        "Runs",
+        "Tasks",
+        "Finn et al., 60,000",
+    ]
+    return table(head, lines)
+
+
+def reached(cell: list[Record]) -> str:
+    """The iterations that a cell's runs got to, least to greatest."""
+    ends = {run.epochs * run.settings.epoch_iterations for run in cell}
+    return f"{min(ends):,}" if len(ends) == 1 else f"{min(ends):,} to {max(ends):,}"
+
+
+def hours_table(timings: pd.DataFrame) -> str:
+    """Hours of one core for a run of the paper's length, by the benchmark's time of one meta-gradient."""
+    ours = timings[timings.candidate == bench.OURS].set_index(["unit", "order"]).ms
+    hours = {key: ms * preset("paper").iterations / 3.6e6 for key, ms in ours.items()}
+    rows = [[name, *(f"{hours[unit, order]:.0f}" for order in ("second", "first"))] for unit, name in HOURS.items()]
+    return table(["Setting", "MAML, hours a run", "first-order MAML, hours a run"], rows)
 
 
 def substitutions() -> dict[str, str]:
@@ -169,6 +219,8 @@ def substitutions() -> dict[str, str]:
     paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
     names["paper_settings"] = settings_table(paper, True)
     names["all_settings"] = settings_table({"default": Settings()}, False)
+    names["accuracy"] = accuracy_table(recorded)
+    names["paper_runs"] = number(len(grid.paper()))
     work = sum(grid.minutes(one.settings, recorded) for one in grid.quick())
     names["quick_runs"], names["quick_hours"] = number(len(grid.quick())), f"{work / 60:.1f}"
     return names | benchmark()
