@@ -40,14 +40,16 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--scale", type=click.Choice(get_args(Scale)), default="smoke", show_default=True,
               help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's own, hours on a GPU")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one")
+@click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
+              help="stop after the epoch that reaches this iteration; the record says how far the run got")  # fmt: skip
 @_settings_options
-def train(scale: Scale, device: str, **options: Any) -> None:
+def train(scale: Scale, device: str, until: int | None, **options: Any) -> None:
     """Train one run and record it; a run that was interrupted goes on, one that is recorded is read."""
     from metanb.experiment import run  # torch and higher are slow to import: only where they are used
 
     settings = preset(scale, **({"dataset": "glyphs"} | {k: v for k, v in options.items() if v is not None}))
     click.echo(f"run {settings.id}: {settings.iterations} iterations, {settings.epochs} epochs", err=True)
-    record = run(settings, device)
+    record = run(settings, device, until)
     table = record.measures.pivot(index="epoch", columns="measure", values="mean")[list(MEASURES)]
     click.echo(table.iloc[[0, -1]].to_string(float_format="%.4g"))
     click.echo(f"record: {record.path}")
@@ -59,6 +61,8 @@ def train(scale: Scale, device: str, **options: Any) -> None:
 @click.option("--only", metavar="PATTERN", help="runs whose group or id matches, as in 'base' or '*-5w1s-maml-*'")
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(min=1), help="runs at a time")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
+@click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
+              help="stop each run after the epoch that reaches this iteration")  # fmt: skip
 @click.option("--budget", metavar="MINUTES", type=click.FloatRange(min=0), default=float("inf"),
               help="stop then, and record the runs in progress as far as they got; 0: run nothing")  # fmt: skip
 @click.option("--import", "archives", multiple=True, type=click.Path(exists=True, path_type=Path),
@@ -68,7 +72,7 @@ def train(scale: Scale, device: str, **options: Any) -> None:
 @click.option("--export-weights", type=click.Path(file_okay=False, path_type=Path),
               help="at the end pack the trained weights of one finished run a cell into a folder")  # fmt: skip
 def grid(
-    name: str, only_list: bool, only: str | None, processes: int, device: str, budget: float,
+    name: str, only_list: bool, only: str | None, processes: int, device: str, until: int | None, budget: float,
     archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,
 ) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
@@ -89,7 +93,7 @@ def grid(
             f"minutes of one core, {left / processes:.0f} with {processes} at a time"
         )
         return
-    failed = runner.run(planned, processes, device, click.echo, budget) if budget else []
+    failed = runner.run(planned, processes, device, click.echo, budget, until) if budget else []
     chosen = [one.settings for one in planned]
     for folder, pack in ((export, archive.write), (export_weights, archive.write_weights)):
         for path in pack(chosen, folder, name) if folder else ():

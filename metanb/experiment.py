@@ -30,7 +30,7 @@ class DivergedError(ArithmeticError):
     """The meta-training loss is no longer finite; the message names the iteration and the run."""
 
 
-def run(settings: Settings, device: str = "auto") -> records.Record:
+def run(settings: Settings, device: str = "auto", until: int | None = None) -> records.Record:
     """The record of these settings: read if there is one, trained if not.
 
     A run that was interrupted goes on from its last epoch, to the very numbers of an uninterrupted one on the same CPU.
@@ -39,17 +39,19 @@ def run(settings: Settings, device: str = "auto") -> records.Record:
     Args:
         settings: what to run.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        until: stop after the epoch that reaches this iteration, and record the run as far as it got.
 
     Raises:
         DivergedError: a meta-training loss is not finite; the last checkpoint is kept.
         metanb.images.DataError: the data set is missing or damaged.
         metanb.records.RecordError: a record of these settings is there, but damaged.
     """
-    found = records.find(settings)
+    last = settings.epoch_of(until)
+    found = records.find(settings, last)
     if found is not None:
         return found
     with records.lock(settings.id):
-        return records.find(settings) or _train(settings, resolve(device))
+        return records.find(settings, last) or _train(settings, resolve(device), last)
 
 
 def resolve(device: str) -> torch.device:
@@ -67,7 +69,7 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     path = records.checkpoint(settings.id)
     with records.lock(settings.id):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
-            _train(settings, resolve(device))
+            _train(settings, resolve(device), settings.epochs)
     return _net_of(settings, checkpoint.read(path))
 
 
@@ -115,7 +117,8 @@ def _fixed(settings: Settings, images_: images.ImageSet, n: int, stream: int) ->
     return sample_tasks(images_, n, settings.ways, settings.shots, settings.test_queries, rng)
 
 
-def _train(settings: Settings, device: torch.device) -> records.Record:
+def _train(settings: Settings, device: torch.device, last: int) -> records.Record:
+    """Train and measure up to epoch `last`, from the checkpoint if there is one, and record it."""
     sets = {split: load(settings, split) for split in images.SPLITS}
     test = _fixed(settings, sets["test"], settings.test_tasks, TEST).to(device)
     valid = _fixed(settings, sets["valid"], settings.test_tasks, VALID).to(device)
@@ -132,11 +135,11 @@ def _train(settings: Settings, device: torch.device) -> records.Record:
     if path.exists():
         state.load(path)
     bar = tqdm(
-        total=settings.iterations, initial=max(0, state.epoch) * settings.epoch_iterations, desc=settings.id, unit="it",
-        disable=not interactive(), dynamic_ncols=True,
+        total=last * settings.epoch_iterations, initial=max(0, state.epoch) * settings.epoch_iterations,
+        desc=settings.id, unit="it", disable=not interactive(), dynamic_ncols=True,
     )  # fmt: skip
     with bar:
-        for epoch in range(state.epoch + 1, settings.epochs + 1):
+        for epoch in range(state.epoch + 1, last + 1):
             wall, cpu = time.perf_counter(), time.process_time()
             stats = _epoch(state, sets["train"], settings, epoch, bar) if epoch else {}
             try:

@@ -99,11 +99,15 @@ def places() -> list[Path]:
     return [committed, store()] if committed.is_dir() else [store()]
 
 
-def find(settings: Settings) -> Record | None:
-    """The finished record of exactly these settings, or None. Raises RecordError if there is one and it is damaged."""
+def find(settings: Settings, epochs: int | None = None) -> Record | None:
+    """The record of exactly these settings, of all epochs or of at least so many; None if there is none.
+
+    Raises RecordError if there is one and it is damaged.
+    """
     for place in places():
-        if (place / settings.id).is_dir():
-            return read(place / settings.id)
+        there = reached(place, settings)
+        if there and max(there) >= (settings.epochs if epochs is None else epochs):
+            return read(there[max(there)])
     return None
 
 

@@ -15,8 +15,9 @@ from metanb.settings import Settings
 
 
 def run(
-    planned: Iterable[Planned], processes: int, device: str, say: Callable[[str], None], budget: float = math.inf
-) -> list[str]:
+    planned: Iterable[Planned], processes: int, device: str, say: Callable[[str], None], budget: float = math.inf,
+    until: int | None = None,
+) -> list[str]:  # fmt: skip
     """Train the runs that are missing, `processes` at a time, each a process of its own with one thread.
 
     Each run is `metanb train`: killed at any moment, it goes on from its last epoch when the grid is asked for again. A
@@ -29,15 +30,16 @@ def run(
         device: for all of them.
         say: is given one line a run, with an estimate of the time left.
         budget: minutes.
+        until: the iteration at which a run makes way for the next; None: each is run whole.
 
     Returns:
         A line for each run that failed, with its error.
     """
     planned = list(planned)
     recorded = made(planned)
-    there = {found.settings for found in recorded if found.finished}
+    there = {found.settings for found in recorded if found.epochs >= found.settings.epoch_of(until)}
     missing = [one.settings for one in planned if one.settings not in there]
-    say(f"{len(there)} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes)}")
+    say(f"{len(there)} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes, until)}")
     failed: list[str] = []
     deadline = monotonic() + 60 * budget
     running: dict[Future[str], Settings] = {}
@@ -48,13 +50,11 @@ def run(
             while queue or running:
                 while queue and len(running) < processes:
                     settings = queue.pop(0)
-                    running[pool.submit(_train, settings, device, children)] = settings
+                    running[pool.submit(_train, command(settings, device, until), settings.id, children)] = settings
                 finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-                if not finished and monotonic() > deadline:
-                    break
                 for future in finished:
                     settings, error, done = running.pop(future), future.result(), done + 1
-                    found = None if error else records.find(settings)
+                    found = None if error else records.find(settings, settings.epoch_of(until))
                     if found is None:
                         failed.append(f"{settings.id}: {error}")
                         said = f"FAILED: {error}"
@@ -63,8 +63,10 @@ def run(
                         accuracy = found.curve("query_accuracy")["mean"].iloc[-1]
                         took = found.provenance["wall_seconds"] / 60
                         said = f"{took:.1f} min, query accuracy {accuracy:.3f}, {found.path}"
-                    left = _left([*queue, *running.values()], recorded, processes)
+                    left = _left([*queue, *running.values()], recorded, processes, until)
                     say(f"[{done}/{len(missing)}] {settings.id}: {said}; {left}")
+                if monotonic() > deadline:
+                    break
         finally:
             while wait(running, timeout=0.1).not_done:  # one may be starting just now
                 for child in list(children.values()):
@@ -83,30 +85,31 @@ def _stopped(settings: Settings, device: str) -> str:
     return f"stopped: {settings.id} at iteration {found.epochs * settings.epoch_iterations:,}, {found.path}"
 
 
-def command(settings: Settings, device: str) -> list[str]:
+def command(settings: Settings, device: str, until: int | None = None) -> list[str]:
     """The command that trains this run, with every setting."""
-    options = []
+    options = [] if until is None else ["--until", str(until)]
     for field in fields(Settings):
         flag, value = field.name.replace("_", "-"), getattr(settings, field.name)
         options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return [sys.executable, "-m", "metanb", "train", "--device", device, *options]
 
 
-def _train(settings: Settings, device: str, children: dict[str, "subprocess.Popen[str]"]) -> str:
+def _train(command: list[str], run: str, children: dict[str, "subprocess.Popen[str]"]) -> str:
     """Train one run in a process of its own; its last line of error, "" if there was none."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
-        command(settings, device), env=environment, text=True, stdin=subprocess.DEVNULL,
+        command, env=environment, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
-    children[settings.id] = child
+    children[run] = child
     _, errors = child.communicate()
-    del children[settings.id]
+    del children[run]
     if child.returncode == 0:
         return ""
     lines = errors.strip().splitlines()
     return lines[-1] if lines and child.returncode > 0 else f"ended by signal {-child.returncode}"
 
 
-def _left(missing: list[Settings], recorded: list[records.Record], processes: int) -> str:
-    return f"about {sum(minutes(one, recorded) for one in missing) / processes:.0f} min left"
+def _left(missing: list[Settings], recorded: list[records.Record], processes: int, until: int | None) -> str:
+    work = sum(minutes(one, recorded) * one.epoch_of(until) / one.epochs for one in missing)
+    return f"about {work / processes:.0f} min left"

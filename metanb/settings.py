@@ -146,6 +146,10 @@ class Settings:
         """Number of epochs; epoch 0, the untrained network, is measured besides."""
         return self.iterations // self.epoch_iterations
 
+    def epoch_of(self, until: int | None) -> int:
+        """The epoch that reaches this iteration, or the last one; that, too, for None."""
+        return self.epochs if until is None else min(self.epochs, -(-until // self.epoch_iterations))
+
     @property
     def first_order(self) -> bool:
         """Whether the meta-gradient leaves out the derivative through the inner gradient."""

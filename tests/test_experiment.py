@@ -230,6 +230,16 @@ def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypat
     assert experiment.record_so_far(settings, "cpu").path == whole.path
 
 
+def test_a_run_until_an_iteration_is_the_whole_runs_beginning(store):
+    part = experiment.run(TINY, "cpu", until=5)  # epochs of 2: the third reaches it
+    assert part.epochs == 3 and part.path.name == f"{TINY.id}-to-6"
+    assert experiment.run(TINY, "cpu", until=6).path == part.path  # read, not trained
+    whole = experiment.run(TINY, "cpu")
+    assert whole.finished and whole.upto(3).measures.equals(part.measures)
+    assert experiment.run(TINY, "cpu", until=4).path == whole.path
+    assert experiment.run(replace(TINY, seed=1), "cpu", until=1000).finished
+
+
 def test_final_accuracy_against_a_plain_loop(store):
     """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
     settings = replace(TINY, iterations=4, final_tasks=130)

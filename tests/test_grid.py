@@ -62,7 +62,7 @@ def test_select():
 def test_command_trains_the_very_settings(which, monkeypatch):
     settings, asked = grid.quick()[which].settings, []
 
-    def run(wanted, device):
+    def run(wanted, device, until):
         asked.append((wanted, device))
         raise ValueError("enough")
 
@@ -141,12 +141,15 @@ def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_p
         return 600.0 * (path.exists() and checkpoint.read(path)["epoch"] >= reach)
 
     monkeypatch.setattr(runner, "monotonic", clock)
-    reach = 2
+    assert runner.run(planned[1:], 1, "cpu", lambda line: None, until=4) == []  # epochs of 3 iterations
+    (short,) = grid.made(planned)
+    assert (short.settings.seed, short.epochs) == (1, 2)
+    planned, reach = planned[:1], 2
     assert runner.run(planned, 1, "cpu", lines.append, budget=9) == []
     (found,) = grid.made(planned)
     assert not found.finished and found.epochs >= 2 and "final_accuracy" in set(found.measures.measure)
     assert lines[-1] == f"stopped: {longer.id} at iteration {3 * found.epochs:,}, {found.path}"
-    assert grid.table(planned, [found]).state.tolist() == [f"to {3 * found.epochs:,}", "missing"]
+    assert grid.table(planned, [found]).state.tolist() == [f"to {3 * found.epochs:,}"]
     reach = found.epochs + 2
     assert runner.run(planned[:1], 1, "cpu", lambda line: None, budget=9) == []
     (further,) = grid.made(planned)
