@@ -70,8 +70,8 @@ LIVE = {  # parameters other than those committed, at smoke scale, and the runs 
     "3-trajectories": ({"seeds": [5, 6, 7], "heads": ["fresh", "zero"], "head_seeds": [5]}, 10),
     "4-gradients": ({"seeds": [5, 6, 7], "algorithms": ["fomaml"]}, 3),
     "5-overfitting": ({"classes": [6], "draws": [1, 2, 3]}, 3),
-    "6-regularizer": ({"ways": 3, "seeds": [5], "many_ways": 4, "many_seeds": [5]}, 10),
-    "7-what-coherence-measures": ({"seeds": [5, 6], "head_seeds": [5]}, 8),
+    "6-regularizer": ({"ways": 3, "seeds": [5], "many_ways": 4, "many_seeds": [5]}, 12),
+    "7-what-coherence-measures": ({"seeds": [5, 6], "head_seeds": [5]}, 10),
 }
 
 

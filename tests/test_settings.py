@@ -70,7 +70,7 @@ def test_quick_differs_from_paper_in_size_and_length_only():
     for ways, shots, fewer in ((5, 1, set()), (20, 5, {"test_tasks"})):
         quick, paper = preset("quick", "omniglot", ways, shots), preset("paper", "omniglot", ways, shots)
         different = {f.name for f in fields(Settings) if getattr(quick, f.name) != getattr(paper, f.name)}
-        assert different == {"filters", "meta_batch", "iterations", "epoch_iterations"} | fewer
+        assert different == {"filters", "meta_batch", "iterations", "epoch_iterations", "final_tasks"} | fewer
 
 
 def test_scale_of_knows_presets_and_custom():

@@ -61,6 +61,11 @@ def headline(rows: list[Row], forms: tuple[str, ...] = PAPERS_FORM) -> str:
     return "; ".join(said) or ("not testable in any run so far" if tried else "not yet run")
 
 
+def small(*texts: str) -> str:
+    """Small print, on a line of its own in a table's cell."""
+    return f"<br><small>{'; '.join(filter(None, texts))}</small>"
+
+
 def ledger_table(rows: list[Row]) -> str:
     """The rows that have a verdict, as a table: each verdict leads to its section, each number of runs to its runs."""
     judged = [row for row in rows if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and not row.variant)]
@@ -69,9 +74,8 @@ def ledger_table(rows: list[Row]) -> str:
     lines = []
     for row in judged:
         p = "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
-        where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting} <small>{row.scale}"
-        where += f"; {row.apart}</small>" if row.apart else "</small>"
-        effect = f'<span class="metanb-effect">{row.change}</span> <small>{row.shown_unit}. {row.detail}</small>'
+        where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}{small(row.scale, row.apart)}"
+        effect = f'<span class="metanb-effect">{row.change}</span>{small(row.shown_unit, row.detail)}'
         lines.append(
             [row.variant or "as in the paper", where, f"[{row.verdict}](#{row.claim.lower()})", effect,
              f"[{row.runs}](#{row.ids[0]})", p, row.paper or "–"]
