@@ -64,8 +64,7 @@ def runs_table(runs: Sequence[Record], label: Callable[[Record], str] = algorith
             "runs": kinds.size(),
             "iterations": kinds.iterations.first(),
             "late query accuracy": kinds.accuracy.mean().round(3),
-            "least to greatest": kinds.accuracy.min().round(3).astype(str) + " to "
-            + kinds.accuracy.max().round(3).astype(str),
+            "least to greatest": kinds.accuracy.agg(lambda values: f"{values.min():.3f} to {values.max():.3f}"),
             "CPU minutes a run": kinds.minutes.mean().round(1),
         }
     )  # fmt: skip
@@ -144,8 +143,7 @@ def curves(
             names = " and ".join(LABELS[measure] for measure in measures if measure in OF_TRAINING)
             caption += f" The {names}: mean over the iterations of each epoch."
         if set(measures) - set(OF_TRAINING):
-            tasks = " or ".join(str(n) for n in sorted({run.settings.test_tasks for run in runs}))
-            caption += f" What is measured on tasks: mean over the same {tasks} meta-test tasks."
+            caption += f" What is measured on tasks: mean over the same {_tasks(runs)} meta-test tasks."
             caption += " Circles: the untrained network."
         return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
 
@@ -196,7 +194,10 @@ def shares(
             axis.set(xlabel="meta-training iteration", title=kind)
             axis.title.set_size(10)
         axes[0].legend(frameon=False)
-        caption = f"{caption} Lines: means of {_counts(data)} (seeds); bands: least to greatest."
+        caption = (
+            f"{caption} Lines: means of {_counts(data)} (seeds), each over the same {_tasks(runs)} meta-test tasks; "
+        )
+        caption += "bands: least to greatest."
         return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
 
 
@@ -234,6 +235,10 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: flo
             f"does not hold 0. Dashed: no effect; dotted: the paper's, {paper:+.2f}."
         )
         return finish(canvas, name, caption, f"Effects with intervals. {said}.", data)
+
+
+def _tasks(runs: Sequence[Record]) -> str:
+    return " or ".join(str(n) for n in sorted({run.settings.test_tasks for run in runs}))
 
 
 def _counts(data: pd.DataFrame) -> str:

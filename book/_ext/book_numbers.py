@@ -188,6 +188,15 @@ def accuracy_table(recorded: list[Record]) -> str:
     return table(head, lines)
 
 
+def by_scale(recorded: list[Record]) -> str:
+    """How many runs there are of each scale, and how many of them were stopped."""
+    said = []
+    for scale, n in Counter(scale_of(run.settings) for run in recorded).most_common():
+        cut = sum(not run.finished for run in recorded if scale_of(run.settings) == scale)
+        said.append(f"{n} runs at `{scale}` scale" + (f", {cut} of them stopped early" if cut else ""))
+    return "; ".join(said)
+
+
 def reached(cell: list[Record]) -> str:
     """The iterations that a cell's runs got to, least to greatest."""
     ends = {run.epochs * run.settings.epoch_iterations for run in cell}
@@ -223,6 +232,7 @@ def substitutions() -> dict[str, str]:
     paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
     names["paper_settings"] = settings_table(paper, True)
     names["all_settings"] = settings_table({"default": Settings()}, False)
+    names["runs_by_scale"] = by_scale(recorded)
     names["accuracy"] = accuracy_table(recorded)
     names["paper_runs"] = number(len(grid.paper()))
     work = sum(grid.minutes(one.settings, recorded) for one in grid.quick())
