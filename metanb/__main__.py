@@ -1,6 +1,7 @@
 """The command line: `metanb train`, `grid`, `claims`, `run`, `bench`, `data`."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -217,6 +218,7 @@ def fetch(dataset: Dataset) -> None:
 
 def main() -> None:
     """Entry point: every error that a user can mend is one line and a non-zero exit."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a grid stops its runs, too
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:

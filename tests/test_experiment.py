@@ -150,6 +150,17 @@ def test_killed_twice_and_resumed_equals_unkilled(tmp_path):
     assert records.read(tmp_path / "killed" / settings.id).provenance["resumed"] == 2
 
 
+def test_terminated_it_says_how_to_go_on(tmp_path):
+    settings = replace(TINY, iterations=6000, epoch_iterations=6)
+    process = _start(settings, tmp_path)
+    while not (tmp_path / f"{settings.id}.pt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    assert "goes on from its last epoch" in process.communicate()[1] and process.returncode == 130
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pt", ".lock"}
+
+
 def test_two_processes_share_one_run(tmp_path):
     processes = [_start(TINY, tmp_path) for _ in range(2)]
     outputs = [process.communicate() for process in processes]
