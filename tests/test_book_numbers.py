@@ -1,0 +1,61 @@
+"""The numbers of the book's prose, on synthetic records whose verdicts are known."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metanb import claims, verdicts
+from tests.test_claims import TIME, cell, record
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
+import book_numbers
+
+
+def test_headline_counts_the_verdicts_of_the_papers_form():
+    rows = claims.ledger(cell({"hessian_norm": np.exp(-TIME)}) + cell({}, algorithm="fomaml"))
+    c1 = [row for row in rows if row.claim == "C1"]
+    assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
+    assert book_numbers.headline(c1, ("first peak",)) == "**not reproduced** in 2 of 2"
+    assert book_numbers.headline([replace(row, verdict=verdicts.TOO_FEW) for row in c1]) == "not yet run"
+    assert "not testable" in book_numbers.headline([replace(row, verdict=verdicts.TOO_LATE) for row in c1])
+
+
+def test_ledger_table_has_a_line_for_each_row_that_says_something():
+    rows = [row for row in claims.ledger(cell({}) + cell({}, [0, 1], algorithm="fomaml")) if row.claim == "C1"]
+    rows = [
+        *rows,
+        *(replace(row, verdict=verdicts.TOO_LATE) for row in rows[:3]),
+    ]  # three forms, one of them the paper's
+    lines = book_numbers.ledger_table(rows).splitlines()[2:]
+    assert len(lines) == 3 + 1 and all(line.count("|") == 7 and "](#c1)" in line for line in lines)
+    assert book_numbers.ledger_table(rows[3:6]) == "No run is recorded yet."  # two runs only
+
+
+def large(seed, accuracy, epochs):
+    run = record(seed, {}, filters=64, meta_batch=32, iterations=60_000, epoch_iterations=500, final_tasks=600)
+    run = run.upto(epochs)
+    final = {"epoch": epochs, "iteration": 500 * epochs, "measure": "final_accuracy", "mean": accuracy, "n": 600}
+    return replace(run, measures=pd.concat([run.measures, pd.DataFrame([final])]))
+
+
+@pytest.mark.parametrize(("epochs", "reached"), [((10, 10), "5,000"), ((10, 8), "4,000 to 5,000")])
+def test_accuracy_stands_beside_the_published_one(epochs, reached):
+    runs = [large(seed, 0.98 + 0.01 * seed, epochs[seed]) for seed in range(2)]
+    (line,) = book_numbers.accuracy_table(runs + cell({})).splitlines()[2:]
+    assert line == f"| Omniglot, 5-way 1-shot | MAML | {reached} | 98.5 % (98.0 to 99.0) | 2 | 600 | 98.7 % |"
+    assert book_numbers.accuracy_table(cell({})) == "No run at the paper's scale is recorded yet."
+    assert (
+        book_numbers.by_scale(runs + cell({}))
+        == "3 runs at `quick` scale; 2 runs at `paper` scale, 2 of them stopped early"
+    )
+
+
+def test_hours_are_those_of_sixty_thousand_meta_gradients():
+    rows = [{"candidate": "metanb", "unit": unit, "order": order, "ms": 600.0}
+            for unit in ("U1", "U3", "U4") for order in ("second", "first")]  # fmt: skip
+    lines = book_numbers.hours_table(pd.DataFrame(rows)).splitlines()[2:]
+    assert [line.split("|")[2:4] for line in lines] == [[" 10 ", " 10 "]] * 3
