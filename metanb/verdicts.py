@@ -125,21 +125,23 @@ def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
 
     `corrected` adds Holm's p-values, which mean something beside the whole ledger only.
     """
-    found = pd.DataFrame(
-        {
-            "claim": f"{row.claim}, {row.variant}" if row.variant else row.claim,
-            "data": f"{NAMES[row.dataset]}, {row.setting}" + (f" ({row.apart})" if row.apart else ""),
-            "algorithm": NAMES[row.algorithm],
-            "scale": row.scale,
-            "effect": row.shown_unit,
-            "95 % interval": row.change,
-            "runs": row.runs,
-            "p, Holm": "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}",
-            "verdict": row.verdict,
-            "paper": row.paper or "–",
-        }
+    columns = ["claim", "data", "algorithm", "scale", "effect", "95 % interval", "runs", "p, Holm", "verdict", "paper"]
+    lines = [
+        (
+            f"{row.claim}, {row.variant}" if row.variant else row.claim,
+            f"{NAMES[row.dataset]}, {row.setting}" + (f" ({row.apart})" if row.apart else ""),
+            NAMES[row.algorithm],
+            row.scale,
+            row.shown_unit,
+            row.change,
+            row.runs,
+            "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}",
+            row.verdict,
+            row.paper or "–",
+        )
         for row in rows
-    )
+    ]
+    found = pd.DataFrame(lines, columns=columns)
     return found if corrected else found.drop(columns="p, Holm")
 
 
