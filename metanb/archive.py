@@ -32,12 +32,12 @@ class ArchiveError(RuntimeError):
 
 
 def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
-    """Pack what the local store has of these runs: the records, and the checkpoints of those that are not finished."""
+    """Pack what the local store has of these runs: the records, and checkpoints where no whole one is."""
 
     def members(settings: Settings) -> dict[str, bytes]:
         found = _record(settings)
         path = records.checkpoint(settings.id)
-        if path.exists() and checkpoint.read(path)["epoch"] < settings.epochs:
+        if path.exists() and records.find(settings) is None:
             found[path.name] = path.read_bytes()
         return found
 
@@ -76,7 +76,8 @@ def read(path: Path) -> list[str]:
             said.append(_put_checkpoint(run, members[f"{run}.pt"]))
         if f"{run}/{RECORD[0]}" in members:
             files = {file: members.get(f"{run}/{file}", b"") for file in RECORD}
-            said.append(f"record {records.put(records.store(), run, files).path}")
+            with records.lock(run.partition("-to-")[0]):
+                said.append(f"record {records.put(records.store(), run, files).path}")
     return said
 
 
@@ -132,7 +133,7 @@ def _verified(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
         digests = json.loads(members.pop(MANIFEST))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ArchiveError(f"archive {path} is damaged ({error}): copy it again") from error
     found = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
     if found != digests:

@@ -28,10 +28,23 @@ def cells(records: Iterable[Record]) -> list[list[Record]]:
 def even(cell: list[Record]) -> list[Record]:
     """Runs of one length: all up to where the MIN_RUNS furthest have got, without those that have not.
 
-    How far a run got depends on the time there was, never on what it showed.
+    How far a run got says how much time there was for it. A run that diverged has no record, and is missing here, too.
     """
     reach = sorted((run.epochs for run in cell), reverse=True)[:MIN_RUNS][-1]
     return [run.upto(reach) for run in cell if run.epochs >= reach]
+
+
+def pairs(cell: list[Record], other: list[Record]) -> list[tuple[Record, Record]]:
+    """Runs of two cells that have their seeds in common, of one length: that to which MIN_RUNS pairs have got."""
+    by_seed = {(run.settings.seed, run.settings.class_seed): run for run in other}
+    found = [
+        (run, by_seed[run.settings.seed, run.settings.class_seed])
+        for run in cell
+        if (run.settings.seed, run.settings.class_seed) in by_seed
+    ]
+    lengths = sorted((min(one.epochs, two.epochs) for one, two in found), reverse=True)[:MIN_RUNS]
+    return [(one.upto(lengths[-1]), two.upto(lengths[-1])) for one, two in found
+            if min(one.epochs, two.epochs) >= lengths[-1]]  # fmt: skip
 
 
 def level(cell: list[Record], other: list[Record]) -> tuple[list[Record], list[Record]]:

@@ -62,9 +62,12 @@ class State:
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint's content, plain values and tensors only. Raises RecordError for a file that is torn."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a torn file
         raise _unusable(path, f"cannot be read ({type(error).__name__})") from error
+    if not (isinstance(values, dict) and {"epoch", "net"} <= values.keys()):
+        raise _unusable(path, "cannot be read: it holds no network")
+    return values
 
 
 def _unusable(path: Path, what: str) -> RecordError:

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from metanb.cells import cells, curve, even, level
+from metanb.cells import cells, curve, even, level, pairs
 from metanb.effects import (
     Interval,
     change,
@@ -75,11 +75,13 @@ def by_interval(found: Interval, runs: int, direction: int) -> str:
 def ledger(records: Iterable[Record]) -> list[Row]:
     """Every claim on every cell that it is about, in the claims' order.
 
-    Runs that were stopped early count: see `even`. Cells of fewer than MIN_EPOCHS epochs are left out. Raises
+    Runs that were stopped early count: see `even`. Those of fewer than MIN_EPOCHS epochs are left out. Raises
     RecordError for a run whose curves have gaps or are not finite.
     """
-    groups = [cell for cell in map(even, cells(records)) if cell[0].epochs >= MIN_EPOCHS]
+    whole = cells(run for run in records if run.epochs >= MIN_EPOCHS)
+    groups = [even(cell) for cell in whole]
     by_settings = {cell[0].settings.unseeded: cell for cell in groups}
+    uncut = {cell[0].settings.unseeded: cell for cell in whole}
     learners = [cell for cell in groups if cell[0].settings.regulariser == "none" and not _finetuned(cell)]
     rows = []
     for claim in CLAIMS[:3]:
@@ -94,11 +96,9 @@ def ledger(records: Iterable[Record]) -> list[Row]:
         for algorithm in ("maml", "fomaml"):
             other = replace(cell[0].settings.unseeded, algorithm=algorithm, test_head="fresh")
             rows.append(_orthogonal(*level(cell, by_settings.get(other, [])), algorithm))
-    for cell in groups:
-        settings = cell[0].settings.unseeded
+    for settings, cell in uncut.items():
         if settings.regulariser != "none":
-            base = by_settings.get(replace(settings, regulariser="none", gamma=0.0), [])
-            rows.append(_helps(*level(cell, base)))
+            rows.append(_helps(cell, uncut.get(replace(settings, regulariser="none", gamma=0.0), [])))
     judged = [i for i, row in enumerate(rows) if row.verdict not in UNJUDGED]
     for i, p in zip(judged, holm([rows[i].p for i in judged]), strict=True):
         rows[i] = replace(rows[i], p_holm=float(p))
@@ -223,20 +223,18 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     Controls get rows too: one that helps as much speaks against coherence as the reason. An interval that holds 0 and
     the paper's gain as well is UNCLEAR: to call that not reproduced would be to blame the paper for our few runs.
     """
-    plain = {(run.settings.seed, run.settings.class_seed): run for run in base}
-    pairs = [(run, plain.get((run.settings.seed, run.settings.class_seed))) for run in cell]
-    pairs = [(run, other) for run, other in pairs if other is not None]
-    late_accuracy = [[100 * late(curve(run, "query_accuracy")) for run in pair] for pair in pairs]
-    found = interval(a - b for a, b in late_accuracy) if pairs else Interval(math.nan, -math.inf, math.inf, 1.0)
+    paired = pairs(cell, base)
+    late_accuracy = [[100 * late(curve(run, "query_accuracy")) for run in pair] for pair in paired]
+    found = interval(a - b for a, b in late_accuracy) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
     settings = cell[0].settings
     variant = f"{settings.regulariser}, γ = {settings.gamma:g}"
-    moves = [late(curve(run, "relative_move")) for run, _ in pairs if settings.regulariser != "outer"]  # moves nothing
+    moves = [late(curve(run, "relative_move")) for run, _ in paired if settings.regulariser != "outer"]  # moves nothing
     detail = f"relative move {np.mean(moves):.3f}" if moves else ""
-    runs, others = [run for run, _ in pairs], [other for _, other in pairs]
-    verdict = by_interval(found, len(pairs), +1)
+    runs, others = [run for run, _ in paired], [other for _, other in paired]
+    verdict = by_interval(found, len(paired), +1)
     if verdict == NOT_SEEN and found.high >= PAPER_GAIN:
         verdict = UNCLEAR
-    return _row(BY_NAME["C8"], runs or cell, found, POINTS, verdict, detail, variant, others, count=len(pairs))
+    return _row(BY_NAME["C8"], runs or cell, found, POINTS, verdict, detail, variant, others, count=len(paired))
 
 
 def _row(

@@ -76,9 +76,10 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
 def record_so_far(settings: Settings, device: str = "auto") -> records.Record | None:
     """Record a run that was stopped, as far as its checkpoint goes; None if there is none.
 
-    The checkpoint stays: asked for again, the run goes on from there.
+    The checkpoint stays: asked for again, the run goes on from there. Raises filelock.Timeout if another process is at
+    it.
     """
-    with records.lock(settings.id):
+    with records.lock(settings.id).acquire(timeout=5):
         if (found := records.find(settings)) or not records.checkpoint(settings.id).exists():
             return found
         values = checkpoint.read(records.checkpoint(settings.id))

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,30 +177,39 @@ def write(settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, 
 
 
 def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
-    """A record's files as the folder `name` in `folder`, which appears only when it is complete; as `write` does it."""
-    scratch = folder / f".{name}.{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
+    """A record's files as the folder `name` in `folder`, as `write` does it. The caller holds the run's lock.
+
+    The folder appears under its name, and a shorter one disappears from its own, at once: a kill leaves nothing torn.
+    """
+    scratch = folder / f".{name}.new"
+    for left in folder.glob(f".{name.partition('-to-')[0]}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         for file, content in files.items():
             (scratch / file).write_bytes(content)
         record = _read(scratch, name)
         there = reached(folder, record.settings)
-        if there and max(there) >= record.epochs:
-            return read(there[max(there)])
-        os.rename(scratch, folder / name)
+        if record.epochs > max(there, default=-1):
+            os.rename(scratch, folder / name)
+            there[record.epochs] = folder / name
+        furthest = there.pop(max(there))
         for path in there.values():
-            shutil.rmtree(path)
+            gone = path.with_name(f".{path.name}.old")
+            os.rename(path, gone)
+            shutil.rmtree(gone)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return read(folder / name)
+    return read(furthest)
 
 
 def reached(folder: Path, settings: Settings) -> dict[int, Path]:
     """The folders of a run's records in `folder`, by the last epoch that each holds."""
-    there = {int(path.name.rpartition("-")[2]) // settings.epoch_iterations: path
-             for path in folder.glob(f"{settings.id}-to-*")}  # fmt: skip
-    return there | ({settings.epochs: folder / settings.id} if (folder / settings.id).is_dir() else {})
+    there = {settings.epochs: folder / settings.id} if (folder / settings.id).is_dir() else {}
+    for path in folder.glob(f"{settings.id}-to-*"):
+        if found := re.fullmatch(rf"{settings.id}-to-(\d+)", path.name):
+            there[int(found[1]) // settings.epoch_iterations] = path
+    return there
 
 
 def _name(settings: Settings, epochs: int) -> str:

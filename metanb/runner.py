@@ -72,13 +72,19 @@ def run(
                 for child in list(children.values()):
                     child.terminate()
     for settings in running.values():
-        say(_stopped(settings, device))
+        try:
+            say(_stopped(settings, device))
+        except Exception as error:  # one that cannot be recorded does not keep the others from it
+            failed.append(f"{settings.id}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     return failed
 
 
 def _stopped(settings: Settings, device: str) -> str:
-    from metanb.experiment import record_so_far  # torch is slow to import, and few calls stop a run
+    import torch  # slow to import, and few calls stop a run
 
+    from metanb.experiment import record_so_far
+
+    torch.set_num_threads(1)  # as the runs themselves
     found = record_so_far(settings, device)
     if found is None:
         return f"stopped: {settings.id} before its first epoch"

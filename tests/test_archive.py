@@ -92,6 +92,12 @@ def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
     assert not (second / stopped).exists()
 
 
+def test_a_run_that_was_killed_before_its_record_is_packed(stores, tmp_path):
+    shutil.rmtree(stores("first") / TINY.id)
+    (path,) = archive.write([TINY], tmp_path / "out", "tiny")
+    assert _members(path).keys() == {archive.MANIFEST, f"{TINY.id}.pt"}
+
+
 def test_packing_twice_gives_the_same_bytes(stores, tmp_path):
     one, two = (archive.write([TINY, STOPPED], tmp_path / name, "tiny")[0].read_bytes() for name in ("a", "b"))
     assert one == two
@@ -134,12 +140,18 @@ def _swap(path):
     _rezip(path, members | {name: members[name].replace(b"distance", b"Distance")}, digests)
 
 
+def _encrypted(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
 def _bare(path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("hello", "world")
 
 
-@pytest.mark.parametrize("damage", [_truncate, _flip, _swap, _bare])
+@pytest.mark.parametrize("damage", [_truncate, _flip, _swap, _encrypted, _bare])
 def test_a_damaged_archive_is_refused_by_name_and_writes_nothing(stores, tmp_path, damage):
     (path,) = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
     damage(path)
@@ -162,7 +174,7 @@ def test_a_record_that_is_none_is_refused_and_leaves_nothing(stores, tmp_path):
     second = stores("second")
     with pytest.raises(records.RecordError, match=TINY.id):
         archive.read(_rezip(path, members))
-    assert list(second.iterdir()) == []
+    assert {path.suffix for path in second.iterdir()} == {".lock"}
 
 
 class _Runs:
@@ -172,10 +184,10 @@ class _Runs:
         return print, ("unpickled",)
 
 
-@pytest.mark.parametrize("content", [{"epoch": 1, "net": _Runs()}, None])
+@pytest.mark.parametrize("content", [{"epoch": 1, "net": _Runs()}, torch.zeros(2), {"epoch": 1}, None])
 def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
     stream = io.BytesIO(b"no checkpoint")
-    if content:
+    if content is not None:
         stream = io.BytesIO()
         torch.save(content, stream)
     path = _rezip(tmp_path / "weights.zip", {f"{STOPPED.id}.pt": stream.getvalue()})

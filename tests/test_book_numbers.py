@@ -49,7 +49,7 @@ def test_accuracy_stands_beside_the_published_one(epochs, reached):
     assert line == f"| Omniglot, 5-way 1-shot | MAML | {reached} | 98.5 % (98.0 to 99.0) | 2 | 600 | 98.7 % |"
     assert book_numbers.accuracy_table(cell({})) == "No run at the paper's scale is recorded yet."
     assert (
-        book_numbers.by_scale(runs + cell({}))
+        book_numbers.runs_by_scale(runs + cell({}))
         == "3 runs at `quick` scale; 2 runs at `paper` scale, 2 of them stopped early"
     )
 

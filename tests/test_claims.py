@@ -264,6 +264,28 @@ def test_a_regulariser_is_compared_at_the_epoch_that_both_have_reached():
     assert row.effect == pytest.approx(10.0)
 
 
+def test_more_runs_never_undo_pairs():
+    """Three pairs to epoch 8; another run without the regulariser, further than those, changes nothing."""
+    options = {"regulariser": "adapted", "gamma": 1.0}
+    with_it = [record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(8) for s in range(3)]
+    base = [record(s, {}).upto(epochs) for s, epochs in enumerate((12, 12, 8, 12))]
+    found = [[row for row in claims.ledger([*with_it, *chosen]) if row.claim == "C8"] for chosen in (base[:3], base)]
+    assert found[0][0].runs == 3
+    assert [replace(rows[0], p_holm=0.0) for rows in found] == [replace(found[0][0], p_holm=0.0)] * 2
+
+
+def test_a_short_run_leaves_the_others_of_its_cell():
+    runs = [run.upto(epochs) for run, epochs in zip(cell({}), (12, 12, 3), strict=True)]
+    rows = claims.ledger(runs)
+    assert len(rows) > 5 and {(row.runs, row.verdict) for row in rows} == {(2, verdicts.TOO_FEW)}
+
+
+def test_orthogonality_is_compared_at_the_epoch_that_both_have_reached():
+    rising = {"trajectory_coherence": np.r_[np.full(6, 0.01), np.full(6, 0.4)]}
+    ours = [run.upto(6) for run in cell(rising, algorithm="finetune")]
+    assert verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune") == verdicts.PARTLY
+
+
 def test_curves_with_gaps_or_without_numbers_are_refused_by_name():
     runs = cell({})
     whole = runs[0].measures
@@ -341,6 +363,8 @@ def test_scales_stand_side_by_side():
     assert shown.loc[("C2", "MAML"), ("paper", "verdict")] == verdicts.REPRODUCED
     assert shown.loc[("C2", "first-order MAML"), ("paper", "verdict")] == "–"
     assert shown.loc[("C2", "MAML"), ("quick", "95 % interval")] == rows[0].change
+    with pytest.raises(ValueError, match="two rows of C2"):
+        verdicts.by_scale([rows[0], rows[0]])
 
 
 @pytest.mark.parametrize(

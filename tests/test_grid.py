@@ -63,12 +63,13 @@ def test_command_trains_the_very_settings(which, monkeypatch):
     settings, asked = grid.quick()[which].settings, []
 
     def run(wanted, device, until):
-        asked.append((wanted, device))
+        asked.append((wanted, device, until))
         raise ValueError("enough")
 
     monkeypatch.setattr(experiment, "run", run)
     CliRunner().invoke(cli, runner.command(settings, "cpu")[3:])
-    assert asked == [(settings, "cpu")]
+    CliRunner().invoke(cli, runner.command(settings, "cpu", 700)[3:])
+    assert asked == [(settings, "cpu", None), (settings, "cpu", 700)]
 
 
 def test_minutes_are_those_of_the_like_or_scaled_work(tmp_path):

@@ -131,6 +131,24 @@ def test_a_stopped_run_is_told_apart_and_gives_way_to_a_longer_one(tmp_path, mon
         records.read_all(elsewhere)
 
 
+def test_what_a_kill_leaves_is_cleared_and_what_is_no_record_is_let_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    shorter = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path).path
+    shorter.with_name(f"{shorter.name}.bak").mkdir()  # somebody's own
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(records.shutil, "rmtree", lambda path, **kwargs: killed() if path.name.endswith("old") else None)
+        write(tmp_path)
+    assert records.find(SETTINGS).finished
+    shorter.with_name(f"{shorter.name}.bak").rmdir()
+    assert [record.epochs for record in records.read_all(tmp_path)] == [2]  # nothing torn is seen
+    write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [SETTINGS.id]
+
+
 def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")

@@ -94,7 +94,7 @@ def runs_page(recorded: list[Record]) -> str:
             f"{{download}}`seed {run.settings.seed} <../results/{run.path.name}/measures.csv>`" for run in cell
         )
         lines += [f"({run.settings.id})=" for run in cell]
-        so_far = "" if all(run.finished for run in cell) else f", stopped at {reached(cell)} iterations"
+        so_far = "" if all(run.finished for run in cell) else f", stopped at {iterations(cell)} iterations"
         lines += [f"### {what(cell[0].settings)}", "", f"{len(cell)} runs of {minutes:.1f} CPU minutes{so_far}. "
                   f"{figures.origin(cell)} Measures: {downloads}.", ""]  # fmt: skip
     return "\n".join(lines)
@@ -171,7 +171,7 @@ def accuracy_table(recorded: list[Record]) -> str:
         values = [100 * end["mean"] for end in ends]
         lines.append(
             [f"{NAMES[settings.dataset]}, {settings.ways}-way {settings.shots}-shot", NAMES[settings.algorithm],
-             reached(cell), f"{sum(values) / len(values):.1f} % ({min(values):.1f} to {max(values):.1f})",
+             iterations(cell), f"{sum(values) / len(values):.1f} % ({min(values):.1f} to {max(values):.1f})",
              number(len(cell)), number(int(ends[0].n)), f"{published:g} %" if settings.algorithm == "maml" else "–"]
         )  # fmt: skip
     if not lines:
@@ -188,7 +188,7 @@ def accuracy_table(recorded: list[Record]) -> str:
     return table(head, lines)
 
 
-def by_scale(recorded: list[Record]) -> str:
+def runs_by_scale(recorded: list[Record]) -> str:
     """How many runs there are of each scale, and how many of them were stopped."""
     said = []
     for scale, n in Counter(scale_of(run.settings) for run in recorded).most_common():
@@ -197,7 +197,7 @@ def by_scale(recorded: list[Record]) -> str:
     return "; ".join(said)
 
 
-def reached(cell: list[Record]) -> str:
+def iterations(cell: list[Record]) -> str:
     """The iterations that a cell's runs got to, least to greatest."""
     ends = {run.epochs * run.settings.epoch_iterations for run in cell}
     return f"{min(ends):,}" if len(ends) == 1 else f"{min(ends):,} to {max(ends):,}"
@@ -226,14 +226,16 @@ def substitutions() -> dict[str, str]:
     names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
     names["orthogonal"] = number(claims.ORTHOGONAL)
     names["paper_gain"] = f"{PAPER_GAIN:.2f}"
-    names["ledger_rows"] = number(sum(row.verdict != TOO_FEW for row in rows))
+    names["ledger_rows"] = number(sum(row.verdict not in UNJUDGED for row in rows))
+    names["ledger_untestable"] = number(sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in rows))
     names["ledger_missing"] = number(sum(row.verdict == TOO_FEW for row in rows))
     names["scales"] = settings_table({scale: preset(scale, "omniglot") for scale in SCALES}, True)
     paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
     names["paper_settings"] = settings_table(paper, True)
     names["all_settings"] = settings_table({"default": Settings()}, False)
-    names["runs_by_scale"] = by_scale(recorded)
+    names["runs_by_scale"] = runs_by_scale(recorded)
     names["accuracy"] = accuracy_table(recorded)
+    names["final_tasks"] = number(preset("paper").final_tasks)
     names["paper_runs"] = number(len(grid.paper()))
     work = sum(grid.minutes(one.settings, recorded) for one in grid.quick())
     names["quick_runs"], names["quick_hours"] = number(len(grid.quick())), f"{work / 60:.1f}"
