@@ -117,5 +117,6 @@ def _train(command: list[str], run: str, children: dict[str, "subprocess.Popen[s
 
 
 def _left(missing: list[Settings], recorded: list[records.Record], processes: int, until: int | None) -> str:
-    work = sum(minutes(one, recorded) * one.epoch_of(until) / one.epochs for one in missing)
+    done = {run.settings: run.epochs for run in recorded}
+    work = sum(minutes(one, recorded) * (one.epoch_of(until) - done.get(one, 0)) / one.epochs for one in missing)
     return f"about {work / processes:.0f} min left"
