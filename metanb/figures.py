@@ -6,14 +6,12 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogFormatter
 
 from metanb.effects import correlation, late
 from metanb.pictures import STYLE, Figure, finish, looks, panels
 from metanb.records import Record
 from metanb.settings import NAMES
-from metanb.verdicts import Row
 
 OF_TRAINING = ("train_loss", "relative_move")  # statistics of an epoch's iterations, not of meta-test tasks
 
@@ -199,42 +197,6 @@ def shares(
         )
         caption += "bands: least to greatest."
         return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
-
-
-def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: float) -> Figure:
-    """Effects of several cells with their 95 % intervals, one below the other.
-
-    The dashed line is no effect, the dotted one the paper's. A filled dot is an interval beside 0, an open one an
-    interval across it.
-    """
-    data = pd.DataFrame(
-        {
-            "cell": f"{NAMES[row.algorithm]}, {row.setting}: {row.variant}", "effect": row.effect, "low": row.low,
-            "high": row.high, "runs": row.runs, "verdict": row.verdict,
-        }
-        for row in rows
-    )  # fmt: skip
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(7.6, 0.34 * len(data) + 0.9), layout="constrained")
-        axis = canvas.subplots()
-        colour = sns.color_palette("colorblind")[0]
-        finite = data[np.isfinite(data[["effect", "low", "high"]]).all(axis=1)]
-        for place, row in finite.iterrows():
-            apart = not row.low <= 0 <= row.high
-            axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.5)
-            axis.plot(row.effect, place, "o", color=colour, fillstyle="full" if apart else "none")
-        axis.axvline(0, color="0.4", linestyle="--", linewidth=1)
-        axis.axvline(paper, color="0.4", linestyle=":", linewidth=1.5)
-        axis.set(yticks=data.index, yticklabels=data.cell + " (n = " + data.runs.astype(str) + ")", xlabel=xlabel)
-        axis.invert_yaxis()
-        said = "; ".join(
-            f"{row.cell}: {row.effect:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for _, row in finite.iterrows()
-        )
-        caption = (
-            f"{caption} Dots: means over n pairs of runs; bars: 95 % intervals (Student's t); filled: the interval "
-            f"does not hold 0. Dashed: no effect; dotted: the paper's, {paper:+.2f}."
-        )
-        return finish(canvas, name, caption, f"Effects with intervals. {said}.", data)
 
 
 def _tasks(runs: Sequence[Record]) -> str:

@@ -90,6 +90,11 @@ class Row:
     ids: tuple[str, ...]
 
     @property
+    def as_in_paper(self) -> bool:
+        """Whether this is the paper's own form of the claim, as we read it."""
+        return self.variant.split(",")[0] in ("", "adapted", "fresh head")
+
+    @property
     def change(self) -> str:
         """The effect with its interval, as people read it; a log ratio as a factor, late over early."""
         if not math.isfinite(self.effect):

@@ -19,7 +19,7 @@ def test_headline_counts_the_verdicts_of_the_papers_form():
     rows = claims.ledger(cell({"hessian_norm": np.exp(-TIME)}) + cell({}, algorithm="fomaml"))
     c1 = [row for row in rows if row.claim == "C1"]
     assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
-    assert book_numbers.headline(c1, ("first peak",)) == "**not reproduced** in 2 of 2"
+    assert book_numbers.headline(c1, "first peak") == "**not reproduced** in 2 of 2"
     assert book_numbers.headline([replace(row, verdict=verdicts.TOO_FEW) for row in c1]) == "not yet run"
     assert "not testable" in book_numbers.headline([replace(row, verdict=verdicts.TOO_LATE) for row in c1])
 

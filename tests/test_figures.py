@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from metanb import claims, figures, pictures
+from metanb import claims, figures, pictures, summary, verdicts
 from metanb.tasks import Tasks
 from tests.test_claims import TIME, record
 
@@ -107,11 +107,25 @@ def test_forest_shows_every_row_with_its_interval():
               for s in range(3)]  # fmt: skip
     rows = [row for row in claims.ledger(base + gained) if row.claim == "C8"]
     lonely = [row for row in claims.ledger(gained) if row.claim == "C8"]
-    figure = figures.forest(rows + lonely, "c8", "See the gain.", "points", paper=1.33)
+    figure = summary.forest(rows + lonely, "c8", "See the gain.", "points", paper=1.33)
     shown = parts(figure)
     assert "MAML, 5-way 1-shot: outer, γ = 2: +1.10 (+0.85 to +1.35)" in shown.image["alt"]
     assert "dotted: the paper's, +1.33" in shown.text
     assert list(figure.data.runs) == [3, 0]  # a row without pairs keeps its place, undrawn
+
+
+def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
+    falling = [record(s, {"hessian_norm": np.exp(-TIME)}, algorithm="fomaml") for s in range(3)]
+    heads = [record(s, {}, head_init="zero") for s in range(3)]
+    rows = claims.ledger([record(s, {}) for s in range(3)] + falling + heads)
+    figure = summary.overview(rows, "verdicts", "All of them.")
+    shown = [row for row in rows if row.as_in_paper and "head" not in row.setting and row.verdict != verdicts.TOO_FEW]
+    assert sorted(figure.data.verdict) == sorted(row.verdict for row in shown) and len(shown) >= 12
+    assert set(figure.data.cell) == {f"Omniglot, 5-way 1-shot, {name} (quick)" for name in ("MAML", "first-order MAML")}
+    assert (
+        "C1: reproduced in 1, not reproduced in 1;" in figure.alt
+        or "C1: not reproduced in 1, reproduced in 1;" in figure.alt
+    )
 
 
 def test_drawing_twice_gives_the_same_bytes(runs):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from metanb import bench, claims, figures, grid
+from metanb import bench, claims, figures, grid, summary
 from metanb.cells import cells
 from metanb.records import Record, read_all
 from metanb.settings import NAMES, Settings, apart, preset, scale_of
@@ -20,8 +20,7 @@ from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, REPRODUCED, TOO_FEW, UNJUD
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = [f"C{number}" for number in range(1, 9)]
-PAPERS_FORM = ("", "adapted", "fresh head")  # the forms of a claim that the landing page counts
-OTHER_FORMS = ("first peak", claims.SCALE_FREE)  # of C1, which it names
+OTHER_FORMS = ("first peak", claims.SCALE_FREE)  # of C1, which the landing page counts
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
 PUBLISHED = {  # accuracy in per cent of MAML with second derivatives, Finn et al. 2017, tables 1 and 2
@@ -51,9 +50,9 @@ def number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def headline(rows: list[Row], forms: tuple[str, ...] = PAPERS_FORM) -> str:
-    """One claim's verdicts in a phrase: of the rows that can test it in these forms, how many say what."""
-    chosen = [row for row in rows if row.variant.split(",")[0] in forms]
+def headline(rows: list[Row], form: str = "") -> str:
+    """One claim's verdicts in a phrase: of the rows that can test it, in the paper's form or another, what they say."""
+    chosen = [row for row in rows if (row.variant == form if form else row.as_in_paper)]
     judged = [row for row in chosen if row.verdict not in UNJUDGED]
     counts = Counter(row.verdict for row in judged)
     said = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
@@ -219,8 +218,11 @@ def substitutions() -> dict[str, str]:
     names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
     names |= {
-        f"verdict_c1_{form.replace(' ', '_').replace('-', '_')}": headline(of["C1"], (form,)) for form in OTHER_FORMS
+        f"verdict_c1_{form.replace(' ', '_').replace('-', '_')}": headline(of["C1"], form) for form in OTHER_FORMS
     }
+    glance = "The verdicts at a glance, a row a cell. A column of full marks is a claim that holds everywhere. "
+    glance += "Cells with other first heads, and other forms of the claims, are in the ledger."
+    names["overview"] = summary.overview(rows, "verdicts", glance)._repr_html_()
     names["holm"] = HOLM_MEANING
     names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
     names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
