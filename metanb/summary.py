@@ -36,7 +36,9 @@ def overview(rows: Sequence[Row], name: str, caption: str) -> Figure:
     cells, claims = list(dict.fromkeys(data.cell)), [claim.name for claim in CLAIMS]
     palette = sns.color_palette("colorblind")
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        canvas = Canvas(figsize=(7.2, 0.3 * len(cells) + 1.2), layout="constrained")
+        canvas = Canvas(
+            figsize=(5.2, 0.4 * len(cells) + 1.3), layout="constrained"
+        )  # narrow: it is read on phones, too
         axis = canvas.subplots()
         for row in data.itertuples():
             label, marker, fill, colour = MARKS[row.verdict]
@@ -44,7 +46,8 @@ def overview(rows: Sequence[Row], name: str, caption: str) -> Figure:
                 claims.index(row.claim), cells.index(row.cell), marker=marker, fillstyle=fill, color=palette[colour],
                 markerfacecoloralt="white", markersize=10, linestyle="none", label=label,
             )  # fmt: skip
-        axis.set(xticks=range(len(claims)), xticklabels=claims, yticks=range(len(cells)), yticklabels=cells)
+        axis.set(xticks=range(len(claims)), xticklabels=claims, yticks=range(len(cells)))
+        axis.set_yticklabels([cell.replace("; ", "\n") for cell in cells], fontsize=8)
         axis.set(xlim=(-0.5, len(claims) - 0.5), ylim=(len(cells) - 0.5, -0.5))
         axis.xaxis.tick_top()
         axis.tick_params(length=0)
@@ -54,7 +57,7 @@ def overview(rows: Sequence[Row], name: str, caption: str) -> Figure:
         names = [label for label, *_ in MARKS.values() if label in found]
         canvas.legend(
             [found[label] for label in dict.fromkeys(names)], dict.fromkeys(names), loc="outside lower center",
-            ncols=6, frameon=False, handletextpad=0.1, columnspacing=1,
+            ncols=3, frameon=False, handletextpad=0.1, columnspacing=1,
         )  # fmt: skip
         said = []
         for claim in claims:
@@ -66,7 +69,7 @@ def overview(rows: Sequence[Row], name: str, caption: str) -> Figure:
 
 def _place(row: Row) -> str:
     algorithm = row.variant.partition("beside ")[2] or NAMES[row.algorithm]
-    return f"{NAMES[row.dataset]}, {row.setting}, {algorithm} ({row.scale.split(',')[0]})"
+    return f"{NAMES[row.dataset]}, {row.setting}; {algorithm}, {row.scale.split(',')[0]} scale"
 
 
 def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: float) -> Figure:

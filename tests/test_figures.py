@@ -121,7 +121,9 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     figure = summary.overview(rows, "verdicts", "All of them.")
     shown = [row for row in rows if row.as_in_paper and "head" not in row.setting and row.verdict != verdicts.TOO_FEW]
     assert sorted(figure.data.verdict) == sorted(row.verdict for row in shown) and len(shown) >= 12
-    assert set(figure.data.cell) == {f"Omniglot, 5-way 1-shot, {name} (quick)" for name in ("MAML", "first-order MAML")}
+    assert set(figure.data.cell) == {
+        f"Omniglot, 5-way 1-shot; {name}, quick scale" for name in ("MAML", "first-order MAML")
+    }
     assert (
         "C1: reproduced in 1, not reproduced in 1;" in figure.alt
         or "C1: not reproduced in 1, reproduced in 1;" in figure.alt

@@ -222,7 +222,8 @@ def substitutions() -> dict[str, str]:
     }
     glance = "The verdicts at a glance, a row a cell. A column of full marks is a claim that holds everywhere. "
     glance += "Cells with other first heads, and other forms of the claims, are in the ledger."
-    names["overview"] = summary.overview(rows, "verdicts", glance)._repr_html_()
+    overview = summary.overview(rows, "verdicts", glance)._repr_html_()
+    names["overview"] = f'<div class="metanb-overview">{overview}</div>'
     names["holm"] = HOLM_MEANING
     names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
     names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
