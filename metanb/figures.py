@@ -91,6 +91,13 @@ def long(runs: Sequence[Record], measures: Sequence[str], label: Callable[[Recor
     )  # fmt: skip
 
 
+class _Plain(LogFormatter):
+    """Labels where matplotlib would put them, as plain numbers."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def curves(
     runs: Sequence[Record], measures: Sequence[str], name: str, caption: str, log: Sequence[str] = (),
     label: Callable[[Record], str] = algorithm,
@@ -133,8 +140,8 @@ def curves(
             )
             axis.title.set_size(10)
             if measure in log:  # an axis of less than a power of ten gets more labels than its powers
-                axis.yaxis.set_major_formatter(LogFormatter())
-                axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+                axis.yaxis.set_major_formatter(_Plain())
+                axis.yaxis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.5)))
         axes[0].legend(frameon=False)
         caption = f"{caption} Thick: mean of {_counts(data)} (seeds); thin: each run; band: least to greatest run."
         if set(measures) & set(OF_TRAINING):
