@@ -1,13 +1,15 @@
 """Cells: runs of one data set, setting, algorithm and scale, which differ by their seeds alone; and their curves."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from metanb.records import Record, RecordError
-from metanb.settings import CHOICES, Settings
+from metanb.settings import CHOICES, Scale, Settings, scale_of
 from metanb.verdicts import MIN_RUNS
+
+SCALES = (*get_args(Scale), "custom")
 
 
 def cells(records: Iterable[Record]) -> list[list[Record]]:
@@ -20,7 +22,7 @@ def cells(records: Iterable[Record]) -> list[list[Record]]:
         places = (
             CHOICES[name].index(getattr(s, name)) for name in ("head_init", "algorithm", "test_head", "regulariser")
         )
-        return s.dataset, s.ways, s.shots, s.train_classes, *places, s.id
+        return s.dataset, s.ways, s.shots, s.train_classes, *places, SCALES.index(scale_of(s)), s.id
 
     return [groups[settings] for settings in sorted(groups, key=order)]
 

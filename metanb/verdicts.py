@@ -151,25 +151,12 @@ def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
 
 
 def by_scale(rows: Iterable[Row]) -> pd.DataFrame:
-    """The same claims at several scales side by side: a row a claim and algorithm, three columns a scale.
-
-    The rows are those of one data set and setting, one a scale. Raises ValueError if two would stand in one place.
-    """
-    found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
-    for row in rows:
-        scale, _, reached = row.scale.partition(", ")
-        place = found.setdefault(
-            (f"{row.claim}, {row.variant}" if row.variant else row.claim, NAMES[row.algorithm]), {}
-        )
-        if (scale, "runs") in place:
-            raise ValueError(f"two rows of {row.claim} {row.variant}, {row.algorithm}, {scale}: give those of one cell")
-        place[scale, "95 % interval"] = row.change
-        place[scale, "runs"] = f"{row.runs}, to {reached.split()[0]}" if reached else str(row.runs)
-        place[scale, "verdict"] = row.verdict
-    index = pd.MultiIndex.from_tuples(found, names=["claim", "algorithm"])
-    table = pd.DataFrame(list(found.values()), index=index).fillna("–")
-    table.columns = pd.MultiIndex.from_tuples(table.columns, names=["scale", ""])
-    return table
+    """The same claims at several scales, one below the other: a row a claim, algorithm and scale."""
+    shown = table(rows)
+    names = ["claim", "algorithm"]
+    first = shown.groupby(names, sort=False).ngroup()  # rows of one claim and algorithm stay together, in their order
+    shown = shown.iloc[first.argsort(kind="stable")]
+    return shown.set_index([*names, "scale"])[["95 % interval", "runs", "verdict"]]
 
 
 def as_json(rows: Iterable[Row]) -> str:
