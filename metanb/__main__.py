@@ -77,8 +77,11 @@ def grid(
     archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,
 ) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
-    from metanb import archive, runner
     from metanb import grid as grids
+    from metanb import runner
+
+    if archives or export or export_weights:
+        from metanb import archive  # torch is slow to import, and --list does without
 
     planned = grids.select(grids.GRIDS[name](), only)
     for path in archives:
@@ -96,9 +99,10 @@ def grid(
         return
     failed = runner.run(planned, processes, device, click.echo, budget, until) if budget else []
     chosen = [one.settings for one in planned]
-    for folder, pack in ((export, archive.write), (export_weights, archive.write_weights)):
-        for path in pack(chosen, folder, name) if folder else ():
-            click.echo(f"exported: {path}")
+    packed = archive.write(chosen, export, name) if export else []
+    packed += archive.write_weights(chosen, export_weights, name) if export_weights else []
+    for path in packed:
+        click.echo(f"exported: {path}")
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}")
 

@@ -23,8 +23,7 @@ from metanb.settings import Settings
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
 MANIFEST = "MANIFEST.json"
-RECORD = ("settings.json", "provenance.json", "measures.csv")
-MEMBER = re.compile(rf"[a-z0-9-]+(\.pt|/({'|'.join(map(re.escape, RECORD))}))")
+MEMBER = re.compile(rf"[a-z0-9-]+(\.pt|/({'|'.join(map(re.escape, records.FILES))}))")
 
 
 class ArchiveError(RuntimeError):
@@ -49,18 +48,21 @@ def write_weights(runs: Iterable[Settings], folder: Path, name: str) -> list[Pat
 
     Whoever has them can measure what was trained without training it: `metanb.experiment.trained_net` reads them.
     """
-    chosen: dict[Settings, Settings] = {}
-    for settings in sorted(runs, key=lambda one: (one.seed, one.class_seed)):
-        path = records.checkpoint(settings.id)
-        if path.exists() and checkpoint.read(path)["epoch"] == settings.epochs:
-            chosen.setdefault(settings.unseeded, settings)
 
-    def members(settings: Settings) -> dict[str, bytes]:
-        values, stream = checkpoint.read(records.checkpoint(settings.id)), io.BytesIO()
-        torch.save({"epoch": values["epoch"], "net": values["net"]}, stream)
-        return _record(settings) | {f"{settings.id}.pt": stream.getvalue()}
+    def chosen() -> Iterator[dict[str, bytes]]:
+        there: set[Settings] = set()
+        for settings in sorted(runs, key=lambda one: (one.seed, one.class_seed)):
+            path = records.checkpoint(settings.id)
+            if settings.unseeded in there or not path.exists():
+                continue
+            values = checkpoint.read(path)
+            if values["epoch"] == settings.epochs:
+                there.add(settings.unseeded)
+                stream = io.BytesIO()
+                torch.save({"epoch": values["epoch"], "net": values["net"]}, stream)
+                yield _record(settings) | {path.name: stream.getvalue()}
 
-    return _pack(map(members, chosen.values()), folder, name)
+    return _pack(chosen(), folder, name)
 
 
 def read(path: Path) -> list[str]:
@@ -74,9 +76,9 @@ def read(path: Path) -> list[str]:
     for run in runs:
         if f"{run}.pt" in members:
             said.append(_put_checkpoint(run, members[f"{run}.pt"]))
-        if f"{run}/{RECORD[0]}" in members:
-            files = {file: members.get(f"{run}/{file}", b"") for file in RECORD}
-            with records.lock(run.partition("-to-")[0]):
+        if f"{run}/{records.FILES[0]}" in members:
+            files = {file: members.get(f"{run}/{file}", b"") for file in records.FILES}
+            with records.lock(records.run_of(run)):
                 said.append(f"record {records.put(records.store(), run, files).path}")
     return said
 
@@ -87,7 +89,7 @@ def _record(settings: Settings) -> dict[str, bytes]:
     if not there:
         return {}
     furthest = records.read(there[max(there)]).path
-    return {f"{furthest.name}/{file}": (furthest / file).read_bytes() for file in RECORD}
+    return {f"{furthest.name}/{file}": (furthest / file).read_bytes() for file in records.FILES}
 
 
 def _pack(runs: Iterable[dict[str, bytes]], folder: Path, name: str) -> list[Path]:
@@ -98,10 +100,10 @@ def _pack(runs: Iterable[dict[str, bytes]], folder: Path, name: str) -> list[Pat
     def close(members: dict[str, bytes]) -> None:
         path = folder / f"{name}-{len(paths) + 1:02d}.zip"
         scratch = path.with_suffix(f".{os.getpid()}")
-        digests = {member: hashlib.sha256(content).hexdigest() for member, content in members.items()}
+        manifest = json.dumps(_digests(members), indent=1).encode()
         try:
             with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
-                for member, content in _with_manifest(members, digests):
+                for member, content in {MANIFEST: manifest, **members}.items():
                     archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
             os.replace(scratch, path)
         finally:
@@ -122,9 +124,8 @@ def _pack(runs: Iterable[dict[str, bytes]], folder: Path, name: str) -> list[Pat
     return paths
 
 
-def _with_manifest(members: dict[str, bytes], digests: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    yield MANIFEST, json.dumps(digests, indent=1).encode()
-    yield from members.items()
+def _digests(members: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
 
 
 def _verified(path: Path) -> dict[str, bytes]:
@@ -135,8 +136,7 @@ def _verified(path: Path) -> dict[str, bytes]:
         digests = json.loads(members.pop(MANIFEST))
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ArchiveError(f"archive {path} is damaged ({error}): copy it again") from error
-    found = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
-    if found != digests:
+    if _digests(members) != digests:
         raise ArchiveError(f"archive {path} is damaged: it does not hold what its manifest lists; copy it again")
     if foreign := [name for name in members if not MEMBER.fullmatch(name)]:
         raise ArchiveError(f"archive {path} holds {foreign[0]!r}, which is neither a record nor a checkpoint")

@@ -241,15 +241,15 @@ def _row(
     claim: Claim, cell: list[Record], found: Interval, unit: str, verdict: str, detail: str = "", variant: str = "",
     beside: Iterable[Record] = (), count: int | None = None,
 ) -> Row:  # fmt: skip
-    settings, reached = cell[0].settings, cell[0].epochs
+    settings = cell[0].settings
     setting = f"{settings.ways}-way {settings.shots}-shot"
     setting += f", {settings.train_classes} classes" if settings.train_classes else ""
     setting += f", {settings.head_init} head" if settings.head_init != "torch" else ""
     told = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
     rest = ", ".join(f"{name}={value}" for name, value in apart(settings).items() if name not in told)
     scale = scale_of(settings)
-    if reached < settings.epochs:
-        scale += f", {reached * settings.epoch_iterations:,} of {settings.iterations:,} iterations"
+    if not cell[0].finished:
+        scale += f", {cell[0].iterations:,} of {settings.iterations:,} iterations"
     return Row(
         claim=claim.name, variant=variant, dataset=settings.dataset, setting=setting, apart=rest,
         algorithm=settings.algorithm, scale=scale, effect=found.mean, low=found.low, high=found.high, unit=unit,

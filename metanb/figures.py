@@ -51,7 +51,7 @@ def runs_table(runs: Sequence[Record], label: Callable[[Record], str] = algorith
         {
             "runs of": label(run),
             "accuracy": late(run.curve("query_accuracy")["mean"].loc[1:]),
-            "iterations": run.epochs * run.settings.epoch_iterations,
+            "iterations": run.iterations,
             "minutes": run.provenance["cpu_seconds"] / 60,
         }
         for run in runs

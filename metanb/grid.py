@@ -8,7 +8,7 @@ from statistics import mean, median
 import pandas as pd
 
 from metanb import records
-from metanb.settings import Settings, preset
+from metanb.settings import Dataset, Scale, Settings, preset
 
 # The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its way from theta_s.
 # 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it would be ten times that, and training
@@ -36,15 +36,15 @@ def quick() -> list[Planned]:
     """
     seeds: list[list[Planned]] = []
     for seed in range(5):
-        runs = list(_base("omniglot", 5, 1, seed))
+        runs = list(_base("quick", "omniglot", 5, 1, seed))
         runs += [
             Planned("few-classes", preset("quick", "omniglot", train_classes=n, class_seed=seed, seed=seed, **FEW))
             for n in (10, 20)
         ]
-        runs += list(_regularised(5, seed, READINGS)) + list(_base("glyphs", 5, 1, seed))
+        runs += [*_regularised("quick", 5, seed, READINGS, GAMMA[5]), *_base("quick", "glyphs", 5, 1, seed)]
         if seed < 3:
-            runs += [*_base("omniglot", 20, 1, seed), *_base("omniglot", 5, 5, seed), *_heads(seed)]
-            runs += _regularised(20, seed, {"maml": ("adapted",), "fomaml": ("adapted",)})
+            runs += [*_base("quick", "omniglot", 20, 1, seed), *_base("quick", "omniglot", 5, 5, seed), *_heads(seed)]
+            runs += _regularised("quick", 20, seed, {"maml": ("adapted",), "fomaml": ("adapted",)}, GAMMA[20])
         seeds.append(runs)
     return [planned for runs in seeds for planned in runs]
 
@@ -55,24 +55,20 @@ def paper() -> list[Planned]:
     Within a seed: the regulariser where the paper reports its gain, at the middle strength; first-order MAML on
     mini-ImageNet, where accuracy is said to fall; the other settings; the other strengths.
     """
+    weak, middle, strong = PAPER_GAMMAS
+    readings = {"fomaml": ("adapted",), "maml": ("adapted",)}
     runs: list[Planned] = []
     for seed in range(5):
-
-        def base(dataset: str, ways: int, shots: int, *algorithms: str, seed: int = seed) -> Iterator[Planned]:
-            for algorithm in algorithms or ("maml", "fomaml", "finetune"):
-                yield Planned("base", preset("paper", dataset, ways, shots, algorithm=algorithm, seed=seed))
-
-        def regularised(*strengths: float, seed: int = seed) -> Iterator[Planned]:
-            for strength in strengths:
-                for algorithm in ("fomaml", "maml"):
-                    options = {"algorithm": algorithm, "regulariser": "adapted", "gamma": strength, "seed": seed}
-                    yield Planned("regulariser", preset("paper", "omniglot", 20, 1, **options))
-
-        weak, middle, strong = PAPER_GAMMAS
-        runs += [*base("omniglot", 20, 1, "fomaml", "maml"), *regularised(middle)]
-        runs += [*base("mini-imagenet", 5, 1, "fomaml"), *base("omniglot", 5, 1), *base("omniglot", 20, 1, "finetune")]
-        runs += [*base("mini-imagenet", 5, 1, "maml", "finetune"), *base("omniglot", 5, 5), *base("omniglot", 20, 5)]
-        runs += [*base("mini-imagenet", 5, 5), *regularised(weak, strong)]
+        runs += _base("paper", "omniglot", 20, 1, seed, ("fomaml", "maml"))
+        runs += _regularised("paper", 20, seed, readings, middle)
+        runs += _base("paper", "mini-imagenet", 5, 1, seed, ("fomaml",))
+        runs += _base("paper", "omniglot", 5, 1, seed)
+        runs += _base("paper", "omniglot", 20, 1, seed, ("finetune",))
+        runs += _base("paper", "mini-imagenet", 5, 1, seed, ("maml", "finetune"))
+        for dataset, ways in (("omniglot", 5), ("omniglot", 20), ("mini-imagenet", 5)):
+            runs += _base("paper", dataset, ways, 5, seed)
+        for gamma in (weak, strong):
+            runs += _regularised("paper", 20, seed, readings, gamma)
     return runs
 
 
@@ -94,16 +90,7 @@ def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:
 
 def made(planned: Iterable[Planned]) -> list[records.Record]:
     """The records that there are of these runs, finished or not."""
-    found = {}
-    for one in planned:
-        there = [
-            (epochs, path)
-            for place in records.places()
-            for epochs, path in records.reached(place, one.settings).items()
-        ]
-        if there:
-            found[one.settings] = records.read(max(there)[1])
-    return list(found.values())
+    return [found for one in planned if (found := records.find(one.settings, 0))]
 
 
 def at_paper_scale(dataset: str, ways: int, shots: int) -> list[records.Record]:
@@ -120,7 +107,8 @@ def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> floa
     """
     took = [(run, run.provenance["wall_seconds"] / 60 * run.settings.epochs / run.epochs)
             for run in recorded if run.epochs]  # fmt: skip
-    like = [whole for run, whole in took if run.settings.unseeded == settings.unseeded]
+    unseeded = settings.unseeded
+    like = [whole for run, whole in took if run.settings.unseeded == unseeded]
     if like:
         return mean(like)
     scales = [whole / _work(run.settings) for run, whole in took]
@@ -136,7 +124,7 @@ def table(planned: Iterable[Planned], recorded: Iterable[records.Record]) -> pd.
         found = there.get(settings)
         if found is None:
             return "begun" if records.checkpoint(settings.id).exists() else "missing"
-        return "recorded" if found.finished else f"to {found.epochs * settings.epoch_iterations:,}"
+        return "recorded" if found.finished else f"to {found.iterations:,}"
 
     return pd.DataFrame(
         {
@@ -149,16 +137,21 @@ def table(planned: Iterable[Planned], recorded: Iterable[records.Record]) -> pd.
     )
 
 
-def _base(dataset: str, ways: int, shots: int, seed: int) -> Iterator[Planned]:
-    for algorithm in ("maml", "fomaml", "finetune"):
-        yield Planned("base", preset("quick", dataset, ways, shots, algorithm=algorithm, seed=seed))
+def _base(
+    scale: Scale, dataset: Dataset, ways: int, shots: int, seed: int,
+    algorithms: Iterable[str] = ("maml", "fomaml", "finetune"),
+) -> Iterator[Planned]:  # fmt: skip
+    for algorithm in algorithms:
+        yield Planned("base", preset(scale, dataset, ways, shots, algorithm=algorithm, seed=seed))
 
 
-def _regularised(ways: int, seed: int, readings: dict[str, tuple[str, ...]]) -> Iterator[Planned]:
+def _regularised(
+    scale: Scale, ways: int, seed: int, readings: dict[str, tuple[str, ...]], gamma: float
+) -> Iterator[Planned]:
     for algorithm, names in readings.items():
         for name in names:
-            options = {"algorithm": algorithm, "regulariser": name, "gamma": GAMMA[ways], "seed": seed}
-            yield Planned("regulariser", preset("quick", "omniglot", ways, 1, **options))
+            options = {"algorithm": algorithm, "regulariser": name, "gamma": gamma, "seed": seed}
+            yield Planned("regulariser", preset(scale, "omniglot", ways, 1, **options))
 
 
 def _heads(seed: int) -> Iterator[Planned]:

@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from metanb.settings import Settings, from_dict
 
+FILES = ("settings.json", "provenance.json", "measures.csv")
 COLUMNS = ["epoch", "iteration", "measure", "mean", "median", "std", "sem", "n"]
 PROVENANCE = (
     "metanb code python torch torchvision higher numpy device threads chunk started finished wall_seconds cpu_seconds "
@@ -56,6 +57,11 @@ class Record:
     def epochs(self) -> int:
         """The last epoch that was measured."""
         return int(self.measures.epoch.max())
+
+    @property
+    def iterations(self) -> int:
+        """The meta-training iterations behind it."""
+        return self.epochs * self.settings.epoch_iterations
 
     @property
     def finished(self) -> bool:
@@ -101,15 +107,13 @@ def places() -> list[Path]:
 
 
 def find(settings: Settings, epochs: int | None = None) -> Record | None:
-    """The record of exactly these settings, of all epochs or of at least so many; None if there is none.
+    """The furthest record of exactly these settings, of all epochs or of at least so many; None if there is none.
 
     Raises RecordError if there is one and it is damaged.
     """
-    for place in places():
-        there = reached(place, settings)
-        if there and max(there) >= (settings.epochs if epochs is None else epochs):
-            return read(there[max(there)])
-    return None
+    there = [found for place in places() for found in reached(place, settings).items()]
+    furthest, path = max(there, key=lambda found: found[0], default=(-1, None))  # of two alike, the first place's
+    return read(path) if furthest >= (settings.epochs if epochs is None else epochs) else None
 
 
 def read(path: Path) -> Record:
@@ -182,7 +186,7 @@ def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
     The folder appears under its name, and a shorter one disappears from its own, at once: a kill leaves nothing torn.
     """
     scratch = folder / f".{name}.new"
-    for left in folder.glob(f".{name.partition('-to-')[0]}*"):  # by a process that was killed
+    for left in folder.glob(f".{run_of(name)}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
@@ -210,6 +214,11 @@ def reached(folder: Path, settings: Settings) -> dict[int, Path]:
         if found := re.fullmatch(rf"{settings.id}-to-(\d+)", path.name):
             there[int(found[1]) // settings.epoch_iterations] = path
     return there
+
+
+def run_of(name: str) -> str:
+    """The id of the run that a record's folder, or a checkpoint, is named after."""
+    return name.partition("-to-")[0]
 
 
 def _name(settings: Settings, epochs: int) -> str:

@@ -88,7 +88,7 @@ def _stopped(settings: Settings, device: str) -> str:
     found = record_so_far(settings, device)
     if found is None:
         return f"stopped: {settings.id} before its first epoch"
-    return f"stopped: {settings.id} at iteration {found.epochs * settings.epoch_iterations:,}, {found.path}"
+    return f"stopped: {settings.id} at iteration {found.iterations:,}, {found.path}"
 
 
 def command(settings: Settings, device: str, until: int | None = None) -> list[str]:

@@ -54,9 +54,9 @@ def overview(rows: Sequence[Row], name: str, caption: str) -> Figure:
         axis.spines[:].set_visible(False)
         axis.hlines(np.arange(1, len(cells)) - 0.5, -0.5, len(claims) - 0.5, color="0.9", linewidth=0.8)
         found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        names = [label for label, *_ in MARKS.values() if label in found]
+        names = list(dict.fromkeys(label for label, *_ in MARKS.values() if label in found))
         canvas.legend(
-            [found[label] for label in dict.fromkeys(names)], dict.fromkeys(names), loc="outside lower center",
+            [found[label] for label in names], names, loc="outside lower center",
             ncols=3, frameon=False, handletextpad=0.1, columnspacing=1,
         )  # fmt: skip
         said = []

@@ -95,6 +95,16 @@ class Row:
         return self.variant.split(",")[0] in ("", "adapted", "fresh head")
 
     @property
+    def name(self) -> str:
+        """The claim, and which form of it."""
+        return f"{self.claim}, {self.variant}" if self.variant else self.claim
+
+    @property
+    def shown_p(self) -> str:
+        """Holm's p-value as people read it."""
+        return "–" if math.isnan(self.p_holm) else f"{self.p_holm:.2g}"
+
+    @property
     def change(self) -> str:
         """The effect with its interval, as people read it; a log ratio as a factor, late over early."""
         if not math.isfinite(self.effect):
@@ -115,12 +125,13 @@ class Row:
     @property
     def sentence(self) -> str:
         """The row in Markdown: what was judged, the verdict, and what it rests on."""
-        name = f"{self.claim}, {self.variant}" if self.variant else self.claim
         rest = f"; {self.detail}" if self.detail else ""
         if not math.isfinite(self.effect):
-            return f"**{name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}**{rest}."
+            return (
+                f"**{self.name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}**{rest}."
+            )
         return (
-            f"**{name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}.** "
+            f"**{self.name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}.** "
             f"{self.shown_unit.capitalize()} {self.change}{rest}."
         )
 
@@ -133,14 +144,14 @@ def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
     columns = ["claim", "data", "algorithm", "scale", "effect", "95 % interval", "runs", "p, Holm", "verdict", "paper"]
     lines = [
         (
-            f"{row.claim}, {row.variant}" if row.variant else row.claim,
+            row.name,
             f"{NAMES[row.dataset]}, {row.setting}" + (f" ({row.apart})" if row.apart else ""),
             NAMES[row.algorithm],
             row.scale,
             row.shown_unit,
             row.change,
             row.runs,
-            "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}",
+            row.shown_p,
             row.verdict,
             row.paper or "–",
         )

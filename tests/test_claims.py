@@ -393,6 +393,7 @@ class Quick(NamedTuple):
     settings: Settings
     curves: dict  # by measure, the means by epoch
     epochs: int = EPOCHS
+    finished: bool = True
 
     def upto(self, _):
         """All of it: no run was stopped."""

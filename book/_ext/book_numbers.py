@@ -5,7 +5,6 @@ strict build, an error: no number of the book is typed by hand.
 """
 
 import json
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,11 @@ def ledger_table(rows: list[Row]) -> str:
         return "No run is recorded yet."
     lines = []
     for row in judged:
-        p = "–" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
         where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}{small(row.scale, row.apart)}"
         effect = f'<span class="metanb-effect">{row.change}</span>{small(row.shown_unit, row.detail)}'
         lines.append(
             [row.variant or "as in the paper", where, f"[{row.verdict}](#{row.claim.lower()})", effect,
-             f"[{row.runs}](#{row.ids[0]})", p, row.paper or "–"]
+             f"[{row.runs}](#{row.ids[0]})", row.shown_p, row.paper or "–"]
         )  # fmt: skip
     head = ["Form", "Cell", "Verdict", "Effect, 95 % interval, and what else counts", "Runs", "p, Holm", "Paper"]
     shown = len(head) if any(row.paper for row in judged) else -1  # the paper gives a figure for few claims
@@ -175,16 +173,8 @@ def accuracy_table(recorded: list[Record]) -> str:
         )  # fmt: skip
     if not lines:
         return "No run at the paper's scale is recorded yet."
-    head = [
-        "Setting",
-        "Algorithm",
-        "Iterations",
-        "Accuracy, least to greatest run",
-        "Runs",
-        "Tasks",
-        "Finn et al., 60,000",
-    ]
-    return table(head, lines)
+    head = ["Setting", "Algorithm", "Iterations", "Accuracy, least to greatest run", "Runs", "Tasks"]
+    return table([*head, "Finn et al., 60,000"], lines)
 
 
 def runs_by_scale(recorded: list[Record]) -> str:
@@ -198,7 +188,7 @@ def runs_by_scale(recorded: list[Record]) -> str:
 
 def iterations(cell: list[Record]) -> str:
     """The iterations that a cell's runs got to, least to greatest."""
-    ends = {run.epochs * run.settings.epoch_iterations for run in cell}
+    ends = {run.iterations for run in cell}
     return f"{min(ends):,}" if len(ends) == 1 else f"{min(ends):,} to {max(ends):,}"
 
 
