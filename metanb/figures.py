@@ -1,6 +1,7 @@
 """Figures and tables from records. A figure says in its alt text what it shows, and hands out what it draws."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import matplotlib
 import numpy as np
@@ -100,7 +101,7 @@ class _Plain(LogFormatter):
 
 def curves(
     runs: Sequence[Record], measures: Sequence[str], name: str, caption: str, log: Sequence[str] = (),
-    label: Callable[[Record], str] = algorithm,
+    label: Callable[[Record], str] = algorithm, known: Mapping[str, tuple[float, str]] = MappingProxyType({}),
 ) -> Figure:  # fmt: skip
     """Measures over meta-training, a panel each: a thin line a run, a thick one for the mean, a band over runs.
 
@@ -114,6 +115,7 @@ def curves(
         caption: what to see.
         log: the measures drawn on a logarithmic axis.
         label: what runs are told apart by.
+        known: by measure, a published value and whose it is, drawn as a dotted line.
     """
     data = long(runs, measures, label)
     kinds = list(dict.fromkeys(data.run))
@@ -139,6 +141,12 @@ def curves(
                 xlabel="meta-training iteration", title=LABELS[measure], yscale="log" if measure in log else "linear"
             )
             axis.title.set_size(10)
+            if measure in known:
+                value, whose = known[measure]
+                axis.axhline(value, color="0.5", linestyle=":", linewidth=1.5)
+                axis.annotate(whose, (1, value), (0, -3), xycoords=("axes fraction", "data"), ha="right", va="top",
+                              textcoords="offset points", fontsize=8)  # fmt: skip
+                said.append(f"{LABELS[measure]}, {whose}: {value:g}")
             if measure in log:  # an axis of less than a power of ten gets more labels than its powers
                 axis.yaxis.set_major_formatter(_Plain())
                 axis.yaxis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.5)))
@@ -150,6 +158,8 @@ def curves(
         if set(measures) - set(OF_TRAINING):
             caption += f" What is measured on tasks: mean over the same {_tasks(runs)} meta-test tasks."
             caption += " Circles: the untrained network."
+        if known:
+            caption += " Dotted: published."
         return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
 
 

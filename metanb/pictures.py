@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -12,17 +11,19 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
+from metanb.svg import inline
 from metanb.tasks import Tasks
 
 STYLE = {
-    "svg.hashsalt": "metanb",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
-    "figure.facecolor": "white",
+    "figure.facecolor": "none",  # the page's own background: light or dark
+    "axes.facecolor": "none",
+    "text.parse_math": False,
     "savefig.bbox": "tight",
 }
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # algorithms stay apart in grey
@@ -30,7 +31,7 @@ DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # algorithms stay apart in grey
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure: SVG, a caption that says what to see, alt text that says what is there, and the data as csv."""
+    """A drawn figure: an `<svg>`, a caption that says what to see, alt text that says what is there, and the data."""
 
     name: str
     svg: str
@@ -44,24 +45,20 @@ class Figure:
 
     def _repr_html_(self) -> str:
         """The figure as one self-contained piece of HTML: nothing is fetched, the data link holds the data."""
-        csv = self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        image = f'<img alt="{escape(self.alt)}" src="data:image/svg+xml;base64,{_base64(self.svg)}">'
-        link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{_base64(csv)}">Data (csv)</a>'
+        csv = self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+        link = (
+            f'<a download="{self.name}.csv" href="data:text/csv;base64,{base64.b64encode(csv).decode()}">Data (csv)</a>'
+        )
         caption = f"<figcaption>{escape(self.caption)} {link}</figcaption>"
-        return f'<figure class="metanb-figure">{image}{caption}</figure>'
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+        return f'<figure class="metanb-figure">{self.svg}{caption}</figure>'
 
 
 def finish(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFrame) -> Figure:
     """The canvas as a figure; the same drawing gives the same bytes."""
     file = io.StringIO()
-    canvas.savefig(file, format="svg", metadata={"Date": None})
-    # A hundredth of a point is finer than a screen, and the notebooks are a sixth smaller; numbers below 1 are scales.
-    svg = re.sub(r"(?<![\d.])([1-9]\d*\.\d\d)\d+", r"\1", file.getvalue())
-    return Figure(name, re.sub(r"\n\s*", "\n", svg), caption, alt, data)
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # figures of one page share no ids
+        canvas.savefig(file, format="svg", metadata={"Date": None})
+    return Figure(name, inline(file.getvalue(), alt), caption, alt, data)
 
 
 def panels(n: int) -> tuple[Canvas, list[Any]]:

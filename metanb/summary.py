@@ -44,7 +44,7 @@ def overview(rows: Sequence[Row], name: str, caption: str) -> Figure:
             label, marker, fill, colour = MARKS[row.verdict]
             axis.plot(
                 claims.index(row.claim), cells.index(row.cell), marker=marker, fillstyle=fill, color=palette[colour],
-                markerfacecoloralt="white", markersize=10, linestyle="none", label=label,
+                markerfacecoloralt="none", markersize=10, linestyle="none", label=label,
             )  # fmt: skip
         axis.set(xticks=range(len(claims)), xticklabels=claims, yticks=range(len(cells)))
         axis.set_yticklabels([cell.replace("; ", "\n") for cell in cells], fontsize=8)
@@ -52,7 +52,7 @@ def overview(rows: Sequence[Row], name: str, caption: str) -> Figure:
         axis.xaxis.tick_top()
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        axis.hlines(np.arange(1, len(cells)) - 0.5, -0.5, len(claims) - 0.5, color="0.9", linewidth=0.8)
+        axis.hlines(np.arange(1, len(cells)) - 0.5, -0.5, len(claims) - 0.5, color="0.5", alpha=0.3, linewidth=0.8)
         found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         names = list(dict.fromkeys(label for label, *_ in MARKS.values() if label in found))
         canvas.legend(
@@ -94,8 +94,8 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: flo
             apart = not row.low <= 0 <= row.high
             axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.5)
             axis.plot(row.effect, place, "o", color=colour, fillstyle="full" if apart else "none")
-        axis.axvline(0, color="0.4", linestyle="--", linewidth=1)
-        axis.axvline(paper, color="0.4", linestyle=":", linewidth=1.5)
+        axis.axvline(0, color="0.5", linestyle="--", linewidth=1)
+        axis.axvline(paper, color="0.5", linestyle=":", linewidth=1.5)
         axis.set(yticks=data.index, yticklabels=data.cell + " (n = " + data.runs.astype(str) + ")", xlabel=xlabel)
         axis.invert_yaxis()
         said = "; ".join(

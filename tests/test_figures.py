@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -21,7 +23,7 @@ class _Parts(HTMLParser):
         self.image, self.link, self.text = {}, {}, ""
 
     def handle_starttag(self, tag, attrs):
-        if tag == "img":
+        if tag == "svg":
             self.image = dict(attrs)
         if tag == "a":
             self.link = dict(attrs)
@@ -65,10 +67,17 @@ def test_curves_show_and_hand_out_the_records(runs):
         chosen = table[(table.seed == run.settings.seed) & (table.run == figures.algorithm(run))]
         drawn = chosen[chosen.measure == "hessian_norm"]["mean"]
         assert np.allclose(drawn, run.curve("hessian_norm")["mean"], rtol=1e-5)
-    assert payload(shown.image["src"]).startswith(b"<?xml") and b"<svg" in payload(shown.image["src"])
+    assert shown.image["role"] == "img"
     assert "See it fall." in shown.text and "mean of 3 runs" in shown.text and "60 meta-test tasks" in shown.text
     first = np.mean([run.curve("distance")["mean"].loc[1] for run in runs if run.settings.algorithm == "maml"])
-    assert f"distance from θ_s (L2), MAML: from {first:.3g}" in shown.image["alt"]
+    assert f"distance from θ_s (L2), MAML: from {first:.3g}" in shown.image["aria-label"]
+
+
+def test_a_published_value_is_drawn_and_said(runs):
+    plain = figures.curves(runs, ["query_accuracy"], "k", "c")
+    figure = figures.curves(runs, ["query_accuracy"], "k", "c", known={"query_accuracy": (0.987, "Finn et al.")})
+    assert "Finn et al." in re.sub(r"<[^>]+>", "", figure.svg) and "Finn et al." not in plain.svg
+    assert "Finn et al.: 0.987" in figure.alt and "Dotted" in figure.caption and "Dotted" not in plain.caption
 
 
 def test_captions_count_what_each_line_rests_on(runs):
@@ -81,8 +90,9 @@ def test_captions_count_what_each_line_rests_on(runs):
 
 def test_every_run_is_drawn_in_a_scatter():
     many = [whole(seed, "maml") for seed in range(8)]
-    svg = payload(parts(figures.scatter(many, "distance", "query_accuracy", "c5", "c")).image["src"]).decode()
-    assert svg.count('id="PathCollection_') == 2 * 8  # each once more in the legend
+    svg = figures.scatter(many, "distance", "query_accuracy", "c5", "c").svg
+    dots = Counter(re.findall(r'style="fill: (#\w+); stroke: \1"', svg))
+    assert set(dots.values()) == {12 + 1} and len(dots) == 8  # a dot an epoch, and one in the legend
 
 
 def test_scatter_says_each_labels_correlations(runs):
@@ -91,13 +101,13 @@ def test_scatter_says_each_labels_correlations(runs):
     assert len(table) == 6 * 12 and table.epoch.min() == 1
     r = [np.corrcoef(chosen.distance, chosen.query_accuracy)[0, 1]
          for _, chosen in table[table.run == "MAML"].groupby("seed")]  # fmt: skip
-    assert f"MAML: r between {min(r):.2f} and {max(r):.2f}" in shown.image["alt"]
+    assert f"MAML: r between {min(r):.2f} and {max(r):.2f}" in shown.image["aria-label"]
 
 
 def test_shares_say_where_each_part_ends(runs):
     shown = parts(figures.shares(runs, "distance", ["body_norm"], "parts", "See them."))
     last = np.mean([run.curve("distance")["mean"].iloc[-1] for run in runs[:3]])
-    assert f"MAML, distance from θ_s (L2): at last {last:.3g}" in shown.image["alt"]
+    assert f"MAML, distance from θ_s (L2): at last {last:.3g}" in shown.image["aria-label"]
     assert "means of 3 runs" in shown.text
 
 
@@ -109,7 +119,7 @@ def test_forest_shows_every_row_with_its_interval():
     lonely = [row for row in claims.ledger(gained) if row.claim == "C8"]
     figure = summary.forest(rows + lonely, "c8", "See the gain.", "points", paper=1.33)
     shown = parts(figure)
-    assert "MAML, 5-way 1-shot: outer, γ = 2: +1.10 (+0.85 to +1.35)" in shown.image["alt"]
+    assert "MAML, 5-way 1-shot: outer, γ = 2: +1.10 (+0.85 to +1.35)" in shown.image["aria-label"]
     assert "dotted: the paper's, +1.33" in shown.text
     assert list(figure.data.runs) == [3, 0]  # a row without pairs keeps its place, undrawn
 
@@ -139,10 +149,10 @@ def test_pictures_of_tasks_and_steps():
     y = torch.arange(3).repeat(2, 1)
     x = torch.rand(2, 3, 1, 28, 28)
     shown = parts(pictures.tasks_picture(Tasks(x, y, x, y), "tasks", "Two tasks."))
-    assert "2 rows" in shown.image["alt"] and "3 support classes" in shown.image["alt"]
+    assert "2 rows" in shown.image["aria-label"] and "3 support classes" in shown.image["aria-label"]
     data = pd.DataFrame({"step": [0, 1], "loss": [1.5, 0.25]})
     shown = parts(pictures.steps(data, "steps", "Watch.", "loss (nats)"))
-    assert "loss: from 1.5 to 0.25" in shown.image["alt"]
+    assert "loss: from 1.5 to 0.25" in shown.image["aria-label"]
     assert payload(shown.link["href"]).decode() == "step,loss\n0,1.5\n1,0.25\n"
 
 
