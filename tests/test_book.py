@@ -132,6 +132,26 @@ def test_formulas_and_numbers_are_resolved(soups, page):
     assert not re.search(r"\{(cite|doc|ref|numref|eq|download)\S*\}", text), "a role was left as text"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("book/glossary", "book/bibliography")])
+def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
+    terms = [dt.find(string=True, recursive=False).strip() for dt in article(soups, "book/glossary").select("dt")]
+    assert len(terms) > 12
+    found = BeautifulSoup(str(article(soups, page)), "html.parser")
+    for element in found.select("h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output"):
+        element.extract()
+    for element in found.select("a:not(.glossary-link)"):
+        element.extract()
+    for term in sorted(terms, key=len, reverse=True):
+        word = re.compile(rf"(?<![\w-]){re.escape(term)}s?(?![\w-])", re.IGNORECASE)
+        uses = found.find_all(string=word)
+        if uses:
+            link = uses[0].parent
+            assert "glossary-link" in link.get("class", []), f"{term}: {uses[0].strip()[:200]}"
+            assert link["title"].endswith(".") and "glossary.html#" in link["href"]
+            for use in uses:  # "MAML" is not looked for within "first-order MAML"
+                use.replace_with(word.sub("", use))
+
+
 @pytest.mark.parametrize("name", [f"C{number}" for number in range(1, 9)])
 def test_landing_page_gives_each_claim_a_verdict(soups, name):
     rows = [
