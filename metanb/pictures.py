@@ -23,7 +23,6 @@ STYLE = {
     "grid.alpha": 0.3,
     "figure.facecolor": "none",  # the page's own background: light or dark
     "axes.facecolor": "none",
-    "text.parse_math": False,
     "savefig.bbox": "tight",
 }
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # algorithms stay apart in grey

@@ -1,7 +1,8 @@
 """Figures of the ledger: all verdicts at a glance, and effects with their intervals."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 
 import matplotlib
 import numpy as np
@@ -13,63 +14,81 @@ from metanb.pictures import STYLE, Figure, finish
 from metanb.settings import NAMES
 from metanb.verdicts import CLAIMS, CONTRARY, NO_CASE, NOT_SEEN, PARTLY, REPRODUCED, TOO_LATE, UNCLEAR, Row
 
-MARKS = {  # by verdict: name in the legend, marker, fill, place in the palette; shapes tell them apart in grey
-    REPRODUCED: ("reproduced", "o", "full", 0),
-    PARTLY: ("partly", "o", "left", 0),
-    NOT_SEEN: ("not reproduced", "o", "none", 1),
-    CONTRARY: ("the opposite", "X", "full", 3),
-    UNCLEAR: ("cannot tell", "$?$", "full", 7),
-    NO_CASE: ("not testable", ".", "full", 7),
-    TOO_LATE: ("not testable", ".", "full", 7),
+# By verdict: its name in short, and its mark in a square of 16 about the middle. Shapes differ, not only colours.
+MARKS = {
+    REPRODUCED: ("reproduced", '<circle r="6"/>'),
+    PARTLY: ("partly", '<circle class="line" r="5.2"/><path d="M0 -6A6 6 0 0 0 0 6Z"/>'),
+    NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
+    CONTRARY: ("the opposite", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
+    UNCLEAR: ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>'),
+    NO_CASE: ("not testable", '<circle r="1.8"/>'),
+    TOO_LATE: ("not testable", '<circle r="1.8"/>'),
 }
+ALGORITHMS = {"MAML": "MAML", "first-order MAML": "1st"}
 
 
-def overview(rows: Sequence[Row], name: str, caption: str) -> Figure:
-    """The verdicts on the paper's own form of each claim: a row a cell, a column a claim, a mark a verdict.
+def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
+    """The verdicts on the paper's own form of each claim, as an HTML table: a row a claim, two columns a setting.
 
-    Cells with other first heads are left out; finetuning's verdicts stand with the algorithm that it is set beside.
+    The columns are MAML's and first-order MAML's; finetuning's verdicts stand with the algorithm that it is set beside.
+    Cells with other first heads are left out. A mark leads to the ledger, and its title gives effect and runs.
+
+    Args:
+        rows: the ledger.
+        pages: by claim, the address of the page that tests it.
+        ledger: the address of a claim's part of the ledger, with `{}` for the claim's name in small letters.
     """
-    data = pd.DataFrame(
-        {"cell": _place(row), "claim": row.claim, "verdict": row.verdict, "effect": row.change, "runs": row.runs}
-        for row in rows if row.verdict in MARKS and row.as_in_paper and "head" not in row.setting
+    marks = {(row.claim, _place(row)): row for row in rows
+             if row.verdict in MARKS and row.as_in_paper and "head" not in row.setting}  # fmt: skip
+    columns = list(dict.fromkeys(place for _, place in marks))  # by setting, since the ledger's rows are
+    heads = ""
+    for (dataset, setting, scale), n in Counter(place[:3] for place in columns).items():
+        words = f"{NAMES[dataset]}<br>{setting.replace(' ', '<br>', 1).replace(', ', '<br>')}<br>{scale}"
+        heads += f'<th colspan="{n}" scope="colgroup" class="{scale}">{words}</th>'
+    names = "".join(
+        f'<th scope="col" class="{scale}"><abbr title="{algorithm}">{ALGORITHMS[algorithm]}</abbr></th>'
+        for *_, scale, algorithm in columns
+    )
+    body = ""
+    for claim in CLAIMS:
+        there = [marks.get((claim.name, place)) for place in columns]
+        cells = "".join(
+            f'<td class="{place[2]}">{_mark(row, ledger) if row else ""}</td>'
+            for place, row in zip(columns, there, strict=True)
+        )
+        text = escape(f"{claim.text[0].upper()}{claim.text[1:]}")
+        body += f'<tr><th scope="row"><a href="{pages[claim.name]}">{claim.name}</a> {text}</th>{cells}</tr>'
+    seen = {MARKS[row.verdict][0] for row in marks.values()}
+    legend = " ".join(
+        f"<span>{_drawing(verdict)} {MARKS[verdict][0]}</span>"
+        for verdict in MARKS if MARKS[verdict][0] in seen and verdict != TOO_LATE
     )  # fmt: skip
-    cells, claims = list(dict.fromkeys(data.cell)), [claim.name for claim in CLAIMS]
-    palette = sns.color_palette("colorblind")
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        canvas = Canvas(
-            figsize=(5.2, 0.4 * len(cells) + 1.3), layout="constrained"
-        )  # narrow: it is read on phones, too
-        axis = canvas.subplots()
-        for row in data.itertuples():
-            label, marker, fill, colour = MARKS[row.verdict]
-            axis.plot(
-                claims.index(row.claim), cells.index(row.cell), marker=marker, fillstyle=fill, color=palette[colour],
-                markerfacecoloralt="none", markersize=10, linestyle="none", label=label,
-            )  # fmt: skip
-        axis.set(xticks=range(len(claims)), xticklabels=claims, yticks=range(len(cells)))
-        axis.set_yticklabels([cell.replace("; ", "\n") for cell in cells], fontsize=8)
-        axis.set(xlim=(-0.5, len(claims) - 0.5), ylim=(len(cells) - 0.5, -0.5))
-        axis.xaxis.tick_top()
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        axis.hlines(np.arange(1, len(cells)) - 0.5, -0.5, len(claims) - 0.5, color="0.5", alpha=0.3, linewidth=0.8)
-        found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        names = list(dict.fromkeys(label for label, *_ in MARKS.values() if label in found))
-        canvas.legend(
-            [found[label] for label in names], names, loc="outside lower center",
-            ncols=3, frameon=False, handletextpad=0.1, columnspacing=1,
-        )  # fmt: skip
-        said = []
-        for claim in claims:
-            counts = Counter(MARKS[verdict][0] for verdict in data.verdict[data.claim == claim])
-            if counts:
-                said.append(f"{claim}: " + ", ".join(f"{label} in {n}" for label, n in counts.most_common()))
-        return finish(canvas, name, caption, f"A mark for each claim and cell. {'; '.join(said)}.", data)
+    head = f'<thead><tr><td rowspan="2"></td>{heads}</tr><tr>{names}</tr></thead>'
+    return (
+        f'<div class="metanb-overview" tabindex="0" role="region" aria-label="Verdicts at a glance"><table>{head}'
+        f'<tbody>{body}</tbody></table></div><p class="metanb-legend">{legend}</p>'
+    )
 
 
-def _place(row: Row) -> str:
+def _place(row: Row) -> tuple[str, str, str, str]:
+    """A row's columns: data set, setting, scale, algorithm."""
     algorithm = row.variant.partition("beside ")[2] or NAMES[row.algorithm]
-    return f"{NAMES[row.dataset]}, {row.setting}; {algorithm}, {row.scale.split(',')[0]} scale"
+    return row.dataset, row.setting, row.scale.split(",")[0], algorithm
+
+
+def _mark(row: Row, ledger: str) -> str:
+    said = escape(f"{row.claim}, {MARKS[row.verdict][0]}: {row.change}, {row.runs} runs")
+    return (
+        f'<a href="{ledger.format(row.claim.lower())}" title="{said}" aria-label="{said}">{_drawing(row.verdict)}</a>'
+    )
+
+
+def _drawing(verdict: str) -> str:
+    name, shape = MARKS[verdict]
+    kind = name.replace(" ", "-")
+    return (
+        f'<svg class="metanb-mark {kind}" viewBox="-8 -8 16 16" width="16" height="16" aria-hidden="true">{shape}</svg>'
+    )
 
 
 def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: float) -> Figure:

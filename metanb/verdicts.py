@@ -40,7 +40,7 @@ class Claim:
 CLAIMS = (
     Claim("C1", "adapted solutions become flatter", "hessian_norm", -1),
     Claim("C2", "adapted solutions become lower in support loss", "support_loss", -1),
-    Claim("C3", "adapted solutions lie further from θ_s", "distance", +1),
+    Claim("C3", "adapted solutions lie further from where they began", "distance", +1),
     Claim("C4", "they become flatter even while query accuracy falls", "hessian_norm", -1),
     Claim("C5", "query accuracy goes with trajectory coherence", "trajectory_coherence", +1),
     Claim("C6", "query accuracy goes with gradient coherence", "gradient_coherence", +1),

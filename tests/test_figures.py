@@ -128,16 +128,16 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     falling = [record(s, {"hessian_norm": np.exp(-TIME)}, algorithm="fomaml") for s in range(3)]
     heads = [record(s, {}, head_init="zero") for s in range(3)]
     rows = claims.ledger([record(s, {}) for s in range(3)] + falling + heads)
-    figure = summary.overview(rows, "verdicts", "All of them.")
+    html = summary.overview(rows, {f"C{i}": f"page.html#c{i}" for i in range(1, 9)}, "ledger.html#{}")
     shown = [row for row in rows if row.as_in_paper and "head" not in row.setting and row.verdict != verdicts.TOO_FEW]
-    assert sorted(figure.data.verdict) == sorted(row.verdict for row in shown) and len(shown) >= 12
-    assert set(figure.data.cell) == {
-        f"Omniglot, 5-way 1-shot; {name}, quick scale" for name in ("MAML", "first-order MAML")
-    }
-    assert (
-        "C1: reproduced in 1, not reproduced in 1;" in figure.alt
-        or "C1: not reproduced in 1, reproduced in 1;" in figure.alt
-    )
+    marks = re.findall(r'<td class="quick"><a href="ledger.html#(c\d)" title="C\d, ([^:]+): ([^"]*), 3 runs"', html)
+    names = {verdict: name for verdict, (name, _) in summary.MARKS.items()}
+    said = [(row.claim.lower(), names[row.verdict], row.change) for row in shown]
+    assert sorted(marks) == sorted(said) and len(shown) >= 12
+    assert re.findall(r'<th colspan="(\d)"[^>]*>([^/]*)</th>', html) == [("2", "Omniglot<br>5-way<br>1-shot<br>quick")]
+    assert html.count('<th scope="row">') == 8 and 'href="page.html#c8"' in html
+    legend = html.split("metanb-legend")[1]
+    assert all(name in legend for _, name, _ in said)
 
 
 def test_drawing_twice_gives_the_same_bytes(runs):

@@ -19,6 +19,14 @@ from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, REPRODUCED, TOO_FEW, UNJUD
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = [f"C{number}" for number in range(1, 9)]
+CLAIM_PAGES = {
+    name: f"../notebooks/{page}.html#{name.lower()}"
+    for page, names in {
+        "2-flatness": ("C1", "C2", "C3"), "5-overfitting": ("C4",), "3-trajectories": ("C5", "C7"),
+        "4-gradients": ("C6",), "6-regularizer": ("C8",),
+    }.items()
+    for name in names
+}  # fmt: skip
 OTHER_FORMS = ("first peak", claims.SCALE_FREE)  # of C1, which the landing page counts
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
@@ -186,6 +194,14 @@ def runs_by_scale(recorded: list[Record]) -> str:
     return "; ".join(said)
 
 
+def paper_reach(recorded: list[Record]) -> str:
+    """How far the runs at the paper's scale have got, in words."""
+    reached = [run for run in recorded if scale_of(run.settings) == "paper"]
+    if not reached:
+        return "of which none is recorded yet"
+    return f"trained for {iterations(reached)} of {preset('paper').iterations:,} iterations"
+
+
 def iterations(cell: list[Record]) -> str:
     """The iterations that a cell's runs got to, least to greatest."""
     ends = {run.iterations for run in cell}
@@ -210,10 +226,7 @@ def substitutions() -> dict[str, str]:
     names |= {
         f"verdict_c1_{form.replace(' ', '_').replace('-', '_')}": headline(of["C1"], form) for form in OTHER_FORMS
     }
-    glance = "The verdicts at a glance, a row a cell. A column of full marks is a claim that holds everywhere. "
-    glance += "Cells with other first heads, and other forms of the claims, are in the ledger."
-    overview = summary.overview(rows, "verdicts", glance)._repr_html_()
-    names["overview"] = f'<div class="metanb-overview">{overview}</div>'
+    names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html#ledger-{}")
     names["holm"] = HOLM_MEANING
     names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
     names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
@@ -226,6 +239,8 @@ def substitutions() -> dict[str, str]:
     paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
     names["paper_settings"] = settings_table(paper, True)
     names["all_settings"] = settings_table({"default": Settings()}, False)
+    names["runs_total"] = number(len(recorded))
+    names["paper_reach"] = paper_reach(recorded)
     names["runs_by_scale"] = runs_by_scale(recorded)
     names["accuracy"] = accuracy_table(recorded)
     names["final_tasks"] = number(preset("paper").final_tasks)
