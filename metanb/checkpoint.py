@@ -1,6 +1,7 @@
 """The state of a run in progress, saved after each epoch: a kill loses at most one."""
 
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ class State:
             if name != "data" and str(value) not in str(self.origin[name]).split(", "):
                 self.origin[name] = f"{self.origin[name]}, {value}"
         self.resumed += 1
+
+
+def go_on_from(shorter: Path, path: Path) -> None:
+    """Let the run of checkpoint `path`, if it has none yet, start where a shorter one stands.
+
+    The two must be runs of the same settings but for their length. The caller holds the lock of `path`.
+    """
+    if not path.exists():
+        scratch = path.with_suffix(f".{os.getpid()}")
+        try:
+            shutil.copyfile(shorter, scratch)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
