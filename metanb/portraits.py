@@ -6,7 +6,7 @@
 
 They stand beside the run's record: in `results/` (committed), or in the local store. Trained weights are not
 committed, so a portrait may be drawn from weights that were trained anew, on another machine: its provenance says so,
-and its query accuracy at alpha = 1 is the run's measure of that name, to be compared.
+and the query accuracy and distance that come with the interpolation are the run's measures, to be compared.
 """
 
 import hashlib

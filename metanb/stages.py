@@ -17,7 +17,7 @@ from metanb.nets import ConvNet
 from metanb.settings import Settings
 from metanb.tasks import Tasks
 
-DRAWN = 31  # points a side of the surface
+DRAWN = 25  # points a side of the surface
 BEYOND = (-0.4, 1.4)  # the surface's edges, in units of the furthest coordinate of a trajectory
 ALPHAS = np.linspace(-0.5, 2, 26).round(2)
 SPECTRUM_TASKS, DIRECTIONS, PRODUCTS = 16, 2, 80
@@ -71,27 +71,30 @@ def surfaces(stages: list[Stage]) -> dict[str, Any]:
 
 
 def interpolations(stages: list[Stage]) -> dict[str, Any]:
-    """Support loss, query loss and query accuracy at theta_s + alpha (theta~_i - theta_s).
+    """Support and query loss at theta_s + alpha (theta~_i - theta_s).
 
-    `alpha` [A] and `n`, the number of tasks; of each stage the mean `distance` between the two, and of each measure the
-    `mean`, `low` and `high` quartile over tasks, [A].
+    `alpha` [A] and `n`, the number of tasks; of each stage and loss the `mean`, `low` and `high` quartile over tasks,
+    [A]; and the mean `distance` from theta_s to theta~_i, and `query_accuracy` there.
     """
     alphas, drawn = torch.from_numpy(ALPHAS), []
     for stage in stages:
         seen: dict[str, list[Tensor]] = {}
         for first in range(0, len(stage.tasks), TASKS_AT_ONCE):
             part = slice(first, first + TASKS_AT_ONCE)
-            ends = stage.paths[0, part], stage.paths[-1, part]
-            for name, x, y in _sets(stage.tasks[part]):
-                for measure, function in (("loss", losses), ("accuracy", accuracy)):
-                    values = surface.along(_by_params(function, stage.net, x, y), *ends, alphas)
-                    seen.setdefault(f"{name}_{measure}", []).append(values)
-        found = {"epoch": stage.epoch, "distance": (stage.paths[-1] - stage.paths[0]).norm(dim=1).mean()}
-        for name in ("support_loss", "query_loss", "query_accuracy"):
-            values = torch.cat(seen[name], 1)  # [A, T]
+            start, end, tasks = stage.paths[0, part], stage.paths[-1, part], stage.tasks[part]
+            for name, x, y in _sets(tasks):
+                values = surface.along(_by_params(losses, stage.net, x, y), start, end, alphas)
+                seen.setdefault(f"{name}_loss", []).append(values)
+            seen.setdefault("distance", []).append((end - start).norm(dim=1))
+            with torch.no_grad():
+                right = accuracy(stage.net, end, tasks.query_x, tasks.query_y)
+            seen.setdefault("query_accuracy", []).append(right)
+        found = {name: torch.cat(seen.pop(name)).mean() for name in ("distance", "query_accuracy")}
+        for name, parts in seen.items():
+            values = torch.cat(parts, 1)  # [A, T]
             low, high = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype), dim=1)
             found[name] = {"mean": values.mean(1), "low": low, "high": high}
-        drawn.append(found)
+        drawn.append({"epoch": stage.epoch} | found)
     return {"alpha": alphas, "n": len(stages[0].tasks), "stages": drawn}
 
 

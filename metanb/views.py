@@ -14,7 +14,6 @@ from metanb.settings import NAMES
 
 LEVELS = np.array([1, 2, 5])[None] * 10.0 ** np.arange(-4, 4)[:, None]  # of losses, nats
 LOSSES = {"support_loss": "support loss", "query_loss": "query loss"}
-SEEN = {**LOSSES, "query_accuracy": "query accuracy"}
 
 
 def surfaces(one: Portrait, name: str, caption: str) -> Figure:
@@ -61,20 +60,20 @@ def angle(stage: dict[str, Any]) -> float:
     return float(np.degrees(np.arctan2(stage["paths"][1][-1][1], stage["paths"][1][-1][0])))
 
 
-def lines(runs: list[Portrait], measures: list[str], name: str, caption: str) -> Figure:
-    """Measures along the line from theta_s to theta~_i: a row an algorithm, a column a measure, a line a stage.
+def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
+    """Losses along the line from theta_s to theta~_i: a row an algorithm, a column a loss, a line a stage.
 
     Thin lines are single runs, the thick one is their mean; the band is the mean of the runs' quartiles over tasks.
     """
     kinds = list(dict.fromkeys(one.settings.algorithm for one in runs))
     rows = []
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.4 * len(measures), 2.9 * len(kinds)), layout="constrained")
-        axes = canvas.subplots(len(kinds), len(measures), sharex=True, sharey="col", squeeze=False)
+        canvas = Canvas(figsize=(4.4 * len(LOSSES), 2.9 * len(kinds)), layout="constrained")
+        axes = canvas.subplots(len(kinds), len(LOSSES), sharex=True, sharey="col", squeeze=False)
         for row, kind in zip(axes, kinds, strict=True):
             chosen = [one for one in runs if one.settings.algorithm == kind]
             alpha, stages = np.array(chosen[0].values["alpha"]), chosen[0].values["stages"]
-            for axis, measure in zip(row, measures, strict=True):
+            for axis, measure in zip(row, LOSSES, strict=True):
                 for i, (colour, dash) in enumerate(looks(len(stages))):
                     found = [one.values["stages"][i][measure] for one in chosen]
                     mean, low, high = (
@@ -88,12 +87,11 @@ def lines(runs: list[Portrait], measures: list[str], name: str, caption: str) ->
                         (kind, stages[i]["epoch"], measure, *values)
                         for values in zip(alpha, mean, low, high, strict=True)
                     ]
-                if measure != "query_accuracy":
-                    axis.set_yscale("log")
-                    axis.yaxis.set_major_formatter(ScalarFormatter())
+                axis.set_yscale("log")
+                axis.yaxis.set_major_formatter(ScalarFormatter())
                 for mark in (0, 1):
                     axis.axvline(mark, color="#888888", linewidth=0.8)
-                axis.set_title(f"{SEEN[measure]}, {NAMES[kind]}", fontsize=9)
+                axis.set_title(f"{LOSSES[measure]}, {NAMES[kind]}", fontsize=9)
         for axis in axes[-1]:
             axis.set_xlabel("α: 0 at θ_s, 1 at the adapted solution")
         axes[0, 0].legend(frameon=False, fontsize=8)
@@ -102,7 +100,7 @@ def lines(runs: list[Portrait], measures: list[str], name: str, caption: str) ->
 
 
 def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
-    """Smoothed spectra: a row a run, a column a stage, each on its own axis, number of eigenvalues a unit on a log scale.
+    """Smoothed spectra: a row a run, a column a stage, each on its own axis, eigenvalues a unit on a log scale.
 
     Dots are the largest eigenvalues in order, circles those of the Gauss-Newton part, each a mean over tasks.
     """
@@ -166,10 +164,7 @@ def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
         axes[0, 1].legend(frameon=False, fontsize=8)
         data = pd.DataFrame(rows, columns=["algorithm", "epoch", "side", "x", "number"])
         near = data[np.isclose(data.x, data.x[(data.x - 0.1).abs().idxmin()])]
-        ends = "; ".join(
-            f"{NAMES[r.algorithm]}, epoch {r.epoch}: {r.number:.0f} {r.side} {'-' if r.side == 'below' else ''}{r.x:.2g}"
-            for r in near.itertuples()
-        )
+        ends = "; ".join(f"{NAMES[r.algorithm]}, epoch {r.epoch}: {r.number:.0f} {r.side}" for r in near.itertuples())
         return finish(canvas, name, caption, f"Falling curves on logarithmic axes. {ends}.", data)
 
 
@@ -197,7 +192,7 @@ def _trajectory(axis: Any, path: np.ndarray, mark: str) -> None:
 def _alt_lines(data: pd.DataFrame) -> str:
     at = data[data.alpha.isin([0.0, 1.0, 2.0])]
     ends = (
-        f"{NAMES[kind]}, {SEEN[measure]}, epoch {epoch}: " + ", ".join(f"{m:.2g}" for m in group["mean"])
+        f"{NAMES[kind]}, {LOSSES[measure]}, epoch {epoch}: " + ", ".join(f"{m:.2g}" for m in group["mean"])
         for (kind, measure, epoch), group in at.groupby(["algorithm", "measure", "epoch"], sort=False)
     )
     return "Lines over alpha; values at 0, 1 and 2. " + "; ".join(ends) + "."
