@@ -6,53 +6,58 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import ScalarFormatter
 
 from metanb.pictures import STYLE, Figure, finish, looks
 from metanb.portraits import Portrait
 from metanb.settings import NAMES
+from metanb.stages import BEYOND
 
-LEVELS = np.array([1, 2, 5])[None] * 10.0 ** np.arange(-4, 4)[:, None]  # of losses, nats
+_INK, _PAPER = "#111111", "#ffffff"  # on filled contours, whatever the page
+SHOWN = 12  # of the largest eigenvalues
+TOPS = (("top", 0.05, "o", "largest"), ("gauss_newton_top", 0.012, "x", "of the Gauss-Newton part"))
 LOSSES = {"support_loss": "support loss", "query_loss": "query loss"}
 
 
-def surfaces(one: Portrait, name: str, caption: str) -> Figure:
-    """Support and query loss of one task on the plane of two trajectories: a row a loss, a column a stage."""
-    at, stages = np.array(one.values["at"]), one.values["stages"]
+def surfaces(runs: list[Portrait], loss: str, name: str, caption: str) -> Figure:
+    """One task's `loss` on the plane of two trajectories: a row a run, a column a stage, one scale of colours.
+
+    The data have a row for each b, a column for each a, both in units of the column `unit`.
+    """
+    rows, said = [], []
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(2.9 * len(stages), 5.4), layout="constrained")
-        axes = canvas.subplots(2, len(stages), sharex=True, sharey=True, squeeze=False)
-        for row, (measure, label) in zip(axes, LOSSES.items(), strict=True):
-            values = np.array([stage[measure] for stage in stages])
-            levels = _levels(values)
-            for axis, stage, value in zip(row, stages, values, strict=True):
-                norm = matplotlib.colors.LogNorm(levels[0], levels[-1])
-                filled = axis.contourf(at, at, value, levels, norm=norm, cmap="cividis_r", extend="both")
-                lines = axis.contour(at, at, value, levels, colors="#333333", linewidths=0.4)
-                axis.clabel(lines, levels[::2], fmt="%g", fontsize=6, colors="#111111")
+        n = len(runs[0].values["stages"])
+        canvas = Canvas(figsize=(2.75 * n + 0.6, 2.75 * len(runs)), layout="constrained")
+        axes = canvas.subplots(len(runs), n, squeeze=False, sharex="row", sharey="row")
+        levels = _levels(np.array([[stage[loss] for stage in one.values["stages"]] for one in runs]))
+        norm = matplotlib.colors.LogNorm(levels[0], levels[-1])
+        inks = [_INK if norm(level) < 0.6 else _PAPER for level in levels]
+        for row, one in zip(axes, runs, strict=True):
+            at, kind = np.array(one.values["at"]), one.settings.algorithm
+            for axis, stage in zip(row, one.values["stages"], strict=True):
+                filled = axis.contourf(at, at, stage[loss], levels, norm=norm, cmap="cividis_r", extend="both")
+                filled.set(edgecolor="#555555", linewidth=0.3)
+                lines = axis.contour(at, at, stage[loss], levels, colors=_INK)
+                axis.clabel(lines, levels, inline=False, fmt="%g", fontsize=7, colors=inks)
+                lines.set_visible(False)  # the edges of what is filled are there already
                 for path, mark in zip(stage["paths"], "os", strict=True):
                     _trajectory(axis, np.array(path), mark)
-                axis.set_aspect("equal")
+                axis.set(aspect="equal", title=_when(one, stage["epoch"]))
                 axis.grid(False)
-            row[0].set_ylabel("distance along the 2nd axis")
-            canvas.colorbar(filled, ax=row, label=f"{label} (nats)", format=ScalarFormatter(), ticks=levels, pad=0.01)
-        for axis, stage in zip(axes[0], stages, strict=True):
-            axis.set_title(_when(one, stage["epoch"]))
+                unit = at[-1] / BEYOND[1]
+                for b, values in zip(at / unit, stage[loss], strict=True):
+                    rows.append([kind, stage["epoch"], f"{unit:.4g}", f"{b:.4g}", *values])
+                lengths = (np.hypot(*path[-1]) for path in stage["paths"])
+                steps = " and ".join(f"{length:.2g}" for length in lengths)
+                said.append(f"{NAMES[kind]}, {_when(one, stage['epoch'])}: {steps} long, {angle(stage):.0f}° apart")
+            row[0].set_ylabel(f"{NAMES[kind]}\n2nd axis (L2)")
         for axis in axes[-1]:
-            axis.set_xlabel("distance along the 1st axis")
-        rows = [
-            (stage["epoch"], a, b, stage["support_loss"][j][i], stage["query_loss"][j][i])
-            for stage in stages
-            for j, b in enumerate(at)
-            for i, a in enumerate(at)
-        ]
-        data = pd.DataFrame(rows, columns=["epoch", "a", "b", *LOSSES])
-        ends = "; ".join(
-            f"{_when(one, stage['epoch'])}: steps of {_length(stage, 0):.2g} and {_length(stage, 1):.2g},"
-            f" {angle(stage):.0f} degrees apart"
-            for stage in stages
-        )
-        return finish(canvas, name, caption, f"Contour maps of a task's losses, with two trajectories. {ends}.", data)
+            axis.set_xlabel("1st axis (L2)")
+        bar = canvas.colorbar(filled, ax=axes, label=f"{LOSSES[loss]} (nats)", ticks=levels, pad=0.01)
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.ax.minorticks_off()
+        data = pd.DataFrame(rows, columns=["algorithm", "epoch", "unit", "b", *(f"{a / unit:.4g}" for a in at)])
+        alt = f"Contour maps of a task's {LOSSES[loss]}, each with two trajectories. {'; '.join(said)}."
+        return finish(canvas, name, caption, alt, data)
 
 
 def angle(stage: dict[str, Any]) -> float:
@@ -88,7 +93,9 @@ def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
                         for values in zip(alpha, mean, low, high, strict=True)
                     ]
                 axis.set_yscale("log")
-                axis.yaxis.set_major_formatter(ScalarFormatter())
+                axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.minorticks_off()
                 for mark in (0, 1):
                     axis.axvline(mark, color="#888888", linewidth=0.8)
                 axis.set_title(f"{LOSSES[measure]}, {NAMES[kind]}", fontsize=9)
@@ -102,7 +109,7 @@ def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
 def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
     """Smoothed spectra: a row a run, a column a stage, each on its own axis, eigenvalues a unit on a log scale.
 
-    Dots are the largest eigenvalues in order, circles those of the Gauss-Newton part, each a mean over tasks.
+    Dots are the largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean over tasks.
     """
     rows = []
     with matplotlib.rc_context(STYLE):
@@ -113,17 +120,15 @@ def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
             (colour, _), (other, _) = looks(2)
             for axis, stage in zip(row, one.values["stages"], strict=True):
                 at, density = np.array(stage["density_at"]), np.array(stage["density"])
-                axis.fill_between(at, density, 1e-9, color=colour, alpha=0.3, linewidth=0)
-                axis.plot(at, density, color=colour, linewidth=1)
-                for key, height, style in (("top", 0.05, "|"), ("gauss_newton_top", 0.02, "x")):
-                    axis.plot(
-                        stage[key], np.full(len(stage[key]), height), style, color=other, markersize=5, clip_on=False
-                    )
+                axis.fill_between(at, density.clip(1e-3), 1e-4, facecolor=(*colour, 0.3), edgecolor=colour)
+                for key, height, mark, label in TOPS:
+                    axis.plot(stage[key][:SHOWN], [height] * SHOWN, mark, color=other, markersize=4, label=label)
                 axis.axvline(0, color="#888888", linewidth=0.8)
-                axis.set(yscale="log", ylim=(0.01, 1e6), title=_when(one, stage["epoch"]))
+                axis.set(yscale="log", ylim=(0.003, 3e5), title=_when(one, stage["epoch"]))
                 kind = one.settings.algorithm
                 rows += [(kind, stage["epoch"], x, y) for x, y in zip(at, density, strict=True)]
-            row[0].set_ylabel(f"{NAMES[one.settings.algorithm]}\neigenvalues per unit")
+            row[0].set_ylabel(f"{NAMES[one.settings.algorithm]}\neigenvalues a unit")
+        axes[0, 0].legend(frameon=False, fontsize=7, loc="upper right")
         for axis in axes[-1]:
             axis.set_xlabel("eigenvalue of the Hessian")
         data = pd.DataFrame(rows, columns=["algorithm", "epoch", "eigenvalue", "density"])
@@ -157,7 +162,8 @@ def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
                 axis.set(xscale="log", yscale="log", ylim=(0.5, chosen[0].values["size"]))
                 axis.set_title(f"eigenvalues {label}, {NAMES[kind]}", fontsize=9)
                 for scale in (axis.xaxis, axis.yaxis):
-                    scale.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,g}"))
+                    scale.set_major_formatter("{x:,g}")
+                axis.minorticks_off()
             row[0].set_ylabel("number of eigenvalues")
         for axis in axes[-1]:
             axis.set_xlabel("x")
@@ -165,7 +171,25 @@ def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
         data = pd.DataFrame(rows, columns=["algorithm", "epoch", "side", "x", "number"])
         near = data[np.isclose(data.x, data.x[(data.x - 0.1).abs().idxmin()])]
         ends = "; ".join(f"{NAMES[r.algorithm]}, epoch {r.epoch}: {r.number:.0f} {r.side}" for r in near.itertuples())
-        return finish(canvas, name, caption, f"Falling curves on logarithmic axes. {ends}.", data)
+        return finish(
+            canvas, name, caption, f"Falling curves on logarithmic axes. At x = {near.x.iloc[0]:.2g}: {ends}.", data
+        )
+
+
+def origin(portraits: list[Portrait]) -> str:
+    """When and with what portraits were drawn, and their weights trained, as one line of Markdown."""
+
+    def each(*values: Any) -> str:
+        return ", ".join(sorted({str(value) for value in values}))
+
+    drawn = [one.provenance for one in portraits]
+    weights = [one["weights"] for one in drawn]
+    return (
+        f"Drawn {each(*(one['drawn'][:10] for one in drawn))} on {each(*(one['device'] for one in drawn))},"
+        f" torch {each(*(one['torch'] for one in drawn))}, code {each(*(one['code'] for one in drawn))};"
+        f" weights trained by code {each(*(one['code'] for one in weights))}"
+        f" on {each(*(one['device'] for one in weights))}."
+    )
 
 
 def _when(one: Portrait, epoch: int) -> str:
@@ -173,20 +197,22 @@ def _when(one: Portrait, epoch: int) -> str:
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-    """At most about 12 levels, round numbers, over the values."""
-    inside = LEVELS.ravel()[(LEVELS.ravel() >= values.min()) & (LEVELS.ravel() <= values.max())]
-    return inside[-12:] if len(inside) > 1 else np.linspace(values.min(), values.max(), 3)
-
-
-def _length(stage: dict[str, Any], path: int) -> float:
-    return float(np.hypot(*stage["paths"][path][-1]))
+    """Round levels over the values, all above 0: the coarsest series that has six."""
+    low, high = float(values.min()), float(values.max())
+    for series in ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]):
+        levels = np.outer(10.0 ** np.arange(-5, 5), series).ravel().round(5)
+        inside = levels[(low <= levels) & (levels <= high)]
+        if len(inside) >= 6:
+            return inside
+    ticks = matplotlib.ticker.MaxNLocator(8).tick_values(low, high)
+    return ticks[ticks > 0]
 
 
 def _trajectory(axis: Any, path: np.ndarray, mark: str) -> None:
-    for colour, width in (("#000000", 2.6), ("#ffffff", 1.4)):
+    for colour, width in ((_INK, 2.6), (_PAPER, 1.4)):
         axis.plot(*path.T, color=colour, linewidth=width)
-    axis.plot(*path[-1], mark, color="#ffffff", markeredgecolor="#000000", markersize=6)
-    axis.plot(*path[0], "X", color="#ffffff", markeredgecolor="#000000", markersize=6)
+    axis.plot(*path[-1], mark, color=_PAPER, markeredgecolor=_INK, markersize=6)
+    axis.plot(*path[0], "X", color=_PAPER, markeredgecolor=_INK, markersize=6)
 
 
 def _alt_lines(data: pd.DataFrame) -> str:
