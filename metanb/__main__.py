@@ -233,7 +233,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; a run that was training goes on from its last epoch when asked for again", err=True)
         sys.exit(130)
-    except (RuntimeError, ArithmeticError, ValueError, OSError) as error:  # ours say more in one line, torch's go on
+    # Ours say all in one line, torch's go on.
+    except (RuntimeError, ArithmeticError, ValueError, OSError, MemoryError) as error:
         click.echo(f"Error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True)
         sys.exit(1)
 
