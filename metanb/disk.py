@@ -20,8 +20,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(
-            f"cannot write {path} ({error.strerror or error}): make room, or name another folder (for runs: METANB_STORE); "
-            "what was there is whole"
+            f"cannot write {path} ({error.strerror or error}): make room, or name another folder "
+            "(for runs: METANB_STORE); what was there is whole"
         ) from error
 
 

@@ -33,7 +33,7 @@ class DivergedError(ArithmeticError):
 
 
 class MemoryFullError(RuntimeError):
-    """A run needs more memory than there is; the message names the run, the device and the remedy."""
+    """A run needs more memory than there is; the message names the run and the remedy."""
 
 
 def run(settings: Settings, device: str = "auto", until: int | None = None) -> records.Record:
@@ -49,7 +49,7 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
 
     Raises:
         DivergedError: a meta-training loss is not finite; the last checkpoint is kept.
-        MemoryFullError: the run does not fit into the device's memory; the last checkpoint is kept.
+        MemoryFullError: the run does not fit into memory, the GPU's or the machine's; the last checkpoint is kept.
         metanb.images.DataError: the data set is missing or damaged.
         metanb.records.RecordError: a record of these settings is there, but damaged.
     """
@@ -57,9 +57,8 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
     found = records.find(settings, last)
     if found is not None:
         return found
-    where = resolve(device)
-    with records.lock(settings.id), _enough_memory(settings, where):
-        return records.find(settings, last) or _train(settings, where, last)
+    with records.lock(settings.id), _enough_memory(settings):
+        return records.find(settings, last) or _train(settings, resolve(device), last)
 
 
 def resolve(device: str) -> torch.device:
@@ -74,10 +73,10 @@ def resolve(device: str) -> torch.device:
 
 def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     """The network at the end of a run, from the weights that the local store keeps; trained if they are not there."""
-    path, where = records.checkpoint(settings.id), resolve(device)
-    with records.lock(settings.id), _enough_memory(settings, where):
+    path = records.checkpoint(settings.id)
+    with records.lock(settings.id), _enough_memory(settings):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
-            _train(settings, where, settings.epochs)
+            _train(settings, resolve(device), settings.epochs)
     return _net_of(settings, checkpoint.read(path))
 
 
@@ -239,7 +238,7 @@ def _diverged(what: str, settings: Settings, epoch: int) -> DivergedError:
 
 
 @contextmanager
-def _enough_memory(settings: Settings, device: torch.device) -> Iterator[None]:
+def _enough_memory(settings: Settings) -> Iterator[None]:
     """Raises MemoryFullError where the work inside asks for more memory than there is.
 
     Smaller chunks would need less, but then a run's last bits would depend on what else the device had to do.
@@ -247,13 +246,14 @@ def _enough_memory(settings: Settings, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # On the CPU torch raises a plain RuntimeError: its allocator's, or the convolution library's.
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        # On the CPU torch's allocator raises a plain RuntimeError.
+        if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
-        remedy = "" if device.type == "cpu" else ", or go on with --device cpu"
+        whose, other = ("the GPU's memory", ", or go on with --device cpu") if on_gpu else ("memory", "")
         raise MemoryFullError(
-            f"{settings.id}: the memory of {device} is full: stop what else uses it (of a grid, run fewer at a time: "
-            f"--processes 1), use a larger one{remedy}; what is done up to the last epoch is kept"
+            f"{settings.id}: {whose} is full: stop what else uses it (in a grid: --processes 1){other}; the checkpoint "
+            "of the last epoch is kept"
         ) from error
 
 
