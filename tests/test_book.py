@@ -112,19 +112,10 @@ def test_pictures_are_not_empty(soups, page):
             assert (HTML / f"{page}.html").parent.joinpath(unquote(image["src"])).stat().st_size > 100, image["src"]
 
 
-def test_formulas_are_set_by_the_vendored_mathjax(soups):
-    with_math = {path: soup for path, soup in soups.items() if soup.select(".math")}
-    assert HTML / "book" / "method.html" in with_math
-    for path, soup in with_math.items():
-        (script,) = soup.find_all("script", src=re.compile("tex-svg"))
-        target = (path.parent / urlsplit(script["src"]).path).resolve()
-        assert target.read_bytes() == (ROOT / "book" / "_static" / "mathjax" / "tex-svg.js").read_bytes()
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_formulas_and_numbers_are_resolved(soups, page):
     found = article(soups, page)
-    for code in found.select("pre, code, .math, script"):
+    for code in found.select("pre, code, math, script"):
         code.extract()
     text = found.get_text()
     assert "{{" not in text and "}}" not in text
