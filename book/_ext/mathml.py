@@ -1,4 +1,4 @@
-"""Sphinx extension: formulas as MathML, written when the book is built, so that a page needs no JavaScript to show them.
+"""Sphinx extension: formulas as MathML, written when the book is built, so that a page shows them without JavaScript.
 
 math-core translates the TeX and stands in the page's annotation of each formula. What it cannot translate is a warning
 that names the formula, and so, in the strict build, an error. Glyphs are those of a math font, see `math.css`.
