@@ -36,8 +36,11 @@ def visit_math(self: Any, node: nodes.math) -> None:
 
 
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
-    """A formula of its own line, in the box that scrolls where the formula is wider than the page."""
-    self.body.append(self.starttag(node, "div", CLASS="math"))
+    """A formula of its own line, in a box that scrolls where the formula is wider than the page.
+
+    The box has the class of the theme's box around tables, to which the theme gives a tab stop when it scrolls.
+    """
+    self.body.append(self.starttag(node, "div", CLASS="math pst-scrollable-table-container"))
     if node["number"]:
         self.body.append(f'<span class="eqno">({node["number"]})</span>')
     self.body.append(mathml(node, display=True) + "</div>\n")
