@@ -66,7 +66,9 @@ def browser() -> Iterator:
 def tab(browser, size: tuple[int, int] = DESKTOP, theme: str = "light") -> Iterator:
     """A fresh tab, as wide as `size` says, in the light or the dark theme; its `watch` tells what went wrong."""
     width, height = size
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
+    )
     context.set_default_timeout(20_000)
     page = context.new_page()
     page.watch = Watch(page)

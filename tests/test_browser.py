@@ -14,10 +14,9 @@ from tests.test_book import PAGES
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 EVERYWHERE = [*PAGES, "search", "genindex"]
-# Elements that are meant to show a picture and show none; an icon of the theme is a letter of a font.
 EMPTY_PICTURES = """() => [...document.images]
-    .filter(image => image.checkVisibility() && image.loading !== 'lazy' && !image.naturalWidth).map(image => image.src)"""
-# Formulas that take no room or that say they are wrong; and TeX that is left in the text.
+    .filter(image => image.checkVisibility() && !image.naturalWidth).map(image => image.src.slice(0, 200))"""
+# Formulas that take no room or that say they are wrong.
 BAD_FORMULAS = r"""() => [...document.querySelectorAll('article math')].filter(formula => {
         const box = formula.getBoundingClientRect();
         return formula.checkVisibility() && (!box.width || !box.height) || formula.querySelector('merror, parsererror');
@@ -32,6 +31,7 @@ WIDER_THAN_THE_PAGE = """() => {
 
 def axe(page, **options) -> list[str]:
     """What axe-core finds that is serious or critical, one line each."""
+    page.add_style_tag(content="*, ::before, ::after { transition: none !important }")  # colours, not changes of colour
     page.evaluate(AXE.read_text())
     found = page.evaluate(
         "options => axe.run(document, options)", {"resultTypes": ["violations"], "preload": False, **options}
@@ -98,6 +98,6 @@ def test_formulas_need_no_script(browser):
     page = context.new_page()
     page.goto(address("book/method"))
     formulas = page.locator("article math")
-    assert formulas.count() > 40
+    assert formulas.count() > 30
     assert all(formulas.nth(index).bounding_box()["width"] > 4 for index in range(10))
     context.close()
