@@ -1,8 +1,8 @@
 """Sphinx extension: corrections of what the theme and docutils write, where style sheets cannot reach.
 
-What the theme copies into a built book and no page of it needs is taken out again: source maps, translations, fonts in a
-second format, and the icons' script. The theme's style sheet draws the same icons from a font; the script is three
-times its size and would hold up a page's first paint.
+What the theme copies into a built book and no page of it needs is taken out again: source maps, translations, fonts in
+a second format, and the icons' script. The theme's style sheet draws the same icons from a font; the script is ten
+times as large as that and would hold up a page's first paint.
 """
 
 import re
