@@ -57,7 +57,7 @@ def train(scale: Scale, device: str, until: int | None, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("name", metavar="GRID", type=click.Choice(["quick", "paper"]))
+@click.argument("name", metavar="GRID", type=click.Choice(["smoke", "quick", "paper"]))
 @click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the minutes they take")
 @click.option("--only", metavar="PATTERN", help="runs whose group or id matches, as in 'base' or '*-5w1s-maml-*'")
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(min=1), help="runs at a time")
