@@ -112,9 +112,8 @@ show grep resumed "$METANB_STORE/$cancelled/provenance.json"
 say "the cancelled run has the numbers of an undisturbed one"
 METANB_STORE=$work/other metanb train --scale smoke --device cpu > "$work/other.txt" 2>&1
 show cmp "$work/other/$cancelled/measures.csv" "$METANB_STORE/$cancelled/measures.csv"
+echo "the same"
 
 say "the records come home"
 show metanb grid smoke --budget 0 --export "$work/out"
-METANB_STORE=$work/home show metanb grid smoke --budget 0 --import "$work/out"
-METANB_STORE=$work/home show metanb grid smoke --list
-echo "done"
+show env METANB_STORE="$work/home" metanb grid smoke --import "$work/out" --list
