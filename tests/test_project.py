@@ -89,6 +89,12 @@ def test_font_is_vendored_with_its_licence():
     assert "book/_static/fonts/LICENSE" in PROJECT["license-files"]
 
 
+def test_uplot_is_vendored_with_its_licence():
+    folder = ROOT / "book" / "_static" / "uplot"
+    assert "MIT License" in (folder / "LICENSE").read_text()
+    assert "uPlot (v1.6.32)" in (folder / "uPlot.iife.min.js").read_text()[:100]
+
+
 def test_make_alone_prints_its_targets_and_builds_nothing():
     if shutil.which("make") is None:
         pytest.skip("make is not installed")

@@ -1,7 +1,7 @@
 """Sphinx extension: the page "Explore the runs" gets the recorded curves, as a script, and what draws them.
 
 A page that is opened from a file may not fetch another file, but it may name one as a script: so the data are one.
-Curves are strings of numbers, half as long as lists of them. They are loaded on that page alone, as the plotting library is.
+A curve is a string of numbers, shorter than a list of them. All of it is loaded on that page alone.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
-
 from book_numbers import ROOT, number
+
 from metanb.cells import cells
 from metanb.figures import LABELS
 from metanb.records import Record, read_all

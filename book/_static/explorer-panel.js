@@ -28,7 +28,7 @@
      *     runs: id, mean and error, an entry an epoch;
      *   text: a number as it is written.
      * @param {function(number, ?string)} pointed - told the iteration and the id of the run under the pointer, or null.
-     * @param {function()} left - told when the pointer has gone.
+     * @param {function(boolean)} left - told when the pointer has gone, and whether it was a finger, which always goes.
      */
     constructor(box, what, pointed, left) {
       Object.assign(this, { box, what, here: what.iterations.at(-1), run: null });
@@ -52,7 +52,12 @@
       over.append(this.tip);
       const follow = (event) => pointed(...this.nearest(event));
       for (const kind of ["pointermove", "pointerdown"]) over.addEventListener(kind, follow);
-      over.addEventListener("pointerleave", left);
+      over.addEventListener("pointerleave", ({ pointerType }) => left(pointerType === "touch"));
+    }
+
+    /** The last of a cell's epochs that is not later than an iteration. */
+    static epochAt(iterations, here) {
+      return iterations.findLastIndex((iteration) => iteration <= here);
     }
 
     /** The lines that uPlot draws, epoch 0 left out. It draws across undefined (no epoch there), but not across null. */
@@ -109,7 +114,7 @@
       ctx.setLineDash([]);
       line([[here, scales.y.min], [here, scales.y.max]], theme("--pst-color-text-muted"), 1);
       for (const { iterations, runs, mean, colour } of what.curves) {
-        const epoch = iterations.indexOf(here);
+        const epoch = this.constructor.epochAt(iterations, here);
         for (const run of runs) {
           const points = run.mean.map((value, e) => [iterations[e], value, run.error[e]]);
           const there = points.filter(([, value]) => Number.isFinite(value));
@@ -119,9 +124,9 @@
           }
           if (run.id !== this.run) continue;
           line(there.filter(([iteration]) => iteration), colour, 2.5);
-          disc(here, run.mean[epoch], colour, true);
+          disc(iterations[epoch], run.mean[epoch], colour, true);
         }
-        if (!this.run) disc(here, mean[epoch], colour, true);
+        if (!this.run) disc(iterations[epoch], mean[epoch], colour, true);
       }
       ctx.restore();
     }
@@ -131,8 +136,9 @@
       const iteration = this.what.iterations[this.plot.posToIdx(offsetX)];
       let [found, reach] = [null, REACH];
       for (const { iterations, runs } of this.what.curves) {
+        const epoch = this.constructor.epochAt(iterations, iteration);
         for (const { id, mean } of runs) {
-          const away = Math.abs(this.plot.valToPos(mean[iterations.indexOf(iteration)], "y") - offsetY);
+          const away = Math.abs(this.plot.valToPos(mean[epoch], "y") - offsetY);
           if (away < reach) [found, reach] = [id, away];
         }
       }
@@ -144,12 +150,13 @@
       Object.assign(this, { here, run });
       this.plot.redraw(false, false);
       const curve = this.what.curves.find(({ runs }) => runs.some(({ id }) => id === run));
-      const value = curve?.runs.find(({ id }) => id === run).mean[curve.iterations.indexOf(here)];
+      const epoch = curve && this.constructor.epochAt(curve.iterations, here);
+      const value = curve?.runs.find(({ id }) => id === run).mean[epoch];
       this.tip.hidden = !Number.isFinite(value);
       if (this.tip.hidden) return;
       this.tip.textContent = words;
       const { clientWidth: width, clientHeight: height } = this.plot.over;
-      const [left, top] = [this.plot.valToPos(here, "x") + 10, this.plot.valToPos(value, "y")];
+      const [left, top] = [this.plot.valToPos(curve.iterations[epoch], "x") + 10, this.plot.valToPos(value, "y")];
       this.tip.style.left = `${Math.max(0, Math.min(left, width - this.tip.offsetWidth))}px`;
       this.tip.style.top = `${top > height / 2 ? top - this.tip.offsetHeight - 10 : top + 10}px`;
     }

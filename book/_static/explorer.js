@@ -59,9 +59,12 @@
     return { colour: data.colours[place % data.colours.length], dash: [[], [8, 4], [2, 3]][place % 3] };
   }
 
-  /** What a cell is called among others: its data are named, too, where these differ. */
-  const name = (cell, among = state.cells) =>
-    distinct(among.map(group)).length > 1 ? `${kind(cell)} (${group(cell)})` : kind(cell);
+  /** What a cell is called among others: its data are named, too, as far as these differ. */
+  function name(cell, among = state.cells) {
+    const differ = DATA.filter((key) => among.some((other) => other[key] !== among[0][key]));
+    const words = differ.map((key) => (key === "scale" ? `${cell.scale} scale` : cell[key]));
+    return words.length ? `${kind(cell)} (${words.join(", ")})` : kind(cell);
+  }
 
   function chooseData(cell) {
     for (const key of DATA) state[key] = cell[key];
@@ -200,8 +203,10 @@
   // ---- Where the reader points -----------------------------------------------------------------------------------
 
   const where = () => union.findLast((iteration) => iteration <= at.iteration) ?? union[0];
-  const withError = ({ mean, error }, epoch) =>
-    text(mean[epoch]) + (error[epoch] > 0 ? ` ± ${text(error[epoch])}` : "");
+  const epochOf = (cell) => window.MetanbPanel.epochAt(cell.iterations, where());
+  const late = (cell, epoch) => (cell.iterations[epoch] === where() ? "" : `, at ${count(cell.iterations[epoch])}`);
+  const withError = (cell, { mean, error }, epoch) => (Number.isFinite(mean[epoch])
+    ? text(mean[epoch]) + (error[epoch] > 0 ? ` ± ${text(error[epoch])}` : "") + late(cell, epoch) : "–");
 
   /** Put the cursors of all panels, the slider and the tables at an iteration, and single out a run, or none. */
   function point(iteration, id) {
@@ -213,30 +218,28 @@
     for (const { curves, panel } of shown) {
       const curve = id && curves.find(({ cell }) => cell === cellOf.get(id));
       const run = id && curve.runs.find((one) => one.id === id);
-      const words = id && `${name(curve.cell)}, seed ${run.seed}: ${withError(run, curve.iterations.indexOf(here))}`;
+      const words = id && `${name(curve.cell)}, seed ${run.seed}: ${withError(curve.cell, run, epochOf(curve.cell))}`;
       panel.point(here, id, words);
     }
-    showTables(here);
+    showTables();
   }
 
   // ---- Words and numbers -----------------------------------------------------------------------------------------
 
-  function showTables(here) {
+  function showTables() {
     const heads = state.show.map(label);
-    const means = ({ iterations, mean, low, high }) => {
-      const epoch = iterations.indexOf(here);
-      return Number.isFinite(mean[epoch]) ? `${text(mean[epoch])} (${text(low[epoch])} to ${text(high[epoch])})` : "–";
+    const means = ({ cell, mean, low, high }) => {
+      const epoch = epochOf(cell);
+      if (!Number.isFinite(mean[epoch])) return "–";
+      return `${text(mean[epoch])} (${text(low[epoch])} to ${text(high[epoch])})${late(cell, epoch)}`;
     };
     fillTable($("table"), ["Mean (least to greatest)", ...heads], state.cells.map((cell, place) =>
       [keyed(cell, `${name(cell)}: ${runsOf(cell)}`), ...shown.map(({ curves }) => means(curves[place]))]));
     if (!$("each").open) return;
-    fillTable($("each").lastElementChild, ["Run", ...heads], state.cells.flatMap((cell, place) => {
-      const epoch = cell.iterations.indexOf(here);
-      return cell.runs.map(({ id, seed }, i) => [
-        keyed(cell, element("a", { href: `runs.html#${id}` }, `${name(cell)}, seed ${seed}`)),
-        ...shown.map(({ curves }) => withError(curves[place].runs[i], epoch)),
-      ]);
-    }));
+    fillTable($("each").lastElementChild, ["Run", ...heads], state.cells.flatMap((cell, place) => cell.runs.map(({ id, seed }, i) => [
+      keyed(cell, element("a", { href: `runs.html#${id}` }, `${name(cell)}, seed ${seed}`)),
+      ...shown.map(({ curves }) => withError(cell, curves[place].runs[i], epochOf(cell))),
+    ])));
   }
 
   /** What is drawn, in a few sentences. */
@@ -251,7 +254,7 @@
       const refused = state.log.has(measure) && !positive ? ". No log axis: some values are not above 0" : "";
       return `${label(measure)}: ${curves.slice(0, 4).map(ends).join("; ")}${more}${refused}.`;
     });
-    const counted = state.cells.slice(0, 4).map((cell) => `${runsOf(cell)} of ${kind(cell)}`);
+    const counted = state.cells.slice(0, 4).map((cell) => `${runsOf(cell)} of ${name(cell)}`);
     const more = state.cells.length > 4 ? `; and ${state.cells.length - 4} more` : "";
     return `${distinct(state.cells.map(group)).join("; ")}. Means over ${counted.join("; ")}${more}. ${said.join(" ")}`;
   }
@@ -278,7 +281,7 @@
     for (const { panel } of shown) panel.destroy();
     union = distinct(state.cells.flatMap((cell) => cell.iterations)).sort((one, other) => one - other);
     $("panels").classList.toggle("single", state.show.length < 2);
-    const left = () => [point(at.iteration, null), writeAddress()];
+    const left = (stays) => [point(at.iteration, stays ? at.run : null), writeAddress()];
     shown = (state.cells.length ? state.show : []).map((measure, place) => {
       const curves = state.cells.map((cell) => curvesOf(cell, measure));
       const positive = curves.every(({ runs }) => runs.every(({ mean }) => mean.every((value) => !(value <= 0))));
@@ -300,7 +303,7 @@
   form.hidden = false;
   form.addEventListener("input", changed);
   form.addEventListener("submit", (event) => event.preventDefault());
-  $("each").addEventListener("toggle", () => shown.length && showTables(where()));
+  $("each").addEventListener("toggle", () => shown.length && showTables());
   $("csv").addEventListener("click", save);
   $("reset").addEventListener("click", () => [history.replaceState(null, "", "#"), again()]);
   window.addEventListener("hashchange", again);
