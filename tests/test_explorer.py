@@ -148,6 +148,11 @@ def box(page, name: str):
     return page.locator("#explore").get_by_role("checkbox", name=name, exact=True)
 
 
+def open_each(page) -> None:
+    page.locator("#explore-each summary").click()
+    page.locator("#explore-each tbody tr").first.wait_for()
+
+
 def close(values: list[float]):
     return pytest.approx(values, rel=1e-3)
 
@@ -273,7 +278,7 @@ def test_a_link_may_name_any_run(page):
 
 def test_each_run_leads_to_its_record(page):
     page.goto(address(PAGE))
-    page.locator("#explore-each summary").click()
+    open_each(page)
     links = page.locator("#explore-each a")
     ids = [link.get_attribute("href").split("#")[1] for link in links.all()]
     assert ids == cell(**MAML) + cell(**MAML | {"algorithm": "fomaml"})
@@ -310,7 +315,7 @@ def test_mean_ends_where_the_first_run_was_stopped(browser):
         ends = [mean(runs, "query_accuracy", 1), mean(runs, "query_accuracy", 5), 750]
         assert said(page, "MAML", "Query accuracy") == close(ends)
         assert table(page)["MAML: 5 runs"] == [[], []]
-        page.locator("#explore-each summary").click()
+        open_each(page)
         first, *_, stopped = page.locator("#explore-each tbody tr").filter(has_text=re.compile(r"^\s*MAML")).all()
         assert len(numbers(first.locator("td").last.inner_text())) == 2  # it went on: mean and standard error
         assert stopped.locator("td").last.inner_text() == "–"
@@ -358,7 +363,7 @@ def test_phone_needs_no_sideways_scrolling(browser):
         page.locator("#explore-cells summary").click()
         for name in page.locator("#explore-cells label").all_inner_texts():
             box(page, name.strip()).check()
-        page.locator("#explore-each summary").click()
+        open_each(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
         assert page.locator("#explore-plot0 canvas").bounding_box()["width"] <= PHONE[0]
         assert not page.watch.complaints

@@ -236,7 +236,7 @@
     fillTable($("table"), ["Mean (least to greatest)", ...heads], state.cells.map((cell, place) =>
       [keyed(cell, `${name(cell)}: ${runsOf(cell)}`), ...shown.map(({ curves }) => means(curves[place]))]));
     if (!$("each").open) return;
-    fillTable($("each").lastElementChild, ["Run", ...heads], state.cells.flatMap((cell, place) => cell.runs.map(({ id, seed }, i) => [
+    fillTable($("each").querySelector("table"), ["Run", ...heads], state.cells.flatMap((cell, place) => cell.runs.map(({ id, seed }, i) => [
       keyed(cell, element("a", { href: `runs.html#${id}` }, `${name(cell)}, seed ${seed}`)),
       ...shown.map(({ curves }) => withError(cell, curves[place].runs[i], epochOf(cell))),
     ])));
