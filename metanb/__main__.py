@@ -57,7 +57,7 @@ def train(scale: Scale, device: str, until: int | None, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("name", metavar="GRID", type=click.Choice(["quick", "paper"]))
+@click.argument("name", metavar="GRID", type=click.Choice(["smoke", "quick", "paper"]))
 @click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the minutes they take")
 @click.option("--only", metavar="PATTERN", help="runs whose group or id matches, as in 'base' or '*-5w1s-maml-*'")
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(min=1), help="runs at a time")
@@ -233,7 +233,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; a run that was training goes on from its last epoch when asked for again", err=True)
         sys.exit(130)
-    except (RuntimeError, ArithmeticError, ValueError, OSError) as error:  # ours say more in one line, torch's go on
+    # Ours say all in one line, torch's go on.
+    except (RuntimeError, ArithmeticError, ValueError, OSError, MemoryError) as error:
         click.echo(f"Error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True)
         sys.exit(1)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from metanb import checkpoint, records
+from metanb import checkpoint, disk, records
 from metanb.settings import Settings
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
@@ -99,15 +99,12 @@ def _pack(runs: Iterable[dict[str, bytes]], folder: Path, name: str) -> list[Pat
 
     def close(members: dict[str, bytes]) -> None:
         path = folder / f"{name}-{len(paths) + 1:02d}.zip"
-        scratch = path.with_suffix(f".{os.getpid()}")
         manifest = json.dumps(_digests(members), indent=1).encode()
-        try:
-            with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED) as archive:
-                for member, content in {MANIFEST: manifest, **members}.items():
-                    archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, content in {MANIFEST: manifest, **members}.items():
+                archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
+        disk.replace(path, stream.getvalue())
         paths.append(path)
 
     volume: dict[str, bytes] = {}
@@ -149,11 +146,12 @@ def _put_checkpoint(run: str, content: bytes) -> str:
     with records.lock(run):
         scratch = path.with_suffix(f".{os.getpid()}")
         try:
-            scratch.write_bytes(content)
-            epoch = checkpoint.read(scratch)["epoch"]
-            if path.exists() and checkpoint.read(path)["epoch"] >= epoch:
-                return f"checkpoint {path} is as far already"
-            os.replace(scratch, path)
+            with disk.writing(path):
+                disk.write(scratch, content)
+                epoch = checkpoint.read(scratch)["epoch"]
+                if path.exists() and checkpoint.read(path)["epoch"] >= epoch:
+                    return f"checkpoint {path} is as far already"
+                os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
     return f"checkpoint {path}, epoch {epoch}"

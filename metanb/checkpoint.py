@@ -1,14 +1,13 @@
 """The state of a run in progress, saved after each epoch: a kill loses at most one."""
 
-import os
-import shutil
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metanb import provenance
+from metanb import disk, provenance
 from metanb.nets import ConvNet
 from metanb.records import RecordError
 
@@ -31,16 +30,11 @@ class State:
     saved: str = ""
 
     def save(self, path: Path) -> None:
-        """Replace the checkpoint at once: a kill leaves the old one or the new one. The caller holds the lock."""
-        scratch, self.saved = path.with_suffix(f".{os.getpid()}"), provenance.now()
-        plain = {name: getattr(self, name) for name in PLAIN}
-        for left in path.parent.glob(f"{path.stem}.[0-9]*"):  # by a process that was killed while it saved
-            left.unlink(missing_ok=True)
-        try:
-            torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, scratch)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        """Replace the checkpoint, as `metanb.disk.replace` does. The caller holds the lock."""
+        self.saved = provenance.now()
+        plain, stream = {name: getattr(self, name) for name in PLAIN}, io.BytesIO()
+        torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, stream)
+        disk.replace(path, stream.getvalue())
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RecordError for one that is torn, of another design, or of other data."""
@@ -66,12 +60,7 @@ def go_on_from(shorter: Path, path: Path) -> None:
     The two must be runs of the same settings but for their length. The caller holds the lock of `path`.
     """
     if not path.exists():
-        scratch = path.with_suffix(f".{os.getpid()}")
-        try:
-            shutil.copyfile(shorter, scratch)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        disk.replace(path, shorter.read_bytes())
 
 
 def read(path: Path) -> dict[str, Any]:

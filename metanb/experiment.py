@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,6 +32,10 @@ class DivergedError(ArithmeticError):
     """The meta-training loss is no longer finite; the message names the iteration and the run."""
 
 
+class MemoryFullError(RuntimeError):
+    """A run needs more memory than there is; the message names the run and the remedy."""
+
+
 def run(settings: Settings, device: str = "auto", until: int | None = None) -> records.Record:
     """The record of these settings: read if there is one, trained if not.
 
@@ -44,6 +49,7 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
 
     Raises:
         DivergedError: a meta-training loss is not finite; the last checkpoint is kept.
+        MemoryFullError: the run does not fit into memory, the GPU's or the machine's; the last checkpoint is kept.
         metanb.images.DataError: the data set is missing or damaged.
         metanb.records.RecordError: a record of these settings is there, but damaged.
     """
@@ -51,7 +57,7 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
     found = records.find(settings, last)
     if found is not None:
         return found
-    with records.lock(settings.id):
+    with records.lock(settings.id), _enough_memory(settings):
         return records.find(settings, last) or _train(settings, resolve(device), last)
 
 
@@ -68,7 +74,7 @@ def resolve(device: str) -> torch.device:
 def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     """The network at the end of a run, from the weights that the local store keeps; trained if they are not there."""
     path = records.checkpoint(settings.id)
-    with records.lock(settings.id):
+    with records.lock(settings.id), _enough_memory(settings):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
             _train(settings, resolve(device), settings.epochs)
     return _net_of(settings, checkpoint.read(path))
@@ -106,7 +112,7 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
     The checkpoint stays: asked for again, the run goes on from there. Raises filelock.Timeout if another process is at
     it.
     """
-    with records.lock(settings.id).acquire(timeout=5):
+    with records.lock(settings.id, patience=5):
         if (found := records.find(settings)) or not records.checkpoint(settings.id).exists():
             return found
         values = checkpoint.read(records.checkpoint(settings.id))
@@ -255,6 +261,26 @@ def _diverged(what: str, settings: Settings, epoch: int) -> DivergedError:
         f"{settings.id}: {what}: try a smaller inner_lr ({settings.inner_lr}) or outer_lr ({settings.outer_lr}); "
         f"the checkpoint of epoch {epoch - 1} is kept"
     )
+
+
+@contextmanager
+def _enough_memory(settings: Settings) -> Iterator[None]:
+    """Raises MemoryFullError where the work inside asks for more memory than there is.
+
+    Smaller chunks would need less, but then a run's last bits would depend on what else the device had to do.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        # On the CPU torch's allocator raises a plain RuntimeError.
+        if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        whose, other = ("the GPU's memory", ", or go on with --device cpu") if on_gpu else ("memory", "")
+        raise MemoryFullError(
+            f"{settings.id}: {whose} is full: stop what else uses it (in a grid: --processes 1){other}; the checkpoint "
+            "of the last epoch is kept"
+        ) from error
 
 
 def interactive() -> bool:

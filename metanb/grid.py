@@ -72,7 +72,12 @@ def paper() -> list[Planned]:
     return runs
 
 
-GRIDS: dict[str, Callable[[], list[Planned]]] = {"quick": quick, "paper": paper}
+def smoke() -> list[Planned]:
+    """Seconds each, and no data set to fetch: it shows that a machine, or a cluster, does what the others ask of it."""
+    return [planned for seed in range(2) for planned in _base("smoke", "glyphs", 5, 1, seed)]
+
+
+GRIDS: dict[str, Callable[[], list[Planned]]] = {"smoke": smoke, "quick": quick, "paper": paper}
 
 
 def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:
@@ -91,6 +96,12 @@ def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:
 def made(planned: Iterable[Planned]) -> list[records.Record]:
     """The records that there are of these runs, finished or not."""
     return [found for one in planned if (found := records.find(one.settings, 0))]
+
+
+def missing(planned: Iterable[Planned], recorded: Iterable[records.Record], until: int | None = None) -> list[Settings]:
+    """The runs that are not recorded up to this iteration, in the grid's order; None: not finished."""
+    there = {found.settings for found in recorded if found.epochs >= found.settings.epoch_of(until)}
+    return [one.settings for one in planned if one.settings not in there]
 
 
 def at_paper_scale(dataset: str, ways: int, shots: int) -> list[records.Record]:
@@ -113,6 +124,14 @@ def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> floa
         return mean(like)
     scales = [whole / _work(run.settings) for run, whole in took]
     return _work(settings) * (median(scales) if scales else 1.0)
+
+
+def left(runs: Iterable[Settings], recorded: Iterable[records.Record], until: int | None = None) -> float:
+    """How long these runs should yet take up to this iteration, in minutes of one core, beyond what is recorded."""
+    recorded = list(recorded)
+    done = {run.settings: run.epochs for run in recorded}
+    steps = {one: max(0, one.epoch_of(until) - done.get(one, 0)) for one in runs}
+    return sum(minutes(one, recorded) * epochs / one.epochs for one, epochs in steps.items())
 
 
 def table(planned: Iterable[Planned], recorded: Iterable[records.Record]) -> pd.DataFrame:

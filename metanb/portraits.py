@@ -11,7 +11,6 @@ and the query accuracy and distance that come with the interpolation are the run
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metanb import checkpoint, images, provenance, records
+from metanb import checkpoint, disk, images, provenance, records
 from metanb.experiment import meta_test_tasks, nets_after, resolve
 from metanb.settings import Settings, from_dict
 from metanb.stages import KINDS, stage
@@ -87,21 +86,14 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     }
     path = records.store() / f"{settings.id}.{kind}.json"
     content = {"kind": kind, "settings": settings.to_dict(), "provenance": origin, "values": _plain(values)}
-    _write(path, content | {"sha256": _digest(content)})
+    disk.replace(path, _text(content | {"sha256": _digest(content)}).encode())
     return _read(path, kind, settings)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """One line for each entry, whole or not at all. The caller holds the lock."""
-    scratch = path.with_suffix(f".{os.getpid()}")
-    for left in path.parent.glob(f"{path.stem}.[0-9]*"):  # by a process that was killed while it wrote
-        left.unlink(missing_ok=True)
-    try:
-        lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in content.items())
-        scratch.write_text("{" + ",\n".join(lines) + "}\n")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+def _text(content: dict[str, Any]) -> str:
+    """A portrait's file: one line for each entry."""
+    lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in content.items())
+    return "{" + ",\n".join(lines) + "}\n"
 
 
 def _read(path: Path, kind: str, settings: Settings) -> Portrait:

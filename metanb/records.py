@@ -14,14 +14,15 @@ import json
 import os
 import re
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import platformdirs
-from filelock import FileLock
 
+from metanb import disk
 from metanb.settings import Settings, from_dict
 
 FILES = ("settings.json", "provenance.json", "measures.csv")
@@ -94,10 +95,9 @@ def checkpoint(run_id: str) -> Path:
     return store() / f"{run_id}.pt"
 
 
-def lock(run_id: str) -> FileLock:
-    """Keeps two processes off one run; the store is made if it is not there."""
-    store().mkdir(parents=True, exist_ok=True)
-    return FileLock(store() / f"{run_id}.lock")
+def lock(run_id: str, patience: float = -1) -> AbstractContextManager[None]:
+    """Keeps two processes off one run, as `metanb.disk.locked` does; the store is made if it is not there."""
+    return disk.locked(store() / f"{run_id}.lock", f"run {run_id}", patience)
 
 
 def places() -> list[Path]:
@@ -184,24 +184,26 @@ def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
     """A record's files as the folder `name` in `folder`, as `write` does it. The caller holds the run's lock.
 
     The folder appears under its name, and a shorter one disappears from its own, at once: a kill leaves nothing torn.
+    Raises RecordError for files that are no record, DiskError if they cannot be written.
     """
     scratch = folder / f".{name}.new"
     for left in folder.glob(f".{run_of(name)}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
-        for file, content in files.items():
-            (scratch / file).write_bytes(content)
-        record = _read(scratch, name)
-        there = reached(folder, record.settings)
-        if record.epochs > max(there, default=-1):
-            os.rename(scratch, folder / name)
-            there[record.epochs] = folder / name
-        furthest = there.pop(max(there))
-        for path in there.values():
-            gone = path.with_name(f".{path.name}.old")
-            os.rename(path, gone)
-            shutil.rmtree(gone)
+        with disk.writing(folder / name):
+            scratch.mkdir(parents=True)
+            for file, content in files.items():
+                disk.write(scratch / file, content)
+            record = _read(scratch, name)
+            there = reached(folder, record.settings)
+            if record.epochs > max(there, default=-1):
+                os.rename(scratch, folder / name)
+                there[record.epochs] = folder / name
+            furthest = there.pop(max(there))
+            for path in there.values():
+                gone = path.with_name(f".{path.name}.old")
+                os.rename(path, gone)
+                shutil.rmtree(gone)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return read(furthest)

@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import fields
 from time import monotonic
 
-from metanb import records
-from metanb.grid import Planned, made, minutes
+from metanb import grid, records
+from metanb.grid import Planned
 from metanb.settings import Settings
 
 
@@ -36,10 +36,10 @@ def run(
         A line for each run that failed, with its error.
     """
     planned = list(planned)
-    recorded = made(planned)
-    there = {found.settings for found in recorded if found.epochs >= found.settings.epoch_of(until)}
-    missing = [one.settings for one in planned if one.settings not in there]
-    say(f"{len(there)} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes, until)}")
+    recorded = grid.made(planned)
+    missing = grid.missing(planned, recorded, until)
+    there = len(planned) - len(missing)
+    say(f"{there} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes, until)}")
     failed: list[str] = []
     deadline = monotonic() + 60 * budget
     running: dict[Future[str], Settings] = {}
@@ -117,6 +117,4 @@ def _train(command: list[str], run: str, children: dict[str, "subprocess.Popen[s
 
 
 def _left(missing: list[Settings], recorded: list[records.Record], processes: int, until: int | None) -> str:
-    done = {run.settings: run.epochs for run in recorded}
-    work = sum(minutes(one, recorded) * (one.epoch_of(until) - done.get(one, 0)) / one.epochs for one in missing)
-    return f"about {work / processes:.0f} min left"
+    return f"about {grid.left(missing, recorded, until) / processes:.0f} min left"

@@ -17,7 +17,7 @@ from metanb.nets import ConvNet
 from metanb.settings import Settings
 from metanb.tasks import Tasks
 
-DRAWN = 25  # points a side of the surface
+DRAWN = 19  # points a side of the surface
 BEYOND = (-0.4, 1.4)  # the surface's edges, in units of the furthest coordinate of a trajectory
 ALPHAS = np.linspace(-0.5, 2, 26).round(2)
 SPECTRUM_TASKS, DIRECTIONS, PRODUCTS = 16, 2, 80

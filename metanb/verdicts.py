@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from metanb.settings import NAMES
+from metanb.settings import NAMES, Settings
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
@@ -50,6 +50,16 @@ CLAIMS = (
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}  # the figures that the paper gives
 PAPER_GAIN = 95.38 - 94.05  # percentage points
+PUBLISHED = {  # accuracy in per cent of MAML with second derivatives, Finn et al. 2017, tables 1 and 2
+    ("omniglot", 5, 1): 98.7, ("omniglot", 5, 5): 99.9, ("omniglot", 20, 1): 95.8, ("omniglot", 20, 5): 98.9,
+    ("mini-imagenet", 5, 1): 48.70, ("mini-imagenet", 5, 5): 63.11,
+}  # fmt: skip
+
+
+def published(settings: Settings) -> dict[str, tuple[float, str]]:
+    """MAML's published accuracy in a setting, for `figures.curves` to draw in: by measure, value and source."""
+    accuracy = PUBLISHED.get((settings.dataset, settings.ways, settings.shots))
+    return {} if accuracy is None else {"query_accuracy": (accuracy / 100, "MAML, Finn et al. 2017")}
 
 
 @dataclass(frozen=True)

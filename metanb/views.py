@@ -13,7 +13,7 @@ from metanb.settings import NAMES
 from metanb.stages import BEYOND
 
 _INK, _PAPER = "#111111", "#ffffff"  # on filled contours, whatever the page
-SHOWN = 12  # of the largest eigenvalues
+SHOWN = 8  # of the largest eigenvalues
 TOPS = (("top", 0.05, "o", "largest"), ("gauss_newton_top", 0.012, "x", "of the Gauss-Newton part"))
 LOSSES = {"support_loss": "support loss", "query_loss": "query loss"}
 
@@ -45,7 +45,9 @@ def surfaces(runs: list[Portrait], loss: str, name: str, caption: str) -> Figure
                 axis.grid(False)
                 unit = at[-1] / BEYOND[1]
                 for b, values in zip(at / unit, stage[loss], strict=True):
-                    rows.append([kind, stage["epoch"], f"{unit:.4g}", f"{b:.4g}", *values])
+                    rows.append(
+                        [kind, stage["epoch"], f"{unit:.4g}", f"{b:.4g}", *(f"{value:.3g}" for value in values)]
+                    )
                 lengths = (np.hypot(*path[-1]) for path in stage["paths"])
                 steps = " and ".join(f"{length:.2g}" for length in lengths)
                 said.append(f"{NAMES[kind]}, {_when(one, stage['epoch'])}: {steps} long, {angle(stage):.0f}° apart")
@@ -93,7 +95,9 @@ def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
                         for values in zip(alpha, mean, low, high, strict=True)
                     ]
                 axis.set_yscale("log")
-                axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5)))
+                low, high = axis.get_ylim()
+                between = (1,) if high > 100 * low else (1, 1.5, 2, 3, 5)
+                axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=between))
                 axis.yaxis.set_major_formatter("{x:g}")
                 axis.minorticks_off()
                 for mark in (0, 1):

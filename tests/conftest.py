@@ -3,3 +3,5 @@
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+
+from tests.browser import browser, page, served  # noqa: F401  fixtures

@@ -13,6 +13,7 @@ import torch
 from metanb import archive, checkpoint, experiment, records
 from metanb.archive import ArchiveError
 from metanb.settings import preset
+from tests.bad_days import shown
 
 TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2)
 STOPPED = replace(TINY, seed=1)
@@ -159,6 +160,8 @@ def test_a_damaged_archive_is_refused_by_name_and_writes_nothing(stores, tmp_pat
     with pytest.raises(ArchiveError, match=r"tiny-01.zip is damaged.*copy it again") as error:
         archive.read(path)
     assert "\n" not in str(error.value) and not second.exists()
+    if damage is _truncate:
+        shown("An archive is damaged", f"Error: {error.value}")
 
 
 @pytest.mark.parametrize("name", ["../evil.pt", "/tmp/evil.pt", "a/b.txt", "a/../settings.json"])

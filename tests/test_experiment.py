@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from metanb import experiment, images, records
 from metanb.settings import preset
 from metanb.tasks import sample_tasks
+from tests.bad_days import shown
 
 TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2)
 
@@ -157,7 +158,8 @@ def test_terminated_it_says_how_to_go_on(tmp_path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.terminate()
-    assert "goes on from its last epoch" in process.communicate()[1] and process.returncode == 130
+    shown("You press Ctrl-C, or a scheduler ends the job", process.communicate()[1])
+    assert process.returncode == 130
     assert {path.suffix for path in tmp_path.iterdir()} == {".pt", ".lock"}
 
 
@@ -190,8 +192,11 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
 
 def test_torn_checkpoint_is_refused_by_name(store):
     (store / f"{TINY.id}.pt").write_bytes(b"torn")
-    with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt.*delete it"):
+    with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt.*delete it") as error:
         experiment.run(TINY, "cpu")
+    shown("A checkpoint is torn", f"Error: {error.value}")
+    (store / f"{TINY.id}.pt").unlink()
+    assert experiment.run(TINY, "cpu").finished
 
 
 def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
@@ -203,8 +208,11 @@ def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
         return replace(honest(dataset, split, **options), digest="0" * 16)
 
     monkeypatch.setattr(experiment.images, "load", other)
-    with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt was made from other data: delete it"):
+    with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt was made from other data: delete it") as error:
         experiment.run(TINY, "cpu")
+    shown("A checkpoint was made from other data", f"Error: {error.value}")
+    monkeypatch.setattr(experiment.images, "load", honest)
+    assert experiment.run(TINY, "cpu").provenance["resumed"] == 1
 
 
 def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):

@@ -19,6 +19,7 @@ from metanb.__main__ import cli, main
 from metanb.grid import Planned
 from metanb.records import Record
 from metanb.settings import preset, scale_of
+from tests.bad_days import shown
 
 TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2)
 
@@ -217,3 +218,4 @@ def test_a_failing_grid_ends_in_one_line_and_not_zero(store, tmp_path, monkeypat
     out, err = capsys.readouterr()
     assert stop.value.code == 1 and err.startswith(f"Error: 1 of 1 runs failed: {bad.id}")
     assert err.count("\n") == 1 and "FAILED" in out and TINY.id not in out
+    shown("A run of a grid fails", err)

@@ -6,6 +6,7 @@ Pillow's rendering and fontTools' character maps. Tests of the real Omniglot are
 
 import hashlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metanb import cache, glyphs, images, mini_imagenet, omniglot
 from metanb.images import DataError, ImageSet, check, data_root, fetch, load
+from tests.bad_days import shown
 
 # half, split of Vinyals et al., character: 3 + 2 of the background half, 1 + 1 of the evaluation half
 ROSTER = [
@@ -185,7 +187,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_rebuilt(tree: Path, damage: str) -> None:
+def test_a_damaged_cache_is_rebuilt(tree: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = load("omniglot", "valid", root=tree)
     npy = tree / "cache" / "omniglot-vinyals-valid.npy"
     whole = npy.read_bytes(), npy.with_suffix(".json").read_bytes()
@@ -193,6 +195,7 @@ def test_a_damaged_cache_is_rebuilt(tree: Path, damage: str) -> None:
     again = load("omniglot", "valid", root=tree)
     assert (again.images == first.images).all() and again.classes == first.classes and again.digest == first.digest
     assert (npy.read_bytes(), npy.with_suffix(".json").read_bytes()) == whole
+    shown("The cache of images is damaged", "".join(capsys.readouterr()))
     assert not list(npy.parent.glob("*.part"))
 
 
@@ -218,6 +221,7 @@ def test_wrong_counts_and_bad_images(tree: Path) -> None:
     with pytest.raises(DataError) as error:
         load("omniglot", "train", root=tree)
     assert f"{lost.parent} has 19 drawings, not 20; delete {top} and run" in one_line(error)
+    shown("A part of the data is missing", f"Error: {error.value}")
 
     lost.write_bytes(whole[:60])
     with pytest.raises(DataError) as error:
@@ -225,8 +229,9 @@ def test_wrong_counts_and_bad_images(tree: Path) -> None:
     assert f"unreadable image {lost}" in one_line(error)
 
     lost.write_bytes(b"not an image")
-    with pytest.raises(DataError, match="unreadable image .*0002_07.png"):
+    with pytest.raises(DataError, match="unreadable image .*0002_07.png") as error:
         load("omniglot", "train", root=tree)
+    shown("An image is corrupt", f"Error: {error.value}")
 
     Image.new("1", (28, 28)).save(lost)
     with pytest.raises(DataError, match="0002_07.png is 28x28, not 105x105"):
@@ -298,6 +303,7 @@ def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.Monk
         text = one_line(error)
         assert "no network" in text and "put images_background.zip of github.com/brendenlake/omniglot" in text
         assert str(tmp_path / "omniglot-py") in text
+        shown("A download fails", f"Error: {text}")
     with pytest.raises(DataError, match="run `metanb data fetch omniglot`"):  # checking downloads nothing
         check("omniglot", root=tmp_path)
 
@@ -360,6 +366,7 @@ def test_mini_imagenet_absent(tmp_path: Path) -> None:
             act("mini-imagenet", "train", root=tmp_path)
         text = one_line(error)
         assert f"no {tmp_path / 'mini-imagenet' / 'train.csv'}" in text and "never downloaded" in text
+        shown("A data set is not there", f"Error: {text}")
         assert "columns filename,label" in text and str(tmp_path / "mini-imagenet" / "images") in text
 
 
@@ -536,8 +543,22 @@ def test_requests_that_make_no_sense(tmp_path: Path) -> None:
 
 def test_an_unwritable_root_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match="cannot write .*cache.*; set METANB_DATA to a folder you can write"):
+    with pytest.raises(DataError, match="cannot write .*cache.*; set METANB_DATA to a folder you can write") as error:
         load("glyphs", "train", root=tmp_path)
+    shown("The data folder may not be written", f"Error: {error.value}")
+
+
+def test_a_full_disk_is_named_and_leaves_no_scrap(tree: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(DataError) as error:
+            load("omniglot", "valid", root=tree)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    shown("The disk fills while images are cached", f"Error: {one_line(error)}")
+    assert not [path for path in (tree / "cache").iterdir() if path.suffix != ".lock"]
+    assert load("omniglot", "valid", root=tree).images.shape == (2, 20, 1, 28, 28)
 
 
 def test_data_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from metanb.__main__ import main
+from tests.bad_days import shown
 
 
 def call(capsys, monkeypatch, *arguments):
@@ -95,6 +96,7 @@ def test_run_refuses_a_parameter_that_the_notebook_lacks(capsys, monkeypatch, tm
     code, _, err = call(capsys, monkeypatch, "run", path, "-p", "wyas", "3", "-o", tmp_path / "out.ipynb")
     assert code != 0
     assert "'wyas'" in err and "ways, seeds" in err
+    shown("A notebook's parameter is mistyped", err)
     assert not (tmp_path / "out.ipynb").exists()
 
 
@@ -110,3 +112,4 @@ def test_run_names_the_cell_that_failed(capsys, monkeypatch, tmp_path):
     code, _, err = call(capsys, monkeypatch, "run", path, "-o", tmp_path / "out.ipynb")
     assert code == 1
     assert "bad.ipynb, cell 2: ZeroDivisionError" in err
+    shown("A notebook stops with an error", err)

@@ -4,13 +4,12 @@ Evidence: files compared byte for byte, damage done to them, checkpoints of runs
 """
 
 import json
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 
-from metanb import checkpoint, experiment, portraits, records, stages
+from metanb import checkpoint, disk, experiment, portraits, records, stages
 from metanb.portraits import portrait
 from metanb.settings import preset
 
@@ -105,21 +104,17 @@ def test_text_that_is_not_utf8_is_refused(path):
         portrait("interpolation", TINY, "cpu")
 
 
-def test_interrupted_write_leaves_nothing(path, drawn, monkeypatch):
-    content = json.loads(drawn)
-    path.unlink()
-    left = path.with_name(f"{path.stem}.123")  # by a process that was killed
-    left.write_text("half")
+def test_a_full_disk_leaves_nothing(store, monkeypatch):
+    portrait("interpolation", TINY, "cpu").path.unlink()
 
     def full(*_):
         raise OSError("No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(os, "replace", full)
-        portraits._write(path, content)
-    assert not path.exists() and not left.exists() and not list(path.parent.glob(f"{path.stem}*"))
-    portraits._write(path, content)
-    assert path.read_text() == drawn
+    with monkeypatch.context() as patch, pytest.raises(disk.DiskError, match="No space"):
+        patch.setattr(disk.os, "replace", full)
+        portrait("interpolation", TINY, "cpu")
+    assert not list(store.glob(f"{TINY.id}.interpolation.[!l]*"))  # but for the lock
+    assert portrait("interpolation", TINY, "cpu").path.exists()
 
 
 def test_an_unknown_kind_is_refused():

@@ -82,10 +82,17 @@ def test_no_file_names_a_package_registry():
     assert found == []
 
 
-def test_mathjax_is_vendored_with_its_licence():
-    folder = ROOT / "book" / "_static" / "mathjax"
-    assert "Apache License" in (folder / "LICENSE").read_text()
-    assert 'VERSION="3.2.2"' in (folder / "tex-svg.js").read_text()
+def test_font_is_vendored_with_its_licence():
+    folder = ROOT / "book" / "_static" / "fonts"
+    assert {path.name for path in folder.iterdir()} == {"LICENSE", "stix-two-math.woff2"}
+    assert "SIL OPEN FONT LICENSE Version 1.1" in (folder / "LICENSE").read_text()
+    assert "book/_static/fonts/LICENSE" in PROJECT["license-files"]
+
+
+def test_uplot_is_vendored_with_its_licence():
+    folder = ROOT / "book" / "_static" / "uplot"
+    assert "MIT License" in (folder / "LICENSE").read_text()
+    assert "uPlot (v1.6.32)" in (folder / "uPlot.iife.min.js").read_text()[:100]
 
 
 def test_make_alone_prints_its_targets_and_builds_nothing():

@@ -56,7 +56,7 @@ def test_surfaces(both):
         u = moved[0] / lengths[0]
         v = moved[1] - (moved[1] @ u) * u
         one = stage.tasks[0:1]
-        for i, j in ((0, 0), (7, 20), (24, 3)):
+        for i, j in ((0, 0), (7, 15), (18, 3)):
             point = (stage.paths[0, 0] + at[j] * u + at[i] * v / v.norm()).float()[None]
             for name, x, y in (("support", one.support_x, one.support_y), ("query", one.query_x, one.query_y)):
                 true = float(losses(stage.net, point, x, y))

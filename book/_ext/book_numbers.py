@@ -15,7 +15,7 @@ from metanb import bench, claims, figures, grid, summary
 from metanb.cells import cells
 from metanb.records import Record, read_all
 from metanb.settings import NAMES, Settings, apart, preset, scale_of
-from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, REPRODUCED, TOO_FEW, UNJUDGED, Row
+from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, PUBLISHED, REPRODUCED, TOO_FEW, UNJUDGED, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = [f"C{number}" for number in range(1, 9)]
@@ -30,10 +30,6 @@ CLAIM_PAGES = {
 OTHER_FORMS = ("first peak", claims.SCALE_FREE)  # of C1, which the landing page counts
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
-PUBLISHED = {  # accuracy in per cent of MAML with second derivatives, Finn et al. 2017, tables 1 and 2
-    ("omniglot", 5, 1): 98.7, ("omniglot", 5, 5): 99.9, ("omniglot", 20, 1): 95.8, ("omniglot", 20, 5): 98.9,
-    ("mini-imagenet", 5, 1): 48.70, ("mini-imagenet", 5, 5): 63.11,
-}  # fmt: skip
 HOURS = {"U1": "Omniglot, 5-way 1-shot", "U3": "Omniglot, 20-way 1-shot", "U4": "mini-ImageNet, 5-way 1-shot"}
 PAPER_SETTINGS = [("omniglot", 5, 1), ("omniglot", 20, 1), ("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
 
@@ -68,8 +64,9 @@ def headline(rows: list[Row], form: str = "") -> str:
 
 
 def small(*texts: str) -> str:
-    """Small print, on a line of its own in a table's cell."""
-    return f"<br><small>{'; '.join(filter(None, texts))}</small>"
+    """Small print, on a line of its own in a table's cell; nothing if there is none."""
+    said = "; ".join(filter(None, texts))
+    return f"<br><small>{said}</small>" if said else ""
 
 
 def ledger_table(rows: list[Row]) -> str:
@@ -79,13 +76,13 @@ def ledger_table(rows: list[Row]) -> str:
         return "No run is recorded yet."
     lines = []
     for row in judged:
-        where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}{small(row.scale, row.apart)}"
+        where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}{small(row.apart)}"
+        scale, _, reached = row.scale.partition(", ")
         effect = f'<span class="metanb-effect">{row.change}</span>{small(row.shown_unit, row.detail)}'
-        lines.append(
-            [row.variant or "as in the paper", where, f"[{row.verdict}](#{row.claim.lower()})", effect,
-             f"[{row.runs}](#{row.ids[0]})", row.shown_p, row.paper or "–"]
-        )  # fmt: skip
-    head = ["Form", "Cell", "Verdict", "Effect, 95 % interval, and what else counts", "Runs", "p, Holm", "Paper"]
+        verdict, runs = f"[{row.verdict}](#{row.claim.lower()})", f"[{row.runs}](#{row.ids[0]})"
+        lines.append([row.variant or "as in the paper", where, f"{scale}{small(reached)}", verdict, effect, runs,
+                      row.shown_p, row.paper or "–"])  # fmt: skip
+    head = ["Form", "Cell", "Scale", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
     shown = len(head) if any(row.paper for row in judged) else -1  # the paper gives a figure for few claims
     return table(head[:shown], [line[:shown] for line in lines])
 

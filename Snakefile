@@ -1,0 +1,61 @@
+"""A grid of runs as jobs, one `metanb train` and one record a job: on this machine, or on a cluster through a plugin.
+
+    snakemake --cores 2 --keep-going --config grid=smoke
+    snakemake --executor slurm --jobs 50 --keep-going --config grid=paper only=base device=cuda
+
+What is recorded, in the store or in `results/`, is no job. Snakemake makes and deletes two texts a job and nothing
+else: <store>/<id>.out, what the run printed, and <store>/<id>.log, what it said of its progress and errors. Records and
+checkpoints are metanb's own: a job that was killed goes on from its last epoch when it is asked for again.
+"""
+
+import math
+import os
+import shlex
+import sys
+
+from metanb import grid, records, runner
+
+OPTIONS = {
+    "grid": "smoke",  # or quick, paper
+    "only": None,  # a group of it, or a pattern of ids, as for `metanb grid --only`
+    "until": None,  # the iteration at which each run stops; None: it is run whole
+    "device": "cpu",  # or cuda: each job asks for a GPU
+    "store": str(records.store()),  # for records, checkpoints and logs: where every job can write
+}
+if unknown := set(config) - set(OPTIONS):
+    raise WorkflowError(f"unknown config {', '.join(sorted(unknown))}: choose from {', '.join(OPTIONS)}")
+GRID, ONLY, UNTIL, DEVICE, STORE = (OPTIONS | config).values()
+if GRID not in grid.GRIDS:
+    raise WorkflowError(f"grid={GRID} is not one of {', '.join(grid.GRIDS)}")
+STORE = os.environ["METANB_STORE"] = os.path.abspath(os.path.expanduser(STORE))
+PLANNED = grid.select(grid.GRIDS[GRID](), ONLY)
+RUNS = {one.settings.id: one.settings for one in PLANNED}
+RECORDED = grid.made(PLANNED)
+MISSING = [settings.id for settings in grid.missing(PLANNED, RECORDED, UNTIL)]
+if workflow.is_main_process:  # the jobs read this file, too
+    print(f"{GRID}: {len(PLANNED) - len(MISSING)} runs are recorded, {len(MISSING)} are missing", file=sys.stderr)
+    for run in MISSING:  # its record may have been deleted since
+        (records.store() / f"{run}.out").unlink(missing_ok=True)
+
+
+rule all:
+    input:
+        expand("{store}/{run}.out", store=STORE, run=MISSING),
+
+
+rule train:
+    output:
+        STORE + "/{run}.out",
+    log:
+        STORE + "/{run}.log",
+    params:
+        command=lambda job: shlex.join(runner.command(RUNS[job.run], DEVICE, UNTIL)),
+    threads: 1
+    resources:
+        gpu=int(DEVICE.startswith("cuda")),
+        # The peaks seen: 1.7 GB with Omniglot, 1.9 GB with a few tasks of mini-ImageNet.
+        mem_mb=lambda job: 8000 if RUNS[job.run].dataset == "mini-imagenet" else 4000,
+        # Minutes: twice what is expected, and ten to start with. A job that needs longer goes on when it is retried.
+        runtime=lambda job: 10 + math.ceil(2 * grid.left([RUNS[job.run]], RECORDED, UNTIL)),
+    shell:
+        "{params.command} > {output} 2> {log}"

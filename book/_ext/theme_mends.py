@@ -1,0 +1,41 @@
+"""Sphinx extension: corrections of what the theme and docutils write, where style sheets cannot reach.
+
+What the theme copies into a built book and no page of it needs is taken out again: source maps, translations, fonts in
+a second format, and the icons' script. The theme's style sheet draws the same icons from a font; the script is ten
+times as large as that and would hold up a page's first paint.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+UNUSED = ("**/*.map", "**/*.ttf", "**/*webpack-macros.html", "images/logo_*", "scripts/fontawesome.js*", "locales")
+ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>')
+
+
+def mend_roles(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Sphinx's event `html-page-context`: an entry of the bibliography gets a role that browsers still know."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def remove_unused(app: Any, exception: Exception | None) -> None:
+    """Sphinx's event `build-finished`: clear the built book's folder."""
+    if exception is not None or app.builder.format != "html":
+        return
+    html = Path(app.outdir)
+    for path in {found for pattern in UNUSED for found in (html / "_static").glob(pattern)}:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for page in html.rglob("*.html"):
+        text = page.read_text()
+        lighter = ICON_SCRIPT.sub("", text)
+        if lighter != text:
+            page.write_text(lighter)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("html-page-context", mend_roles)
+    app.connect("build-finished", remove_unused)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

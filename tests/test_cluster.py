@@ -1,0 +1,126 @@
+"""Grids as jobs: what the Snakefile asks of metanb, checked by hand, and Snakemake itself on the tiniest of runs.
+
+Evidence: counts and minutes worked out by hand; records of `metanb train`, made by no Snakemake; and where Snakemake is
+installed, its exit codes and the files that it leaves. A real SLURM is tried by hand: tests/slurm.sh.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from metanb import __main__, experiment, grid, records
+from metanb.grid import Planned
+from metanb.settings import preset, scale_of
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_snakemake = pytest.mark.skipif(
+    importlib.util.find_spec("snakemake") is None, reason="Snakemake is not installed: pip install 'metanb[cluster]'"
+)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def snakemake(folder, *config, options=("--cores", "1", "--keep-going")):
+    """Snakemake on the repository's Snakefile, in a folder of its own: its exit code, and all that it said."""
+    words = ["--snakefile", ROOT / "Snakefile", "--directory", folder, *options, "--config", *config]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", *words],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def test_smoke_is_well_formed():
+    settings = [one.settings for one in grid.smoke()]
+    assert len({one.id for one in settings}) == len(settings) == 6
+    assert all(scale_of(one) == "smoke" and one.dataset == "glyphs" for one in settings)
+    assert [one.seed for one in settings] == [0, 0, 0, 1, 1, 1]
+    assert {one.algorithm for one in settings} == {"maml", "fomaml", "finetune"}
+
+
+def test_the_command_line_offers_every_grid():
+    (name,) = [one for one in __main__.grid.params if one.name == "name"]
+    assert list(name.type.choices) == list(grid.GRIDS)
+
+
+def test_missing_and_left_by_hand(tmp_path):
+    def record(settings, epochs):
+        measures = pd.DataFrame({"epoch": range(epochs + 1)})
+        return records.Record(settings, measures, {"wall_seconds": 60.0 * epochs}, tmp_path)  # a minute an epoch
+
+    settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]  # 6 epochs of 10 iterations
+    planned, recorded = [Planned("a", one) for one in settings], [record(settings[0], 6), record(settings[1], 2)]
+    assert grid.missing(planned, recorded) == settings[1:]
+    assert grid.missing(planned, recorded, until=20) == settings[2:]
+    assert grid.missing(planned, recorded, until=21) == settings[1:]
+    assert grid.left(settings, recorded) == pytest.approx(0 + 4 + 6)
+    assert grid.left(settings[2:], recorded, until=20) == pytest.approx(2)
+    assert grid.left(settings[:1], recorded, until=20) == 0
+
+
+def test_texts_of_jobs_beside_the_records_are_no_records(store):
+    tiny = preset("smoke", "glyphs", filters=4, iterations=4, epoch_iterations=2, test_tasks=3, test_queries=2)
+    record = experiment.run(tiny, "cpu")
+    for ending in ("out", "log"):
+        (store / f"{tiny.id}.{ending}").write_text("a job's\n")
+    assert [found.path for found in records.read_all(store)] == [record.path]
+    assert records.find(tiny).path == record.path
+
+
+@needs_snakemake
+def test_what_is_recorded_is_no_job_and_what_is_missing_is_one(store, tmp_path):
+    code, said = snakemake(tmp_path, "grid=smoke", "only=*-s1-*", options=("--dry-run",))
+    assert code == 0 and "0 runs are recorded, 3 are missing" in said, said
+    assert all(f"run={one.settings.id}" in said for one in grid.select(grid.smoke(), "*-s1-*"))
+    assert not list(tmp_path.glob("store/*"))
+    committed = next(one.settings for one in grid.quick() if (ROOT / "results" / one.settings.id).is_dir())
+    code, said = snakemake(tmp_path, "grid=quick", f"only={committed.id}", options=("--dry-run",))
+    assert code == 0 and "1 runs are recorded, 0 are missing" in said and "rule train" not in said, said
+
+
+@needs_snakemake
+def test_a_torn_checkpoint_fails_its_job_alone_and_keeps_its_log(store, tmp_path):
+    """Then the cause is removed, the same command makes that job, and a longer run goes on from where it stood."""
+    bad, good = (one.settings for one in grid.select(grid.smoke(), "*finetune*"))
+    store.mkdir()
+    records.checkpoint(bad.id).write_text("torn")
+    call = ("grid=smoke", "only=*finetune*", "until=10")
+    code, said = snakemake(tmp_path, *call)
+    assert code != 0 and bad.id in said, said
+    assert "cannot be read" in (store / f"{bad.id}.log").read_text() and not (store / f"{bad.id}.out").exists()
+    assert records.checkpoint(bad.id).read_text() == "torn"
+    made = records.find(good, 1)
+    assert made.iterations == 10 and made.provenance["threads"] == 1
+    assert str(made.path) in (store / f"{good.id}.out").read_text()
+    records.checkpoint(bad.id).unlink()
+    code, said = snakemake(tmp_path, *call)
+    assert code == 0 and "1 runs are recorded, 1 are missing" in said, said
+    assert records.find(bad, 1).iterations == 10
+    code, said = snakemake(tmp_path, "grid=smoke", f"only={good.id}", "until=20")  # its .out of until=10 is there
+    assert code == 0, said
+    further = records.find(good, 2)
+    assert further.provenance["resumed"] == 1 and not made.path.exists()
+
+
+@needs_snakemake
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("untill=10", "unknown config untill: choose from grid, only, until, device, store"),
+        ("grid=huge", "grid=huge is not one of smoke, quick, paper"),
+        ("only=nothing", "no run of the grid matches 'nothing'"),
+    ],
+)
+def test_what_is_mistyped_is_refused(config, words, store, tmp_path):
+    code, said = snakemake(tmp_path, config, options=("--dry-run",))
+    assert code != 0 and words in said and "Traceback" not in said
