@@ -194,7 +194,7 @@ def _epoch(state: State, train: images.ImageSet, settings: Settings, epoch: int,
         state.optimiser.zero_grad(set_to_none=True)
         found = _gradient(state.net, train, settings, iteration)
         loss = found["train_loss"]
-        slope = float(torch.nn.utils.get_total_norm([p.grad for p in state.net.parameters()]))
+        slope = float(torch.nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None]))
         if not np.isfinite([loss, slope]).all():
             raise _diverged(f"loss is {loss}, its gradient's norm {slope}, at iteration {iteration}", settings, epoch)
         state.optimiser.step()

@@ -20,7 +20,8 @@ import numpy as np
 import platformdirs
 
 from metanb import glyphs, mini_imagenet, omniglot
-from metanb.cache import Content, DataError, cached
+from metanb.cache import Content, cached
+from metanb.cache import DataError as DataError  # callers know it as images.DataError
 from metanb.cache import digest as digest_of
 from metanb.settings import CHOICES
 

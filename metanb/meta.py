@@ -55,9 +55,9 @@ def meta_gradient(
         seed: of the random direction.
     """
     options = {"adapt_norm": adapt_norm}
-    direction, other = (
-        _directions(net, tasks, lr, steps, chunk, seed, **options) if regulariser != "none" else (None, None)
-    )
+    direction = other = torch.zeros(())  # without a regulariser nothing points anywhere
+    if regulariser != "none":
+        direction, other = _directions(net, tasks, lr, steps, chunk, seed, **options)
     found = []
     for part in tasks.split(chunk):
         start = flatten(net).expand(len(part), -1)

@@ -127,3 +127,10 @@ def test_style():
     for words in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_types():
+    """The package's type hints, by mypy in strict mode; py.typed tells other projects' checkers that they are there."""
+    assert (ROOT / "metanb" / "py.typed").is_file()
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
