@@ -50,7 +50,7 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
     Raises:
         DivergedError: a meta-training loss is not finite; the last checkpoint is kept.
         MemoryFullError: the run does not fit into memory, the GPU's or the machine's; the last checkpoint is kept.
-        metanb.images.DataError: the data set is missing or damaged.
+        metanb.cache.DataError: the data set is missing or damaged.
         metanb.records.RecordError: a record of these settings is there, but damaged.
     """
     last = settings.epoch_of(until)

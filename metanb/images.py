@@ -33,10 +33,10 @@ class ImageSet:
     """The images of one split of a data set, read-only."""
 
     name: str
-    split: str  # "train", "valid" or "test": meta-training, meta-validation, meta-test classes
-    images: np.ndarray  # uint8 [classes, per_class, C, H, W], perhaps a np.memmap; omniglot, glyphs: ink 255 on 0
-    classes: tuple[str, ...]  # name of each class, no two the same
-    digest: str  # first 16 hex digits of the SHA-256 of shape, class names and pixels
+    split: str  #: "train", "valid" or "test": meta-training, meta-validation, meta-test classes
+    images: np.ndarray  #: uint8 [classes, per_class, C, H, W], perhaps a np.memmap; omniglot, glyphs: ink 255 on 0
+    classes: tuple[str, ...]  #: name of each class, no two the same
+    digest: str  #: first 16 hex digits of the SHA-256 of shape, class names and pixels
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 5:

@@ -16,8 +16,8 @@ from metanb.tasks import Tasks
 class Outcome(NamedTuple):
     """What one meta-gradient saw, by task; detached."""
 
-    losses: Tensor  # [T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
-    moves: Tensor  # [T] norm(theta^_i - theta~_i) / norm(theta~_i - theta_s); 0 where no regulariser moves
+    losses: Tensor  #: [T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
+    moves: Tensor  #: [T] norm(theta^_i - theta~_i) / norm(theta~_i - theta_s); 0 where no regulariser moves
 
 
 def meta_gradient(

@@ -24,10 +24,10 @@ STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger 
 class Patches(NamedTuple):
     """A chunk of image batches as the first block reads them."""
 
-    rows: Tensor  # [T, B*H'*W', 9*C + 1]: each 3x3 patch, and a 1 for the bias
-    mean: Tensor  # [T, 9*C, 1] of the patches
-    covariance: Tensor  # [T, 9*C, 9*C] float64, of the patches
-    size: tuple[int, ...]  # B, H', W'
+    rows: Tensor  #: [T, B*H'*W', 9*C + 1]: each 3x3 patch, and a 1 for the bias
+    mean: Tensor  #: [T, 9*C, 1] of the patches
+    covariance: Tensor  #: [T, 9*C, 9*C] float64, of the patches
+    size: tuple[int, ...]  #: B, H', W'
 
 
 class Block(nn.Module):
