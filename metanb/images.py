@@ -161,7 +161,9 @@ def _stored(root: Path, dataset: str, split: str, partition: str, seed: int, ver
     elif dataset == "mini-imagenet":
         key, stamp = f"mini-imagenet-{split}", hashlib.sha256(mini_imagenet.table(root, split)).hexdigest()[:16]
         source = partial(mini_imagenet.source, root, split)
-    else:
+    elif dataset in ("glyphs", "glyphs-all"):
         key, stamp = f"{dataset}-{seed}-{split}", f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}"
         source = partial(glyphs.source, dataset == "glyphs-all", split, seed)
+    else:
+        raise NotImplementedError(f"data set {dataset!r} has no source yet: give it one here")
     return cached(root / "cache" / f"{key}.npy", stamp, source, verify)
