@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import stats
 
 QUARTER_OF = 4  # a curve's early and late part are its first and last quarter, one epoch at least
@@ -79,7 +78,7 @@ def change(curve: np.ndarray) -> float:
     return float(stats.linregress(np.arange(len(curve)), curve).slope * (len(curve) - 1))
 
 
-def correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Pearson's r of two series and its two-sided p-value; 0 and 1 if one does not vary."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0, 1.0

@@ -28,7 +28,7 @@ def restructured(lines: list[str]) -> list[str]:
         if line and not indented:
             verbatim, in_section = False, bool(SECTION.match(line))
         if indented and not in_section and not verbatim and i and not lines[i - 1]:
-            found += ["::", ""]
+            found += [".. code-block:: none", ""]
             verbatim = True
         found.append(line if verbatim else _escaped(line))
     return found
@@ -72,7 +72,7 @@ class Help(Directive):
     def run(self) -> list[nodes.Node]:
         """The help text as a terminal shows it."""
         command: click.Command = cli
-        context = click.Context(cli, info_name="metanb", max_content_width=WIDTH, terminal_width=WIDTH)
+        context = click.Context(cli, info_name="metanb", terminal_width=WIDTH, **cli.context_settings)
         for name in self.arguments:
             if not (isinstance(command, click.Group) and name in command.commands):
                 raise self.error(f"metanb has no command {' '.join(self.arguments)!r}")
