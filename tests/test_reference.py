@@ -67,8 +67,8 @@ def test_every_public_name_has_its_place():
 def test_docstrings_become_what_docutils_reads():
     lines = ["Norms `|x|` of *x*, x_:", "", "    a   as it is | so", "", "Args:", "    x: `a`s.", "", "        further"]
     assert reference.restructured(lines) == [
-        r"Norms ``|x|`` of \*x\*, x\_:", "", ".. code-block:: none", "", "    a   as it is | so", "", "Args:", r"    x: ``a``\ s.", "",
-        "        further",
+        r"Norms ``|x|`` of \*x\*, x\_:", "", ".. code-block:: none", "", "    a   as it is | so", "", "Args:",
+        r"    x: ``a``\ s.", "", "        further",
     ]  # fmt: skip
 
 
