@@ -136,7 +136,7 @@ def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
     for element in found.select("a:not(.glossary-link)"):
         element.extract()
     for term in sorted(terms, key=len, reverse=True):
-        word = re.compile(rf"(?<![\w-]){re.escape(term)}s?(?![\w-])", re.IGNORECASE)
+        word = re.compile(rf"(?<![\w-])[{term[0]}{term[0].upper()}]{re.escape(term[1:])}s?(?![\w-])")
         uses = found.find_all(string=word)
         if uses:
             link = uses[0].parent
