@@ -1,6 +1,6 @@
 """Sphinx extension: buttons that open a notebook elsewhere, and words about them, once there is an address for it.
 
-It is the repository's: `repository.url` in _config.yml. While it is empty there is neither button nor word.
+It is the repository's: `repository_url` in _config.yml. While it is empty there is neither button nor word.
 """
 
 from typing import Any
