@@ -54,6 +54,15 @@ class State:
         self.resumed += 1
 
 
+def go_on_from(shorter: Path, path: Path) -> None:
+    """Let the run of checkpoint `path`, if it has none yet, start where a shorter one stands.
+
+    The two must be runs of the same settings but for their length. The caller holds the lock of `path`.
+    """
+    if not path.exists():
+        disk.replace(path, shorter.read_bytes())
+
+
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint's content, plain values and tensors only. Raises RecordError for a file that is torn."""
     try:

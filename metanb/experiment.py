@@ -3,9 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,32 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
             _train(settings, resolve(device), settings.epochs)
     return _net_of(settings, checkpoint.read(path))
+
+
+def nets_after(settings: Settings, epochs: Iterable[int], device: str = "auto") -> dict[int, ConvNet]:
+    """The network after each of some epochs, 0 for the untrained one, on the CPU; trained where weights are not stored.
+
+    No draw depends on how long a run is: the weights after an epoch are those of a run that ends there, and that is
+    how they are kept. A longer one goes on from a shorter one.
+    """
+    nets, shorter = {}, None
+    for epoch in sorted(set(epochs)):
+        if epoch == 0:
+            nets[epoch] = new_net(settings, load(settings, "train"))
+            continue
+        part = settings
+        if epoch < settings.epochs:
+            part = replace(settings, iterations=epoch * settings.epoch_iterations, final_tasks=0)
+        if shorter is not None:
+            with records.lock(part.id):
+                checkpoint.go_on_from(records.checkpoint(shorter.id), records.checkpoint(part.id))
+        nets[epoch], shorter = trained_net(part, device), part
+    return nets
+
+
+def meta_test_tasks(settings: Settings) -> Tasks:
+    """The fixed meta-test tasks on which a run's measures are taken."""
+    return _fixed(settings, load(settings, "test"), settings.test_tasks, TEST)
 
 
 def record_so_far(settings: Settings, device: str = "auto") -> records.Record | None:

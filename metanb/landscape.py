@@ -18,11 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metanb.lanczos import LandscapeError, closed, directions, eigen, hessian_product, lanczos, require_finite
+
 TASKS_AT_ONCE = 8  # for callers with many tasks: the Lanczos basis of more would leave the processor's cache
-
-
-class LandscapeError(ArithmeticError):
-    """A Hessian norm that cannot be had: not finite, or not converged. The message names the task and the value."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ def hessian_norms(
     tasks have two eigenvalues half a percent apart at the top: either test alone takes one for the other too often.
 
     A task stops by itself, and all start in the same direction, so its norm does not depend on the tasks beside it.
-    Memory: the basis takes 4 T P bytes a product in float32 (60 tasks, P = 112,000, 20 products: 540 MB) beside the
-    gradient's graph, so give large batches in chunks; on a CPU 4 to 8 tasks are fastest.
+    Give large batches in chunks: `lanczos` tells what memory they take.
 
     Args:
         loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
@@ -80,54 +77,28 @@ def hessian_norms(
     """
     if not min(tol, risk, max_products) > 0:
         raise ValueError(f"tol, risk and max_products are {tol}, {risk} and {max_products}: all must be above 0")
-    if params.dim() != 2 or not params.numel():
-        raise ValueError(f"params has shape {tuple(params.shape)}: give one row of parameters a task, [T, P]")
+    product = hessian_product(loss_fn, params)
     n_tasks, size = params.shape
-    params = params.detach().requires_grad_()
-    with torch.enable_grad():
-        losses = loss_fn(params)
-        if losses.shape != (n_tasks,):
-            raise ValueError(f"loss_fn gave shape {tuple(losses.shape)} for {n_tasks} tasks: give one loss a task, [T]")
-        _require_finite(losses.detach(), "loss")
-        (gradient,) = torch.autograd.grad(losses.sum(), params, create_graph=True)  # its graph serves every product
-
-    start = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    basis = params.new_empty(n_tasks, min(32, max_products, size), size)
-    basis[:, 0] = (start / start.norm()).to(params)
-    alpha, beta = torch.zeros(2, n_tasks, 0, dtype=torch.float64)
+    start = directions(1, size, seed).to(params).expand(n_tasks, -1)
     found = torch.zeros(4, n_tasks, dtype=torch.float64)  # norm, smallest, largest, residual
     products = torch.zeros(n_tasks, dtype=torch.int64)  # 0: not done
     enough = math.log(math.sqrt(2 * size / math.pi) / risk)
 
-    for k in range(1, min(max_products, size) + 1):
-        (w,) = torch.autograd.grad(gradient, params, basis[:, k - 1], retain_graph=True)
-        # In exact arithmetic the last two vectors would do; the second pass takes what rounding leaves of all of them.
-        # One pass over all is not enough: its errors multiply from step to step.
-        w, coefficients = _orthogonalise(w, basis[:, max(k - 2, 0) : k])
-        w, _ = _orthogonalise(w, basis[:, :k])
-        a, b = coefficients[:, -1], w.norm(dim=1)
-        alpha, beta = (torch.cat([x, new.double().cpu()[:, None]], 1) for x, new in ((alpha, a), (beta, b)))
+    for k, (alpha, beta) in enumerate(lanczos(product, start, max_products), start=1):
         open_ = products == 0
-        _require_finite(torch.where(open_, alpha[:, -1] + beta[:, -1], 0.0), "Hessian-vector product")
-        ritz, vectors = torch.linalg.eigh(
-            torch.diag_embed(alpha) + torch.diag_embed(beta[:, :-1], 1) + torch.diag_embed(beta[:, :-1], -1)
-        )
+        require_finite(torch.where(open_, alpha[:, -1] + beta[:, -1], 0.0), "Hessian-vector product")
+        ritz, vectors = eigen(alpha, beta)
         norm, which = ritz.abs().max(1)
         residual = beta[:, -1] * vectors[:, -1].gather(1, which[:, None])[:, 0].abs()
         found[:, open_] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])[:, open_]
-        # Nothing is left to see where the Krylov space is the whole space or, up to rounding, closed under the Hessian.
-        scale = torch.maximum(alpha.abs().amax(1), beta.amax(1))
-        closed = beta[:, -1] <= 10 * torch.finfo(params.dtype).eps * scale
         bound = (1 + tol) * norm[:, None]
         hidden = torch.stack([((x - ritz).abs() / beta).log().sum(1) for x in (bound, -bound)]).amin(0)
-        products[open_ & (closed | (k == size) | ((residual <= tol * norm) & (hidden >= enough)))] = k
+        # Nothing is left to see where the Krylov space is closed under the Hessian, or is the whole space.
+        seen = closed(alpha, beta, params.dtype)[:, -1] | (k == size)
+        products[open_ & (seen | ((residual <= tol * norm) & (hidden >= enough)))] = k
         if products.all():
             norm, smallest, largest, residual = found
             return HessianNorms(norm, smallest, largest, torch.where(norm > 0, residual / norm, 0.0), products)
-        if k == basis.shape[1] and k < max_products:
-            basis = torch.cat([basis, torch.empty_like(basis)], 1)
-        if k < max_products:
-            torch.div(w, b.clamp_min(torch.finfo(b.dtype).tiny)[:, None], out=basis[:, k])
     worst = int((products == 0).nonzero()[0])
     raise LandscapeError(
         f"Hessian norm of task {worst} is still uncertain after {max_products} products (so far {found[0, worst]:.4g}, "
@@ -204,19 +175,3 @@ def _pairwise(vectors: Tensor) -> Stat:
     n = plain.n
     sem = plain.sem * 2 * (n - 1) / (n - 2) if n > 2 else math.nan
     return Stat(plain.mean, plain.median, plain.std, sem, n)
-
-
-def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of w [T, P] beside the orthonormal rows of basis [T, k, P], and w's coefficients on them [T, k].
-
-    A row vector times a matrix, both ways: on the CPU `torch.bmm` takes four times as long for matrix times column.
-    """
-    row = w[:, None]
-    coefficients = torch.bmm(row, basis.transpose(1, 2))
-    return torch.baddbmm(row, coefficients, basis, alpha=-1)[:, 0], coefficients[:, 0]
-
-
-def _require_finite(values: Tensor, what: str) -> None:
-    if not bool(values.isfinite().all()):
-        task = int((~values.isfinite()).nonzero()[0])
-        raise LandscapeError(f"{what} of task {task} is {float(values[task])}: no Hessian norm there")

@@ -66,7 +66,7 @@ def accuracies(net: ConvNet, tasks: Tasks, settings: Settings, stream: int) -> T
     found = []
     for part, start in zip(tasks.split(at_once), theta.split(at_once), strict=True):
         part = part.to(device)
-        found.append(accuracy(learner, _adapted(learner, part, start, settings), part.query_x, part.query_y))
+        found.append(accuracy(learner, adapt_at_test(learner, part, start, settings), part.query_x, part.query_y))
     return torch.cat(found)
 
 
@@ -99,7 +99,7 @@ def _of_tasks(net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings) -> 
     (gradient,) = torch.autograd.grad(before.sum(), start, retain_graph=True)
     (uniform,) = torch.autograd.grad(-log_p.mean((1, 2)).sum(), start)
     log_p = log_p.detach()
-    adapted = _adapted(net, tasks, theta, settings)
+    adapted = adapt_at_test(net, tasks, theta, settings)
 
     def support_loss(params: Tensor) -> Tensor:
         return losses(net, params, tasks.support_x, tasks.support_y)
@@ -120,6 +120,7 @@ def _of_tasks(net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings) -> 
         }
 
 
-def _adapted(net: ConvNet, tasks: Tasks, start: Tensor, settings: Settings) -> Tensor:
+def adapt_at_test(net: ConvNet, tasks: Tasks, start: Tensor, settings: Settings) -> Tensor:
+    """Parameters [T, P] after the meta-test steps from start [T, P], detached."""
     how = (settings.inner_lr, settings.test_steps)
     return adapt(net, tasks, *how, first_order=True, adapt_norm=settings.adapt_norm, start=start).detach()

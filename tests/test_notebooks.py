@@ -112,6 +112,7 @@ LIVE = {  # parameters other than those committed, at smoke scale, and the runs 
     "5-overfitting": ({"classes": [6], "draws": [1, 2, 3]}, 3),
     "6-regularizer": ({"ways": 3, "seeds": [5], "many_ways": 4, "many_seeds": [5]}, 12),
     "7-what-coherence-measures": ({"seeds": [5, 6], "head_seeds": [5]}, 10),
+    "8-what-it-looks-like": ({"seeds": [5], "algorithms": ["maml"]}, 2),  # the run, and one that ends half-way
 }
 
 

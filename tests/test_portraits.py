@@ -1,0 +1,142 @@
+"""Portraits on disk: drawn once, read the same, refused when damaged, whole after a kill; and the weights behind them.
+
+Evidence: files compared byte for byte, damage done to them, checkpoints of runs that were stopped at the same epoch.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metanb import checkpoint, disk, experiment, portraits, records, stages
+from metanb.portraits import portrait
+from metanb.settings import preset
+
+TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The text of a portrait of TINY."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METANB_STORE", str(folder))
+        return portrait("interpolation", TINY, "cpu").path.read_text()
+
+
+@pytest.fixture
+def path(store, drawn):
+    found = store / f"{TINY.id}.interpolation.json"
+    found.write_text(drawn)
+    return found
+
+
+@pytest.mark.parametrize("kind", portraits.KINDS)
+def test_drawn_once_then_read(kind, store, monkeypatch):
+    monkeypatch.setattr(stages, "PRODUCTS", 25)
+    first = portrait(kind, TINY, "cpu")
+    assert first.path == store / f"{TINY.id}.{kind}.json" and first.path.stat().st_size < 50_000
+    assert [stage["epoch"] for stage in first.values["stages"]] == [0, 3, 6]
+    assert first.provenance["weights"]["device"] == first.provenance["device"] and first.provenance["drawn"]
+    assert not list(store.glob(f"{first.path.stem}.[0-9]*"))
+    content = first.path.read_bytes()
+    monkeypatch.setattr(portraits, "_draw", None)  # calling it would raise
+    again = portrait(kind, TINY, "cpu")
+    assert again == first and first.path.read_bytes() == content
+    assert len(records.read_all(store)) == 2  # a portrait is no record; the run and its half are
+
+
+def test_same_weights_give_the_same_portrait(path, store):
+    before = json.loads(path.read_text())
+    path.unlink()
+    assert portrait("interpolation", TINY, "cpu").values == before["values"]
+
+
+def cut(text):
+    return text[: len(text) // 2]
+
+
+def digit(text):
+    return text.replace('"alpha":[-0.5', '"alpha":[-0.6')
+
+
+def other_run(text):
+    return text.replace('"seed":0', '"seed":1')
+
+
+def entry_lost(text):
+    return json.dumps({name: value for name, value in json.loads(text).items() if name != "provenance"})
+
+
+def other_kind(text):
+    content = json.loads(text) | {"kind": "surface"}
+    del content["sha256"]
+    return json.dumps(content | {"sha256": portraits._digest(content)})
+
+
+def no_object(_):
+    return "[]"
+
+
+def empty(_):
+    return ""
+
+
+@pytest.mark.parametrize("damage", [cut, digit, other_run, entry_lost, other_kind, no_object, empty])
+def test_damaged_portrait_is_refused_by_name(path, drawn, damage):
+    assert damage(drawn) != drawn
+    path.write_text(damage(drawn))
+    with pytest.raises(records.RecordError, match="delete the file to draw it anew") as error:
+        portrait("interpolation", TINY, "cpu")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_text_that_is_not_utf8_is_refused(path):
+    path.write_bytes(b"\xff\xfe{")
+    with pytest.raises(records.RecordError, match="delete the file"):
+        portrait("interpolation", TINY, "cpu")
+
+
+def test_a_full_disk_leaves_nothing(store, monkeypatch):
+    portrait("interpolation", TINY, "cpu").path.unlink()
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(disk.DiskError, match="No space"):
+        patch.setattr(disk.os, "replace", full)
+        portrait("interpolation", TINY, "cpu")
+    assert not list(store.glob(f"{TINY.id}.interpolation.[!l]*"))  # but for the lock
+    assert portrait("interpolation", TINY, "cpu").path.exists()
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="'density': choose from surface, interpolation, spectrum"):
+        portrait("density", TINY)
+
+
+def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path, monkeypatch):
+    nets = experiment.nets_after(TINY, (6, 0, 3), "cpu")
+    assert list(nets) == [0, 3, 6]
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
+    train = experiment.load(TINY, "train")
+    for epoch in (3, 6):
+        experiment.run(TINY, "cpu", until=2 * epoch)
+        there = checkpoint.read(records.checkpoint(TINY.id))
+        assert there["epoch"] == epoch
+        assert all(torch.equal(there["net"][name], value) for name, value in nets[epoch].state_dict().items())
+    fresh = experiment.new_net(TINY, train).state_dict()
+    assert all(torch.equal(fresh[name], value) for name, value in nets[0].state_dict().items())
+
+
+def test_a_longer_run_goes_on_from_the_shorter_one(store):
+    half = replace(TINY, iterations=6)
+    experiment.nets_after(TINY, (3, 6), "cpu")
+    assert records.find(TINY).provenance["resumed"] == 1 and records.find(half).provenance["resumed"] == 0

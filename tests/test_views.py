@@ -1,0 +1,107 @@
+"""Figures of portraits whose values are made by hand: what is drawn is read back from the SVG and from the data."""
+
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from metanb import views
+from metanb.portraits import Portrait
+from metanb.settings import preset
+from metanb.stages import ALPHAS, BEYOND, COUNTED
+
+MADE = {"drawn": "2026-01-02T03:04:05+00:00", "device": "a processor", "torch": "2.0", "code": "abc", "weights": {}}
+
+
+def portrait(values, algorithm="maml", seed=0):
+    weights = {"code": f"w{seed}", "device": "another", "trained": "2026-01-01"}
+    settings = preset("smoke", "glyphs", algorithm=algorithm, seed=seed)
+    return Portrait(settings, values, MADE | {"weights": weights}, Path("nowhere"))
+
+
+def parsed(figure):
+    root = ElementTree.fromstring(figure.svg)
+    words = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert figure.alt and root.get("aria-label") == figure.alt
+    return words
+
+
+def bowl(scale):
+    """A surface: scale times 0.01 plus the squared distance from (1, 0)."""
+    at = np.linspace(*(edge * 2 for edge in BEYOND), 13)
+    loss = scale * (0.01 + (at[None] - 1) ** 2 + at[:, None] ** 2)
+    paths = [[[0, 0], [2, 0]], [[0, 0], [1, math.sqrt(3)]]]
+    stages = [{"epoch": e, "support_loss": loss.tolist(), "query_loss": loss.tolist(), "paths": paths} for e in (0, 3)]
+    return {"at": at.tolist(), "stages": stages}
+
+
+def test_angle_in_the_plane():
+    assert views.angle(bowl(1)["stages"][0]) == pytest.approx(60)
+
+
+def test_surfaces_label_their_levels_and_carry_their_data():
+    found = views.surfaces([portrait(bowl(1)), portrait(bowl(3), "fomaml")], "support_loss", "plane", "Look.")
+    words = parsed(found)
+    assert words.count("untrained") == words.count("iteration 30") == 2
+    assert {"0.03", "0.1", "0.3", "1", "3"} <= set(words)  # of the lines, and of the scale
+    assert "60° apart" in found.alt and found.alt.count("2 and 2 long") == 4
+    assert len(found.data) == 2 * 2 * 13
+    row = found.data[(found.data.algorithm == "fomaml") & (found.data.epoch == 3)].iloc[4]
+    a = np.array([float(name) for name in found.data.columns[4:]]) * float(row.unit)
+    true = 3 * (0.01 + (a - 1) ** 2 + (float(row.b) * float(row.unit)) ** 2)
+    assert np.allclose(row.iloc[4:].astype(float), true, rtol=1e-2)
+
+
+@pytest.mark.parametrize("low, high, levels", [(0.02, 20, 6), (0.4, 9, 8), (1.4, 1.6, 5), (1e-4, 100, 7)])
+def test_levels_are_round_inside_and_enough(low, high, levels):
+    found = views._levels(np.array([low, high]))
+    assert levels - 2 <= len(found) <= levels + 4 and (np.diff(found) > 0).all() and (found > 0).all()
+    assert all(len(f"{level:g}".replace("0.", "").strip("0")) <= 5 for level in found)
+    assert found[1] >= low and found[-2] <= high
+
+
+def test_lines_average_runs_and_show_each():
+    def values(shift):
+        mean = np.exp(-ALPHAS) + shift
+        loss = {"mean": mean.tolist(), "low": (mean / 2).tolist(), "high": (mean * 2).tolist()}
+        return {"alpha": ALPHAS.tolist(), "n": 7, "stages": [{"epoch": 0, "support_loss": loss, "query_loss": loss}]}
+
+    found = views.lines([portrait(values(0.1)), portrait(values(0.3), seed=1)], "lines", "Look.")
+    assert {"support loss, MAML", "query loss, MAML", "untrained"} <= set(parsed(found))
+    of = found.data[found.data.measure == "query_loss"]
+    assert np.allclose(of["mean"], np.exp(-ALPHAS) + 0.2) and np.allclose(of["high"], 2 * of["mean"])
+    assert f"{math.exp(-1) + 0.2:.2g}" in found.alt
+
+
+def test_spectra():
+    def values(scale):
+        at = np.linspace(-1, 3, 50) * scale
+        density = 1e4 * np.exp(-np.abs(at) / scale)
+        stage = {
+            "epoch": 6,
+            "density_at": at.tolist(),
+            "density": density.tolist(),
+            "smallest": [-scale],
+            "largest": [scale],
+        }
+        stage |= {"top": [scale / (i + 1) for i in range(20)], "gauss_newton_top": [0.0] * 20}
+        stage |= {"above": (100 * scale / COUNTED).tolist(), "below": (10 * scale / COUNTED).tolist()}
+        return {"size": 10_000, "counted": COUNTED.tolist(), "stages": [stage]}
+
+    found = views.densities([portrait(values(1)), portrait(values(2), "fomaml")], "densities", "Look.")
+    assert {"largest", "of the Gauss-Newton part", "iteration 60"} <= set(parsed(found))
+    assert "first-order MAML, iteration 60: from -2 to 2" in found.alt and len(found.data) == 100
+    found = views.counts([portrait(values(1)), portrait(values(3), seed=1)], "counts", "Look.")
+    parsed(found)
+    above = found.data[found.data.side == "above"]
+    assert np.allclose(above.number * above.x, 200)  # the mean of 100 and 300
+    (x,) = {float(x) for x in re.findall(r"At x = ([\d.]+)", found.alt)}
+    assert f"{20 / x:.0f} below" in found.alt or f"{20 / x - 1:.0f} below" in found.alt
+
+
+def test_origin_names_each_machine_and_code_once():
+    said = views.origin([portrait({}), portrait({}, seed=1)])
+    assert said == ("Drawn 2026-01-02 on a processor, torch 2.0, code abc; weights trained by code w0, w1 on another.")
