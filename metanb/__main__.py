@@ -116,8 +116,8 @@ def claims(machines: bool, folders: tuple[Path, ...]) -> None:
     from metanb import claims as rules
     from metanb import records, verdicts
 
-    places = folders or [place for place in records.places() if place.is_dir()]
-    found = records.read_all(*places)
+    places = folders or tuple(records.places())
+    found = records.read_all(*(place for place in places if place.is_dir()))
     if not found:
         raise click.ClickException(
             f"no recorded run in {', '.join(map(str, places))}: make some with metanb grid quick"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from typing import Any
 
 import higher
 import torch
@@ -35,11 +36,11 @@ class _StraightThrough(torch.autograd.Function):
     """The adapted parameters' values, with the identity as their derivative by the initial parameters."""
 
     @staticmethod
-    def forward(ctx, initial: Tensor, adapted: Tensor) -> Tensor:
+    def forward(ctx: Any, initial: Tensor, adapted: Tensor) -> Tensor:
         return adapted.view_as(adapted)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -137,7 +139,7 @@ def _errors(net: ConvNet, tasks: Tasks, settings: Settings) -> dict[torch.dtype,
                 call()
                 error = (peers.gradient(model).cpu().double() - exact).norm() / exact.norm()
                 errors.setdefault(name, []).append(float(error))
-    pick = {torch.float64: max, torch.float32: np.median}
+    pick: dict[torch.dtype, Callable[..., Any]] = {torch.float64: max, torch.float32: np.median}
     return {dtype: {name: float(pick[dtype](e)) for name, e in errors.items()} for dtype, errors in found.items()}
 
 
@@ -181,9 +183,14 @@ def hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
 
     def ours() -> Iterator[float]:
         for part, rows in zip(tasks.split(chunk), params.split(chunk), strict=True):
-            yield from landscape.hessian_norms(
-                lambda q, t=part: losses(net, q, t.support_x, t.support_y), rows
-            ).norms.tolist()
+
+            def loss(params: Tensor, part: Tasks = part) -> Tensor:
+                return losses(net, params, part.support_x, part.support_y)
+
+            yield from landscape.hessian_norms(loss, rows).norms.tolist()
+
+    def theirs(peer: Callable[..., float]) -> Callable[[], list[float]]:
+        return lambda: [peer(*one) for one in each]
 
     solved = []
     for row in params:
@@ -194,7 +201,7 @@ def hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
     calls: dict[str, Callable[[], list[float]]] = {OURS: lambda: list(ours())}
     for name, (peer, needs) in peers.HESSIAN_PEERS.items():
         if peers.installed(needs):
-            calls[name] = lambda peer=peer: [peer(*one) for one in each]
+            calls[name] = theirs(peer)
     truth = np.array([peers.exact_norm(*one) for one in each])
     errors = {name: float(np.max(np.abs(np.array(call()) / truth - 1))) for name, call in calls.items()}
     seconds = _alternate(calls, repeats, device)
@@ -231,7 +238,7 @@ def best_rate(device: torch.device) -> float:
             torch.rand(batch, channels, side, side, device=device),
             torch.rand(channels, channels, 3, 3, device=device),
         )
-        seconds = _alternate({"": lambda x=x, weight=weight: F.conv2d(x, weight, padding=1)}, 10, device)[""]
+        seconds = _alternate({"": partial(F.conv2d, x, weight, padding=1)}, 10, device)[""]
         best = max(best, 2 * batch * channels * channels * 9 * side * side / min(seconds))
     return best
 
@@ -256,9 +263,9 @@ def _alternate(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.
                 torch.cuda.synchronize()
                 seconds[name].append(start.elapsed_time(end) / 1e3)
             else:
-                start = time.process_time()
+                began = time.process_time()
                 call()
-                seconds[name].append(time.process_time() - start)
+                seconds[name].append(time.process_time() - began)
     gc.unfreeze()
     return {name: times[1:] for name, times in seconds.items()}
 

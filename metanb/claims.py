@@ -247,7 +247,7 @@ def _row(
     setting += f", {settings.head_init} head" if settings.head_init != "torch" else ""
     told = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
     rest = ", ".join(f"{name}={value}" for name, value in apart(settings).items() if name not in told)
-    scale = scale_of(settings)
+    scale: str = scale_of(settings)
     if not cell[0].finished:
         scale += f", {cell[0].iterations:,} of {settings.iterations:,} iterations"
     return Row(

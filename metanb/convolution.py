@@ -11,8 +11,9 @@ large, oneDNN's convolution, task by task.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def out_side(side: int, stride: int) -> int:
     return (side - 1) // stride + 1
 
 
-def _overlap_add(rows: Tensor, shape: torch.Size, stride: int) -> Tensor:
+def _overlap_add(rows: Tensor, shape: Sequence[int], stride: int) -> Tensor:
     """The transpose of `patches`: rows [T, B*H'*W', 9*C] added back into images of `shape`."""
     n_tasks, batch, height, width, channels = shape
     h, w = out_side(height, stride), out_side(width, stride)
@@ -67,7 +68,7 @@ def _overlap_add(rows: Tensor, shape: torch.Size, stride: int) -> Tensor:
     return padded[:, :, 1 : height + 1, 1 : width + 1]
 
 
-def _direct(weight: Tensor, x_shape: torch.Size, stride: int) -> bool:
+def _direct(weight: Tensor, x_shape: Sequence[int], stride: int) -> bool:
     """Whether oneDNN's convolution, task by task, beats a batched matrix product over patches."""
     return weight.device.type == "cpu" and prod(x_shape[1:4]) >= DIRECT_FROM * stride * stride
 
@@ -99,12 +100,13 @@ def _each(kernel: Callable[..., Tensor], *operands: Tensor) -> Tensor:
         if out is None:
             out = result.new_empty(len(operands[0]), *result.shape)
         out[t] = result
+    assert out is not None  # there is a task at least
     return out
 
 
 class _Convolve(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
         shape = (*x.shape[:2], out_side(x.shape[2], stride), out_side(x.shape[3], stride), weight.shape[1])
@@ -122,7 +124,7 @@ class _Convolve(Function):
         return y.view(shape)
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         by_x, by_weight, _ = ctx.needs_input_grad
         return (
@@ -134,7 +136,7 @@ class _Convolve(Function):
 
 class _InputGradient(Function):
     @staticmethod
-    def forward(ctx, g: Tensor, weight: Tensor, shape: torch.Size, stride: int) -> Tensor:
+    def forward(ctx: Any, g: Tensor, weight: Tensor, shape: torch.Size, stride: int) -> Tensor:
         ctx.save_for_backward(g, weight)
         ctx.stride = stride
         weight, g = _fold_shared(weight, g)
@@ -146,7 +148,7 @@ class _InputGradient(Function):
         return _overlap_add(rows, folded, stride).reshape(shape)
 
     @staticmethod
-    def backward(ctx, x: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
         g, weight = ctx.saved_tensors
         by_g, by_weight, *_ = ctx.needs_input_grad
         return (
@@ -159,7 +161,7 @@ class _InputGradient(Function):
 
 class _WeightGradient(Function):
     @staticmethod
-    def forward(ctx, g: Tensor, x: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, g: Tensor, x: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(g, x)
         ctx.stride = stride
         shape = (g.shape[-1], 3, 3, x.shape[-1])
@@ -169,7 +171,7 @@ class _WeightGradient(Function):
         return torch.bmm(g.flatten(1, 3).transpose(1, 2), patches(x, stride)).view(-1, *shape)
 
     @staticmethod
-    def backward(ctx, weight: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
         g, x = ctx.saved_tensors
         by_g, by_x, _ = ctx.needs_input_grad
         return (
@@ -183,7 +185,7 @@ class _BatchNorm(Function):
     """y = gamma * (x - mean) * r + beta with r = 1 / sqrt(variance + EPS), then ReLU."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
         samples = x.flatten(1, 3)
         centred = samples - samples.mean(1, keepdim=True)
         r = centred.square().mean(1, keepdim=True).add_(EPS).rsqrt_()
@@ -193,7 +195,7 @@ class _BatchNorm(Function):
         return y
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return *_BatchNormGradient.apply(g, *ctx.saved_tensors), None
 
 
@@ -205,7 +207,7 @@ class _BatchNormGradient(Function):
 
     @staticmethod
     def forward(
-        ctx, given: Tensor, x: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None
+        ctx: Any, given: Tensor, x: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         g = (given if y is None else _where_positive(given, y)).flatten(1, 3)
         samples = g.shape[1]
@@ -217,7 +219,7 @@ class _BatchNormGradient(Function):
         return by_x.view_as(x), (mean_gn * samples).squeeze(1), (mean_g * samples).squeeze(1)
 
     @staticmethod
-    def backward(ctx, u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by g, x and gamma, for the cotangents u of `by_x`, v of `by_gamma` and w of `by_beta`.
 
         x enters through n, with gradient k = v g - scale (mean(g n) u + mean(u n) g), and through r.

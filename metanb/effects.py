@@ -78,7 +78,7 @@ def change(curve: np.ndarray) -> float:
     return float(stats.linregress(np.arange(len(curve)), curve).slope * (len(curve) - 1))
 
 
-def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Pearson's r of two series and its two-sided p-value; 0 and 1 if one does not vary."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0, 1.0
@@ -96,14 +96,15 @@ def detrended(curve: np.ndarray) -> np.ndarray:
 def mean_correlation(correlations: Sequence[float]) -> Interval:
     """Mean and 95 % interval of runs' correlations, taken of Fisher's z = artanh r and turned back."""
     found = interval(np.arctanh(np.clip(correlations, -1 + 1e-9, 1 - 1e-9)))
-    return Interval(*(float(np.tanh(z)) for z in found[:3]), found.p)
+    mean, low, high = (float(np.tanh(z)) for z in found[:3])
+    return Interval(mean, low, high, found.p)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's corrected p-values: of those at most 0.05, the chance that even one is only noise is at most 5 %."""
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p)
-    raised = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values)
+    raised = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
     return raised[np.argsort(order)]
 
 

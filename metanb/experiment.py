@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metanb import checkpoint, images, landscape, provenance, records
+from metanb import checkpoint, images, lanczos, landscape, provenance, records
 from metanb.adapt import keep_freed_memory
 from metanb.checkpoint import State
 from metanb.landscape import Stat
@@ -50,7 +50,7 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
     Raises:
         DivergedError: a meta-training loss is not finite; the last checkpoint is kept.
         MemoryFullError: the run does not fit into memory, the GPU's or the machine's; the last checkpoint is kept.
-        metanb.images.DataError: the data set is missing or damaged.
+        metanb.cache.DataError: the data set is missing or damaged.
         metanb.records.RecordError: a record of these settings is there, but damaged.
     """
     last = settings.epoch_of(until)
@@ -178,7 +178,7 @@ def _train(settings: Settings, device: torch.device, last: int) -> records.Recor
             stats = _epoch(state, sets["train"], settings, epoch, bar) if epoch else {}
             try:
                 stats |= measure(net, test, valid, settings)
-            except landscape.LandscapeError as error:
+            except lanczos.LandscapeError as error:
                 raise _diverged(f"{error}, after epoch {epoch}", settings, epoch) from error
             iteration = epoch * settings.epoch_iterations
             state.rows += [{"epoch": epoch, "iteration": iteration, "measure": k} | asdict(v) for k, v in stats.items()]
@@ -220,7 +220,7 @@ def _epoch(state: State, train: images.ImageSet, settings: Settings, epoch: int,
         state.optimiser.zero_grad(set_to_none=True)
         found = _gradient(state.net, train, settings, iteration)
         loss = found["train_loss"]
-        slope = float(torch.nn.utils.get_total_norm([p.grad for p in state.net.parameters()]))
+        slope = float(torch.nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None]))
         if not np.isfinite([loss, slope]).all():
             raise _diverged(f"loss is {loss}, its gradient's norm {slope}, at iteration {iteration}", settings, epoch)
         state.optimiser.step()

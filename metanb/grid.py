@@ -1,9 +1,10 @@
 """The grids of runs as data: what a scale's results rest on, what there is of it, and how long the rest would take."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from statistics import mean, median
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +16,9 @@ from metanb.settings import Dataset, Scale, Settings, preset
 # fails.
 GAMMA = {5: 1.0, 20: 0.1}
 PAPER_GAMMAS = (0.1, 0.3, 1.0)  # at paper scale, 20-way: first moves of 6, 18 and 60 % of the way
-FEW = {"algorithm": "fomaml", "inner_steps": 5, "test_steps": 5, "inner_lr": 0.1, "meta_batch": 4, "rotations": False}
+FEW: dict[str, Any] = {
+    "algorithm": "fomaml", "inner_steps": 5, "test_steps": 5, "inner_lr": 0.1, "meta_batch": 4, "rotations": False,
+}  # fmt: skip
 READINGS = {"maml": ("adapted", "random", "through", "outer"), "fomaml": ("adapted", "random")}
 
 
@@ -57,6 +60,7 @@ def paper() -> list[Planned]:
     """
     weak, middle, strong = PAPER_GAMMAS
     readings = {"fomaml": ("adapted",), "maml": ("adapted",)}
+    five_shot: tuple[tuple[Dataset, int], ...] = (("omniglot", 5), ("omniglot", 20), ("mini-imagenet", 5))
     runs: list[Planned] = []
     for seed in range(5):
         runs += _base("paper", "omniglot", 20, 1, seed, ("fomaml", "maml"))
@@ -65,7 +69,7 @@ def paper() -> list[Planned]:
         runs += _base("paper", "omniglot", 5, 1, seed)
         runs += _base("paper", "omniglot", 20, 1, seed, ("finetune",))
         runs += _base("paper", "mini-imagenet", 5, 1, seed, ("maml", "finetune"))
-        for dataset, ways in (("omniglot", 5), ("omniglot", 20), ("mini-imagenet", 5)):
+        for dataset, ways in five_shot:
             runs += _base("paper", dataset, ways, 5, seed)
         for gamma in (weak, strong):
             runs += _regularised("paper", 20, seed, readings, gamma)
@@ -165,11 +169,11 @@ def _base(
 
 
 def _regularised(
-    scale: Scale, ways: int, seed: int, readings: dict[str, tuple[str, ...]], gamma: float
+    scale: Scale, ways: int, seed: int, readings: Mapping[str, tuple[str, ...]], gamma: float
 ) -> Iterator[Planned]:
     for algorithm, names in readings.items():
         for name in names:
-            options = {"algorithm": algorithm, "regulariser": name, "gamma": gamma, "seed": seed}
+            options: dict[str, Any] = {"algorithm": algorithm, "regulariser": name, "gamma": gamma, "seed": seed}
             yield Planned("regulariser", preset(scale, "omniglot", ways, 1, **options))
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import platformdirs
 
 from metanb import glyphs, mini_imagenet, omniglot
-from metanb.cache import Content, DataError, cached
+from metanb.cache import Content, cached
+from metanb.cache import DataError as DataError  # callers know it as images.DataError
 from metanb.cache import digest as digest_of
 from metanb.settings import CHOICES
 
@@ -32,10 +33,10 @@ class ImageSet:
     """The images of one split of a data set, read-only."""
 
     name: str
-    split: str  # "train", "valid" or "test": meta-training, meta-validation, meta-test classes
-    images: np.ndarray  # uint8 [classes, per_class, C, H, W], perhaps a np.memmap; omniglot, glyphs: ink 255 on 0
-    classes: tuple[str, ...]  # name of each class, no two the same
-    digest: str  # first 16 hex digits of the SHA-256 of shape, class names and pixels
+    split: str  #: "train", "valid" or "test": meta-training, meta-validation, meta-test classes
+    images: np.ndarray  #: uint8 [classes, per_class, C, H, W], perhaps a np.memmap; omniglot, glyphs: ink 255 on 0
+    classes: tuple[str, ...]  #: name of each class, no two the same
+    digest: str  #: first 16 hex digits of the SHA-256 of shape, class names and pixels
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 5:
@@ -160,7 +161,9 @@ def _stored(root: Path, dataset: str, split: str, partition: str, seed: int, ver
     elif dataset == "mini-imagenet":
         key, stamp = f"mini-imagenet-{split}", hashlib.sha256(mini_imagenet.table(root, split)).hexdigest()[:16]
         source = partial(mini_imagenet.source, root, split)
-    else:
+    elif dataset in ("glyphs", "glyphs-all"):
         key, stamp = f"{dataset}-{seed}-{split}", f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}"
         source = partial(glyphs.source, dataset == "glyphs-all", split, seed)
+    else:
+        raise NotImplementedError(f"data set {dataset!r} has no source yet: give it one here")
     return cached(root / "cache" / f"{key}.npy", stamp, source, verify)

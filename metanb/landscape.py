@@ -38,11 +38,11 @@ class Stat:
 class HessianNorms:
     """Spectral norms of T Hessians; tensors are float64, on the CPU."""
 
-    norms: Tensor  # [T] max |lambda|: at most the true norm, up to rounding, and below it by at most tol
-    smallest: Tensor  # [T] smallest and largest eigenvalue as Lanczos sees them: the one of larger magnitude is
-    largest: Tensor  # [T] accurate to tol, the other lies inside the spectrum and may not have converged
-    residuals: Tensor  # [T] norm(H y - lambda y) / |lambda| of the dominant eigenpair, 0 where the norm is 0
-    products: Tensor  # [T] int64: Hessian-vector products each task needed; max() of it were computed
+    norms: Tensor  #: [T] max |lambda|: at most the true norm, up to rounding, and below it by at most tol
+    smallest: Tensor  #: [T] smallest eigenvalue as Lanczos sees it: accurate to tol if its magnitude is the larger
+    largest: Tensor  #: [T] the largest likewise; the other lies inside the spectrum and may not have converged
+    residuals: Tensor  #: [T] norm(H y - lambda y) / |lambda| of the dominant eigenpair, 0 where the norm is 0
+    products: Tensor  #: [T] int64: Hessian-vector products each task needed; max() of it were computed
 
 
 def hessian_norms(

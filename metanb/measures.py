@@ -52,7 +52,8 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     stats["gradient_coherence_label"] = landscape.gradient_coherence(gradient - uniform)
     stats["gradient_cosine"], _ = landscape.trajectory_coherence(gradient)
     stats["valid_accuracy"] = landscape.summarise(accuracies(net, valid, settings, stream=1))
-    for part, weights in (("body", [block.weight for block in net.blocks]), ("head", [net.head.weight])):
+    body_weights = [block.get_parameter("weight") for block in net.blocks]
+    for part, weights in (("body", body_weights), ("head", [net.head.weight])):
         norm = float(torch.cat([weight.detach().flatten() for weight in weights]).norm())
         stats[f"{part}_norm"] = Stat(norm, norm, 0.0, 0.0, 1)
     return stats
@@ -121,5 +122,5 @@ def _of_tasks(net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings) -> 
 
 def adapt_at_test(net: ConvNet, tasks: Tasks, start: Tensor, settings: Settings) -> Tensor:
     """Parameters [T, P] after the meta-test steps from start [T, P], detached."""
-    options = {"first_order": True, "adapt_norm": settings.adapt_norm, "start": start}
-    return adapt(net, tasks, settings.inner_lr, settings.test_steps, **options).detach()
+    how = (settings.inner_lr, settings.test_steps)
+    return adapt(net, tasks, *how, first_order=True, adapt_norm=settings.adapt_norm, start=start).detach()

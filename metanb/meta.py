@@ -16,8 +16,8 @@ from metanb.tasks import Tasks
 class Outcome(NamedTuple):
     """What one meta-gradient saw, by task; detached."""
 
-    losses: Tensor  # [T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
-    moves: Tensor  # [T] norm(theta^_i - theta~_i) / norm(theta~_i - theta_s); 0 where no regulariser moves
+    losses: Tensor  #: [T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
+    moves: Tensor  #: [T] norm(theta^_i - theta~_i) / norm(theta~_i - theta_s); 0 where no regulariser moves
 
 
 def meta_gradient(
@@ -55,9 +55,9 @@ def meta_gradient(
         seed: of the random direction.
     """
     options = {"adapt_norm": adapt_norm}
-    direction, other = (
-        _directions(net, tasks, lr, steps, chunk, seed, **options) if regulariser != "none" else (None, None)
-    )
+    direction = other = torch.zeros(())  # without a regulariser nothing points anywhere
+    if regulariser != "none":
+        direction, other = _directions(net, tasks, lr, steps, chunk, seed, **options)
     found = []
     for part in tasks.split(chunk):
         start = flatten(net).expand(len(part), -1)

@@ -24,10 +24,10 @@ STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger 
 class Patches(NamedTuple):
     """A chunk of image batches as the first block reads them."""
 
-    rows: Tensor  # [T, B*H'*W', 9*C + 1]: each 3x3 patch, and a 1 for the bias
-    mean: Tensor  # [T, 9*C, 1] of the patches
-    covariance: Tensor  # [T, 9*C, 9*C] float64, of the patches
-    size: tuple[int, int, int]  # B, H', W'
+    rows: Tensor  #: [T, B*H'*W', 9*C + 1]: each 3x3 patch, and a 1 for the bias
+    mean: Tensor  #: [T, 9*C, 1] of the patches
+    covariance: Tensor  #: [T, 9*C, 9*C] float64, of the patches
+    size: tuple[int, ...]  #: B, H', W'
 
 
 class Block(nn.Module):
@@ -76,9 +76,7 @@ class ConvNet(nn.Module):
         ValueError: an unknown `head_init`, or images too small for four max-pools.
     """
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], ways: int, filters: int = 64, head_init: str = "torch"
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, ...], ways: int, filters: int = 64, head_init: str = "torch") -> None:
         super().__init__()
         if head_init not in CHOICES["head_init"]:
             raise ValueError(f"head_init is {head_init!r}: use one of {', '.join(CHOICES['head_init'])}")
@@ -127,6 +125,7 @@ class ConvNet(nn.Module):
             x = self.patches(x)
         for block in self.blocks:
             x = block(x)
+        assert isinstance(x, Tensor)  # a block has made it one
         features = x.mean((2, 3)) if self.strided else x.flatten(2)
         weight, bias = _with_tasks(self.head.weight, 2), _with_tasks(self.head.bias, 1)
         return torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2))

@@ -14,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from metanb.convolution import EPS
-from metanb.nets import ConvNet
+from metanb.nets import Block, ConvNet
 from metanb.settings import Settings
 from metanb.tasks import Tasks
 
@@ -47,16 +47,16 @@ def plain_net(net: ConvNet, norm: type[PrimitiveNorm] = PrimitiveNorm) -> nn.Seq
     """The paper's ConvNet in ordinary layers, one task at a time, with the weights of ours."""
     layers: list[nn.Module] = []
     for block in net.blocks:
+        assert isinstance(block, Block)
         outputs, _, _, inputs = block.weight.shape
         conv = nn.Conv2d(inputs, outputs, 3, stride=block.stride, padding=1, bias=False)
         conv.weight.data = _channels_first(net, block.weight.detach()).contiguous()
         scaled = norm(outputs)
         scaled.weight.data, scaled.bias.data = block.gamma.detach().clone(), block.beta.detach().clone()
         layers += [conv, scaled, nn.ReLU()] + ([nn.MaxPool2d(2)] if block.pool else [])
-    layers += [nn.Flatten() if block.pool else _SpatialMean(), nn.Linear(*reversed(net.head.weight.shape))]
-    plain = nn.Sequential(*layers)
-    layers[-1].weight.data = _channels_first(net, net.head.weight.detach())
-    layers[-1].bias.data = net.head.bias.detach().clone()
+    head = nn.Linear(*reversed(net.head.weight.shape))
+    head.weight.data, head.bias.data = _channels_first(net, net.head.weight.detach()), net.head.bias.detach().clone()
+    plain = nn.Sequential(*layers, _SpatialMean() if net.strided else nn.Flatten(), head)
     return plain.to(net.head.weight.device, net.head.weight.dtype)
 
 
@@ -67,8 +67,10 @@ class _SpatialMean(nn.Module):
 
 def gradient(net: nn.Module) -> Tensor:
     """The net's `.grad`s as one vector [P], in the layout of plain layers whichever way the net holds them."""
-    ours = isinstance(net, ConvNet)
-    return torch.cat([(_channels_first(net, p.grad) if ours else p.grad).flatten() for p in net.parameters()])
+    found = [p.grad for p in net.parameters() if p.grad is not None]
+    if isinstance(net, ConvNet):
+        found = [_channels_first(net, grad) for grad in found]
+    return torch.cat([grad.flatten() for grad in found])
 
 
 def _channels_first(net: ConvNet, weight: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def torchopt(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: b
 
 def torch_func(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
     """`torch.func`: vmap of a task's adaptation over all tasks, then backward, as in PyTorch's own MAML example."""
-    theta = dict(net.named_parameters())
+    theta: dict[str, Tensor] = dict(net.named_parameters())
 
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(torch.func.functional_call(net, params, (x,)), y)

@@ -113,7 +113,8 @@ def find(settings: Settings, epochs: int | None = None) -> Record | None:
     """
     there = [found for place in places() for found in reached(place, settings).items()]
     furthest, path = max(there, key=lambda found: found[0], default=(-1, None))  # of two alike, the first place's
-    return read(path) if furthest >= (settings.epochs if epochs is None else epochs) else None
+    enough = furthest >= (settings.epochs if epochs is None else epochs)
+    return read(path) if path is not None and enough else None
 
 
 def read(path: Path) -> Record:

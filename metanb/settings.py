@@ -236,7 +236,7 @@ def preset(scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: in
     return from_dict(values | others)
 
 
-def scale_of(settings: Settings) -> str:
+def scale_of(settings: Settings) -> Scale | Literal["custom"]:
     """The scale whose filters, iterations and epochs these settings have, or "custom"."""
     for scale in get_args(Scale):
         base = preset(scale, settings.dataset, settings.ways, settings.shots)

@@ -59,7 +59,8 @@ def surfaces(stages: list[Stage]) -> dict[str, Any]:
         for where, stage in zip(planes, stages, strict=True)
     ]
     reach = max(float(path.abs().max()) for path in paths)
-    at = torch.linspace(*(edge * reach for edge in BEYOND), DRAWN, dtype=torch.float64)
+    low, high = BEYOND
+    at = torch.linspace(low * reach, high * reach, DRAWN, dtype=torch.float64)
     drawn = []
     for stage, where, path in zip(stages, planes, paths, strict=True):
         found = {"epoch": stage.epoch, "paths": path}
@@ -89,7 +90,7 @@ def interpolations(stages: list[Stage]) -> dict[str, Any]:
             with torch.no_grad():
                 right = accuracy(stage.net, end, tasks.query_x, tasks.query_y)
             seen.setdefault("query_accuracy", []).append(right)
-        found = {name: torch.cat(seen.pop(name)).mean() for name in ("distance", "query_accuracy")}
+        found: dict[str, Any] = {name: torch.cat(seen.pop(name)).mean() for name in ("distance", "query_accuracy")}
         for name, parts in seen.items():
             values = torch.cat(parts, 1)  # [A, T]
             low, high = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype), dim=1)

@@ -40,7 +40,8 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
     """
     marks = {(row.claim, _place(row)): row for row in rows
              if row.verdict in MARKS and row.as_in_paper and "head" not in row.setting}  # fmt: skip
-    columns = list(dict.fromkeys(place for _, place in marks))  # by setting, since the ledger's rows are
+    settings = list(dict.fromkeys(place[:3] for _, place in marks))
+    columns = sorted(dict.fromkeys(place for _, place in marks), key=lambda place: settings.index(place[:3]))
     heads = ""
     for (dataset, setting, scale), n in Counter(place[:3] for place in columns).items():
         words = f"{NAMES[dataset]}<br>{setting.replace(' ', '<br>', 1).replace(', ', '<br>')}<br>{scale}"

@@ -28,10 +28,11 @@ def inline(drawn: str, alt: str) -> str:
     root = ElementTree.fromstring(drawn)
     used = set(re.findall(r"#([\w-]+)", drawn))
     _clean(root, used)
-    width, height = (float(root.get(side).removesuffix("pt")) for side in ("width", "height"))
+    width, height = (float(root.get(side, "").removesuffix("pt")) for side in ("width", "height"))
     root.attrib = {
-        "viewBox": root.get("viewBox"), "width": f"{width / 0.75:.0f}", "height": f"{height / 0.75:.0f}", "role": "img",
-        "aria-label": alt, "style": f"font-family: {FONT}; stroke-linejoin: round", "fill": "currentColor",
+        "viewBox": root.get("viewBox", ""), "width": f"{width / 0.75:.0f}", "height": f"{height / 0.75:.0f}",
+        "role": "img", "aria-label": alt,
+        "style": f"font-family: {FONT}; stroke-linejoin: round", "fill": "currentColor",
     }  # fmt: skip
     return ElementTree.tostring(root, encoding="unicode")
 

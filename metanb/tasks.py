@@ -16,10 +16,10 @@ class Tasks:
     A class's label is its place in a random order of the task's classes; images come label by label.
     """
 
-    support_x: torch.Tensor  # [T, N*K, C, H, W] float32 in [0, 1]
-    support_y: torch.Tensor  # [T, N*K] int64, 0..N-1
-    query_x: torch.Tensor  # [T, N*Q, C, H, W] float32 in [0, 1]
-    query_y: torch.Tensor  # [T, N*Q] int64, 0..N-1
+    support_x: torch.Tensor  #: [T, N*K, C, H, W] float32 in [0, 1]
+    support_y: torch.Tensor  #: [T, N*K] int64, 0..N-1
+    query_x: torch.Tensor  #: [T, N*Q, C, H, W] float32 in [0, 1]
+    query_y: torch.Tensor  #: [T, N*Q] int64, 0..N-1
 
     def __len__(self) -> int:
         return len(self.support_x)

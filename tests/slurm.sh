@@ -58,12 +58,12 @@ CONF
 
 cat > "$work/profile/config.yaml" << 'PROFILE'
 executor: slurm
-jobs: 50                      # in the queue at a time
-keep-going: true              # a job that fails does not stop the others
-slurm-status-command: squeue  # this cluster has no accounting; leave it out where sacct works
+jobs: 50                      # at a time
+keep-going: true              # when one fails
+slurm-status-command: squeue  # for a SLURM without accounting
 slurm-init-seconds-before-status-checks: 5
 default-resources:
-  slurm_partition: main       # some clusters want slurm_account, too
+  slurm_partition: main
 PROFILE
 
 say "one node"
@@ -82,12 +82,15 @@ run_id() { python -c "import sys; from metanb import grid; print(grid.select(gri
 cancelled=$(run_id '*-maml-s0-*') torn=$(run_id '*-fomaml-s1-*')
 grid=(snakemake --profile "$work/profile" --config grid=smoke)
 
-say "the smoke grid; the checkpoint of $torn is torn, and $cancelled is cancelled after its first epoch"
+say "the smoke grid; the checkpoint of $torn is torn, and $cancelled is cancelled while it trains"
 echo torn > "$METANB_STORE/$torn.pt"
 printf '$ %s\n' "${grid[*]}"
 "${grid[@]}" > "$work/first.txt" 2>&1 & first=$!
-until [ -f "$METANB_STORE/$cancelled.pt" ]; do
+saved() { stat --format=%y "$METANB_STORE/$cancelled.pt" 2>> "$work/finish.log" || true; }
+untrained=
+until [ "$untrained" ] && [ "$(saved)" != "$untrained" ]; do
     kill -0 $first 2>> "$work/finish.log" || { cat "$work/first.txt"; fail "Snakemake ended too early"; }
+    [ "$untrained" ] || untrained=$(saved)
     sleep 0.1
 done
 job=$(squeue --noheader --format='%i %k' | awk -v run="$cancelled" 'index($2, run) {print $1}')

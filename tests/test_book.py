@@ -130,12 +130,13 @@ def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
     terms = [dt.find(string=True, recursive=False).strip() for dt in article(soups, "book/glossary").select("dt")]
     assert len(terms) > 12
     found = BeautifulSoup(str(article(soups, page)), "html.parser")
-    for element in found.select("h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output"):
+    apart = "h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output, .metanb-overview"
+    for element in found.select(apart):
         element.extract()
     for element in found.select("a:not(.glossary-link)"):
         element.extract()
     for term in sorted(terms, key=len, reverse=True):
-        word = re.compile(rf"(?<![\w-]){re.escape(term)}s?(?![\w-])", re.IGNORECASE)
+        word = re.compile(rf"(?<![\w-])[{term[0]}{term[0].upper()}]{re.escape(term[1:])}s?(?![\w-])")
         uses = found.find_all(string=word)
         if uses:
             link = uses[0].parent

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from metanb import experiment, images, records
-from metanb.settings import preset
+from metanb.settings import CHOICES, preset
 from metanb.tasks import sample_tasks
 from tests.bad_days import shown
 
@@ -78,6 +79,18 @@ def test_measures_against_a_plain_loop(store):
         assert last["n"] == 5
     inner = torch.stack([a @ b for i, a in enumerate(gradients) for j, b in enumerate(gradients) if i != j]).mean()
     assert record.curve("gradient_coherence").iloc[-1]["mean"] == pytest.approx(float(inner), rel=1e-3)
+
+
+def test_every_algorithm_has_a_gradient_of_its_own():
+    found = {}
+    for algorithm in CHOICES["algorithm"]:
+        settings = replace(TINY, algorithm=algorithm, inner_steps=2)
+        train = experiment.load(settings, "train")
+        net = experiment.new_net(settings, train)
+        experiment._gradient(net, train, settings, 0)
+        found[algorithm] = torch.cat([p.grad.flatten() for p in net.blocks.parameters()])
+    for one, two in combinations(found, 2):
+        assert not torch.allclose(found[one], found[two], rtol=1e-3), f"{one} trains as {two} does"
 
 
 VARIANTS = (
@@ -217,7 +230,7 @@ def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
 
 def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
     def fails(*_):
-        raise experiment.landscape.LandscapeError("no Hessian norm there")
+        raise experiment.lanczos.LandscapeError("no Hessian norm there")
 
     monkeypatch.setattr(experiment.landscape, "hessian_norms", fails)
     with pytest.raises(experiment.DivergedError, match=rf"{TINY.id}: no Hessian norm there, after epoch 0.*inner_lr"):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def test_environment_yml_says_what_pyproject_says():
     assert environment["name"] == PROJECT["name"]
     assert sorted(entry.split()[0] for entry in plain) == ["pip", "python"]
     (python,) = [entry.split(maxsplit=1)[1] for entry in plain if entry.startswith("python")]
-    assert SpecifierSet(python) == SpecifierSet(PROJECT["requires-python"])
+    version = re.fullmatch(r"=(3\.\d+)", python)[1]  # Binder reads a version in this form alone
+    assert SpecifierSet(PROJECT["requires-python"]).contains(version)
     assert pip == ["-e .[book,test]"]
     assert {"book", "test"} <= PROJECT["optional-dependencies"].keys()
 
@@ -82,17 +84,67 @@ def test_no_file_names_a_package_registry():
     assert found == []
 
 
-def test_font_is_vendored_with_its_licence():
-    folder = ROOT / "book" / "_static" / "fonts"
-    assert {path.name for path in folder.iterdir()} == {"LICENSE", "stix-two-math.woff2"}
-    assert "SIL OPEN FONT LICENSE Version 1.1" in (folder / "LICENSE").read_text()
-    assert "book/_static/fonts/LICENSE" in PROJECT["license-files"]
+def test_what_is_vendored_is_noticed_and_has_its_licence():
+    """A folder under book/_static holds the work of others; what is our own lies beside the folders."""
+    folders = {path.name: path for path in (ROOT / "book" / "_static").iterdir() if path.is_dir()}
+    noticed = re.findall(r"^book/_static/(\S+)    \S", (ROOT / "NOTICE").read_text(), re.MULTILINE)
+    assert sorted(noticed) == sorted(folders)
+    for folder in folders.values():
+        licence = (folder / "LICENSE").read_text()
+        assert re.search(r"MIT License|Apache License|SIL OPEN FONT LICENSE Version 1.1|BSD", licence), folder
 
 
-def test_uplot_is_vendored_with_its_licence():
-    folder = ROOT / "book" / "_static" / "uplot"
-    assert "MIT License" in (folder / "LICENSE").read_text()
-    assert "uPlot (v1.6.32)" in (folder / "uPlot.iife.min.js").read_text()[:100]
+def test_font_and_uplot_are_those_noticed():
+    static = ROOT / "book" / "_static"
+    assert {path.name for path in (static / "fonts").iterdir()} == {"LICENSE", "stix-two-math.woff2"}
+    assert "uPlot (v1.6.32)" in (static / "uplot" / "uPlot.iife.min.js").read_text()[:100]
+
+
+def test_citations_agree_with_the_project():
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    bib = (ROOT / "book" / "metanb.bib").read_text()
+    (paper,) = cff["references"]
+    assert cff["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= cff.keys()
+    assert str(cff["version"]) == PROJECT["version"] and f"version = {{{PROJECT['version']}}}" in bib
+    assert cff["license"] == PROJECT["license"] and cff["authors"] == PROJECT["authors"]
+    assert cff["title"] in bib.replace("{Towards", "Towards").replace("Learning}", "Learning")
+    entry = re.search(r"@misc\{guiroy2019,(.*?)\n\}", (ROOT / "book" / "references.bib").read_text(), re.DOTALL)[1]
+    assert f"title = {{{paper['title']}}}" in entry and f"year = {{{paper['year']}}}" in entry
+    assert paper["identifiers"][0]["value"].removeprefix("arXiv:") in entry
+    names = [f"{one['family-names']}, {one['given-names']}" for one in paper["authors"]]
+    assert f"author = {{{' and '.join(names)}}}" in entry
+
+
+def test_a_wheel_holds_what_the_package_reads(tmp_path):
+    """As `pip wheel --no-deps .` makes it, by the build backend itself, from the files that git would hand out."""
+    for path in tracked():
+        name = path.relative_to(ROOT)
+        if name.parts[0] == "metanb" or len(name.parts) == 1 or name.name == "LICENSE":
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / name)
+    command = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"metanb/{path.name}" for path in (ROOT / "metanb").iterdir() if path.is_file()} <= held
+    assert {"metanb/py.typed", "metanb/vinyals.csv"} <= held
+    licences = f"metanb-{PROJECT['version']}.dist-info/licenses/"
+    assert {f"{licences}LICENSE", f"{licences}NOTICE"} <= held
+    assert {name.split("/")[0] for name in held} == {"metanb", f"metanb-{PROJECT['version']}.dist-info"}
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_each_python_reads_the_package(version, tmp_path):
+    """Syntax alone: to compile is not to run."""
+    places = [shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))]
+    works = [
+        place for place in places if place and not subprocess.run([place, "-c", ""], capture_output=True).returncode
+    ]
+    if not works:
+        pytest.skip(f"no Python {version} here")
+    command = [works[0], "-X", f"pycache_prefix={tmp_path}", "-W", "error", "-m", "compileall", "-q", "metanb", "tests"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_make_alone_prints_its_targets_and_builds_nothing():
@@ -127,3 +179,10 @@ def test_style():
     for words in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_types():
+    """The package's type hints, by mypy in strict mode; py.typed tells other projects' checkers that they are there."""
+    assert (ROOT / "metanb" / "py.typed").is_file()
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from metanb.settings import CHOICES, RANGES, Settings, SettingsError, from_dict, preset, scale_of
+from metanb.settings import CHOICES, NAMES, RANGES, REGULARISERS, Settings, SettingsError, from_dict, preset, scale_of
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,11 @@ def test_what_cannot_be_is_refused_in_one_line(values, words):
 
 def test_every_setting_is_checked():
     assert {field.name for field in fields(Settings)} == CHOICES.keys() | RANGES.keys()
+
+
+def test_every_algorithm_and_data_set_has_what_the_book_needs_of_it():
+    assert NAMES.keys() == {*CHOICES["algorithm"], *CHOICES["dataset"]}
+    assert REGULARISERS.keys() == set(CHOICES["algorithm"])
 
 
 def test_id_is_stable_and_tells_settings_apart():

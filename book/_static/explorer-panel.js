@@ -40,7 +40,7 @@
       const x = { ...axis, size: 30, label: "meta-training iteration" };
       const y = { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => this.tick(tick)) };
       this.plot = new window.uPlot({
-        width: box.clientWidth, height: HEIGHT, padding: [12, 14, 0, 0], series, bands, axes: [x, y],
+        width: box.clientWidth, height: HEIGHT, padding: [12, 24, 0, 0], series, bands, axes: [x, y],
         scales: {
           x: { time: false, range: [0, what.iterations.at(-1)] },
           y: { distr: what.log ? 3 : 1, range: range(what) },
@@ -137,8 +137,9 @@
       let [found, reach] = [null, REACH];
       for (const { iterations, runs } of this.what.curves) {
         const epoch = this.constructor.epochAt(iterations, iteration);
+        const late = this.plot.valToPos(iteration, "x") - this.plot.valToPos(iterations[epoch], "x");
         for (const { id, mean } of runs) {
-          const away = Math.abs(this.plot.valToPos(mean[epoch], "y") - offsetY);
+          const away = Math.hypot(late, this.plot.valToPos(mean[epoch], "y") - offsetY);
           if (away < reach) [found, reach] = [id, away];
         }
       }
