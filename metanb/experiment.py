@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metanb import checkpoint, images, lanczos, landscape, provenance, records
+from metanb import checkpoint, images, landscape, provenance, records
 from metanb.adapt import keep_freed_memory
 from metanb.checkpoint import State
+from metanb.lanczos import LandscapeError
 from metanb.landscape import Stat
 from metanb.measures import accuracies, measure
 from metanb.meta import chunk_size, meta_gradient, supervised_gradient
@@ -178,7 +179,7 @@ def _train(settings: Settings, device: torch.device, last: int) -> records.Recor
             stats = _epoch(state, sets["train"], settings, epoch, bar) if epoch else {}
             try:
                 stats |= measure(net, test, valid, settings)
-            except lanczos.LandscapeError as error:
+            except LandscapeError as error:
                 raise _diverged(f"{error}, after epoch {epoch}", settings, epoch) from error
             iteration = epoch * settings.epoch_iterations
             state.rows += [{"epoch": epoch, "iteration": iteration, "measure": k} | asdict(v) for k, v in stats.items()]

@@ -59,8 +59,8 @@ def surfaces(stages: list[Stage]) -> dict[str, Any]:
         for where, stage in zip(planes, stages, strict=True)
     ]
     reach = max(float(path.abs().max()) for path in paths)
-    low, high = BEYOND
-    at = torch.linspace(low * reach, high * reach, DRAWN, dtype=torch.float64)
+    low, high = (edge * reach for edge in BEYOND)
+    at = torch.linspace(low, high, DRAWN, dtype=torch.float64)
     drawn = []
     for stage, where, path in zip(stages, planes, paths, strict=True):
         found = {"epoch": stage.epoch, "paths": path}
