@@ -105,8 +105,8 @@ def curves(
 ) -> Figure:  # fmt: skip
     """Measures over meta-training, a panel each: a thin line a run, a thick one for the mean, a band over runs.
 
-    The untrained network, epoch 0, is drawn apart as open circles. The caption is completed by what n and the band are,
-    the alt text by first and last values.
+    The untrained network, epoch 0, is drawn apart as open circles. Means end where the first run does. The caption is
+    completed by what n and the band are, the alt text by first and last values.
 
     Args:
         runs: records; runs of one label are drawn in one colour.
@@ -128,6 +128,7 @@ def curves(
                 table = chosen.pivot(index="iteration", columns="seed", values="mean")
                 start, table = table.loc[table.index == 0], table.loc[table.index > 0]
                 axis.plot(table.index, table, color=colour, linewidth=0.6, alpha=0.5, linestyle=dash)
+                table = table.dropna()  # a mean over fewer runs would jump where one ends
                 axis.plot(table.index, table.mean(axis=1), color=colour, linewidth=2, linestyle=dash, label=kind)
                 axis.fill_between(
                     table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, linewidth=0

@@ -73,6 +73,13 @@ def test_curves_show_and_hand_out_the_records(runs):
     assert f"distance from θ_s (L2), MAML: from {first:.3g}" in shown.image["aria-label"]
 
 
+def test_means_end_where_the_first_run_does(runs):
+    short = [runs[0].upto(6), *runs[1:3]]
+    alt = figures.curves(short, ["distance"], "d", "c").alt
+    last = np.mean([run.curve("distance")["mean"].loc[6] for run in short])
+    assert alt.endswith(f"to {last:.3g}.")
+
+
 def test_a_published_value_is_drawn_and_said(runs):
     plain = figures.curves(runs, ["query_accuracy"], "k", "c")
     figure = figures.curves(runs, ["query_accuracy"], "k", "c", known={"query_accuracy": (0.987, "Finn et al.")})
