@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
 FONT = "'DejaVu Sans', Verdana, sans-serif"  # that which matplotlib measures with, then one as wide
-_LONG = re.compile(r"(?<![\d.])(-?\d+\.\d\d)\d+")
+_NUMBER, _STEP = re.compile(r"-?\d+\.\d+"), re.compile(r"([A-Za-z])([^A-Za-z]*)")
 _BLACK, _FAMILY = re.compile(r"#000000|\bblack\b"), re.compile(r"font-family: [^;]*;? ?|font: (?=\d)")
 _FONT_SHORTHAND = re.compile(r"font: ([\d.]+px) [^;]*")
 
@@ -60,7 +60,24 @@ def _clean(element: ElementTree.Element, used: set[str]) -> None:
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
     for name, value in element.attrib.items():
-        value = _LONG.sub(r"\1", value) if name != "transform" else value
-        if name == "style":
+        if name == "d":
+            value = _path(value)
+        elif name in ("x", "y"):
+            value = _rounded(value, 1)
+        elif name == "style":
             value = _BLACK.sub("currentColor", _FAMILY.sub("", _FONT_SHORTHAND.sub(r"font-size: \1", value)))
         element.set(name, re.sub(r"\s+", " ", value).strip())
+
+
+def _path(d: str) -> str:
+    """A path to a tenth of a point, curves to a hundredth; the letter of a line after a line goes without saying."""
+    found, last = "", ""
+    for letter, numbers in _STEP.findall(d):
+        said = "" if letter == "L" and last in ("M", "L") else letter
+        found += f"{said or ' '}{' '.join(_rounded(numbers, 1 if letter in 'ML' else 2).split())}"
+        last = letter
+    return found
+
+
+def _rounded(text: str, digits: int) -> str:
+    return _NUMBER.sub(lambda found: f"{float(found[0]):.{digits}f}".rstrip("0").rstrip("."), text)

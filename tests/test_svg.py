@@ -47,10 +47,10 @@ def test_every_word_and_every_path_is_kept(drawn):
     paths = [[numbers(e.getAttribute("d")) for e in elements(one, "path")] for one in (drawn, found)]
     assert len(paths[0]) == len(paths[1]) > 10
     for one, other in zip(*paths, strict=True):
-        assert np.allclose(one, other, atol=0.01)
+        assert np.allclose(one, other, atol=0.051)  # a tenth of a point
     places = [[[float(e.getAttribute(k)) for k in "xy"] for e in elements(one, "use")] for one in (drawn, found)]
     assert len(places[0]) == len(places[1]) > 7
-    assert np.allclose(*places, atol=0.01)
+    assert np.allclose(*places, atol=0.051)
 
 
 def test_it_takes_the_colours_of_the_page(drawn):
@@ -69,7 +69,7 @@ def test_ids_are_those_that_are_used_and_differ_by_salt(drawn):
 
 def test_nothing_is_left_that_no_page_needs(drawn):
     found = svg.inline(drawn, "a line")
-    assert len(found) < 0.7 * len(drawn)
+    assert len(found) < 0.6 * len(drawn)
     assert "metadata" not in found and "<!--" not in found and "xlink" not in found and "<style" not in found
 
 
