@@ -182,7 +182,8 @@ def scatter(
             axis.set(xlabel=LABELS[x], ylabel=LABELS[y], title=kind)
             axis.title.set_size(10)
             said.append(f"{kind}: r between {_range(chosen, x, y)}")
-        axes[0].legend(title="seed", frameon=False)
+        handles, names = axes[0].get_legend_handles_labels()
+        canvas.legend(handles, names, title="seed", loc="outside right upper", frameon=False)  # clear of the dots
         caption = f"{caption} A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
         return finish(canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data)
 
