@@ -16,9 +16,8 @@ TINY = preset("smoke", "glyphs", filters=4, test_tasks=5, test_queries=2, inner_
 @pytest.fixture(scope="module")
 def both():
     """Two stages: a fresh network, and the same with other weights."""
-    net, other = (
-        experiment.new_net(one, experiment.load(one, "train")) for one in (TINY, preset("smoke", filters=4, seed=1))
-    )
+    images = experiment.load(TINY, "train")
+    net, other = (experiment.new_net(replace(TINY, seed=seed), images) for seed in (0, 1))
     tasks = experiment.meta_test_tasks(TINY)
     return [stages.stage(TINY, epoch, one, tasks) for epoch, one in ((0, net), (3, other))]
 
