@@ -1,6 +1,7 @@
 """The numbers of portraits against plain evaluation: single points of grids and lines, `measure`, dense spectra."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
