@@ -244,7 +244,7 @@ def _row(
     settings = cell[0].settings
     setting = f"{settings.ways}-way {settings.shots}-shot"
     setting += f", {settings.train_classes} classes" if settings.train_classes else ""
-    setting += f", {settings.head_init} head" if settings.head_init != "torch" else ""
+    setting += f", {settings.head_init} first head" if settings.head_init != "torch" else ""
     told = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
     rest = ", ".join(f"{name}={value}" for name, value in apart(settings).items() if name not in told)
     scale: str = scale_of(settings)

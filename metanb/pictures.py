@@ -25,6 +25,7 @@ STYLE = {
     "axes.facecolor": "none",
     "savefig.bbox": "tight",
 }
+WIDE = 600  # pixels: figures of more scroll on a phone
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # algorithms stay apart in grey
 
 
@@ -49,7 +50,8 @@ class Figure:
             f'<a download="{self.name}.csv" href="data:text/csv;base64,{base64.b64encode(csv).decode()}">Data (csv)</a>'
         )
         caption = f"<figcaption>{escape(self.caption)} {link}</figcaption>"
-        return f'<figure class="metanb-figure">{self.svg}{caption}</figure>'
+        wide = " wide" if float(self.svg.partition(' width="')[2].partition('"')[0]) > WIDE else ""
+        return f'<figure class="metanb-figure{wide}">{self.svg}{caption}</figure>'
 
 
 def finish(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFrame) -> Figure:

@@ -1,5 +1,6 @@
 """Figures of the ledger: all verdicts at a glance, and effects with their intervals."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -31,15 +32,15 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
     """The verdicts on the paper's own form of each claim, as an HTML table: a row a claim, two columns a setting.
 
     The columns are MAML's and first-order MAML's; finetuning's verdicts stand with the algorithm that it is set beside.
-    Cells with other first heads are left out. A mark leads to the ledger, and its title gives effect and runs.
+    A mark leads to its row of the ledger, and its title gives effect and runs.
 
     Args:
         rows: the ledger.
         pages: by claim, the address of the page that tests it.
-        ledger: the address of a claim's part of the ledger, with `{}` for the claim's name in small letters.
+        ledger: the address of the ledger's page.
     """
     marks = {(row.claim, _place(row)): row for row in rows
-             if row.verdict in MARKS and row.as_in_paper and "head" not in row.setting}  # fmt: skip
+             if row.verdict in MARKS and row.as_in_paper}  # fmt: skip
     settings = list(dict.fromkeys(place[:3] for _, place in marks))
     columns = sorted(dict.fromkeys(place for _, place in marks), key=lambda place: settings.index(place[:3]))
     heads = ""
@@ -67,7 +68,8 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
     head = f'<thead><tr><td rowspan="2"></td>{heads}</tr><tr>{names}</tr></thead>'
     return (
         f'<div class="metanb-overview" tabindex="0" role="region" aria-label="Verdicts at a glance"><table>{head}'
-        f'<tbody>{body}</tbody></table></div><p class="metanb-legend">{legend}</p>'
+        f'<tbody>{body}</tbody></table></div><p class="metanb-legend">{legend} '
+        '<span class="metanb-hint">Scroll sideways for more settings.</span></p>'
     )
 
 
@@ -79,9 +81,7 @@ def _place(row: Row) -> tuple[str, str, str, str]:
 
 def _mark(row: Row, ledger: str) -> str:
     said = escape(f"{row.claim}, {MARKS[row.verdict][0]}: {row.change}, {row.runs} runs")
-    return (
-        f'<a href="{ledger.format(row.claim.lower())}" title="{said}" aria-label="{said}">{_drawing(row.verdict)}</a>'
-    )
+    return f'<a href="{ledger}#{row.anchor}" title="{said}" aria-label="{said}">{_drawing(row.verdict)}</a>'
 
 
 def _drawing(verdict: str) -> str:
@@ -110,19 +110,25 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: flo
         axis = canvas.subplots()
         colour = sns.color_palette("colorblind")[0]
         finite = data[np.isfinite(data[["effect", "low", "high"]]).all(axis=1)]
+        widths = np.maximum(finite.high.abs(), finite.low.abs())
+        limit = max(2.5 * widths.median(), 2 * abs(paper))  # one wide interval does not squeeze the others
         for place, row in finite.iterrows():
+            for end, arrow in ((row.low, "<"), (row.high, ">")):
+                if abs(end) > limit:
+                    axis.plot(math.copysign(limit, end), place, arrow, color=colour, clip_on=False)
             apart = not row.low <= 0 <= row.high
             axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.5)
             axis.plot(row.effect, place, "o", color=colour, fillstyle="full" if apart else "none")
         axis.axvline(0, color="0.5", linestyle="--", linewidth=1)
         axis.axvline(paper, color="0.5", linestyle=":", linewidth=1.5)
         axis.set(yticks=data.index, yticklabels=data.cell + " (n = " + data.runs.astype(str) + ")", xlabel=xlabel)
+        axis.set_xlim(max(-limit, axis.get_xlim()[0]), min(limit, axis.get_xlim()[1]))
         axis.invert_yaxis()
         said = "; ".join(
             f"{row.cell}: {row.effect:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for _, row in finite.iterrows()
         )
         caption = (
             f"{caption} Dots: means over n pairs of runs; bars: 95 % intervals (Student's t); filled: the interval "
-            f"does not hold 0. Dashed: no effect; dotted: the paper's, {paper:+.2f}."
+            f"does not hold 0; an arrow: the interval goes on. Dashed: no effect; dotted: the paper's, {paper:+.2f}."
         )
         return finish(canvas, name, caption, f"Effects with intervals. {said}.", data)

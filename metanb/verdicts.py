@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -110,6 +111,17 @@ class Row:
         return f"{self.claim}, {self.variant}" if self.variant else self.claim
 
     @property
+    def anchor(self) -> str:
+        """The row's name in an address."""
+        return re.sub(r"\W+", "-", f"{self.name}-{self.ids[0]}".lower())
+
+    @property
+    def shown_scale(self) -> str:
+        """The scale, and in brackets the iterations at which runs were stopped."""
+        scale, _, reached = self.scale.partition(", ")
+        return f"{scale} ({reached.split()[0]})" if reached else scale
+
+    @property
     def shown_p(self) -> str:
         """Holm's p-value as people read it."""
         return "–" if math.isnan(self.p_holm) else f"{self.p_holm:.2g}"
@@ -157,7 +169,7 @@ def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
             row.name,
             f"{NAMES[row.dataset]}, {row.setting}" + (f" ({row.apart})" if row.apart else ""),
             NAMES[row.algorithm],
-            row.scale,
+            row.shown_scale,
             row.shown_unit,
             row.change,
             row.runs,
@@ -178,6 +190,18 @@ def by_scale(rows: Iterable[Row]) -> pd.DataFrame:
     first = shown.groupby(names, sort=False).ngroup()  # rows of one claim and algorithm stay together, in their order
     shown = shown.iloc[first.argsort(kind="stable")]
     return shown.set_index([*names, "scale"])[["95 % interval", "runs", "verdict"]]
+
+
+def turned(rows: Iterable[Row], others: Iterable[Row]) -> str:
+    """In Markdown: what `others` say of a claim and algorithm where their verdict is not that of `rows`."""
+    before = {(row.name, row.algorithm): row for row in rows}
+    said = [
+        f"- {row.name}, {NAMES[row.algorithm]}: {before[key].verdict} at {before[key].shown_scale} scale, "
+        f"**{row.verdict}** at {row.shown_scale} scale."
+        for row in others
+        if (key := (row.name, row.algorithm)) in before and before[key].verdict != row.verdict
+    ]
+    return "\n".join(said) or "No verdict is another one there."
 
 
 def as_json(rows: Iterable[Row]) -> str:

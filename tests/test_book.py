@@ -4,6 +4,7 @@ Evidence: the HTML, CSS and SVG files themselves, parsed by BeautifulSoup. Links
 """
 
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -94,6 +95,12 @@ def test_links_and_images_lead_somewhere(soups):
             elif parts.fragment and target in ids and parts.fragment not in ids[target] | {"", "top"}:
                 broken.append(f"{path.relative_to(HTML)}: {link}")
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_two_elements_share_an_id(soups, page):
+    counts = Counter(element["id"] for element in article(soups, page).find_all(id=True))
+    assert [name for name, n in counts.items() if n > 1] == []
 
 
 def test_every_picture_has_a_text_alternative(soups):

@@ -476,3 +476,13 @@ def test_noise_is_judged_and_what_is_no_noise_is_seen(rates):
         assert sum(found for name, found in rates[key].items() if name in (*SEEN, verdicts.CONTRARY)) > 0, key
     for claim in ("C5", "C6"):  # asks for three findings at once
         assert rates[claim, ""][verdicts.REPRODUCED] < 0.02 * CELLS
+
+
+def test_turned_tells_the_verdicts_that_differ():
+    rows = [row for row in claims.ledger([record(s, {}) for s in range(3)]) if row.claim == "C1"]
+    others = [replace(row, scale="paper, 5,000 of 60,000 iterations") for row in rows]
+    assert verdicts.turned(rows, others) == "No verdict is another one there."
+    others[0] = replace(others[0], verdict=verdicts.REPRODUCED)
+    assert rows[0].verdict == verdicts.NOT_SEEN
+    said = "- C1, MAML: not reproduced at quick scale, **reproduced** at paper (5,000) scale."
+    assert verdicts.turned(rows, others) == said

@@ -27,7 +27,10 @@ CLAIM_PAGES = {
     }.items()
     for name in names
 }  # fmt: skip
-OTHER_FORMS = ("first peak", claims.SCALE_FREE)  # of C1, which the landing page counts
+CONTROLS = {  # forms that the landing page counts besides the paper's
+    "c1_first_peak": ("C1", "first peak"), "c1_scale_free": ("C1", claims.SCALE_FREE),
+    "c3_relative": ("C3", claims.RELATIVE), "c4_scale_free": ("C4", claims.SCALE_FREE),
+}  # fmt: skip
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
 HOURS = {"U1": "Omniglot, 5-way 1-shot", "U3": "Omniglot, 20-way 1-shot", "U4": "mini-ImageNet, 5-way 1-shot"}
@@ -80,7 +83,8 @@ def ledger_table(rows: list[Row]) -> str:
         scale, _, reached = row.scale.partition(", ")
         effect = f'<span class="metanb-effect">{row.change}</span>{small(row.shown_unit, row.detail)}'
         verdict, runs = f"[{row.verdict}](#{row.claim.lower()})", f"[{row.runs}](#{row.ids[0]})"
-        lines.append([row.variant or "as in the paper", where, f"{scale}{small(reached)}", verdict, effect, runs,
+        form = f'<span id="{row.anchor}"></span>{row.variant or "as in the paper"}'
+        lines.append([form, where, f"{scale}{small(reached)}", verdict, effect, runs,
                       row.shown_p, row.paper or "–"])  # fmt: skip
     head = ["Form", "Cell", "Scale", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
     shown = len(head) if any(row.paper for row in judged) else -1  # the paper gives a figure for few claims
@@ -93,7 +97,7 @@ def runs_page(recorded: list[Record]) -> str:
     for cell in cells(recorded):
         minutes = sum(run.provenance["cpu_seconds"] for run in cell) / len(cell) / 60
         downloads = ", ".join(
-            f"{{download}}`seed {run.settings.seed} <../results/{run.path.name}/measures.csv>`" for run in cell
+            f"{{download}}`{run.settings.id} <../results/{run.path.name}/measures.csv>`" for run in cell
         )
         lines += [f"({run.settings.id})=" for run in cell]
         so_far = "" if all(run.finished for run in cell) else f", stopped at {iterations(cell)} iterations"
@@ -199,6 +203,19 @@ def paper_reach(recorded: list[Record]) -> str:
     return f"trained for {iterations(reached)} of {preset('paper').iterations:,} iterations"
 
 
+def paper_missing(recorded: list[Record]) -> str:
+    """What of the paper's experiments has no record at its scale, in words."""
+    there = {run.settings.unseeded for run in recorded}
+    left: dict[str, list[str]] = {}
+    for one in (planned.settings for planned in grid.paper() if planned.settings.seed == 0):
+        setting = f"{NAMES[one.dataset]} {one.ways}-way {one.shots}-shot"
+        what = "the regulariser" if one.regulariser != "none" else NAMES[one.algorithm]
+        if one.unseeded not in there and what not in left.setdefault(setting, []):
+            left[setting].append(what)
+    said = [f"{setting} ({', '.join(names)})" for setting, names in left.items() if names]
+    return "; ".join(said) or "nothing"
+
+
 def iterations(cell: list[Record]) -> str:
     """The iterations that a cell's runs got to, least to greatest."""
     ends = {run.iterations for run in cell}
@@ -220,10 +237,10 @@ def substitutions() -> dict[str, str]:
     of = {name: [row for row in rows if row.claim == name] for name in CLAIMS}
     names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
-    names |= {
-        f"verdict_c1_{form.replace(' ', '_').replace('-', '_')}": headline(of["C1"], form) for form in OTHER_FORMS
-    }
-    names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html#ledger-{}")
+    names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
+    names["across"] = number(claims.ACROSS)
+    names["paper_missing"] = paper_missing(recorded)
+    names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
     names["holm"] = HOLM_MEANING
     names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
     names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))

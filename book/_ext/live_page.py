@@ -24,8 +24,8 @@ def introduction(metadata: dict[str, Any]) -> str:
     return "\n".join([
         "# On this machine",
         "",
-        "This page was made when you typed `make book`: the notebook of the chapter before was executed here, and its "
-        "networks were trained live. The runs are tiny. They show that the road works from end to end, and they are no "
+        "This page was made when you typed `make book`: the notebook *Flatter, lower, further* was executed here, and "
+        "its networks were trained live. The runs are tiny. They show that the road works from end to end, and are no "
         "evidence for or against any claim.",
         "",
         f"| Notebook | `{run['input_path']}` |",
