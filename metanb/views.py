@@ -1,5 +1,6 @@
 """Figures of portraits: the loss on a plane and along lines, and the Hessian's spectrum, at stages of meta-training."""
 
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,8 @@ from metanb.stages import BEYOND
 
 _INK, _PAPER = "#111111", "#ffffff"  # on filled contours, whatever the page
 SHOWN = 8  # of the largest eigenvalues
-TOPS = (("top", 0.05, "o", "largest"), ("gauss_newton_top", 0.012, "x", "of the Gauss-Newton part"))
+TOPS = (("top", 0.05, "o", "largest eigenvalues"), ("gauss_newton_top", 0.012, "x", "largest of the Gauss-Newton part"))
+CLEAR = 0.08  # how far from what else is drawn a contour's label stays, of a panel's width
 LOSSES = {"support_loss": "support loss", "query_loss": "query loss"}
 
 
@@ -37,7 +39,8 @@ def surfaces(runs: list[Portrait], loss: str, name: str, caption: str) -> Figure
                 filled = axis.contourf(at, at, stage[loss], levels, norm=norm, cmap="cividis_r", extend="both")
                 filled.set(edgecolor="#555555", linewidth=0.3)
                 lines = axis.contour(at, at, stage[loss], levels, colors=_INK)
-                axis.clabel(lines, levels, inline=False, fmt="%g", fontsize=7, colors=inks)
+                spots = _spots(lines.allsegs, stage["paths"], at[0], at[-1])
+                axis.clabel(lines, levels, inline=False, fmt="%g", fontsize=7, colors=inks, manual=spots)
                 lines.set_visible(False)  # the edges of what is filled are there already
                 for path, mark in zip(stage["paths"], "os", strict=True):
                     _trajectory(axis, np.array(path), mark)
@@ -113,7 +116,8 @@ def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
 def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
     """Smoothed spectra: a row a run, a column a stage, each on its own axis, eigenvalues a unit on a log scale.
 
-    Dots are the largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean over tasks.
+    Dots are the largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean over tasks. Their
+    heights have no meaning: two rows, so that neither hides the other.
     """
     rows = []
     with matplotlib.rc_context(STYLE):
@@ -128,11 +132,12 @@ def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
                 for key, height, mark, label in TOPS:
                     axis.plot(stage[key][:SHOWN], [height] * SHOWN, mark, color=other, markersize=4, label=label)
                 axis.axvline(0, color="#888888", linewidth=0.8)
-                axis.set(yscale="log", ylim=(0.003, 3e5), title=_when(one, stage["epoch"]))
+                axis.set(yscale="log", ylim=(0.003, 1e6), title=_when(one, stage["epoch"]))
                 kind = one.settings.algorithm
                 rows += [(kind, stage["epoch"], x, y) for x, y in zip(at, density, strict=True)]
             row[0].set_ylabel(f"{NAMES[one.settings.algorithm]}\neigenvalues a unit")
-        axes[0, 0].legend(frameon=False, fontsize=7, loc="upper right")
+        marks = axes[0, 0].get_legend_handles_labels()
+        canvas.legend(*marks, frameon=False, fontsize=8, loc="outside lower center", ncols=2)  # clear of the peaks
         for axis in axes[-1]:
             axis.set_xlabel("eigenvalue of the Hessian")
         data = pd.DataFrame(rows, columns=["algorithm", "epoch", "eigenvalue", "density"])
@@ -210,6 +215,24 @@ def _levels(values: np.ndarray) -> np.ndarray:
             return inside
     ticks = matplotlib.ticker.MaxNLocator(8).tick_values(low, high)
     return ticks[ticks > 0]
+
+
+def _spots(segments: list[list[np.ndarray]], paths: list[Any], low: float, high: float) -> list[np.ndarray]:
+    """Where labels of contours go: one on each piece, where it is freest, none on a piece that is free nowhere.
+
+    Free is what is `CLEAR` away from the edges of the square from low to high and from the trajectories with their
+    markers, and twice as far from other labels.
+    """
+    clear, along, spots = CLEAR * (high - low), np.linspace(0, 1, 50)[:, None], []
+    taken = [a + along * (b - a) for path in map(np.array, paths) for a, b in pairwise(path)]
+    for piece in (piece for level in segments for piece in level if len(piece)):
+        room = np.minimum(piece - low, high - piece).min(1)
+        for others, share in ((np.concatenate(taken), 1), (np.reshape(spots, (-1, 2)), 2)):
+            away = np.linalg.norm(piece[:, None] - others, axis=2).min(1, initial=np.inf)
+            room = np.minimum(room, away / share)
+        if room.max() >= clear and np.ptp(piece, axis=0).max() >= 2 * clear:
+            spots.append(piece[room.argmax()])
+    return spots
 
 
 def _trajectory(axis: Any, path: np.ndarray, mark: str) -> None:

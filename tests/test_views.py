@@ -63,6 +63,22 @@ def test_levels_are_round_inside_and_enough(low, high, levels):
     assert found[1] >= low and found[-2] <= high
 
 
+def test_labels_of_contours_are_clear_of_markers_edges_and_each_other():
+    turn = np.linspace(0, 2 * np.pi, 200)
+    ring = np.stack([np.cos(turn), np.sin(turn)], 1)
+    small, wide, corner = ring * 0.3 + (2, 0), ring * 1.2 + (2, 0), ring * 0.4 + (3.9, 3.9)
+    level = np.stack([np.linspace(-1, 4, 100), np.full(100, 2.0)], 1)
+    above, paths = level + np.array([0, 0.05]), [[[0, 0], [2, 0]], [[0, 0], [0, 2]]]
+    spots = views._spots([[small], [wide, corner], [np.empty((0, 2))], [level], [above]], paths, -1, 4)
+    assert len(spots) == 3  # none around a marker, none at the edge
+    assert (wide == spots[0]).all(1).any() and spots[1][1] == 2 and spots[2][1] == 2.05
+    for x, y in spots:
+        assert -0.6 <= min(x, y) and max(x, y) <= 3.6
+        assert all(math.hypot(x - a, y - b) >= 0.4 for a, b in ((0, 0), (2, 0), (0, 2), (1, 0), (0, 1)))
+    for i, one in enumerate(spots):
+        assert all(math.dist(one, other) >= 0.8 for other in spots[:i])
+
+
 def test_lines_average_runs_and_show_each():
     def values(shift):
         mean = np.exp(-ALPHAS) + shift
@@ -92,7 +108,7 @@ def test_spectra():
         return {"size": 10_000, "counted": COUNTED.tolist(), "stages": [stage]}
 
     found = views.densities([portrait(values(1)), portrait(values(2), "fomaml")], "densities", "Look.")
-    assert {"largest", "of the Gauss-Newton part", "iteration 60"} <= set(parsed(found))
+    assert {"largest eigenvalues", "largest of the Gauss-Newton part", "iteration 60"} <= set(parsed(found))
     assert "first-order MAML, iteration 60: from -2 to 2" in found.alt and len(found.data) == 100
     found = views.counts([portrait(values(1)), portrait(values(3), seed=1)], "counts", "Look.")
     parsed(found)

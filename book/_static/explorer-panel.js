@@ -42,7 +42,7 @@
       this.plot = new window.uPlot({
         width: box.clientWidth, height: HEIGHT, padding: [12, 24, 0, 0], series, bands, axes: [x, y],
         scales: {
-          x: { time: false, range: [0, what.iterations.at(-1)] },
+          x: { time: false, range: [-what.iterations.at(-1) / 30, what.iterations.at(-1)] }, // room for circles at 0
           y: { distr: what.log ? 3 : 1, range: range(what) },
         },
         legend: { show: false }, cursor: { show: false }, hooks: { draw: [() => this.drawOver()] },
