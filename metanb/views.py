@@ -223,7 +223,8 @@ def _spots(segments: list[list[np.ndarray]], paths: list[Any], low: float, high:
     Free is what is `CLEAR` away from the edges of the square from low to high and from the trajectories with their
     markers, and twice as far from other labels.
     """
-    clear, along, spots = CLEAR * (high - low), np.linspace(0, 1, 50)[:, None], []
+    clear, along = CLEAR * (high - low), np.linspace(0, 1, 50)[:, None]
+    spots: list[np.ndarray] = []
     taken = [a + along * (b - a) for path in map(np.array, paths) for a, b in pairwise(path)]
     for piece in (piece for level in segments for piece in level if len(piece)):
         room = np.minimum(piece - low, high - piece).min(1)

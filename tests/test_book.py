@@ -137,7 +137,7 @@ def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
     terms = [dt.find(string=True, recursive=False).strip() for dt in article(soups, "book/glossary").select("dt")]
     assert len(terms) > 12
     found = BeautifulSoup(str(article(soups, page)), "html.parser")
-    apart = "h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output, .metanb-overview"
+    apart = "h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output, .metanb-overview, .sig"
     for element in found.select(apart):
         element.extract()
     for element in found.select("a:not(.glossary-link)"):

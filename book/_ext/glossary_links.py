@@ -12,7 +12,7 @@ from sphinx import addnodes
 PAGE = "book/glossary"
 # Within these a word is something else than a first use that a reader would look up.
 APART = (nodes.title, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.reference, nodes.raw,
-         addnodes.pending_xref, addnodes.download_reference)  # fmt: skip
+         addnodes.pending_xref, addnodes.download_reference, addnodes.desc_signature)  # fmt: skip
 
 
 def meanings(app: Any) -> dict[str, tuple[str, str]]:
