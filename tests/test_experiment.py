@@ -230,7 +230,7 @@ def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
 
 def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
     def fails(*_):
-        raise experiment.lanczos.LandscapeError("no Hessian norm there")
+        raise experiment.LandscapeError("no Hessian norm there")
 
     monkeypatch.setattr(experiment.landscape, "hessian_norms", fails)
     with pytest.raises(experiment.DivergedError, match=rf"{TINY.id}: no Hessian norm there, after epoch 0.*inner_lr"):

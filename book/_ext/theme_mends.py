@@ -11,13 +11,23 @@ from pathlib import Path
 from typing import Any
 
 UNUSED = ("**/*.map", "**/*.ttf", "**/*webpack-macros.html", "images/logo_*", "scripts/fontawesome.js*", "locales")
+PARAMETERS = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', re.DOTALL)
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>')
 
 
-def mend_roles(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Sphinx's event `html-page-context`: an entry of the bibliography gets a role that browsers still know."""
+def mend_body(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Sphinx's event `html-page-context`: an entry of the bibliography gets a role that browsers still know.
+
+    And the parameters of a long signature, a line each, are no definition list without terms.
+    """
     if "body" in context:
-        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        context["body"] = PARAMETERS.sub(_lines, body)
+
+
+def _lines(found: re.Match[str]) -> str:
+    lines = found[2].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    return f"{found[1]}<span>{lines}</span>"
 
 
 def remove_unused(app: Any, exception: Exception | None) -> None:
@@ -36,6 +46,6 @@ def remove_unused(app: Any, exception: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
-    app.connect("html-page-context", mend_roles)
+    app.connect("html-page-context", mend_body)
     app.connect("build-finished", remove_unused)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
