@@ -13,7 +13,7 @@ from tests.browser import DESKTOP, PHONE, address, tab
 from tests.test_book import PAGES
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
-EVERYWHERE = [*PAGES, "search", "genindex"]
+EVERYWHERE = [*PAGES, "search"]
 EMPTY_PICTURES = """() => [...document.images]
     .filter(image => image.checkVisibility() && !image.naturalWidth).map(image => image.src.slice(0, 200))"""
 # Formulas that take no room or that say they are wrong.
