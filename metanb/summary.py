@@ -111,7 +111,7 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: flo
         colour = sns.color_palette("colorblind")[0]
         finite = data[np.isfinite(data[["effect", "low", "high"]]).all(axis=1)]
         widths = np.maximum(finite.high.abs(), finite.low.abs())
-        limit = max(2.5 * widths.median(), 2 * abs(paper))  # one wide interval does not squeeze the others
+        limit = np.nanmax([2.5 * widths.median(), 2 * abs(paper)])  # one wide interval does not squeeze the others
         for place, row in finite.iterrows():
             for end, arrow in ((row.low, "<"), (row.high, ">")):
                 if abs(end) > limit:

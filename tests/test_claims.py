@@ -360,7 +360,7 @@ def test_scales_stand_one_below_the_other():
     shown = verdicts.by_scale([rows[0], replace(rows[0], algorithm="fomaml"), rows[1]])
     assert list(shown.index) == [
         ("C2", "MAML", "quick"),
-        ("C2", "MAML", "paper, 4,000 of 60,000 iterations"),
+        ("C2", "MAML", "paper (4,000)"),
         ("C2", "first-order MAML", "quick"),
     ]  # fmt: skip
     assert list(shown.verdict) == [verdicts.NOT_SEEN, verdicts.REPRODUCED, verdicts.NOT_SEEN]

@@ -131,6 +131,24 @@ def test_forest_shows_every_row_with_its_interval():
     assert list(figure.data.runs) == [3, 0]  # a row without pairs keeps its place, undrawn
 
 
+def test_one_wide_interval_does_not_squeeze_the_others():
+    base = [record(s, {"query_accuracy": np.full(12, 0.5)}, wobble=0.0) for s in range(3)]
+    gained = [record(s, {"query_accuracy": np.full(12, 0.51)}, wobble=0.0, regulariser="outer", gamma=2.0)
+              for s in range(3)]  # fmt: skip
+    (row,) = (row for row in claims.ledger(base + gained) if row.claim == "C8")
+    rows = [replace(row, effect=0.1, low=-1.0, high=1.0)] * 3
+
+    def ticks(rows):
+        svg = summary.forest(rows, "c8", "c", "points", paper=1.33).svg
+        return [
+            float(found.replace("\N{MINUS SIGN}", "-")) for found in re.findall(r">([-\N{MINUS SIGN}]?\d+\.?\d*)<", svg)
+        ]
+
+    wide = ticks([*rows, replace(row, effect=0.1, low=-90.0, high=90.0)])
+    assert max(map(abs, wide)) < 4 and len(wide) >= 3  # the axis is the others'
+    assert summary.forest([replace(row, effect=np.nan)], "c8", "c", "points", paper=1.33).data.runs.size == 1
+
+
 def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     falling = [record(s, {"hessian_norm": np.exp(-TIME)}, algorithm="fomaml") for s in range(3)]
     heads = [record(s, {}, head_init="zero") for s in range(3)]
