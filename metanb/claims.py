@@ -60,6 +60,7 @@ from metanb.verdicts import (
 ACROSS = 5  # runs from which a correlation across runs is judged
 ORTHOGONAL = 0.05  # a mean cosine below this counts as near 0
 MIN_EPOCHS = 4  # a run must have reached this many to be judged
+DETRENDABLE = 6  # epochs: a quadratic leaves nothing but +-1 of the correlation of four
 AFTER_BEST = 4  # epochs that must follow the best one before a fall can be seen
 
 
@@ -175,11 +176,12 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
     pairs = [(curve(run, "query_accuracy"), curve(run, claim.measure)) for run in cell]
     found = mean_correlation([correlation(a, c)[0] for a, c in pairs])
     steps = mean_correlation([correlation(np.diff(a), np.diff(c))[0] for a, c in pairs])
-    rest = mean_correlation([correlation(detrended(a), detrended(c))[0] for a, c in pairs])
-    detail = (
-        f"first differences r = {steps.mean:.2f} ({steps.low:.2f} to {steps.high:.2f}); "
-        f"detrended r = {rest.mean:.2f} ({rest.low:.2f} to {rest.high:.2f}); "
-    )
+    detail = f"first differences r = {steps.mean:.2f} ({steps.low:.2f} to {steps.high:.2f}); "
+    if cell[0].epochs >= DETRENDABLE:
+        rest = mean_correlation([correlation(detrended(a), detrended(c))[0] for a, c in pairs])
+        detail += f"detrended r = {rest.mean:.2f} ({rest.low:.2f} to {rest.high:.2f}); "
+    else:
+        detail += f"too few epochs to detrend: {cell[0].epochs}; "
     across = False
     if len(cell) >= ACROSS:
         r, p = correlation([late(a) for a, _ in pairs], [late(c) for _, c in pairs])

@@ -486,3 +486,10 @@ def test_turned_tells_the_verdicts_that_differ():
     assert rows[0].verdict == verdicts.NOT_SEEN
     said = "- C1, MAML: not reproduced at quick scale, **reproduced** at paper (5,000) scale."
     assert verdicts.turned(rows, others) == said
+
+
+def test_few_epochs_are_not_detrended():
+    runs = cell({"query_accuracy": 0.5 + 0.1 * TIME, "trajectory_coherence": TIME})
+    of = {n: next(row for row in claims.ledger([run.upto(n) for run in runs]) if row.claim == "C5") for n in (5, 6)}
+    assert "too few epochs to detrend: 5" in of[5].detail and "detrended r" not in of[5].detail
+    assert "detrended r = " in of[6].detail
