@@ -165,5 +165,5 @@ def _stored(root: Path, dataset: str, split: str, partition: str, seed: int, ver
         key, stamp = f"{dataset}-{seed}-{split}", f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}"
         source = partial(glyphs.source, dataset == "glyphs-all", split, seed)
     else:
-        raise NotImplementedError(f"data set {dataset!r} has no source yet: give it one here")
+        raise DataError(f"data set {dataset!r} has no source yet: give it one in metanb/images.py")
     return cached(root / "cache" / f"{key}.npy", stamp, source, verify)
