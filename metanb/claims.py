@@ -244,7 +244,7 @@ def _row(
     beside: Iterable[Record] = (), count: int | None = None,
 ) -> Row:  # fmt: skip
     settings = cell[0].settings
-    setting = f"{settings.ways}-way {settings.shots}-shot"
+    setting = settings.setting
     setting += f", {settings.train_classes} classes" if settings.train_classes else ""
     setting += f", {settings.head_init} first head" if settings.head_init != "torch" else ""
     told = ("train_classes", "head_init", "test_head", "regulariser", "gamma")

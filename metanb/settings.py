@@ -156,6 +156,11 @@ class Settings:
         return self.algorithm == "fomaml"
 
     @property
+    def setting(self) -> str:
+        """Ways and shots, as readers write them."""
+        return f"{self.ways}-way {self.shots}-shot"
+
+    @property
     def unseeded(self) -> "Settings":
         """These settings with seed and class_seed 0: what the runs of a cell have in common."""
         return replace(self, seed=0, class_seed=0)

@@ -6,6 +6,7 @@ strict build, an error: no number of the book is typed by hand.
 
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at 
 SCALES = ("smoke", "quick", "paper")
 HOURS = {"U1": "Omniglot, 5-way 1-shot", "U3": "Omniglot, 20-way 1-shot", "U4": "mini-ImageNet, 5-way 1-shot"}
 PAPER_SETTINGS = [("omniglot", 5, 1), ("omniglot", 20, 1), ("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
+
+
+@cache
+def all_recorded() -> list[Record]:
+    """The committed runs; read once a build, for all that is made from them."""
+    return read_all(ROOT / "results")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -109,8 +116,9 @@ def runs_page(recorded: list[Record]) -> str:
 def what(settings: Settings) -> str:
     """A cell in words: its data, its algorithm, and every setting that sets it apart from its scale's."""
     rest = "".join(f", `{name}={number(value)}`" for name, value in apart(settings).items())
-    setting = f"{NAMES[settings.dataset]}, {settings.ways}-way {settings.shots}-shot"
-    return f"{setting}, {NAMES[settings.algorithm]}, {scale_of(settings)} scale{rest}"
+    return (
+        f"{NAMES[settings.dataset]}, {settings.setting}, {NAMES[settings.algorithm]}, {scale_of(settings)} scale{rest}"
+    )
 
 
 def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
@@ -176,7 +184,7 @@ def accuracy_table(recorded: list[Record]) -> str:
         ends = [run.curve("final_accuracy").iloc[-1] for run in cell]
         values = [100 * end["mean"] for end in ends]
         lines.append(
-            [f"{NAMES[settings.dataset]}, {settings.ways}-way {settings.shots}-shot", NAMES[settings.algorithm],
+            [f"{NAMES[settings.dataset]}, {settings.setting}", NAMES[settings.algorithm],
              iterations(cell), f"{sum(values) / len(values):.1f} % ({min(values):.1f} to {max(values):.1f})",
              number(len(cell)), number(int(ends[0].n)), f"{published:g} %" if settings.algorithm == "maml" else "–"]
         )  # fmt: skip
@@ -208,7 +216,7 @@ def paper_missing(recorded: list[Record]) -> str:
     there = {run.settings.unseeded for run in recorded}
     left: dict[str, list[str]] = {}
     for one in (planned.settings for planned in grid.paper() if planned.settings.seed == 0):
-        setting = f"{NAMES[one.dataset]} {one.ways}-way {one.shots}-shot"
+        setting = f"{NAMES[one.dataset]} {one.setting}"
         what = "the regulariser" if one.regulariser != "none" else NAMES[one.algorithm]
         if one.unseeded not in there and what not in left.setdefault(setting, []):
             left[setting].append(what)
@@ -232,7 +240,7 @@ def hours_table(timings: pd.DataFrame) -> str:
 
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
-    recorded = read_all(ROOT / "results")
+    recorded = all_recorded()
     rows = claims.ledger(recorded)
     of = {name: [row for row in rows if row.claim == name] for name in CLAIMS}
     names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
@@ -267,7 +275,7 @@ def substitutions() -> dict[str, str]:
 def source_read(_: Any, docname: str, source: list[str]) -> None:
     """Sphinx's event of that name: the page of runs is written from the records."""
     if docname == RUNS_PAGE:
-        source[0] = source[0].replace(RUNS_MARK, runs_page(read_all(ROOT / "results")))
+        source[0] = source[0].replace(RUNS_MARK, runs_page(all_recorded()))
 
 
 def setup(app: Any) -> dict[str, bool]:

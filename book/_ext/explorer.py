@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
-from book_numbers import ROOT, number
+from book_numbers import all_recorded, number
 
 from metanb.cells import cells
 from metanb.figures import LABELS
-from metanb.records import Record, read_all
+from metanb.records import Record
 from metanb.settings import NAMES, apart, scale_of
 
 PAGE = "book/explore"
@@ -58,7 +58,7 @@ def _cell(cell: list[Record]) -> dict[str, Any]:
     settings = cell[0].settings
     return {
         "dataset": NAMES[settings.dataset],
-        "setting": f"{settings.ways}-way {settings.shots}-shot",
+        "setting": settings.setting,
         "scale": scale_of(settings),
         "algorithm": NAMES[settings.algorithm],
         "variant": ", ".join(f"{name}={number(value)}" for name, value in apart(settings).items()),
@@ -84,7 +84,7 @@ def _numbers(values: pd.Series, digits: int) -> str:
 def write_data(app: Any) -> None:
     """Sphinx's event builder-inited: the data stand in the built book, and nowhere else."""
     if app.builder.format == "html":
-        data = json.dumps(explored(read_all(ROOT / "results")), separators=(",", ":"), ensure_ascii=False)
+        data = json.dumps(explored(all_recorded()), separators=(",", ":"), ensure_ascii=False)
         target = Path(app.outdir) / "_static" / DATA
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(f"window.METANB_RUNS={data};\n", encoding="utf-8")

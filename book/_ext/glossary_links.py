@@ -4,6 +4,7 @@ Only running text counts: not headings, code, formulas, links, or what a cell of
 """
 
 import re
+from functools import cache
 from typing import Any
 
 from docutils import nodes
@@ -15,6 +16,7 @@ APART = (nodes.title, nodes.literal, nodes.literal_block, nodes.math, nodes.math
          addnodes.pending_xref, addnodes.download_reference, addnodes.desc_signature)  # fmt: skip
 
 
+@cache
 def meanings(app: Any) -> dict[str, tuple[str, str]]:
     """By term: the id of its entry on the glossary's page, and its meaning as plain text."""
     found = {}
@@ -36,7 +38,7 @@ def link_first_uses(app: Any, doctree: nodes.document, docname: str) -> None:
     """Sphinx's event `doctree-resolved`: replace each term's first use by a link."""
     if docname == PAGE or app.builder.format != "html":
         return
-    left = meanings(app)
+    left = dict(meanings(app))
     base = app.builder.get_relative_uri(docname, PAGE)
     texts = [text for text in doctree.findall(nodes.Text) if not _apart(text)]
     for text in texts:
