@@ -249,13 +249,12 @@ def _row(
     setting += f", {settings.head_init} first head" if settings.head_init != "torch" else ""
     told = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
     rest = ", ".join(f"{name}={value}" for name, value in apart(settings).items() if name not in told)
-    scale: str = scale_of(settings)
-    if not cell[0].finished:
-        scale += f", {cell[0].iterations:,} of {settings.iterations:,} iterations"
+    reached = "" if cell[0].finished else f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
     return Row(
         claim=claim.name, variant=variant, dataset=settings.dataset, setting=setting, apart=rest,
-        algorithm=settings.algorithm, scale=scale, effect=found.mean, low=found.low, high=found.high, unit=unit,
-        p=found.p, p_holm=math.nan, runs=len(cell) if count is None else count, verdict=verdict, detail=detail,
+        algorithm=settings.algorithm, scale=scale_of(settings), reached=reached, effect=found.mean, low=found.low,
+        high=found.high, unit=unit, p=found.p, p_holm=math.nan, runs=len(cell) if count is None else count,
+        verdict=verdict, detail=detail,
         paper=PAPER.get((claim.name, settings.dataset, settings.ways, settings.shots), ""),
         ids=tuple(run.settings.id for run in (*cell, *beside)),
     )  # fmt: skip

@@ -76,7 +76,7 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
 def _place(row: Row) -> tuple[str, str, str, str]:
     """A row's columns: data set, setting, scale, algorithm."""
     algorithm = row.variant.partition("beside ")[2] or NAMES[row.algorithm]
-    return row.dataset, row.setting, row.scale.split(",")[0], algorithm
+    return row.dataset, row.setting, row.scale, algorithm
 
 
 def _mark(row: Row, ledger: str) -> str:

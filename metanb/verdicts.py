@@ -71,7 +71,8 @@ class Row:
         variant: which form of the claim, where there are several; "" for the paper's.
         setting: ways, shots, and what else readers tell cells apart by.
         apart: every other setting in which the cell differs from its scale's.
-        scale: smoke, quick, paper or custom, and how far the runs got, if not to the end.
+        scale: smoke, quick, paper or custom.
+        reached: how far the runs got, if not to the end, such as "2,000 of 60,000 iterations".
         effect, low, high: the effect and its 95 % interval over runs, in `unit`; NaN without runs to compare.
         p: two-sided, of no effect; for a verdict that needs several findings the largest one. p_holm: see HOLM_MEANING.
         runs: number of runs, or of pairs of runs.
@@ -88,6 +89,7 @@ class Row:
     apart: str
     algorithm: str
     scale: str
+    reached: str
     effect: float
     low: float
     high: float
@@ -118,8 +120,7 @@ class Row:
     @property
     def shown_scale(self) -> str:
         """The scale, and in brackets the iterations at which runs were stopped."""
-        scale, _, reached = self.scale.partition(", ")
-        return f"{scale} ({reached.split()[0]})" if reached else scale
+        return f"{self.scale} ({self.reached.split()[0]})" if self.reached else self.scale
 
     @property
     def shown_p(self) -> str:

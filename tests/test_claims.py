@@ -251,7 +251,7 @@ def test_stopped_runs_are_judged_where_three_have_got_to():
     runs = [run.upto(epochs) for run, epochs in zip(whole, (12, 8, 6, 5), strict=True)]
     (row,) = (row for row in claims.ledger(runs) if row.claim == "C2")
     assert row.runs == 3 and row.ids == tuple(run.settings.id for run in runs[:3])
-    assert row.scale == "quick, 900 of 1,800 iterations"
+    assert (row.scale, row.reached) == ("quick", "900 of 1,800 iterations")
     assert row.effect == pytest.approx(np.mean([-5 / 12 * (1 + seed) for seed in range(3)]))
     assert claims.ledger([run.upto(3) for run in whole]) == []  # no quarter to speak of
 
@@ -480,7 +480,7 @@ def test_noise_is_judged_and_what_is_no_noise_is_seen(rates):
 
 def test_turned_tells_the_verdicts_that_differ():
     rows = [row for row in claims.ledger([record(s, {}) for s in range(3)]) if row.claim == "C1"]
-    others = [replace(row, scale="paper, 5,000 of 60,000 iterations") for row in rows]
+    others = [replace(row, scale="paper", reached="5,000 of 60,000 iterations") for row in rows]
     assert verdicts.turned(rows, others) == "No verdict is another one there."
     others[0] = replace(others[0], verdict=verdicts.REPRODUCED)
     assert rows[0].verdict == verdicts.NOT_SEEN

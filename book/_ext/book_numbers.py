@@ -87,11 +87,10 @@ def ledger_table(rows: list[Row]) -> str:
     lines = []
     for row in judged:
         where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}{small(row.apart)}"
-        scale, _, reached = row.scale.partition(", ")
         effect = f'<span class="metanb-effect">{row.change}</span>{small(row.shown_unit, row.detail)}'
         verdict, runs = f"[{row.verdict}](#{row.claim.lower()})", f"[{row.runs}](#{row.ids[0]})"
         form = f'<span id="{row.anchor}"></span>{row.variant or "as in the paper"}'
-        lines.append([form, where, f"{scale}{small(reached)}", verdict, effect, runs,
+        lines.append([form, where, f"{row.scale}{small(row.reached)}", verdict, effect, runs,
                       row.shown_p, row.paper or "–"])  # fmt: skip
     head = ["Form", "Cell", "Scale", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
     shown = len(head) if any(row.paper for row in judged) else -1  # the paper gives a figure for few claims
