@@ -22,7 +22,7 @@ class Plane:
 
     def at(self, a: Tensor, b: Tensor) -> Tensor:
         """The points of coordinates a and b, [n] each: [n, P]."""
-        return self.origin + torch.stack([a, b], 1).double() @ self.axes
+        return self.origin + torch.stack([a, b], 1).to(self.axes) @ self.axes
 
     def coordinates(self, points: Tensor) -> Tensor:
         """Where points [n, P], or their feet if they lie outside the plane, are: [n, 2]."""

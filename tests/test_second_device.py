@@ -1,0 +1,94 @@
+"""Whether everything that takes a device keeps to it, without a GPU: on a second device in software, beside the CPU."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metanb import experiment, portraits, stages
+from metanb.meta import meta_gradient
+from metanb.nets import ConvNet
+from metanb.settings import REGULARISERS, preset
+from metanb.tasks import Tasks
+from tests.second_device import SECOND, Elsewhere, second_device
+
+TINY = preset("smoke", "glyphs", ways=2, filters=2, iterations=2, epoch_iterations=1, test_tasks=3, test_queries=2,
+              inner_steps=2, test_steps=2, final_tasks=3)  # fmt: skip
+RUNS = [{"algorithm": "fomaml", "adapt_norm": False}, {"algorithm": "finetune"}]
+KINDS = [("fomaml", name) for name in REGULARISERS["fomaml"]] + [("maml", name) for name in REGULARISERS["maml"]]
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Makes the second device the one that "auto" finds."""
+    for module in (experiment, portraits):
+        monkeypatch.setattr(module, "resolve", lambda name: SECOND)
+    with second_device():
+        yield
+
+
+def test_it_refuses_what_a_gpu_refuses():
+    here = torch.ones(2, 3)
+    with second_device() as device:
+        there = here.to(device)
+        assert isinstance(there, Elsewhere) and there.device == SECOND
+        for mixed in (lambda: there + here, lambda: here @ there.T, lambda: torch.cat([here, there]),
+                      lambda: here[there[0].long()]):  # fmt: skip
+            with pytest.raises(RuntimeError, match="same device"):
+                mixed()
+        assert torch.equal((there * 2 + here.sum()).cpu(), here * 2 + 6)  # a scalar may come from the CPU
+        assert torch.equal(there[:, torch.tensor([1])].cpu(), here[:, :1])  # and so may an index
+
+
+@pytest.mark.parametrize("options", RUNS, ids=lambda options: options["algorithm"])
+def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(options, tmp_path, monkeypatch, request):
+    settings = replace(TINY, **options)
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "cpu"))
+    expected = experiment.run(settings, "cpu").measures
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "second"))
+    request.getfixturevalue("elsewhere")
+    experiment.run(settings, until=1)
+    record = experiment.run(settings)  # resumed
+    assert record.provenance["resumed"] == 1
+    assert (record.measures.measure == expected.measure).all()
+    assert record.measures["mean"].to_numpy() == pytest.approx(expected["mean"].to_numpy(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("algorithm", "regulariser"), KINDS)
+@pytest.mark.parametrize("side", [28, 32])  # strides, and pooling
+def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
+    torch.manual_seed(0)
+    net = ConvNet((3, side, side), ways=2, filters=4)
+    labels = torch.arange(2).expand(3, 2)
+    tasks = Tasks(torch.rand(3, 2, 3, side, side), labels, torch.rand(3, 2, 3, side, side), labels)
+    options = {"first_order": algorithm == "fomaml", "adapt_norm": True, "chunk": 2, "regulariser": regulariser}
+    options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
+    here = meta_gradient(net, tasks, 0.1, 2, **options)
+    with second_device() as device:
+        other = copy.deepcopy(net).to(device)
+        other.zero_grad()
+        there = meta_gradient(other, tasks.to(device), 0.1, 2, **options)
+        assert there.losses.device == device
+        torch.testing.assert_close(there.losses.cpu(), here.losses)
+        for mine, theirs in zip(other.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad.cpu(), theirs.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", portraits.KINDS)
+def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, monkeypatch, request):
+    monkeypatch.setattr(stages, "PRODUCTS", 6)
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    drawn = portraits.portrait(kind, TINY, "cpu")
+    drawn.path.unlink()
+    request.getfixturevalue("elsewhere")
+    expected = numbers(drawn.values)
+    assert numbers(portraits.portrait(kind, TINY).values) == pytest.approx(expected, rel=1e-2, abs=1e-2)
+
+
+def numbers(values):
+    """All numbers in nested dicts and lists, in order."""
+    if isinstance(values, (dict, list)):
+        parts = values.values() if isinstance(values, dict) else values
+        return [number for part in parts for number in numbers(part)]
+    return [values]
