@@ -5,6 +5,7 @@ loss in the net's `.grad`. They share one plain network, so that only the method
 """
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from importlib.util import find_spec
 
 import numpy as np
@@ -50,14 +51,17 @@ def plain_net(net: ConvNet, norm: type[PrimitiveNorm] = PrimitiveNorm) -> nn.Seq
         assert isinstance(block, Block)
         outputs, _, _, inputs = block.weight.shape
         conv = nn.Conv2d(inputs, outputs, 3, stride=block.stride, padding=1, bias=False)
-        conv.weight.data = _channels_first(net, block.weight.detach()).contiguous()
+        conv.weight = _copy(_channels_first(net, block.weight))
         scaled = norm(outputs)
-        scaled.weight.data, scaled.bias.data = block.gamma.detach().clone(), block.beta.detach().clone()
+        scaled.weight, scaled.bias = _copy(block.gamma), _copy(block.beta)
         layers += [conv, scaled, nn.ReLU()] + ([nn.MaxPool2d(2)] if block.pool else [])
     head = nn.Linear(*reversed(net.head.weight.shape))
-    head.weight.data, head.bias.data = _channels_first(net, net.head.weight.detach()), net.head.bias.detach().clone()
-    plain = nn.Sequential(*layers, _SpatialMean() if net.strided else nn.Flatten(), head)
-    return plain.to(net.head.weight.device, net.head.weight.dtype)
+    head.weight, head.bias = _copy(_channels_first(net, net.head.weight)), _copy(net.head.bias)
+    return nn.Sequential(*layers, _SpatialMean() if net.strided else nn.Flatten(), head)
+
+
+def _copy(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
 
 
 class _SpatialMean(nn.Module):
@@ -80,7 +84,7 @@ def _channels_first(net: ConvNet, weight: Tensor) -> Tensor:
     if weight.dim() == 2 and not net.strided:
         side = net.image_shape[1] // 16
         return weight.unflatten(1, (side, -1, net.filters)).permute(0, 3, 1, 2).flatten(1)
-    return weight.clone()
+    return weight
 
 
 def each(tasks: Tasks) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -142,7 +146,8 @@ def hessian_norm_pyhessian(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """|lambda| max of one task by PyHessian: power iteration, at most 20 products."""
     from pyhessian import hessian
 
-    values, _ = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=False).eigenvalues(maxIter=20, tol=1e-3, top_n=1)
+    found = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=x.is_cuda)
+    values, _ = found.eigenvalues(maxIter=20, tol=1e-3, top_n=1)
     return abs(values[0])
 
 
@@ -173,7 +178,8 @@ def exact_gradient(net: ConvNet, tasks: Tasks, settings: Settings) -> Tensor:
 
 def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
     """|lambda| max of one task's Hessian in float64, by scipy's Lanczos to rounding."""
-    double, params = plain.double().cpu(), list(plain.parameters())
+    double = deepcopy(plain).double().cpu()
+    params = list(double.parameters())
     slope = torch.autograd.grad(F.cross_entropy(double(x.cpu().double()), y.cpu()), params, create_graph=True)
     flat = torch.cat([g.flatten() for g in slope])
 
@@ -183,7 +189,6 @@ def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
 
     operator = LinearOperator((len(flat),) * 2, matvec=product, dtype=np.float64)
     (value,) = eigsh(operator, k=1, which="LM", tol=1e-8, return_eigenvectors=False, v0=np.ones(len(flat)))
-    plain.float()
     return float(abs(value))
 
 

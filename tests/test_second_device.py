@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb import experiment, portraits, stages
+from metanb import bench, experiment, peers, portraits, stages
 from metanb.meta import meta_gradient
 from metanb.nets import ConvNet
 from metanb.settings import REGULARISERS, preset
@@ -84,6 +84,26 @@ def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, monkeypatch, re
     request.getfixturevalue("elsewhere")
     expected = numbers(drawn.values)
     assert numbers(portraits.portrait(kind, TINY).values) == pytest.approx(expected, rel=1e-2, abs=1e-2)
+
+
+def test_the_bench_compares_there_and_leaves_the_network_there():
+    torch.manual_seed(0)
+    net = ConvNet((1, 28, 28), ways=2, filters=2)
+    labels = torch.arange(2).expand(1, 2)
+    tasks = Tasks(torch.rand(1, 2, 1, 28, 28), labels, torch.rand(1, 2, 1, 28, 28), labels)
+    settings = preset("paper", "omniglot", inner_steps=2)
+    plain = peers.plain_net(net)
+    norm = peers.exact_norm(plain, tasks.support_x[0], tasks.support_y[0])
+    exact = peers.exact_gradient(net, tasks, settings)
+    assert norm > 0 and exact.norm() > 0
+    with second_device() as device:
+        net, there = copy.deepcopy(net).to(device), tasks.to(device)
+        plain = peers.plain_net(net)
+        assert peers.exact_norm(plain, there.support_x[0], there.support_y[0]) == pytest.approx(norm)
+        torch.testing.assert_close(peers.exact_gradient(net, there, settings), exact)
+        peer, *_ = peers.PEERS[bench.BASE]
+        peer(plain, there, settings.inner_lr, settings.inner_steps, False)
+        torch.testing.assert_close(peers.gradient(plain).cpu().double(), exact, rtol=1e-3, atol=1e-5)
 
 
 def numbers(values):
