@@ -12,6 +12,9 @@ import math
 import os
 import shlex
 import sys
+from contextlib import suppress
+
+from filelock import Timeout
 
 from metanb import grid, records, runner
 
@@ -34,8 +37,10 @@ RECORDED = grid.made(PLANNED)
 MISSING = [settings.id for settings in grid.missing(PLANNED, RECORDED, UNTIL)]
 if workflow.is_main_process:  # the jobs read this file, too
     print(f"{GRID}: {len(PLANNED) - len(MISSING)} runs are recorded, {len(MISSING)} are missing", file=sys.stderr)
-    for run in MISSING:  # its record may have been deleted since
-        (records.store() / f"{run}.out").unlink(missing_ok=True)
+    for run in MISSING:  # its record may have been deleted since; a job in progress has the lock, and keeps its output
+        if (left := records.store() / f"{run}.out").exists():
+            with suppress(Timeout), records.lock(run, patience=0):
+                left.unlink(missing_ok=True)
 
 
 rule all:

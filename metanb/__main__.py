@@ -80,6 +80,8 @@ def grid(
     from metanb import grid as grids
     from metanb import runner
 
+    if only_list and (export or export_weights):
+        raise click.UsageError("--list only looks: to pack what there is, give --budget 0 in its place")
     if archives or export or export_weights:
         from metanb import archive  # torch is slow to import, and --list does without
 
@@ -89,11 +91,12 @@ def grid(
             for line in archive.read(file):
                 click.echo(f"imported: {line}")
     if only_list:
-        found = grids.table(planned, grids.made(planned))
-        left = found[found.state != "recorded"].minutes.sum()
-        click.echo(found.to_string(index=False))
+        recorded = grids.made(planned)
+        missing = grids.missing(planned, recorded, until)
+        left = grids.left(missing, recorded, until)
+        click.echo(grids.table(planned, recorded).to_string(index=False))
         click.echo(
-            f"{len(found)} runs, {(found.state == 'recorded').sum()} recorded; the others take about {left:.0f} "
+            f"{len(planned)} runs, {len(planned) - len(missing)} recorded; the others take about {left:.0f} "
             f"minutes of one core, {left / processes:.0f} with {processes} at a time"
         )
         return
@@ -185,6 +188,8 @@ def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None
     from metanb import bench as benchmark
     from metanb.experiment import resolve
 
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
     result = benchmark.run(list(units) or [*benchmark.UNITS, "H"], repeats, resolve(device))
     click.echo(benchmark.table(result).to_string(index=False))
     click.echo(f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}")

@@ -1,6 +1,6 @@
 """Runs on the move between machines: records, checkpoints and trained weights in zip files that are checked when read.
 
-<name>-01.zip, -02.zip ...   each below 16 MiB, and whole in itself
+<name>-01.zip, -02.zip ...   each below 16 MiB, and whole in itself; <name>-weights-01.zip and so on of weights
     MANIFEST.json            the SHA-256 of every other member
     <record>/settings.json, provenance.json, measures.csv
     <id>.pt                  a checkpoint: plain tensors and values, nothing that runs when it is read
@@ -13,7 +13,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -34,13 +34,13 @@ def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
     """Pack what the local store has of these runs: the records, and checkpoints where no whole one is."""
 
     def members(settings: Settings) -> dict[str, bytes]:
-        found = _record(settings)
+        found = _record(settings, records.store())
         path = records.checkpoint(settings.id)
         if path.exists() and records.find(settings) is None:
             found[path.name] = path.read_bytes()
         return found
 
-    return _pack(map(members, runs), folder, name)
+    return _pack([members(one) for one in runs], folder, name)
 
 
 def write_weights(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
@@ -60,9 +60,9 @@ def write_weights(runs: Iterable[Settings], folder: Path, name: str) -> list[Pat
                 there.add(settings.unseeded)
                 stream = io.BytesIO()
                 torch.save({"epoch": values["epoch"], "net": values["net"]}, stream)
-                yield _record(settings) | {path.name: stream.getvalue()}
+                yield _record(settings, *records.places()) | {path.name: stream.getvalue()}
 
-    return _pack(chosen(), folder, name)
+    return _pack(list(chosen()), folder, f"{name}-weights")
 
 
 def read(path: Path) -> list[str]:
@@ -83,19 +83,29 @@ def read(path: Path) -> list[str]:
     return said
 
 
-def _record(settings: Settings) -> dict[str, bytes]:
-    """The files of a run's furthest record in the local store."""
-    there = records.reached(records.store(), settings)
+def _record(settings: Settings, *places: Path) -> dict[str, bytes]:
+    """The files of a run's furthest record in some places."""
+    there = {epochs: path for place in places for epochs, path in records.reached(place, settings).items()}
     if not there:
         return {}
     furthest = records.read(there[max(there)]).path
     return {f"{furthest.name}/{file}": (furthest / file).read_bytes() for file in records.FILES}
 
 
-def _pack(runs: Iterable[dict[str, bytes]], folder: Path, name: str) -> list[Path]:
-    """Archives of whole runs, as few as follow from their order. Raises ArchiveError for a run that is too large."""
+def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Path]:
+    """Archives of whole runs, as few as follow from their order, in place of those of that name.
+
+    Raises ArchiveError for a run that is too large, and for an archive there that holds what the new ones would not.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
+    earlier = [path for path in sorted(folder.glob(f"{name}-*.zip")) if re.fullmatch(rf"{name}-\d+\.zip", path.name)]
+    packed = {_run_of(member) for members in runs for member in members}
+    for path in earlier:
+        if lost := sorted({_run_of(member) for member in _verified(path)} - packed):
+            raise ArchiveError(
+                f"archive {path} holds runs that this one would not, such as {lost[0]}: name another folder"
+            )
 
     def close(members: dict[str, bytes]) -> None:
         path = folder / f"{name}-{len(paths) + 1:02d}.zip"
@@ -118,7 +128,14 @@ def _pack(runs: Iterable[dict[str, bytes]], folder: Path, name: str) -> list[Pat
         volume |= members
     if volume:
         close(volume)
+    for path in set(earlier) - set(paths):
+        path.unlink()
     return paths
+
+
+def _run_of(member: str) -> str:
+    """The run that a member belongs to."""
+    return records.run_of(member.removesuffix(".pt").split("/")[0])
 
 
 def _digests(members: dict[str, bytes]) -> dict[str, str]:

@@ -76,6 +76,9 @@ def run(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
     With U1 comes `measuring`: what an epoch's measures cost, as a share of an epoch's meta-training at paper scale.
     """
     keep_freed_memory()  # for all alike
+    torch.backends.cudnn.allow_tf32 = False  # our matrix products are float32, so the others' convolutions are, too
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and synchronize() look at this one
     rate = best_rate(device)
     timings: list[Timing] = []
     jobs = [(unit, order) for unit in units for order in ((False, True) if unit != "H" else (False,))]

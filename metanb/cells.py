@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from metanb.records import Record, RecordError
+from metanb.records import Record, RecordError, checkpoint
 from metanb.settings import CHOICES, Scale, Settings, scale_of
 from metanb.verdicts import MIN_RUNS
 
@@ -61,6 +61,7 @@ def curve(run: Record, measure: str) -> np.ndarray:
     means = curve.to_numpy()
     if not np.array_equal(curve.index, np.arange(1, run.epochs + 1)) or not np.isfinite(means).all():
         raise RecordError(
-            f"{measure} of {run.path} is not a number for every epoch: delete the folder to train it anew"
+            f"{measure} of {run.path} is not a number for every epoch: delete the folder and "
+            f"{checkpoint(run.settings.id)} to train it anew"
         )
     return means

@@ -68,7 +68,7 @@ def by_interval(found: Interval, runs: int, direction: int) -> str:
     """The verdict on an effect of claimed sign `direction`, by its 95 % interval over `runs` runs."""
     if runs < MIN_RUNS:
         return TOO_FEW
-    if found.low <= 0 <= found.high:
+    if not (found.low > 0 or found.high < 0):  # NaN, too
         return NOT_SEEN
     return REPRODUCED if (found.low > 0) == (direction > 0) else CONTRARY
 
@@ -201,7 +201,8 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
 def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
     """C7: finetuning's late trajectory coherence is below ORTHOGONAL, and below that of meta-training, intervals apart.
 
-    PARTLY if it is near 0, but so is meta-training's.
+    PARTLY if it is near 0, but so is meta-training's. Directions that have nothing in common are orthogonal, and so are
+    an untrained network's: the baseline's accuracy is told beside, and that with which it began.
     """
     ours = [late(curve(run, "trajectory_coherence")) for run in cell]
     theirs = [late(curve(run, "trajectory_coherence")) for run in other]
@@ -215,7 +216,12 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
         verdict = REPRODUCED if apart else PARTLY
     else:
         verdict = CONTRARY if found.low > ORTHOGONAL else NOT_SEEN
-    detail = f"{NAMES[algorithm]}: {beside.mean:.3f} ({beside.low:.3f} to {beside.high:.3f})"
+    began = [float(run.curve("query_accuracy")["mean"].iloc[0]) for run in cell]
+    ended = [late(curve(run, "query_accuracy")) for run in cell]
+    detail = (
+        f"{NAMES[algorithm]}: {beside.mean:.3f} ({beside.low:.3f} to {beside.high:.3f}); the baseline's accuracy "
+        f"{100 * np.mean(ended):.1f} %, untrained {100 * np.mean(began):.1f} %"
+    )
     return _row(BY_NAME["C7"], cell, found._replace(p=p), COSINE, verdict, detail, variant, other)
 
 

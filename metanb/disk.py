@@ -40,7 +40,8 @@ def replace(path: Path, content: bytes) -> None:
     """
     scratch = path.with_suffix(f".{os.getpid()}")
     for left in path.parent.glob(f"{path.stem}.[0-9]*"):  # by a process that was killed while it wrote
-        left.unlink(missing_ok=True)
+        if left.suffix[1:].isdigit():
+            left.unlink(missing_ok=True)
     try:
         with writing(path):
             write(scratch, content)

@@ -27,6 +27,7 @@ from metanb.tasks import Tasks, sample_images, sample_tasks
 # The final tasks are many: FINAL, FINAL + 1 and so on are the streams of PART tasks each.
 TRAIN, VALID, TEST, FINAL = range(4)
 PART = 60
+CUDA_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 class DivergedError(ArithmeticError):
@@ -108,7 +109,7 @@ def meta_test_tasks(settings: Settings) -> Tasks:
 
 
 def record_so_far(settings: Settings, device: str = "auto") -> records.Record | None:
-    """Record a run that was stopped, as far as its checkpoint goes; None if there is none.
+    """Record a run that was stopped, as far as its checkpoint goes; None if that is not one epoch.
 
     The checkpoint stays: asked for again, the run goes on from there. Raises filelock.Timeout if another process is at
     it.
@@ -117,6 +118,8 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
         if (found := records.find(settings)) or not records.checkpoint(settings.id).exists():
             return found
         values = checkpoint.read(records.checkpoint(settings.id))
+        if values["epoch"] < 1:
+            return None
         return _record(settings, _net_of(settings, values).to(resolve(device)), values)
 
 
@@ -273,7 +276,8 @@ def _enough_memory(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        # A library of CUDA's that finds no memory for itself says so in words alone.
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in CUDA_FULL)
         # On the CPU torch's allocator raises a plain RuntimeError.
         if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise

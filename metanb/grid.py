@@ -56,7 +56,7 @@ def paper() -> list[Planned]:
     """The paper's experiments, the most informative first: one seed of everything before the second of anything.
 
     Within a seed: the regulariser where the paper reports its gain, at the middle strength; first-order MAML on
-    mini-ImageNet, where accuracy is said to fall; the other settings; the other strengths.
+    mini-ImageNet, where accuracy is said to fall; the other settings; the other strengths; the regulariser's control.
     """
     weak, middle, strong = PAPER_GAMMAS
     readings = {"fomaml": ("adapted",), "maml": ("adapted",)}
@@ -73,6 +73,7 @@ def paper() -> list[Planned]:
             runs += _base("paper", dataset, ways, 5, seed)
         for gamma in (weak, strong):
             runs += _regularised("paper", 20, seed, readings, gamma)
+        runs += _regularised("paper", 20, seed, {"fomaml": ("random",), "maml": ("random",)}, middle)
     return runs
 
 
@@ -108,10 +109,11 @@ def missing(planned: Iterable[Planned], recorded: Iterable[records.Record], unti
     return [one.settings for one in planned if one.settings not in there]
 
 
-def at_paper_scale(dataset: str, ways: int, shots: int) -> list[records.Record]:
+def at_paper_scale(dataset: str, ways: int, shots: int, groups: Iterable[str] = ("base",)) -> list[records.Record]:
     """The records of the paper's own experiment in one setting, as far as they got; nothing is trained."""
     where = (dataset, ways, shots)
-    return made(one for one in paper() if (one.settings.dataset, one.settings.ways, one.settings.shots) == where)
+    return made(one for one in paper() if one.group in groups
+                and (one.settings.dataset, one.settings.ways, one.settings.shots) == where)  # fmt: skip
 
 
 def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> float:

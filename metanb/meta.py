@@ -66,7 +66,9 @@ def meta_gradient(
         if regulariser in ("adapted", "random"):
             moved = pulled(adapted, start, direction, gamma)
             if regulariser == "random":
-                moved = adapted + _length(moved - adapted) * _unit(pulled(adapted, start, other, gamma) - adapted)
+                step = moved - adapted
+                far = _length(step) * (step.detach() != 0).any(1, keepdim=True)
+                moved = adapted + far * _unit(pulled(adapted, start, other, gamma) - adapted)
         elif regulariser == "through":
             (slope,) = torch.autograd.grad(omega(adapted, start, direction).sum(), start, create_graph=True)
             moved = adapted - gamma * slope

@@ -79,7 +79,7 @@ class Record:
         if rows.empty:
             raise RecordError(
                 f"no measure {measure!r} in {self.path}: it has {', '.join(self.measures.measure.unique())}; if it was "
-                "recorded by an older version, delete the folder to train it anew"
+                f"recorded by an older version, delete the folder and {checkpoint(self.settings.id)} to train it anew"
             )
         return rows.set_index("epoch").drop(columns="measure")
 

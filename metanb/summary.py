@@ -32,15 +32,18 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
     """The verdicts on the paper's own form of each claim, as an HTML table: a row a claim, two columns a setting.
 
     The columns are MAML's and first-order MAML's; finetuning's verdicts stand with the algorithm that it is set beside.
-    A mark leads to its row of the ledger, and its title gives effect and runs.
+    A mark leads to its row of the ledger, and its title gives form, effect and runs. Where a claim has several rows in
+    one place, as the regulariser has at several strengths, each has its mark.
 
     Args:
         rows: the ledger.
         pages: by claim, the address of the page that tests it.
         ledger: the address of the ledger's page.
     """
-    marks = {(row.claim, _place(row)): row for row in rows
-             if row.verdict in MARKS and row.as_in_paper}  # fmt: skip
+    marks: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    for row in rows:
+        if row.verdict in MARKS and row.as_in_paper:
+            marks.setdefault((row.claim, _place(row)), []).append(row)
     settings = list(dict.fromkeys(place[:3] for _, place in marks))
     columns = sorted(dict.fromkeys(place for _, place in marks), key=lambda place: settings.index(place[:3]))
     heads = ""
@@ -48,19 +51,18 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
         words = f"{NAMES[dataset]}<br>{setting.replace(' ', '<br>', 1).replace(', ', '<br>')}<br>{scale}"
         heads += f'<th colspan="{n}" scope="colgroup" class="{scale}">{words}</th>'
     names = "".join(
-        f'<th scope="col" class="{scale}"><abbr title="{algorithm}">{ALGORITHMS[algorithm]}</abbr></th>'
+        f'<th scope="col" class="{scale}"><abbr title="{algorithm}">{ALGORITHMS.get(algorithm, algorithm)}</abbr></th>'
         for *_, scale, algorithm in columns
     )
     body = ""
     for claim in CLAIMS:
-        there = [marks.get((claim.name, place)) for place in columns]
-        cells = "".join(
-            f'<td class="{place[2]}">{_mark(row, ledger) if row else ""}</td>'
-            for place, row in zip(columns, there, strict=True)
-        )
+        cells = ""
+        for place in columns:
+            there = "".join(_mark(row, ledger) for row in marks.get((claim.name, place), []))
+            cells += f'<td class="{place[2]}">{there}</td>'
         text = escape(f"{claim.text[0].upper()}{claim.text[1:]}")
         body += f'<tr><th scope="row"><a href="{pages[claim.name]}">{claim.name}</a> {text}</th>{cells}</tr>'
-    seen = {MARKS[row.verdict][0] for row in marks.values()}
+    seen = {MARKS[row.verdict][0] for there in marks.values() for row in there}
     legend = " ".join(
         f"<span>{_drawing(verdict)} {MARKS[verdict][0]}</span>"
         for verdict in MARKS if MARKS[verdict][0] in seen and verdict != TOO_LATE
@@ -80,7 +82,7 @@ def _place(row: Row) -> tuple[str, str, str, str]:
 
 
 def _mark(row: Row, ledger: str) -> str:
-    said = escape(f"{row.claim}, {MARKS[row.verdict][0]}: {row.change}, {row.runs} runs")
+    said = escape(f"{row.name}, {MARKS[row.verdict][0]}: {row.change}, {row.runs} runs")
     return f'<a href="{ledger}#{row.anchor}" title="{said}" aria-label="{said}">{_drawing(row.verdict)}</a>'
 
 

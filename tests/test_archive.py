@@ -121,7 +121,20 @@ def test_volumes_hold_whole_runs_below_the_limit(stores, tmp_path, monkeypatch):
     assert [any(name.endswith(".pt") for name in _members(path)) for path in paths] == [False, True]
     monkeypatch.setattr(archive, "LIMIT", 1000)
     with pytest.raises(ArchiveError, match=TINY.id):
+        archive.write([TINY], tmp_path / "other", "tiny")
+
+
+def test_an_archive_is_not_replaced_by_one_that_holds_less(stores, tmp_path, monkeypatch):
+    size = sum(map(len, _members(archive.write([STOPPED], tmp_path / "out", "tiny")[0]).values()))
+    with pytest.raises(ArchiveError, match=rf"tiny-01.zip holds runs .*{STOPPED.id}: name another folder"):
         archive.write([TINY], tmp_path / "out", "tiny")
+    other = tmp_path / "out" / "tiny-01.2024.zip"  # somebody else's
+    other.write_bytes(b"mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "LIMIT", size)
+        assert len(archive.write([TINY, STOPPED], tmp_path / "out", "tiny")) == 2
+    (path,) = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
+    assert sorted((tmp_path / "out").iterdir()) == [other, path]  # no volume of the earlier two is left
 
 
 def _truncate(path):
@@ -202,7 +215,12 @@ def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
 
 def test_weights_serve_to_measure_without_training(stores, tmp_path, monkeypatch):
     experiment.run(STOPPED, "cpu")
-    (path,) = archive.write_weights([STOPPED, TINY], tmp_path / "out", "weights")
+    committed = tmp_path / "committed"  # as `results/` of a checkout
+    committed.mkdir()
+    (stores("first") / TINY.id).rename(committed / TINY.id)
+    monkeypatch.setattr(records, "places", lambda: [committed, records.store()])
+    (path,) = archive.write_weights([STOPPED, TINY], tmp_path / "out", "tiny")
+    assert path.name == "tiny-weights-01.zip"
     assert [name for name in _members(path) if name.endswith(".pt")] == [f"{TINY.id}.pt"]  # one run a cell
     trained = experiment.trained_net(TINY, "cpu").state_dict()
     stores("second")

@@ -279,14 +279,21 @@ def test_two_processes_want_one_run(store, tmp_path):
 # Memory
 
 
-def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, monkeypatch):
-    """In the last epoch. The error is torch's own kind; the GPU is not there."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, monkeypatch, error):
+    """In the last epoch. The errors are torch's own; the GPU is not there."""
     honest, calls = meta.losses, []
 
     def losses(*arguments):
         calls.append(1)
         if len(calls) == RUN.iterations:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
+            raise error
         return honest(*arguments)
 
     with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from metanb import claims, verdicts
-from metanb.effects import holm
+from metanb.effects import holm, interval
 from metanb.records import Record, RecordError
 from metanb.settings import Settings, preset
 
@@ -493,3 +493,8 @@ def test_few_epochs_are_not_detrended():
     of = {n: next(row for row in claims.ledger([run.upto(n) for run in runs]) if row.claim == "C5") for n in (5, 6)}
     assert "too few epochs to detrend: 5" in of[5].detail and "detrended r" not in of[5].detail
     assert "detrended r = " in of[6].detail
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_an_effect_that_is_no_number_shows_nothing(direction):
+    assert claims.by_interval(interval([math.nan] * 3), 3, direction) == verdicts.NOT_SEEN

@@ -242,20 +242,25 @@ def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypat
     honest = experiment.measure
 
     def stops(net, test, valid, chosen):
-        if len(calls := stops.__dict__.setdefault("calls", [])) == 3:
+        if len(stops.calls) == 3:
             raise KeyboardInterrupt
-        calls.append(1)
+        stops.calls.append(1)
         return honest(net, test, valid, chosen)
 
     assert experiment.record_so_far(settings, "cpu") is None
     monkeypatch.setattr(experiment, "measure", stops)
+    stops.calls = [1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(settings, "cpu")
+    assert experiment.record_so_far(settings, "cpu") is None  # the untrained network alone is no run
+    stops.calls = [1]
     with pytest.raises(KeyboardInterrupt):
         experiment.run(settings, "cpu")
     monkeypatch.setattr(experiment, "measure", honest)
     stopped = experiment.record_so_far(settings, "cpu")
     assert stopped.epochs == 2 and not stopped.finished and stopped.path.name == f"{settings.id}-to-4"
     whole = experiment.run(settings, "cpu")
-    assert whole.finished and whole.provenance["resumed"] == 1 and not stopped.path.exists()
+    assert whole.finished and whole.provenance["resumed"] == 2 and not stopped.path.exists()
     early = whole.measures[(whole.measures.epoch <= 2)].reset_index(drop=True)
     assert early.equals(stopped.measures[stopped.measures.measure != "final_accuracy"])
     assert list(stopped.curve("final_accuracy").index) == [2] and list(whole.curve("final_accuracy").index) == [6]

@@ -154,13 +154,16 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     heads = [record(s, {}, head_init="zero") for s in range(3)]
     large = {"filters": 64, "iterations": 60_000, "epoch_iterations": 500}
     paper = [record(s, {}, algorithm=name, **large) for s in range(3) for name in ("maml", "fomaml")]
-    rows = claims.ledger([record(s, {}) for s in range(3)] + falling + heads + paper)
+    strengths = [record(s, {"query_accuracy": 0.5 + 0.1 * TIME}, regulariser="adapted", gamma=gamma, **large)
+                 for s in range(3) for gamma in (0.1, 0.3)]  # fmt: skip
+    rows = claims.ledger([record(s, {}) for s in range(3)] + falling + heads + paper + strengths)
     html = summary.overview(rows, {f"C{i}": f"page.html#c{i}" for i in range(1, 9)}, "ledger.html")
     shown = [row for row in rows if row.as_in_paper and row.verdict != verdicts.TOO_FEW]
-    marks = re.findall(r'<td class="\w+"><a href="ledger.html#([\w-]+)" title="C\d, ([^:]+): ([^"]*), 3 runs"', html)
+    marks = re.findall(r'<a href="ledger.html#([\w-]+)" title="([^"]*)"', html)
     names = {verdict: name for verdict, (name, _) in summary.MARKS.items()}
-    said = [(row.anchor, names[row.verdict], row.change) for row in shown]
+    said = [(row.anchor, f"{row.name}, {names[row.verdict]}: {row.change}, 3 runs") for row in shown]
     assert sorted(marks) == sorted(said) and len(shown) >= 12
+    assert sum("γ = 0.1" in title or "γ = 0.3" in title for _, title in marks) == 2  # side by side
     heads = re.findall(r'<th colspan="(\d)"[^>]*>([^/]*)</th>', html)
     setting = "Omniglot<br>5-way<br>1-shot<br>"
     assert sorted(heads) == sorted(
@@ -171,7 +174,7 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
         assert re.findall(r'<td class="(\w+)"', line) == scales
     assert html.count('<th scope="row">') == 8 and 'href="page.html#c8"' in html
     legend = html.split("metanb-legend")[1]
-    assert all(name in legend for _, name, _ in said)
+    assert all(names[row.verdict] in legend for row in shown)
 
 
 def test_drawing_twice_gives_the_same_bytes(runs):

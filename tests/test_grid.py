@@ -164,10 +164,11 @@ def test_grids_move_between_machines(store, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "places", lambda: [records.store()])
     monkeypatch.setitem(grid.GRIDS, "paper", lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)])
     done = CliRunner().invoke(cli, ["grid", "paper", "--only", "s0", "--export", str(tmp_path / "out"),
-                                    "--export-weights", str(tmp_path / "weights")])  # fmt: skip
+                                    "--export-weights", str(tmp_path / "out")])  # fmt: skip
     assert done.exit_code == 0 and done.output.count("exported: ") == 2, done.output
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
-    options = ["--import", str(tmp_path / "out"), "--import", str(tmp_path / "weights" / "paper-01.zip"), "--list"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["paper-01.zip", "paper-weights-01.zip"]
+    options = ["--import", str(tmp_path / "out"), "--list"]
     done = CliRunner().invoke(cli, ["grid", "paper", *options])
     assert done.exit_code == 0 and "2 runs, 1 recorded" in done.output and "imported: record" in done.output
     assert records.find(TINY) is not None and records.checkpoint(TINY.id).exists()
@@ -184,9 +185,33 @@ def test_paper_is_well_formed():
     base = {(s.dataset, s.ways, s.shots, s.algorithm) for s in settings if s.regulariser == "none"}
     sets = [("omniglot", n, k) for n in (5, 20) for k in (1, 5)] + [("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
     assert base == {(*one, algorithm) for one in sets for algorithm in ("maml", "fomaml", "finetune")}
-    assert Counter(one.gamma for one in settings if one.gamma) == dict.fromkeys(grid.PAPER_GAMMAS, 10)
+    strengths = Counter((one.regulariser, one.gamma) for one in settings if one.gamma)
+    middle = grid.PAPER_GAMMAS[1]
+    assert strengths == dict.fromkeys((("adapted", gamma) for gamma in grid.PAPER_GAMMAS), 10) | {
+        ("random", middle): 10
+    }
     assert all((one.dataset, one.ways, one.shots) == ("omniglot", 20, 1) for one in settings if one.gamma)
     assert "mini-imagenet-5w1s-fomaml-s0" in settings[4].id
+
+
+def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "places", lambda: [store])
+    monkeypatch.setitem(grid.GRIDS, "paper", lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)])
+    stopped = experiment.run(TINY, "cpu", until=6)
+    for until, n, epochs in ((6, 1, 2), (9, 0, 4)):
+        done = CliRunner().invoke(cli, ["grid", "paper", "--list", "--until", str(until)])
+        minutes = grid.minutes(TINY, [stopped]) / 4 * epochs
+        assert f"2 runs, {n} recorded; the others take about {minutes:.0f} minutes" in done.output, done.output
+    done = CliRunner().invoke(cli, ["grid", "paper", "--list", "--export", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "--budget 0" in done.output and not (tmp_path / "out").exists()
+
+
+def test_at_paper_scale_has_the_runs_of_the_groups_that_are_asked_for(store, monkeypatch):
+    monkeypatch.setattr(grid, "made", lambda planned: [one.settings for one in planned])
+    base = grid.at_paper_scale("omniglot", 20, 1)
+    assert len(base) == 15 and {s.regulariser for s in base} == {"none"}
+    both = grid.at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])
+    assert len(both) == 55 and {(s.dataset, s.ways, s.shots) for s in both} == {("omniglot", 20, 1)}
 
 
 def test_list_of_an_empty_store(store, monkeypatch):

@@ -161,3 +161,16 @@ CHUNKS = [({}, 32), ({"queries": 15}, 16), ({"ways": 20}, 16), ({"ways": 20, "qu
 def test_chunk_is_a_rule(options, chunk):
     """By hand: 2**20 pixels over 784 times 10, 80, 40, 320, down to a power of two, never more than the batch."""
     assert chunk_size(preset("paper", "omniglot", **options), torch.device("cpu")) == chunk
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_control_goes_no_further_than_the_regulariser_where_that_goes_nowhere(setup, seed):
+    """One task is its own mean direction: there is nothing to turn to."""
+    net, tasks = setup
+    net.float()
+    one = Tasks(tasks.support_x[:1].float(), tasks.support_y[:1], tasks.query_x[:1].float(), tasks.query_y[:1])
+    torch.manual_seed(seed)
+    net.blocks.apply(lambda block: [torch.nn.init.normal_(p, std=0.3) for p in block.parameters(recurse=False)])
+    for name in ("adapted", "random"):
+        outcome, _ = gradient(net, one, regulariser=name, gamma=0.5, seed=seed)
+        assert float(outcome.moves) < 1e-4

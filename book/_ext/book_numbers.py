@@ -202,17 +202,23 @@ def runs_by_scale(recorded: list[Record]) -> str:
     return "; ".join(said)
 
 
-def paper_reach(recorded: list[Record]) -> str:
-    """How far the runs at the paper's scale have got, in words."""
-    reached = [run for run in recorded if scale_of(run.settings) == "paper"]
+def judged_at_paper_scale(recorded: list[Record], rows: list[Row]) -> list[Record]:
+    """The runs at the paper's scale that some verdict rests on."""
+    ids = {one for row in rows if row.verdict not in UNJUDGED for one in row.ids}
+    return [run for run in recorded if scale_of(run.settings) == "paper" and run.settings.id in ids]
+
+
+def paper_reach(recorded: list[Record], rows: list[Row]) -> str:
+    """How far the runs behind verdicts at the paper's scale have got, in words."""
+    reached = judged_at_paper_scale(recorded, rows)
     if not reached:
-        return "of which none is recorded yet"
+        return "of which none has a verdict yet"
     return f"trained for {iterations(reached)} of {preset('paper').iterations:,} iterations"
 
 
-def paper_missing(recorded: list[Record]) -> str:
-    """What of the paper's experiments has no record at its scale, in words."""
-    there = {run.settings.unseeded for run in recorded}
+def paper_missing(recorded: list[Record], rows: list[Row]) -> str:
+    """What of the paper's experiments has no verdict at its scale, in words."""
+    there = {run.settings.unseeded for run in judged_at_paper_scale(recorded, rows)}
     left: dict[str, list[str]] = {}
     for one in (planned.settings for planned in grid.paper() if planned.settings.seed == 0):
         setting = f"{NAMES[one.dataset]} {one.setting}"
@@ -245,8 +251,8 @@ def substitutions() -> dict[str, str]:
     names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
     names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
-    names["across"] = number(claims.ACROSS)
-    names["paper_missing"] = paper_missing(recorded)
+    names["across"], names["min_epochs"] = number(claims.ACROSS), number(claims.MIN_EPOCHS)
+    names["paper_missing"] = paper_missing(recorded, rows)
     names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
     names["holm"] = HOLM_MEANING
     names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
@@ -261,7 +267,7 @@ def substitutions() -> dict[str, str]:
     names["paper_settings"] = settings_table(paper, True)
     names["all_settings"] = settings_table({"default": Settings()}, False)
     names["runs_total"] = number(len(recorded))
-    names["paper_reach"] = paper_reach(recorded)
+    names["paper_reach"] = paper_reach(recorded, rows)
     names["runs_by_scale"] = runs_by_scale(recorded)
     names["accuracy"] = accuracy_table(recorded)
     names["final_tasks"] = number(preset("paper").final_tasks)
