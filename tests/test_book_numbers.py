@@ -61,3 +61,17 @@ def test_hours_are_those_of_sixty_thousand_meta_gradients():
             for unit in ("U1", "U3", "U4") for order in ("second", "first")]  # fmt: skip
     lines = book_numbers.hours_table(pd.DataFrame(rows)).splitlines()[2:]
     assert [line.split("|")[2:4] for line in lines] == [[" 10 ", " 10 "]] * 3
+
+
+def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
+    runs = [large(seed, 0.9, epochs) for seed, epochs in enumerate((10, 10, 8))]
+    few, short = runs[:2], [run.upto(2) for run in runs]
+    for chosen in (few, short):  # too few runs, too few epochs
+        rows = claims.ledger(chosen)
+        assert book_numbers.paper_reach(chosen, rows) == "of which none has a verdict yet"
+        missing = book_numbers.paper_missing(chosen, rows)
+        assert "Omniglot 5-way 1-shot (MAML, first-order MAML, finetuning)" in missing
+        assert missing.count("the regulariser") == 1
+    rows = claims.ledger(runs)
+    assert book_numbers.paper_reach(runs, rows) == "trained for 4,000 to 5,000 of 60,000 iterations"
+    assert "Omniglot 5-way 1-shot (first-order MAML, finetuning)" in book_numbers.paper_missing(runs, rows)
