@@ -1,5 +1,6 @@
 """One run: meta-train, measure the landscape after each epoch, checkpoint, resume, record. And the memoised `run`."""
 
+import errno
 import os
 import sys
 import time
@@ -275,11 +276,12 @@ def _enough_memory(settings: Settings) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         # A library of CUDA's that finds no memory for itself says so in words alone.
         on_gpu = isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in CUDA_FULL)
-        # On the CPU torch's allocator raises a plain RuntimeError.
-        if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        # On the CPU torch's allocator raises a plain RuntimeError, and the system refuses to open a module's folder.
+        here = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+        if not (on_gpu or here or "can't allocate memory" in str(error)):
             raise
         whose, other = ("the GPU's memory", ", or go on with --device cpu") if on_gpu else ("memory", "")
         raise MemoryFullError(

@@ -306,6 +306,7 @@ def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, mo
 
 SHORT_OF_MEMORY = """
 import resource, sys
+import torch._dynamo  # by torch's optimisers, when a run begins: no module should be what does not fit
 from metanb import experiment
 from metanb.__main__ import main
 pages = int(open("/proc/self/statm").read().split()[0])
@@ -315,14 +316,14 @@ main()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux alone tells how much memory a process has")
-@pytest.mark.parametrize("room", [2**28, 2**25])  # for the images, but not for the network; not even for the images
+@pytest.mark.parametrize("room", [2**28, 2**23])  # for the images, but not for an iteration; not even for the images
 def test_the_machine_runs_out_of_memory(store, room):
     large = ["--filters", "64", "--ways", "20", "--queries", "19", "--meta-batch", "16"]
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(room), *TRAIN, *large]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     shown("The machine runs out of memory", done.stderr)
-    assert not list(store.glob("*.pt"))
+    assert all(checkpoint.read(path)["epoch"] == 0 for path in store.glob("*.pt"))  # of the untrained network, at most
 
 
 # Runs
