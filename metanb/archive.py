@@ -72,7 +72,7 @@ def read(path: Path) -> list[str]:
     ArchiveError for an archive that is not, RecordError for a member that is no record or no plain checkpoint.
     """
     members = _verified(path)
-    said, runs = [], dict.fromkeys(name.removesuffix(".pt").split("/")[0] for name in members)
+    said, runs = [], dict.fromkeys(map(_owner, members))
     for run in runs:
         if f"{run}.pt" in members:
             said.append(_put_checkpoint(run, members[f"{run}.pt"]))
@@ -100,9 +100,9 @@ def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Pat
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     earlier = [path for path in sorted(folder.glob(f"{name}-*.zip")) if re.fullmatch(rf"{name}-\d+\.zip", path.name)]
-    packed = {_run_of(member) for members in runs for member in members}
+    packed = {records.run_of(_owner(member)) for members in runs for member in members}
     for path in earlier:
-        if lost := sorted({_run_of(member) for member in _verified(path)} - packed):
+        if lost := sorted({records.run_of(_owner(member)) for member in _verified(path)} - packed):
             raise ArchiveError(
                 f"archive {path} holds runs that this one would not, such as {lost[0]}: name another folder"
             )
@@ -133,9 +133,9 @@ def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Pat
     return paths
 
 
-def _run_of(member: str) -> str:
-    """The run that a member belongs to."""
-    return records.run_of(member.removesuffix(".pt").split("/")[0])
+def _owner(member: str) -> str:
+    """The record's folder that a member is in, or the run whose checkpoint it is."""
+    return member.removesuffix(".pt").split("/")[0]
 
 
 def _digests(members: dict[str, bytes]) -> dict[str, str]:

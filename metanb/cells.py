@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from metanb.records import Record, RecordError, checkpoint
+from metanb.records import Record, RecordError
 from metanb.settings import CHOICES, Scale, Settings, scale_of
 from metanb.verdicts import MIN_RUNS
 
@@ -60,8 +60,5 @@ def curve(run: Record, measure: str) -> np.ndarray:
     curve = run.curve(measure)["mean"].loc[1:]
     means = curve.to_numpy()
     if not np.array_equal(curve.index, np.arange(1, run.epochs + 1)) or not np.isfinite(means).all():
-        raise RecordError(
-            f"{measure} of {run.path} is not a number for every epoch: delete the folder and "
-            f"{checkpoint(run.settings.id)} to train it anew"
-        )
+        raise RecordError(f"{measure} of {run.path} is not a number for every epoch: {run.anew}")
     return means

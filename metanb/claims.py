@@ -216,7 +216,7 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
         verdict = REPRODUCED if apart else PARTLY
     else:
         verdict = CONTRARY if found.low > ORTHOGONAL else NOT_SEEN
-    began = [float(run.curve("query_accuracy")["mean"].iloc[0]) for run in cell]
+    began = [float(run.curve("query_accuracy")["mean"].loc[0]) for run in cell]
     ended = [late(curve(run, "query_accuracy")) for run in cell]
     detail = (
         f"{NAMES[algorithm]}: {beside.mean:.3f} ({beside.low:.3f} to {beside.high:.3f}); the baseline's accuracy "

@@ -280,8 +280,8 @@ def _enough_memory(settings: Settings) -> Iterator[None]:
         # A library of CUDA's that finds no memory for itself says so in words alone.
         on_gpu = isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in CUDA_FULL)
         # On the CPU torch's allocator raises a plain RuntimeError, and the system refuses to open a module's folder.
-        here = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-        if not (on_gpu or here or "can't allocate memory" in str(error)):
+        here = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        if not (on_gpu or here or getattr(error, "errno", None) == errno.ENOMEM):
             raise
         whose, other = ("the GPU's memory", ", or go on with --device cpu") if on_gpu else ("memory", "")
         raise MemoryFullError(

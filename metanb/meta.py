@@ -67,8 +67,7 @@ def meta_gradient(
             moved = pulled(adapted, start, direction, gamma)
             if regulariser == "random":
                 step = moved - adapted
-                far = _length(step) * (step.detach() != 0).any(1, keepdim=True)
-                moved = adapted + far * _unit(pulled(adapted, start, other, gamma) - adapted)
+                moved = adapted + _length(step) * _moved(step) * _unit(pulled(adapted, start, other, gamma) - adapted)
         elif regulariser == "through":
             (slope,) = torch.autograd.grad(omega(adapted, start, direction).sum(), start, create_graph=True)
             moved = adapted - gamma * slope
@@ -97,7 +96,7 @@ def pulled(adapted: Tensor, start: Tensor, direction: Tensor, gamma: float) -> T
     r = _length(u)
     d = u / r
     across = direction - (d @ direction).unsqueeze(1) * d
-    return adapted + torch.where(u.detach().abs().amax(1, keepdim=True) > 0, gamma / r * across, 0.0)
+    return adapted + torch.where(_moved(u), gamma / r * across, 0.0)
 
 
 def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor) -> Tensor:
@@ -141,6 +140,11 @@ def _length(u: Tensor) -> Tensor:
     """Norms [T, 1] of u [T, P], 1 for a row of zeros: a norm has no derivative there."""
     squares = u.square().sum(1, keepdim=True)
     return torch.where(squares > 0, squares, 1.0).sqrt()
+
+
+def _moved(u: Tensor) -> Tensor:
+    """Whether rows [T, 1] of u [T, P] are other than zeros, whose `_length` is 1."""
+    return u.detach().abs().amax(1, keepdim=True) > 0
 
 
 def _unit(u: Tensor) -> Tensor:

@@ -69,6 +69,11 @@ class Record:
         """Whether that is the settings' last one."""
         return self.epochs == self.settings.epochs
 
+    @property
+    def anew(self) -> str:
+        """What to do to have the run trained anew; from its checkpoint alone the same rows would be written again."""
+        return f"delete the folder and {checkpoint(self.settings.id)} to train it anew"
+
     def upto(self, epochs: int) -> "Record":
         """The record as it was after that epoch."""
         return self if epochs >= self.epochs else replace(self, measures=self.measures[self.measures.epoch <= epochs])
@@ -79,7 +84,7 @@ class Record:
         if rows.empty:
             raise RecordError(
                 f"no measure {measure!r} in {self.path}: it has {', '.join(self.measures.measure.unique())}; if it was "
-                f"recorded by an older version, delete the folder and {checkpoint(self.settings.id)} to train it anew"
+                f"recorded by an older version, {self.anew}"
             )
         return rows.set_index("epoch").drop(columns="measure")
 

@@ -316,14 +316,17 @@ main()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux alone tells how much memory a process has")
-@pytest.mark.parametrize("room", [2**28, 2**23])  # for the images, but not for an iteration; not even for the images
-def test_the_machine_runs_out_of_memory(store, room):
+@pytest.mark.parametrize(
+    ("room", "most"),
+    [(2**28, {0}), (2**23, set())],  # for the images, but not for an iteration; not even for the images
+)
+def test_the_machine_runs_out_of_memory(store, room, most):
     large = ["--filters", "64", "--ways", "20", "--queries", "19", "--meta-batch", "16"]
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(room), *TRAIN, *large]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     shown("The machine runs out of memory", done.stderr)
-    assert all(checkpoint.read(path)["epoch"] == 0 for path in store.glob("*.pt"))  # of the untrained network, at most
+    assert {checkpoint.read(path)["epoch"] for path in store.glob("*.pt")} <= most
 
 
 # Runs

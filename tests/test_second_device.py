@@ -58,10 +58,7 @@ def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(options, tmp_pat
 
 @pytest.mark.parametrize(("side", "algorithm", "regulariser"), GRADIENTS)
 def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
-    torch.manual_seed(0)
-    net = ConvNet((3, side, side), ways=2, filters=4)
-    labels = torch.arange(2).expand(3, 2)
-    tasks = Tasks(torch.rand(3, 2, 3, side, side), labels, torch.rand(3, 2, 3, side, side), labels)
+    net, tasks = drawn(3, (3, side, side))
     options = {"first_order": algorithm == "fomaml", "adapt_norm": True, "chunk": 2, "regulariser": regulariser}
     options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
     here = meta_gradient(net, tasks, 0.1, 2, **options)
@@ -79,18 +76,15 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
 def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, monkeypatch, request):
     monkeypatch.setattr(stages, "PRODUCTS", 6)
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
-    drawn = portraits.portrait(kind, TINY, "cpu")
-    drawn.path.unlink()
+    here = portraits.portrait(kind, TINY, "cpu")
+    here.path.unlink()
     request.getfixturevalue("elsewhere")
-    expected = numbers(drawn.values)
+    expected = numbers(here.values)
     assert numbers(portraits.portrait(kind, TINY).values) == pytest.approx(expected, rel=1e-2, abs=1e-2)
 
 
 def test_the_bench_compares_there_and_leaves_the_network_there():
-    torch.manual_seed(0)
-    net = ConvNet((1, 28, 28), ways=2, filters=2)
-    labels = torch.arange(2).expand(1, 2)
-    tasks = Tasks(torch.rand(1, 2, 1, 28, 28), labels, torch.rand(1, 2, 1, 28, 28), labels)
+    net, tasks = drawn(1, (1, 28, 28))
     settings = preset("paper", "omniglot", inner_steps=2)
     plain = peers.plain_net(net)
     norm = peers.exact_norm(plain, tasks.support_x[0], tasks.support_y[0])
@@ -104,6 +98,14 @@ def test_the_bench_compares_there_and_leaves_the_network_there():
         peer, *_ = peers.PEERS[bench.BASE]
         peer(plain, there, settings.inner_lr, settings.inner_steps, False)
         torch.testing.assert_close(peers.gradient(plain).cpu().double(), exact, rtol=1e-3, atol=1e-5)
+
+
+def drawn(n_tasks, image_shape):
+    """A network for two classes, and tasks of random pixels."""
+    torch.manual_seed(0)
+    labels = torch.arange(2).expand(n_tasks, 2)
+    support, query = torch.rand(2, n_tasks, 2, *image_shape)
+    return ConvNet(image_shape, ways=2, filters=4), Tasks(support, labels, query, labels)
 
 
 def numbers(values):
