@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from metanb.effects import late
 from metanb.records import Record, RecordError
 from metanb.settings import CHOICES, Scale, Settings, scale_of
 from metanb.verdicts import MIN_RUNS
@@ -62,3 +63,8 @@ def curve(run: Record, measure: str) -> np.ndarray:
     if not np.array_equal(curve.index, np.arange(1, run.epochs + 1)) or not np.isfinite(means).all():
         raise RecordError(f"{measure} of {run.path} is not a number for every epoch: {run.anew}")
     return means
+
+
+def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:
+    """A measure late in meta-training: the mean over a run's last quarter of epochs, for each of the runs, [runs]."""
+    return np.array([late(curve(run, measure)) for run in runs])

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from metanb.cells import cells, curve, even, level, pairs
+from metanb.cells import cells, curve, even, late_values, level, pairs
 from metanb.effects import (
     Interval,
     change,
@@ -28,7 +28,6 @@ from metanb.effects import (
     first_peak,
     holm,
     interval,
-    late,
     mean_correlation,
     trend,
 )
@@ -184,7 +183,7 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
         detail += f"too few epochs to detrend: {cell[0].epochs}; "
     across = False
     if len(cell) >= ACROSS:
-        r, p = correlation([late(a) for a, _ in pairs], [late(c) for _, c in pairs])
+        r, p = correlation(late_values(cell, "query_accuracy"), late_values(cell, claim.measure))
         across = r > 0 and p < 0.05
         detail += f"across {len(cell)} runs r = {r:.2f} (p = {p:.2g})"
     else:
@@ -204,8 +203,7 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
     PARTLY if it is near 0, but so is meta-training's. Directions that have nothing in common are orthogonal, and so are
     an untrained network's: the baseline's accuracy is told beside, and that with which it began.
     """
-    ours = [late(curve(run, "trajectory_coherence")) for run in cell]
-    theirs = [late(curve(run, "trajectory_coherence")) for run in other]
+    ours, theirs = (late_values(runs, "trajectory_coherence") for runs in (cell, other))
     found, variant = interval(ours, ORTHOGONAL), f"{cell[0].settings.test_head} head, beside {NAMES[algorithm]}"
     if min(len(ours), len(theirs)) < MIN_RUNS:
         return _row(BY_NAME["C7"], cell, found, COSINE, TOO_FEW, "", variant)
@@ -217,7 +215,7 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
     else:
         verdict = CONTRARY if found.low > ORTHOGONAL else NOT_SEEN
     began = [float(run.curve("query_accuracy")["mean"].loc[0]) for run in cell]
-    ended = [late(curve(run, "query_accuracy")) for run in cell]
+    ended = late_values(cell, "query_accuracy")
     detail = (
         f"{NAMES[algorithm]}: {beside.mean:.3f} ({beside.low:.3f} to {beside.high:.3f}); the baseline's accuracy "
         f"{100 * np.mean(ended):.1f} %, untrained {100 * np.mean(began):.1f} %"
@@ -232,13 +230,13 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     the paper's gain as well is UNCLEAR: to call that not reproduced would be to blame the paper for our few runs.
     """
     paired = pairs(cell, base)
-    late_accuracy = [[100 * late(curve(run, "query_accuracy")) for run in pair] for pair in paired]
-    found = interval(a - b for a, b in late_accuracy) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
+    runs, others = [run for run, _ in paired], [other for _, other in paired]
+    gains = 100 * (late_values(runs, "query_accuracy") - late_values(others, "query_accuracy"))
+    found = interval(gains) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
     settings = cell[0].settings
     variant = f"{settings.regulariser}, γ = {settings.gamma:g}"
-    moves = [late(curve(run, "relative_move")) for run, _ in paired if settings.regulariser != "outer"]  # moves nothing
-    detail = f"relative move {np.mean(moves):.3f}" if moves else ""
-    runs, others = [run for run, _ in paired], [other for _, other in paired]
+    moves = late_values(runs if settings.regulariser != "outer" else [], "relative_move")  # a penalty moves nothing
+    detail = f"relative move {moves.mean():.3f}" if len(moves) else ""
     verdict = by_interval(found, len(paired), +1)
     if verdict == NOT_SEEN and found.high >= PAPER_GAIN:
         verdict = UNCLEAR

@@ -1,5 +1,6 @@
 """Figures of portraits: the loss on a plane and along lines, and the Hessian's spectrum, at stages of meta-training."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -117,7 +118,7 @@ def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
     """Smoothed spectra: a row a run, a column a stage, each on its own axis, eigenvalues a unit on a log scale.
 
     Dots are the largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean over tasks. Their
-    heights have no meaning: two rows, so that neither hides the other.
+    heights have no meaning: two rows, so that neither hides the other. The caption is completed by this and by the n.
     """
     rows = []
     with matplotlib.rc_context(STYLE):
@@ -146,6 +147,12 @@ def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
             f" {np.mean(stage['largest']):.2g}"
             for one in runs
             for stage in one.values["stages"]
+        )
+        size, tasks = runs[0].values["size"], runs[0].values["n"]
+        caption = (
+            f"{caption} Density of the {size:,} eigenvalues, mean over {tasks} tasks. Dots: the largest ones in order,"
+            " means over tasks; crosses: those of the Gauss-Newton part. They stand in two rows to be told apart: their"
+            " height means nothing."
         )
         return finish(canvas, name, caption, f"Densities of eigenvalues, with a spike at 0. {ends}.", data)
 
@@ -183,6 +190,14 @@ def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
         return finish(
             canvas, name, caption, f"Falling curves on logarithmic axes. At x = {near.x.iloc[0]:.2g}: {ends}.", data
         )
+
+
+def by_stage(runs: list[Portrait], values: Callable[[Portrait, dict[str, Any]], dict[str, float]]) -> pd.DataFrame:
+    """A table of portraits, a row a run and stage: its columns are what `values` makes of a portrait and its stage."""
+    drawn = [(one, stage) for one in runs for stage in one.values["stages"]]
+    keys = [(NAMES[one.settings.algorithm], one.settings.seed, stage["epoch"]) for one, stage in drawn]
+    index = pd.MultiIndex.from_tuples(keys, names=["algorithm", "seed", "epoch"])
+    return pd.DataFrame([values(one, stage) for one, stage in drawn], index=index)
 
 
 def origin(portraits: list[Portrait]) -> str:

@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from metanb import claims, verdicts
+from metanb.cells import late_values
 from metanb.effects import holm, interval
 from metanb.records import Record, RecordError
 from metanb.settings import Settings, preset
@@ -498,3 +499,9 @@ def test_few_epochs_are_not_detrended():
 @pytest.mark.parametrize("direction", [-1, 1])
 def test_an_effect_that_is_no_number_shows_nothing(direction):
     assert claims.by_interval(interval([math.nan] * 3), 3, direction) == verdicts.NOT_SEEN
+
+
+def test_late_values_are_means_over_the_last_quarter_of_each_run():
+    runs = [record(seed, {"distance": seed + np.arange(1, EPOCHS + 1)}, wobble=0) for seed in (0, 5)]
+    assert late_values(runs, "distance") == pytest.approx([11, 16])  # epochs 10, 11 and 12
+    assert len(late_values([], "distance")) == 0

@@ -105,9 +105,10 @@ def test_spectra():
         }
         stage |= {"top": [scale / (i + 1) for i in range(20)], "gauss_newton_top": [0.0] * 20}
         stage |= {"above": (100 * scale / COUNTED).tolist(), "below": (10 * scale / COUNTED).tolist()}
-        return {"size": 10_000, "counted": COUNTED.tolist(), "stages": [stage]}
+        return {"size": 10_000, "n": 16, "counted": COUNTED.tolist(), "stages": [stage]}
 
     found = views.densities([portrait(values(1)), portrait(values(2), "fomaml")], "densities", "Look.")
+    assert "the 10,000 eigenvalues, mean over 16 tasks" in found.caption
     assert {"largest eigenvalues", "largest of the Gauss-Newton part", "iteration 60"} <= set(parsed(found))
     assert "first-order MAML, iteration 60: from -2 to 2" in found.alt and len(found.data) == 100
     found = views.counts([portrait(values(1)), portrait(values(3), seed=1)], "counts", "Look.")
@@ -116,6 +117,16 @@ def test_spectra():
     assert np.allclose(above.number * above.x, 200)  # the mean of 100 and 300
     (x,) = {float(x) for x in re.findall(r"At x = ([\d.]+)", found.alt)}
     assert f"{20 / x:.0f} below" in found.alt or f"{20 / x - 1:.0f} below" in found.alt
+
+
+def test_a_table_by_stage_has_a_row_a_run_and_stage():
+    runs = [portrait({"unit": 2, "stages": [{"epoch": 0, "x": 1.0}, {"epoch": 6, "x": 3.0}]}, *of)
+            for of in (("maml", 0), ("fomaml", 4))]  # fmt: skip
+    table = views.by_stage(runs, lambda one, stage: {"x": stage["x"] * one.values["unit"]})
+    assert table.index.names == ["algorithm", "seed", "epoch"]
+    assert table.x.to_dict() == {
+        ("MAML", 0, 0): 2, ("MAML", 0, 6): 6, ("first-order MAML", 4, 0): 2, ("first-order MAML", 4, 6): 6,
+    }  # fmt: skip
 
 
 def test_origin_names_each_machine_and_code_once():
