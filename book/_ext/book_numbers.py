@@ -182,14 +182,16 @@ def accuracy_table(recorded: list[Record]) -> str:
             continue
         ends = [run.curve("final_accuracy").iloc[-1] for run in cell]
         values = [100 * end["mean"] for end in ends]
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(cell) > 1 else ""
+        error = 1.96 * max(100 * end["sem"] for end in ends)
         lines.append(
             [f"{NAMES[settings.dataset]}, {settings.setting}", NAMES[settings.algorithm],
-             iterations(cell), f"{sum(values) / len(values):.1f} % ({min(values):.1f} to {max(values):.1f})",
+             iterations(cell), f"{sum(values) / len(values):.1f} %{spread}", f"± {error:.1f}",
              number(len(cell)), number(int(ends[0].n)), f"{published:g} %" if settings.algorithm == "maml" else "–"]
         )  # fmt: skip
     if not lines:
         return "No run at the paper's scale is recorded yet."
-    head = ["Setting", "Algorithm", "Iterations", "Accuracy, least to greatest run", "Runs", "Tasks"]
+    head = ["Setting", "Algorithm", "Iterations", "Accuracy, least to greatest run", "Of one run", "Runs", "Tasks"]
     return table([*head, "Finn et al., 60,000"], lines)
 
 
