@@ -71,7 +71,7 @@ def train(scale: Scale, device: str, until: int | None, **options: Any) -> None:
 @click.option("--export", type=click.Path(file_okay=False, path_type=Path),
               help="at the end pack the store's records and unfinished checkpoints into a folder")  # fmt: skip
 @click.option("--export-weights", type=click.Path(file_okay=False, path_type=Path),
-              help="at the end pack the trained weights of one finished run a cell into a folder")  # fmt: skip
+              help="at the end pack the trained weights of one run a cell, the furthest, into a folder")  # fmt: skip
 def grid(
     name: str, only_list: bool, only: str | None, processes: int, device: str, until: int | None, budget: float,
     archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,

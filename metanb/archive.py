@@ -4,6 +4,7 @@
     MANIFEST.json            the SHA-256 of every other member
     <record>/settings.json, provenance.json, measures.csv
     <id>.pt                  a checkpoint: plain tensors and values, nothing that runs when it is read
+    <record>.pt              the weights that a run had when it was recorded: tensors alone
 """
 
 import hashlib
@@ -13,13 +14,13 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from metanb import checkpoint, disk, records
-from metanb.settings import Settings
+from metanb.settings import Settings, from_dict
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
 MANIFEST = "MANIFEST.json"
@@ -34,7 +35,7 @@ def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
     """Pack what the local store has of these runs: the records, and checkpoints where no whole one is."""
 
     def members(settings: Settings) -> dict[str, bytes]:
-        found = _record(settings, records.store())
+        found = _record(settings, [records.store()])
         path = records.checkpoint(settings.id)
         if path.exists() and records.find(settings) is None:
             found[path.name] = path.read_bytes()
@@ -44,25 +45,23 @@ def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
 
 
 def write_weights(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
-    """Pack the trained weights of finished runs with their records, one run a cell: that of the lowest seed there is.
+    """Pack trained weights with their records, one run a cell: that which got furthest, of two alike the lower seed.
 
-    Whoever has them can measure what was trained without training it: `metanb.experiment.trained_net` reads them.
+    Whoever has them can measure what was trained without training it: `metanb.experiment.trained_net` reads those of a
+    finished run, `nets_after` those that a stopped one had after its last epoch. Weights that no record belongs to are
+    left out.
     """
-
-    def chosen() -> Iterator[dict[str, bytes]]:
-        there: set[Settings] = set()
-        for settings in sorted(runs, key=lambda one: (one.seed, one.class_seed)):
-            path = records.checkpoint(settings.id)
-            if settings.unseeded in there or not path.exists():
-                continue
-            values = checkpoint.read(path)
-            if values["epoch"] == settings.epochs:
-                there.add(settings.unseeded)
-                stream = io.BytesIO()
-                torch.save({"epoch": values["epoch"], "net": values["net"]}, stream)
-                yield _record(settings, *records.places()) | {path.name: stream.getvalue()}
-
-    return _pack(list(chosen()), folder, f"{name}-weights")
+    furthest: dict[Settings, tuple[int, dict[str, bytes]]] = {}
+    for settings in sorted(runs, key=lambda one: (one.seed, one.class_seed)):
+        if not records.checkpoint(settings.id).exists():
+            continue
+        values = checkpoint.read(records.checkpoint(settings.id))
+        epoch, found = values["epoch"], _record(settings, records.places(), values["epoch"])
+        if found and epoch > furthest.get(settings.unseeded, (0,))[0]:
+            stream = io.BytesIO()
+            torch.save({"epoch": epoch, "net": values["net"]}, stream)
+            furthest[settings.unseeded] = epoch, found | {f"{_owner(min(found))}.pt": stream.getvalue()}
+    return _pack([members for _, members in furthest.values()], folder, f"{name}-weights")
 
 
 def read(path: Path) -> list[str]:
@@ -73,23 +72,36 @@ def read(path: Path) -> list[str]:
     """
     members = _verified(path)
     said, runs = [], dict.fromkeys(map(_owner, members))
+    checkpoints = {run: _trained(run, members, path) for run in runs if f"{run}.pt" in members}
     for run in runs:
-        if f"{run}.pt" in members:
-            said.append(_put_checkpoint(run, members[f"{run}.pt"]))
-        if f"{run}/{records.FILES[0]}" in members:
+        if f"{run}/{records.FILES[0]}" in members:  # first: a run that is recorded needs no checkpoint to go on from
             files = {file: members.get(f"{run}/{file}", b"") for file in records.FILES}
             with records.lock(records.run_of(run)):
                 said.append(f"record {records.put(records.store(), run, files).path}")
+        if run in checkpoints:
+            said.append(_put_checkpoint(checkpoints[run], members[f"{run}.pt"]))
     return said
 
 
-def _record(settings: Settings, *places: Path) -> dict[str, bytes]:
-    """The files of a run's furthest record in some places."""
+def _trained(run: str, members: dict[str, bytes], path: Path) -> str:
+    """The run whose checkpoint `<run>.pt` is: of weights on the way, the run that ends there."""
+    if run == records.run_of(run):
+        return run
+    try:
+        settings = from_dict(json.loads(members[f"{run}/{records.FILES[0]}"]))
+        return settings.ending(int(run.rpartition("-")[2]) // settings.epoch_iterations).id
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(f"archive {path} holds {run}.pt without its record: ask for a whole one") from error
+
+
+def _record(settings: Settings, places: Iterable[Path], epoch: int | None = None) -> dict[str, bytes]:
+    """The files of a run's record in some places: of the furthest, or of the one that ends with an epoch."""
     there = {epochs: path for place in places for epochs, path in records.reached(place, settings).items()}
-    if not there:
+    path = there.get(max(there, default=0) if epoch is None else epoch)
+    if path is None:
         return {}
-    furthest = records.read(there[max(there)]).path
-    return {f"{furthest.name}/{file}": (furthest / file).read_bytes() for file in records.FILES}
+    record = records.read(path).path
+    return {f"{record.name}/{file}": (record / file).read_bytes() for file in records.FILES}
 
 
 def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Path]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -86,17 +86,14 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
 def nets_after(settings: Settings, epochs: Iterable[int], device: str = "auto") -> dict[int, ConvNet]:
     """The network after each of some epochs, 0 for the untrained one, on the CPU; trained where weights are not stored.
 
-    No draw depends on how long a run is: the weights after an epoch are those of a run that ends there, and that is
-    how they are kept. A longer one goes on from a shorter one.
+    The weights after an epoch are kept as those of the run that ends there. A longer one goes on from a shorter one.
     """
     nets, shorter = {}, None
     for epoch in sorted(set(epochs)):
         if epoch == 0:
             nets[epoch] = new_net(settings, load(settings, "train"))
             continue
-        part = settings
-        if epoch < settings.epochs:
-            part = replace(settings, iterations=epoch * settings.epoch_iterations, final_tasks=0)
+        part = settings.ending(epoch)
         if shorter is not None:
             with records.lock(part.id):
                 checkpoint.go_on_from(records.checkpoint(shorter.id), records.checkpoint(part.id))

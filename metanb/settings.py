@@ -150,6 +150,15 @@ class Settings:
         """The epoch that reaches this iteration, or the last one; that, too, for None."""
         return self.epochs if until is None else min(self.epochs, -(-until // self.epoch_iterations))
 
+    def ending(self, epoch: int) -> "Settings":
+        """The run that ends after this epoch, from 1 on; these settings for the last one.
+
+        No draw depends on how long a run is: its weights are those that this run has then.
+        """
+        if epoch >= self.epochs:
+            return self
+        return replace(self, iterations=epoch * self.epoch_iterations, final_tasks=0)
+
     @property
     def first_order(self) -> bool:
         """Whether the meta-gradient leaves out the derivative through the inner gradient."""

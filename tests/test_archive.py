@@ -200,6 +200,26 @@ class _Runs:
         return print, ("unpickled",)
 
 
+def test_weights_of_a_stopped_run_are_those_after_its_last_epoch(stores, tmp_path, monkeypatch):
+    trained = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
+    shutil.rmtree(stores("first") / TINY.id)  # weights without a record stay
+    (path,) = archive.write_weights([TINY, STOPPED], tmp_path / "out", "tiny")
+    weights = f"{STOPPED.id}-to-6.pt"
+    assert [name for name in _members(path) if name.endswith(".pt")] == [weights]
+    stores("second")
+    record, _ = archive.read(path)
+    assert record.endswith(f"{STOPPED.id}-to-6")
+    assert not records.checkpoint(STOPPED.id).exists()  # the run itself could not go on from weights alone
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_train", None)
+        found = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
+    assert all(torch.equal(found[name], trained[name]) for name in trained)
+    assert experiment.run(STOPPED, "cpu").finished  # from the start
+    lone = _rezip(tmp_path / "lone.zip", {weights: _members(path)[weights]})
+    with pytest.raises(ArchiveError, match=f"{weights} without its record"):
+        archive.read(lone)
+
+
 @pytest.mark.parametrize("content", [{"epoch": 1, "net": _Runs()}, torch.zeros(2), {"epoch": 1}, None])
 def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
     stream = io.BytesIO(b"no checkpoint")
