@@ -4,7 +4,7 @@
     MANIFEST.json            the SHA-256 of every other member
     <record>/settings.json, provenance.json, measures.csv
     <id>.pt                  a checkpoint: plain tensors and values, nothing that runs when it is read
-    <record>.pt              the weights that a run had when it was recorded: tensors alone
+    <record>.pt              the weights that a run had when it was recorded, and no optimiser to go on with
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -61,7 +61,7 @@ def write_weights(runs: Iterable[Settings], folder: Path, name: str) -> list[Pat
             stream = io.BytesIO()
             torch.save({"epoch": epoch, "net": values["net"]}, stream)
             furthest[settings.unseeded] = epoch, found | {f"{_owner(min(found))}.pt": stream.getvalue()}
-    return _pack([members for _, members in furthest.values()], folder, f"{name}-weights")
+    return _pack([members for _, members in furthest.values()], folder, f"{name}-weights", _cells)
 
 
 def read(path: Path) -> list[str]:
@@ -88,10 +88,14 @@ def _trained(run: str, members: dict[str, bytes], path: Path) -> str:
     if run == records.run_of(run):
         return run
     try:
-        settings = from_dict(json.loads(members[f"{run}/{records.FILES[0]}"]))
+        settings = _settings(run, members)
         return settings.ending(int(run.rpartition("-")[2]) // settings.epoch_iterations).id
     except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveError(f"archive {path} holds {run}.pt without its record: ask for a whole one") from error
+        raise ArchiveError(f"archive {path} holds {run}.pt without a record of it: ask for a whole one") from error
+
+
+def _settings(record: str, members: Mapping[str, bytes]) -> Settings:
+    return from_dict(json.loads(members[f"{record}/{records.FILES[0]}"]))
 
 
 def _record(settings: Settings, places: Iterable[Path], epoch: int | None = None) -> dict[str, bytes]:
@@ -104,17 +108,31 @@ def _record(settings: Settings, places: Iterable[Path], epoch: int | None = None
     return {f"{record.name}/{file}": (record / file).read_bytes() for file in records.FILES}
 
 
-def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Path]:
+def _runs(members: Iterable[str]) -> set[str]:
+    """The runs that some members belong to."""
+    return {records.run_of(_owner(member)) for member in members}
+
+
+def _cells(members: Mapping[str, bytes]) -> set[str]:
+    """The cells that some records belong to, by the id of a run of seed 0."""
+    return {_settings(record, members).unseeded.id for record in map(_owner, members)}
+
+
+def _pack(
+    runs: Sequence[dict[str, bytes]], folder: Path, name: str,
+    held: Callable[[dict[str, bytes]], set[str]] = _runs,
+) -> list[Path]:  # fmt: skip
     """Archives of whole runs, as few as follow from their order, in place of those of that name.
 
-    Raises ArchiveError for a run that is too large, and for an archive there that holds what the new ones would not.
+    Raises ArchiveError for a run that is too large, and for an archive there that holds what the new ones would not:
+    `held` says what there is in members.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     earlier = [path for path in sorted(folder.glob(f"{name}-*.zip")) if re.fullmatch(rf"{name}-\d+\.zip", path.name)]
-    packed = {records.run_of(_owner(member)) for members in runs for member in members}
+    packed = {one for members in runs for one in held(members)}
     for path in earlier:
-        if lost := sorted({records.run_of(_owner(member)) for member in _verified(path)} - packed):
+        if lost := sorted(held(_verified(path)) - packed):
             raise ArchiveError(
                 f"archive {path} holds runs that this one would not, such as {lost[0]}: name another folder"
             )
@@ -146,7 +164,7 @@ def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Pat
 
 
 def _owner(member: str) -> str:
-    """The record's folder that a member is in, or the run whose checkpoint it is."""
+    """The record's folder that a member is in, or that weights belong to; or the run whose checkpoint it is."""
     return member.removesuffix(".pt").split("/")[0]
 
 

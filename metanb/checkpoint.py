@@ -57,9 +57,10 @@ class State:
 def go_on_from(shorter: Path, path: Path) -> None:
     """Let the run of checkpoint `path`, if it has none yet, start where a shorter one stands.
 
-    The two must be runs of the same settings but for their length. The caller holds the lock of `path`.
+    The two must be runs of the same settings but for their length. Weights without their optimiser, as archives hold
+    them, are nothing to go on from: the run then starts anew. The caller holds the lock of `path`.
     """
-    if not path.exists():
+    if not path.exists() and "optimiser" in read(shorter):
         disk.replace(path, shorter.read_bytes())
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogFormatter
 
-from metanb.effects import correlation, late
+from metanb.cells import late_values
+from metanb.effects import correlation
 from metanb.pictures import STYLE, Figure, finish, looks, panels
 from metanb.records import Record
 from metanb.settings import NAMES
@@ -51,7 +52,7 @@ def runs_table(runs: Sequence[Record], label: Callable[[Record], str] = algorith
     rows = pd.DataFrame(
         {
             "runs of": label(run),
-            "accuracy": late(run.curve("query_accuracy")["mean"].loc[1:]),
+            "accuracy": late_values([run], "query_accuracy")[0],
             "iterations": run.iterations,
             "minutes": run.provenance["cpu_seconds"] / 60,
         }

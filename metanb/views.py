@@ -149,7 +149,7 @@ def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
         caption = (
             f"{caption} Density of the {size:,} eigenvalues, mean over {tasks} tasks. Dots: the largest ones in order,"
             " means over tasks; crosses: those of the Gauss-Newton part. They stand in two rows to be told apart: their"
-            " height means nothing."
+            " height means nothing. Where a cross stands below a dot, the Gauss-Newton part is what is sharp."
         )
         return finish(canvas, name, caption, f"Densities of eigenvalues, with a spike at 0. {ends}.", data)
 

@@ -200,8 +200,22 @@ class _Runs:
         return print, ("unpickled",)
 
 
-def test_weights_of_a_stopped_run_are_those_after_its_last_epoch(stores, tmp_path, monkeypatch):
-    trained = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
+def test_the_weights_of_a_cell_are_those_of_the_run_that_got_furthest(stores, tmp_path):
+    third = replace(TINY, seed=2)
+    experiment.run(third, "cpu", until=9)
+    packed = [archive.write_weights(runs, tmp_path / "out", "tiny")[0] for runs in ([STOPPED], [STOPPED, third])]
+    assert packed[0] == packed[1]  # that of another run of the cell takes its place
+    assert [name for name in _members(packed[1]) if name.endswith(".pt")] == [f"{third.id}-to-9.pt"]
+    other = replace(TINY, shots=2, iterations=3)
+    experiment.run(other, "cpu")
+    with pytest.raises(ArchiveError, match="holds runs that this one would not"):
+        archive.write_weights([other], tmp_path / "out", "tiny")
+
+
+def test_weights_of_a_stopped_run_are_those_after_its_last_epoch(stores, tmp_path, monkeypatch, made):
+    trained, later = (net.state_dict() for net in experiment.nets_after(STOPPED, [2, 4], "cpu").values())
+    shutil.copytree(made[0], tmp_path / "first", dirs_exist_ok=True)  # the run is where it was stopped
+    shutil.rmtree(stores("first") / STOPPED.id)
     shutil.rmtree(stores("first") / TINY.id)  # weights without a record stay
     (path,) = archive.write_weights([TINY, STOPPED], tmp_path / "out", "tiny")
     weights = f"{STOPPED.id}-to-6.pt"
@@ -214,9 +228,10 @@ def test_weights_of_a_stopped_run_are_those_after_its_last_epoch(stores, tmp_pat
         patch.setattr(experiment, "_train", None)
         found = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
     assert all(torch.equal(found[name], trained[name]) for name in trained)
-    assert experiment.run(STOPPED, "cpu").finished  # from the start
+    found = experiment.nets_after(STOPPED, [2, 4], "cpu")[4].state_dict()  # the rest from the start
+    assert all(torch.equal(found[name], later[name]) for name in later)
     lone = _rezip(tmp_path / "lone.zip", {weights: _members(path)[weights]})
-    with pytest.raises(ArchiveError, match=f"{weights} without its record"):
+    with pytest.raises(ArchiveError, match=f"{weights} without a record"):
         archive.read(lone)
 
 

@@ -191,7 +191,7 @@ def accuracy_table(recorded: list[Record]) -> str:
         )  # fmt: skip
     if not lines:
         return "No run at the paper's scale is recorded yet."
-    head = ["Setting", "Algorithm", "Iterations", "Accuracy, least to greatest run", "Of one run", "Runs", "Tasks"]
+    head = ["Setting", "Algorithm", "Iterations", "Accuracy, least to greatest run", "One run, points", "Runs", "Tasks"]
     return table([*head, "Finn et al., 60,000"], lines)
 
 
