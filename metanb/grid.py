@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from metanb import records
-from metanb.settings import Dataset, Scale, Settings, preset
+from metanb.settings import CHOICES, Dataset, Scale, Settings, preset
 
 # The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its way from theta_s.
 # 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it would be ten times that, and training
@@ -110,10 +110,11 @@ def missing(planned: Iterable[Planned], recorded: Iterable[records.Record], unti
 
 
 def at_paper_scale(dataset: str, ways: int, shots: int, groups: Iterable[str] = ("base",)) -> list[records.Record]:
-    """The records of the paper's own experiment in one setting, as far as they got; nothing is trained."""
+    """The records of the paper's own experiment in one setting, by algorithm, as far as they got; none is trained."""
     where = (dataset, ways, shots)
-    return made(one for one in paper() if one.group in groups
-                and (one.settings.dataset, one.settings.ways, one.settings.shots) == where)  # fmt: skip
+    found = made(one for one in paper() if one.group in groups
+                 and (one.settings.dataset, one.settings.ways, one.settings.shots) == where)  # fmt: skip
+    return sorted(found, key=lambda run: CHOICES["algorithm"].index(run.settings.algorithm))
 
 
 def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> float:

@@ -207,10 +207,11 @@ def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
 
 
 def test_at_paper_scale_has_the_runs_of_the_groups_that_are_asked_for(store, monkeypatch):
-    monkeypatch.setattr(grid, "made", lambda planned: [one.settings for one in planned])
-    base = grid.at_paper_scale("omniglot", 20, 1)
+    monkeypatch.setattr(grid, "made", list)  # as if all were recorded
+    base = [one.settings for one in grid.at_paper_scale("omniglot", 20, 1)]
     assert len(base) == 15 and {s.regulariser for s in base} == {"none"}
-    both = grid.at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])
+    assert [s.algorithm for s in base] == ["maml"] * 5 + ["fomaml"] * 5 + ["finetune"] * 5
+    both = [one.settings for one in grid.at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])]
     assert len(both) == 55 and {(s.dataset, s.ways, s.shots) for s in both} == {("omniglot", 20, 1)}
 
 
