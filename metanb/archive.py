@@ -53,11 +53,10 @@ def write_weights(runs: Iterable[Settings], folder: Path, name: str) -> list[Pat
     """
     furthest: dict[Settings, tuple[int, dict[str, bytes]]] = {}
     for settings in sorted(runs, key=lambda one: (one.seed, one.class_seed)):
-        if not records.checkpoint(settings.id).exists():
-            continue
-        values = checkpoint.read(records.checkpoint(settings.id))
-        epoch, found = values["epoch"], _record(settings, records.places(), values["epoch"])
-        if found and epoch > furthest.get(settings.unseeded, (0,))[0]:
+        path = records.checkpoint(settings.id)
+        values = checkpoint.read(path) if path.exists() else {"epoch": 0}
+        epoch, reached = values["epoch"], furthest.get(settings.unseeded, (0,))[0]
+        if epoch > reached and (found := _record(settings, records.places(), epoch)):
             stream = io.BytesIO()
             torch.save({"epoch": epoch, "net": values["net"]}, stream)
             furthest[settings.unseeded] = epoch, found | {f"{_owner(min(found))}.pt": stream.getvalue()}

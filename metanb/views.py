@@ -87,9 +87,9 @@ def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
             for axis, measure in zip(row, LOSSES, strict=True):
                 for i, (colour, dash) in enumerate(looks(len(stages))):
                     found = [one.values["stages"][i][measure] for one in chosen]
-                    mean, low, high = (np.mean([one[part] for one in found], 0) for part in ("mean", "low", "high"))
                     when = _when(chosen[0], stages[i]["epoch"])
-                    _each_and_mean(axis, alpha, [one["mean"] for one in found], colour, dash, when)
+                    mean = _each_and_mean(axis, alpha, [one["mean"] for one in found], colour, dash, when)
+                    low, high = (np.mean([one[part] for one in found], axis=0) for part in ("low", "high"))
                     axis.fill_between(alpha, low, high, color=colour, alpha=0.15, linewidth=0)
                     rows += [
                         (kind, stages[i]["epoch"], measure, *values)
@@ -168,8 +168,7 @@ def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
                 for i, (colour, dash) in enumerate(looks(len(stages))):
                     each = [one.values["stages"][i][side] for one in chosen]
                     when = _when(chosen[0], stages[i]["epoch"])
-                    _each_and_mean(axis, at, each, colour, dash, when)
-                    mean = np.mean(each, 0)
+                    mean = _each_and_mean(axis, at, each, colour, dash, when)
                     rows += [(kind, stages[i]["epoch"], side, x, y) for x, y in zip(at, mean, strict=True)]
                 axis.set(xscale="log", yscale="log", ylim=(0.5, chosen[0].values["size"]))
                 axis.set_title(f"eigenvalues {label}, {NAMES[kind]}", fontsize=9)
@@ -216,11 +215,13 @@ def _when(one: Portrait, epoch: int) -> str:
     return f"iteration {epoch * one.settings.epoch_iterations:,}" if epoch else "untrained"
 
 
-def _each_and_mean(axis: Any, x: np.ndarray, each: list[Any], colour: Any, dash: Any, label: str) -> None:
-    """Thin lines for single runs, a thick one for their mean."""
+def _each_and_mean(axis: Any, x: np.ndarray, each: list[Any], colour: Any, dash: Any, label: str) -> np.ndarray:
+    """Thin lines for single runs, a thick one for their mean, which is returned."""
     for line in each:
         axis.plot(x, line, color=colour, linestyle=dash, linewidth=0.6, alpha=0.7)
-    axis.plot(x, np.mean(each, 0), color=colour, linestyle=dash, label=label)
+    mean = np.mean(each, axis=0)
+    axis.plot(x, mean, color=colour, linestyle=dash, label=label)
+    return mean
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
