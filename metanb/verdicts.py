@@ -129,10 +129,12 @@ class Row:
 
     @property
     def change(self) -> str:
-        """The effect with its interval, as people read it; a log ratio as a factor, late over early."""
+        """The effect with its interval, if it has one, as people read it; a log ratio as a factor, late over early."""
         if not math.isfinite(self.effect):
             return "–"
         values, form = np.array([self.effect, self.low, self.high]), "{} ({} to {})"
+        if not np.isfinite(values).all():  # of a single run
+            values, form = values[:1], "{} (no interval)"
         if self.unit == LOG_RATIO:
             with np.errstate(over="ignore"):
                 return "× " + form.format(*(f"{v:.2f}" for v in np.exp(values)))
