@@ -263,7 +263,7 @@ def substitutions() -> dict[str, str]:
     names["paper_gain"] = f"{PAPER_GAIN:.2f}"
     names["ledger_rows"] = number(sum(row.verdict not in UNJUDGED for row in rows))
     names["ledger_untestable"] = number(sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in rows))
-    names["ledger_missing"] = number(sum(row.verdict == TOO_FEW for row in rows))
+    names["ledger_missing"] = number(sum(row.verdict == TOO_FEW for row in rows) or "none")
     names["scales"] = settings_table({scale: preset(scale, "omniglot") for scale in SCALES}, True)
     paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
     names["paper_settings"] = settings_table(paper, True)
