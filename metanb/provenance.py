@@ -22,14 +22,19 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the GPU, or the processor's model."""
+    """The name of the GPU, or the processor's model and the instructions that torch uses there, as "AMD EPYC (AVX2)".
+
+    A virtual machine may tell a brand only, and processors of one brand differ twofold in speed, and in last bits.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:  # not Linux
+        pass
+    return f"{model} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def now() -> str:

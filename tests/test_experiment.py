@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metanb import experiment, images, records
+from metanb import experiment, images, provenance, records
 from metanb.settings import CHOICES, preset
 from metanb.tasks import sample_tasks
 from tests.bad_days import shown
@@ -53,6 +53,13 @@ def test_measures_are_there_at_each_epoch(store):
     assert by_epoch[0] | {"train_loss"} == by_epoch[6]
     assert np.isfinite(record.measures[["mean", "median", "std", "sem"]]).all().all()
     assert record.provenance["data"].keys() == {"train", "valid", "test"}
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_processors_of_one_name_are_told_apart(monkeypatch, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("pathlib.Path.read_text", lambda _: "flags\t: avx2\nmodel name\t: AMD EPYC\n")
+    assert provenance.device_name(torch.device("cpu")) == f"AMD EPYC ({capability})"
 
 
 def test_measures_against_a_plain_loop(store):
