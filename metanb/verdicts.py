@@ -129,11 +129,11 @@ class Row:
 
     @property
     def change(self) -> str:
-        """The effect with its interval, if it has one, as people read it; a log ratio as a factor, late over early."""
+        """The effect as read, with its interval if runs are several; a log ratio as a factor, late over early."""
         if not math.isfinite(self.effect):
             return "–"
         values, form = np.array([self.effect, self.low, self.high]), "{} ({} to {})"
-        if not np.isfinite(values).all():  # of a single run
+        if self.runs < 2:
             values, form = values[:1], "{} (no interval)"
         if self.unit == LOG_RATIO:
             with np.errstate(over="ignore"):

@@ -385,8 +385,9 @@ def test_effects_are_shown_in_their_unit(unit, shown):
     assert row.sentence.endswith(f" {shown}; so.")
     none = replace(row, effect=math.nan)
     assert none.change == "–" and none.sentence == "**C1; MAML, Omniglot 5-way 1-shot: not reproduced**; so."
-    boundless = replace(row, low=-math.inf, high=math.inf)  # of a single run
-    assert boundless.change == re.sub(r"\(.*\)", "(no interval)", shown)
+    bound = 1.0 if unit == verdicts.CORRELATION else math.inf
+    single = replace(row, runs=1, low=-bound, high=bound)
+    assert single.change == re.sub(r"\(.*\)", "(no interval)", shown)
 
 
 class Quick(NamedTuple):
