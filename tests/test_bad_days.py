@@ -316,17 +316,18 @@ main()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux alone tells how much memory a process has")
-@pytest.mark.parametrize(
-    ("room", "most"),
-    [(2**28, {0}), (2**23, set())],  # for the images, but not for an iteration; not even for the images
-)
-def test_the_machine_runs_out_of_memory(store, room, most):
-    large = ["--filters", "64", "--ways", "20", "--queries", "19", "--meta-batch", "16"]
+@pytest.mark.parametrize("room", [3 * 2**29, 2**29])
+def test_the_machine_runs_out_of_memory(store, room):
+    """After epoch 0, for one large array: torch's of 2.4 GB, or numpy's of a quarter of that, made before it.
+
+    What is asked for at once leaves room to say so; a library short of its last few bytes may crash instead.
+    """
+    large = ["--ways", "40", "--queries", "19", "--meta-batch", "1024"]
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(room), *TRAIN, *large]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr, done.stderr
     shown("The machine runs out of memory", done.stderr)
-    assert {checkpoint.read(path)["epoch"] for path in store.glob("*.pt")} <= most
+    assert [checkpoint.read(path)["epoch"] for path in store.glob("*.pt")] == [0]
 
 
 # Runs
