@@ -31,7 +31,7 @@ GRID, ONLY, UNTIL, DEVICE, STORE = (OPTIONS | config).values()
 if GRID not in grid.GRIDS:
     raise WorkflowError(f"grid={GRID} is not one of {', '.join(grid.GRIDS)}")
 STORE = os.environ["METANB_STORE"] = os.path.abspath(os.path.expanduser(STORE))
-PLANNED = grid.select(grid.GRIDS[GRID](), ONLY)
+PLANNED = grid.select(grid.GRIDS[GRID](), *([ONLY] if ONLY else []))
 RUNS = {one.settings.id: one.settings for one in PLANNED}
 RECORDED = grid.made(PLANNED)
 MISSING = [settings.id for settings in grid.missing(PLANNED, RECORDED, UNTIL)]

@@ -59,7 +59,8 @@ def train(scale: Scale, device: str, until: int | None, **options: Any) -> None:
 @cli.command()
 @click.argument("name", metavar="GRID", type=click.Choice(["smoke", "quick", "paper"]))
 @click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the minutes they take")
-@click.option("--only", metavar="PATTERN", help="runs whose group or id matches, as in 'base' or '*-5w1s-maml-*'")
+@click.option("--only", metavar="PATTERN", multiple=True,
+              help="runs whose group or id matches, as in 'base' or '*-5w1s-*'; repeated: in that order")  # fmt: skip
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(min=1), help="runs at a time")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
 @click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
@@ -73,7 +74,7 @@ def train(scale: Scale, device: str, until: int | None, **options: Any) -> None:
 @click.option("--export-weights", type=click.Path(file_okay=False, path_type=Path),
               help="at the end pack the trained weights of one run a cell, the furthest, into a folder")  # fmt: skip
 def grid(
-    name: str, only_list: bool, only: str | None, processes: int, device: str, until: int | None, budget: float,
+    name: str, only_list: bool, only: tuple[str, ...], processes: int, device: str, until: int | None, budget: float,
     archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,
 ) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
@@ -85,7 +86,7 @@ def grid(
     if archives or export or export_weights:
         from metanb import archive  # torch is slow to import, and --list does without
 
-    planned = grids.select(grids.GRIDS[name](), only)
+    planned = grids.select(grids.GRIDS[name](), *only)
     for path in archives:
         for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
             for line in archive.read(file):

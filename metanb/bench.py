@@ -27,6 +27,7 @@ from metanb.adapt import adapt, keep_freed_memory, losses
 from metanb.measures import measure
 from metanb.meta import chunk_size, meta_gradient
 from metanb.nets import ConvNet
+from metanb.replay import Replayed
 from metanb.settings import Settings, preset
 from metanb.tasks import Tasks, sample_tasks
 
@@ -153,9 +154,11 @@ def _candidates(
     how, first_order = (settings.inner_lr, settings.inner_steps), settings.first_order
     chunk = chunk_size(settings, tasks.support_x.device)
 
-    def ours() -> None:
-        net.zero_grad()
-        meta_gradient(net, tasks, *how, first_order=first_order, adapt_norm=True, chunk=chunk)
+    def replayed(*tensors: Tensor) -> None:
+        net.zero_grad(set_to_none=True)
+        meta_gradient(net, Tasks(*tensors), *how, first_order=first_order, adapt_norm=True, chunk=chunk)
+
+    ours = partial(Replayed(replayed, tasks.support_x.device), *tasks.tensors())
 
     def theirs(peer: peers.Peer, plain: torch.nn.Module) -> Callable[[], None]:
         def call() -> None:
@@ -181,7 +184,7 @@ def hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
     settings = UNITS["U1"][1]
     tasks = unit_tasks(settings, HESSIAN_TASKS, device)
     net = _net(settings, tasks)
-    chunk = landscape.TASKS_AT_ONCE
+    chunk = landscape.tasks_at_once(device)
     params = adapt(net, tasks, settings.inner_lr, settings.inner_steps, first_order=True).detach()
 
     def ours() -> Iterator[float]:

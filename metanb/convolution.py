@@ -22,6 +22,7 @@ from torch.autograd import Function
 
 EPS = 1e-5  # added to the variance in batch norm
 DIRECT_FROM = 200  # output pixels of a task from which oneDNN's convolution is the faster kernel
+TILE, TILES = 64, 256  # a GPU's matrix product is made in tiles of this side, and it wants this many to be busy
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -35,6 +36,32 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
     Differentiable to any order, the first and the second derivative by one pass each.
     """
     return _BatchNorm.apply(x, gamma, beta, relu)
+
+
+def linear(rows: Tensor, weight: Tensor) -> Tensor:
+    """Each task's rows [T, K, P], which are constants, times its weight [T, O, P]: [T, K, O]."""
+    return _Linear.apply(rows, weight)
+
+
+def moments(a: Tensor, b: Tensor) -> Tensor:
+    """Each task's sum of outer products of rows: a [T, K, M], b [T, K, N] -> [T, M, N].
+
+    A GPU makes a matrix product tile by tile, each by one of its hundred processors. Here the tiles are few and their
+    sums long, so it is given the rows in parts, whose products are summed.
+    """
+    parts = _parts(a, b)
+    a, b = (x.reshape(len(x) * parts, -1, x.shape[-1]) for x in (a, b))
+    product = torch.bmm(a.transpose(1, 2), b)
+    return product if parts == 1 else product.unflatten(0, (-1, parts)).sum(1)
+
+
+def _parts(a: Tensor, b: Tensor) -> int:
+    """In how many equal parts to give the rows of a and b: 1 on a CPU, elsewhere as many as make TILES tiles."""
+    if a.device.type == "cpu":
+        return 1
+    rows, tiles = a.shape[1], len(a) * -(-a.shape[2] // TILE) * -(-b.shape[2] // TILE)
+    most = min(-(-TILES // tiles), max(1, rows // TILE))
+    return next(parts for parts in range(most, 0, -1) if rows % parts == 0)
 
 
 def patches(x: Tensor, stride: int) -> Tensor:
@@ -104,6 +131,30 @@ def _each(kernel: Callable[..., Tensor], *operands: Tensor) -> Tensor:
     return out
 
 
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return torch.bmm(rows, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        return None, _LinearGradient.apply(g, rows)
+
+
+class _LinearGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return moments(rows, g).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        return _Linear.apply(rows, weight), None
+
+
 class _Convolve(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -168,7 +219,7 @@ class _WeightGradient(Function):
         weight = g.new_empty(shape)  # only its shape is read
         if _direct(weight, x.shape, stride):
             return _each(lambda g, x: _native_gradient(g, x, weight, stride, 1), g, x)
-        return torch.bmm(g.flatten(1, 3).transpose(1, 2), patches(x, stride)).view(-1, *shape)
+        return moments(g.flatten(1, 3), patches(x, stride)).view(-1, *shape)
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:

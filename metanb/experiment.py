@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -16,11 +16,12 @@ from tqdm import tqdm
 from metanb import checkpoint, images, landscape, provenance, records
 from metanb.adapt import keep_freed_memory
 from metanb.checkpoint import State
-from metanb.lanczos import LandscapeError
+from metanb.lanczos import LandscapeError, directions
 from metanb.landscape import Stat
 from metanb.measures import accuracies, measure
 from metanb.meta import chunk_size, meta_gradient, supervised_gradient
 from metanb.nets import ConvNet
+from metanb.replay import Replayed
 from metanb.settings import Settings
 from metanb.tasks import Tasks, sample_images, sample_tasks
 
@@ -170,6 +171,7 @@ def _train(settings: Settings, device: torch.device, last: int) -> records.Recor
     path = records.checkpoint(settings.id)
     if path.exists():
         state.load(path)
+    gradient = Replayed(_gradient(net, settings), device)
     bar = tqdm(
         total=last * settings.epoch_iterations, initial=max(0, state.epoch) * settings.epoch_iterations,
         desc=settings.id, unit="it", disable=not interactive(), dynamic_ncols=True,
@@ -177,7 +179,7 @@ def _train(settings: Settings, device: torch.device, last: int) -> records.Recor
     with bar:
         for epoch in range(state.epoch + 1, last + 1):
             wall, cpu = time.perf_counter(), time.process_time()
-            stats = _epoch(state, sets["train"], settings, epoch, bar) if epoch else {}
+            stats = _epoch(state, gradient, sets["train"], settings, epoch, bar) if epoch else {}
             try:
                 stats |= measure(net, test, valid, settings)
             except LandscapeError as error:
@@ -214,13 +216,15 @@ def _record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records
     return records.write(settings, rows, values["origin"] | times, records.store())
 
 
-def _epoch(state: State, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm) -> dict[str, Stat]:
+def _epoch(
+    state: State, gradient: Replayed, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm
+) -> dict[str, Stat]:
     """One epoch of training; statistics of `train_loss` and, with a regulariser, `relative_move` over iterations."""
     seen: dict[str, list[float]] = {}
-    last = epoch * settings.epoch_iterations
+    last, size = epoch * settings.epoch_iterations, sum(p.numel() for p in state.net.parameters())
     for iteration in range(last - settings.epoch_iterations, last):
-        state.optimiser.zero_grad(set_to_none=True)
-        found = _gradient(state.net, train, settings, iteration)
+        drawn = _drawn(train, settings, iteration, size)
+        found = {name: float(value) for name, value in gradient(*drawn).items()}
         loss = found["train_loss"]
         slope = float(torch.nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None]))
         if not np.isfinite([loss, slope]).all():
@@ -233,29 +237,43 @@ def _epoch(state: State, train: images.ImageSet, settings: Settings, epoch: int,
     return {name: landscape.summarise(torch.tensor(values, dtype=torch.float64)) for name, values in seen.items()}
 
 
-def _gradient(net: ConvNet, train: images.ImageSet, settings: Settings, iteration: int) -> dict[str, float]:
-    """One iteration's gradient, added to the net's; the values it saw, by the name of their measure."""
-    device = net.head.weight.device
+def _drawn(train: images.ImageSet, settings: Settings, iteration: int, size: int) -> tuple[torch.Tensor, ...]:
+    """What one iteration's gradient is of: images and classes; or a meta-batch, and a direction of `size` numbers."""
     rng = np.random.default_rng([settings.seed, TRAIN, iteration])
     if settings.algorithm == "finetune":  # as many images an iteration as MAML sees
         n_images = settings.meta_batch * settings.ways * (settings.shots + settings.queries)
-        x, y = sample_images(train, n_images, rng)
-        return {"train_loss": float(supervised_gradient(net, x.to(device), y.to(device)))}
+        return sample_images(train, n_images, rng)
     tasks = sample_tasks(train, settings.meta_batch, settings.ways, settings.shots, settings.queries, rng)
-    outcome = meta_gradient(
-        net,
-        tasks.to(device),
-        settings.inner_lr,
-        settings.inner_steps,
-        first_order=settings.first_order,
-        adapt_norm=settings.adapt_norm,
-        chunk=chunk_size(settings, device),
-        regulariser=settings.regulariser,
-        gamma=settings.gamma,
-        seed=int(rng.integers(2**63)),
-    )
-    seen = {"train_loss": float(outcome.losses.mean())}
-    return seen if settings.regulariser == "none" else seen | {"relative_move": float(outcome.moves.mean())}
+    if settings.regulariser != "random":
+        return tasks.tensors()
+    return *tasks.tensors(), directions(1, size, int(rng.integers(2**63)))[0].float()
+
+
+def _gradient(net: ConvNet, settings: Settings) -> Callable[..., dict[str, torch.Tensor]]:
+    """A function of what `_drawn` gives: it leaves the gradient in the net, and returns what it saw, by measure."""
+
+    def supervised(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        net.zero_grad(set_to_none=True)
+        return {"train_loss": supervised_gradient(net, x, y)}
+
+    def meta(*drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+        net.zero_grad(set_to_none=True)
+        outcome = meta_gradient(
+            net,
+            Tasks(*drawn[:4]),
+            settings.inner_lr,
+            settings.inner_steps,
+            first_order=settings.first_order,
+            adapt_norm=settings.adapt_norm,
+            chunk=chunk_size(settings, net.head.weight.device),
+            regulariser=settings.regulariser,
+            gamma=settings.gamma,
+            other=drawn[4] if drawn[4:] else None,
+        )
+        seen = {"train_loss": outcome.losses.mean()}
+        return seen if settings.regulariser == "none" else seen | {"relative_move": outcome.moves.mean()}
+
+    return supervised if settings.algorithm == "finetune" else meta
 
 
 def _diverged(what: str, settings: Settings, epoch: int) -> DivergedError:

@@ -85,17 +85,24 @@ def smoke() -> list[Planned]:
 GRIDS: dict[str, Callable[[], list[Planned]]] = {"smoke": smoke, "quick": quick, "paper": paper}
 
 
-def select(planned: Iterable[Planned], pattern: str | None) -> list[Planned]:
-    """Those whose group or run id matches a pattern of the shell, or contains it; raises ValueError if none does."""
+def select(planned: Iterable[Planned], *patterns: str) -> list[Planned]:
+    """Those whose group or run id matches a pattern of the shell, or contains it; all where no pattern is given.
+
+    Of several patterns, those of the first come first, each pattern's in the grid's order. Raises ValueError for a
+    pattern that nothing matches.
+    """
     planned = list(planned)
-    if not pattern:
+    if not patterns:
         return planned
-    glob = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
-    chosen = [one for one in planned if fnmatch(one.group, glob) or fnmatch(one.settings.id, glob)]
-    if not chosen:
-        groups = ", ".join(sorted({one.group for one in planned}))
-        raise ValueError(f"no run of the grid matches {pattern!r}: give a part of an id, or of a group: {groups}")
-    return chosen
+    chosen: dict[Planned, None] = {}
+    for pattern in patterns:
+        glob = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
+        matched = [one for one in planned if fnmatch(one.group, glob) or fnmatch(one.settings.id, glob)]
+        if not matched:
+            groups = ", ".join(sorted({one.group for one in planned}))
+            raise ValueError(f"no run of the grid matches {pattern!r}: give a part of an id, or of a group: {groups}")
+        chosen |= dict.fromkeys(matched)
+    return list(chosen)
 
 
 def made(planned: Iterable[Planned]) -> list[records.Record]:

@@ -34,8 +34,9 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     """
     learner, theta = starts(net, settings, len(test), stream=0)
     values: dict[str, list[Tensor]] = {}
-    for first in range(0, len(test), landscape.TASKS_AT_ONCE):
-        chosen = slice(first, first + landscape.TASKS_AT_ONCE)
+    at_once = landscape.tasks_at_once(theta.device)
+    for first in range(0, len(test), at_once):
+        chosen = slice(first, first + at_once)
         for name, value in _of_tasks(learner, theta[chosen], test[chosen], settings).items():
             values.setdefault(name, []).append(value)
     whole = {name: torch.cat(parts) for name, parts in values.items()}
@@ -62,7 +63,7 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
 def accuracies(net: ConvNet, tasks: Tasks, settings: Settings, stream: int) -> Tensor:
     """Share of right answers on each task's query images after adapting, [T]; `stream` is that of fresh heads."""
     learner, theta = starts(net, settings, len(tasks), stream)
-    at_once, device = landscape.TASKS_AT_ONCE, net.head.weight.device
+    at_once, device = landscape.tasks_at_once(theta.device), theta.device
     found = []
     for part, start in zip(tasks.split(at_once), theta.split(at_once), strict=True):
         part = part.to(device)

@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 
 def meta_gradient(
     net: ConvNet, tasks: Tasks, lr: float, steps: int, *, first_order: bool, adapt_norm: bool, chunk: int,
-    regulariser: str = "none", gamma: float = 0.0, seed: int = 0,
+    regulariser: str = "none", gamma: float = 0.0, other: Tensor | None = None,
 ) -> Outcome:  # fmt: skip
     """Add to the `.grad` of the net's parameters the gradient of the mean query loss after adaptation.
 
@@ -36,8 +36,8 @@ def meta_gradient(
         none      theta~_i
         adapted   theta~_i - gamma grad Omega_i by theta~_i, which is -(d_mu - (d_i . d_mu) d_i) / r_i (our reading)
         through   theta~_i - gamma grad Omega_i by theta_s, through the inner loop, to third derivatives
-        random    as `adapted`, along a random direction e in place of d_mu, the same for the whole batch, but as far as
-                  `adapted` would go: a control
+        random    as `adapted`, along another direction e in place of d_mu, the same for the whole batch, but as far as
+                  `adapted` would go: a control, with e drawn at random
         outer     theta~_i; the outer loss of task i is L(D'_i; theta~_i) + gamma Omega_i
 
     In first order u_i counts as a constant; then `through` and `outer` would change nothing.
@@ -52,12 +52,12 @@ def meta_gradient(
         chunk: tasks at a time.
         regulariser: see above.
         gamma: its strength.
-        seed: of the random direction.
+        other: e, [P], of length 1: for `random` alone.
     """
     options = {"adapt_norm": adapt_norm}
-    direction = other = torch.zeros(())  # without a regulariser nothing points anywhere
+    direction = torch.zeros(())  # without a regulariser nothing points anywhere
     if regulariser != "none":
-        direction, other = _directions(net, tasks, lr, steps, chunk, seed, **options)
+        direction = _mean_direction(net, tasks, lr, steps, chunk, **options)
     found = []
     for part in tasks.split(chunk):
         start = flatten(net).expand(len(part), -1)
@@ -66,6 +66,7 @@ def meta_gradient(
         if regulariser in ("adapted", "random"):
             moved = pulled(adapted, start, direction, gamma)
             if regulariser == "random":
+                assert other is not None  # the caller draws it
                 step = moved - adapted
                 moved = adapted + _length(step) * _moved(step) * _unit(pulled(adapted, start, other, gamma) - adapted)
         elif regulariser == "through":
@@ -122,18 +123,15 @@ def chunk_size(settings: Settings, device: torch.device) -> int:
     return min(settings.meta_batch, 2 ** int(math.log2(max(1.0, 2**20 / pixels))))
 
 
-def _directions(
-    net: ConvNet, tasks: Tasks, lr: float, steps: int, chunk: int, seed: int, adapt_norm: bool
-) -> tuple[Tensor, Tensor]:
-    """d_mu [P] of the whole batch, and a random direction [P] of length 1; both without a graph."""
+def _mean_direction(net: ConvNet, tasks: Tasks, lr: float, steps: int, chunk: int, adapt_norm: bool) -> Tensor:
+    """d_mu [P] of the whole batch, without a graph."""
     with torch.no_grad():
         theta = flatten(net)
         directions = [
             _unit(adapt(net, part, lr, steps, first_order=True, adapt_norm=adapt_norm) - theta)
             for part in tasks.split(chunk)
         ]
-        other = torch.randn(theta.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        return torch.cat(directions).mean(0), (other / other.norm()).to(theta)
+        return torch.cat(directions).mean(0)
 
 
 def _length(u: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.convolution import EPS, batch_norm, convolve, windows
+from metanb.convolution import EPS, batch_norm, convolve, linear, moments, windows
 from metanb.settings import CHOICES
 
 STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger ones by max-pooling
@@ -53,7 +53,7 @@ class Block(nn.Module):
             variance = (exact @ x.covariance * exact).sum(-1)
             weight = weight * (gamma * (variance + EPS).rsqrt().to(gamma.dtype)).unsqueeze(-1)
             bias = beta.unsqueeze(-1) - weight @ x.mean
-            y = torch.bmm(x.rows, torch.cat([weight, bias], -1).transpose(1, 2))
+            y = linear(x.rows, torch.cat([weight, bias], -1))
             y = y.view(-1, *x.size, y.shape[-1])
             y = y if self.pool else y.relu()
         else:
@@ -112,9 +112,9 @@ class ConvNet(nn.Module):
         rows[..., :-1].unflatten(-1, (3, -1)).copy_(views)
         rows = rows.flatten(1, 3)
         exact = rows.double()
-        moments = exact.transpose(1, 2) @ exact / rows.shape[1]
-        mean = moments[:, :-1, -1:]
-        covariance = moments[:, :-1, :-1] - mean @ mean.transpose(1, 2)
+        found = moments(exact, exact) / rows.shape[1]
+        mean = found[:, :-1, -1:]
+        covariance = found[:, :-1, :-1] - mean @ mean.transpose(1, 2)
         return Patches(rows, mean.to(x.dtype), covariance, tuple(views.shape[1:4]))
 
     def forward(self, x: Tensor | Patches) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from metanb import spectrum, surface
 from metanb.adapt import accuracy, logits, losses
 from metanb.lanczos import directions
-from metanb.landscape import TASKS_AT_ONCE
+from metanb.landscape import tasks_at_once
 from metanb.measures import adapt_at_test, starts
 from metanb.nets import ConvNet
 from metanb.settings import Settings
@@ -39,9 +39,9 @@ class Stage:
 def stage(settings: Settings, epoch: int, net: ConvNet, tasks: Tasks) -> Stage:
     """The tasks adapted as at meta-test by the network after an epoch, each inner step kept."""
     learner, theta = starts(net, settings, len(tasks), stream=0)
-    paths = [theta]
+    paths, at_once = [theta], tasks_at_once(theta.device)
     for _ in range(settings.test_steps):
-        pairs = zip(tasks.split(TASKS_AT_ONCE), paths[-1].split(TASKS_AT_ONCE), strict=True)
+        pairs = zip(tasks.split(at_once), paths[-1].split(at_once), strict=True)
         one = replace(settings, test_steps=1)
         paths.append(torch.cat([adapt_at_test(learner, part, start, one) for part, start in pairs]))
     return Stage(epoch, learner, tasks, torch.stack(paths))
@@ -80,8 +80,9 @@ def interpolations(stages: list[Stage]) -> dict[str, Any]:
     alphas, drawn = torch.from_numpy(ALPHAS), []
     for stage in stages:
         seen: dict[str, list[Tensor]] = {}
-        for first in range(0, len(stage.tasks), TASKS_AT_ONCE):
-            part = slice(first, first + TASKS_AT_ONCE)
+        at_once = tasks_at_once(stage.paths.device)
+        for first in range(0, len(stage.tasks), at_once):
+            part = slice(first, first + at_once)
             start, end, tasks = stage.paths[0, part], stage.paths[-1, part], stage.tasks[part]
             for name, x, y in _sets(tasks):
                 values = surface.along(_by_params(losses, stage.net, x, y), start, end, alphas)
@@ -110,9 +111,9 @@ def spectra(stages: list[Stage]) -> dict[str, Any]:
     """
     n, drawn = min(SPECTRUM_TASKS, len(stages[0].tasks)), []
     for stage in stages:
-        found, parts = [], []
-        for first in range(0, n, TASKS_AT_ONCE):
-            part = slice(first, min(n, first + TASKS_AT_ONCE))
+        found, parts, at_once = [], [], tasks_at_once(stage.paths.device)
+        for first in range(0, n, at_once):
+            part = slice(first, min(n, first + at_once))
             theta, x, y = stage.paths[-1, part], stage.tasks[part].support_x, stage.tasks[part].support_y
             lines = [directions(len(theta), theta.shape[1], seed=first * DIRECTIONS + i) for i in range(DIRECTIONS)]
             found.append(spectrum.quadrature(_by_params(losses, stage.net, x, y), theta, torch.stack(lines), PRODUCTS))

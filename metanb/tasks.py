@@ -1,6 +1,5 @@
 """Few-shot tasks: which classes, which images, which labels, drawn from any image set by a seed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -28,11 +27,11 @@ class Tasks:
         """Some of the tasks, as views; a slice only, so that the task dimension stays."""
         if not isinstance(part, slice):
             raise TypeError(f"tasks[{part!r}]: give a slice, such as tasks[0:1]")
-        return Tasks(*(tensor[part] for tensor in self._tensors()))
+        return Tasks(*(tensor[part] for tensor in self.tensors()))
 
     def to(self, device: torch.device | str) -> "Tasks":
         """The tasks on another device."""
-        return Tasks(*(tensor.to(device) for tensor in self._tensors()))
+        return Tasks(*(tensor.to(device) for tensor in self.tensors()))
 
     def split(self, size: int) -> list["Tasks"]:
         """Chunks of `size` tasks, in order, the last one perhaps smaller."""
@@ -40,8 +39,9 @@ class Tasks:
             raise ValueError(f"size {size}: at least 1 task a chunk")
         return [self[start : start + size] for start in range(0, len(self), size)]
 
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        return (getattr(self, field.name) for field in fields(self))
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Support images and labels, query images and labels."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 def sample_tasks(

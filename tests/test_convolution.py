@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from metanb import convolution
-from metanb.convolution import EPS, batch_norm, convolve, patches
+from metanb.convolution import EPS, batch_norm, convolve, linear, moments, patches
 
 T, B, C, OUT = 2, 2, 2, 3
 
@@ -22,10 +22,12 @@ def conv2d(x: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
     return torch.stack([F.conv2d(a, w, stride=stride, padding=1).permute(0, 2, 3, 1) for a, w in tasks])
 
 
-@pytest.fixture(params=["direct", "matrix product"])
+@pytest.fixture(params=["direct", "matrix product", "in parts"])
 def kernel(request, monkeypatch) -> str:
-    """Both kernels, whatever the size of the images."""
+    """All kernels, whatever the device and the size of the images."""
     monkeypatch.setattr(convolution, "DIRECT_FROM", 0 if request.param == "direct" else 10**9)
+    if request.param == "in parts":
+        monkeypatch.setattr(convolution, "_parts", lambda a, b: 2)
     return request.param
 
 
@@ -51,6 +53,25 @@ def test_convolution_by_finite_differences(kernel, stride):
     inputs = randn(T, B, 3, 4, C), randn(T, OUT, 3, 3, C, seed=1)
     assert gradcheck(lambda x, w: convolve(x, w, stride), inputs)
     assert gradgradcheck(lambda x, w: convolve(x, w, stride), inputs)
+
+
+def test_rows_times_a_weight_by_finite_differences(kernel):
+    rows, weight = randn(T, 4, 5).detach(), randn(T, OUT, 5, seed=1)
+    torch.testing.assert_close(linear(rows, weight), torch.einsum("tkp,top->tko", rows, weight))
+    torch.testing.assert_close(moments(rows, rows), torch.einsum("tkm,tkn->tmn", rows, rows))
+    assert gradcheck(lambda w: linear(rows, w).square(), weight)
+    assert gradgradcheck(lambda w: linear(rows, w).square(), weight)
+
+
+@pytest.mark.parametrize("shape", [(4, 529200, 32, 27), (16, 980, 64, 576), (1, 7, 64, 64), (2, 62, 3, 3)])
+def test_rows_in_parts_are_whole_and_keep_a_gpu_busy(shape):
+    n_tasks, rows, m, n = shape
+    a, b = (torch.empty(n_tasks, rows, size, device="meta") for size in (m, n))
+    parts = convolution._parts(a, b)
+    tiles = n_tasks * parts * -(-m // convolution.TILE) * -(-n // convolution.TILE)
+    assert moments(a, b).shape == (n_tasks, m, n)
+    assert rows % parts == 0
+    assert convolution.TILES // 2 < tiles <= 2 * convolution.TILES or parts == 1
 
 
 def test_no_gradient_that_is_not_asked_for():

@@ -94,7 +94,7 @@ def test_every_algorithm_has_a_gradient_of_its_own():
         settings = replace(TINY, algorithm=algorithm, inner_steps=2)
         train = experiment.load(settings, "train")
         net = experiment.new_net(settings, train)
-        experiment._gradient(net, train, settings, 0)
+        experiment._gradient(net, settings)(*experiment._drawn(train, settings, 0, size=0))
         found[algorithm] = torch.cat([p.grad.flatten() for p in net.blocks.parameters()])
     for one, two in combinations(found, 2):
         assert not torch.allclose(found[one], found[two], rtol=1e-3), f"{one} trains as {two} does"

@@ -54,7 +54,10 @@ def test_select():
     assert {one.group for one in grid.select(planned, "few-classes")} == {"few-classes"}
     assert {one.settings.algorithm for one in grid.select(planned, "*-5w1s-maml-s0-*")} == {"maml"}
     assert all("20w" in one.settings.id for one in grid.select(planned, "20w"))
-    assert grid.select(planned, None) == planned
+    assert grid.select(planned) == planned
+    runs = [one.settings.id for one in grid.select(planned, "*-maml-s1-*", "*-maml-s[01]-*")]
+    assert len(runs) == len(set(runs)) > 2
+    assert ["-s1-" in run for run in runs] == sorted(("-s1-" in run for run in runs), reverse=True)
     with pytest.raises(ValueError, match="'nothing'.*few-classes"):
         grid.select(planned, "nothing")
 

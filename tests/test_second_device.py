@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from metanb import bench, experiment, peers, portraits, stages
+from metanb.adapt import flatten
+from metanb.lanczos import directions
 from metanb.meta import meta_gradient
 from metanb.nets import ConvNet
 from metanb.settings import REGULARISERS, preset
@@ -61,10 +63,14 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
     net, tasks = drawn(3, (3, side, side))
     options = {"first_order": algorithm == "fomaml", "adapt_norm": True, "chunk": 2, "regulariser": regulariser}
     options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
+    if regulariser == "random":
+        options["other"] = directions(1, flatten(net).numel(), 0)[0].float()
     here = meta_gradient(net, tasks, 0.1, 2, **options)
     with second_device() as device:
         other = copy.deepcopy(net).to(device)
         other.zero_grad()
+        if regulariser == "random":
+            options["other"] = options["other"].to(device)
         there = meta_gradient(other, tasks.to(device), 0.1, 2, **options)
         assert there.losses.device == device
         torch.testing.assert_close(there.losses.cpu(), here.losses)
