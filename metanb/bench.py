@@ -78,7 +78,7 @@ def run(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
     """
     keep_freed_memory()  # for all alike
     torch.backends.cudnn.allow_tf32 = False  # our matrix products are float32, so the others' convolutions are, too
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)  # events and synchronize() look at this one
     rate = best_rate(device)
     timings: list[Timing] = []

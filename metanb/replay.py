@@ -39,13 +39,14 @@ class Replayed:
         return self.results
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        aside = torch.cuda.Stream(self.device)
-        aside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                self.function(*self.inputs)
-        torch.cuda.current_stream(self.device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.results = self.function(*self.inputs)
+        with torch.cuda.device(self.device):
+            aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    self.function(*self.inputs)
+            here.wait_stream(aside)
+            with torch.cuda.graph(graph):
+                self.results = self.function(*self.inputs)
         return graph

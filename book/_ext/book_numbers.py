@@ -245,6 +245,22 @@ def hours_table(timings: pd.DataFrame) -> str:
     return table(["Setting", "MAML, hours a run", "first-order MAML, hours a run"], rows)
 
 
+def gpu_table(recorded: list[Record]) -> str:
+    """What runs at the paper's scale took on GPUs, by the clock, and what whole ones would take at that pace."""
+    rows = []
+    for cell in cells(run for run in recorded if scale_of(run.settings) == "paper"):
+        devices = sorted({run.provenance["device"] for run in cell})
+        if not all(device.startswith("NVIDIA") for device in devices):
+            continue
+        minutes = [run.provenance["wall_seconds"] / 60 for run in cell]
+        whole = [
+            taken / run.iterations * run.settings.iterations / 60 for taken, run in zip(minutes, cell, strict=True)
+        ]
+        rows.append([what(cell[0].settings), ", ".join(devices), number(len(cell)), iterations(cell),
+                     f"{sum(minutes) / len(minutes):.1f}", f"{sum(whole) / len(whole):.1f}"])  # fmt: skip
+    return table(["Runs", "GPU", "n", "Iterations", "Minutes a run", "Hours for 60,000, at that pace"], rows)
+
+
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
     recorded = all_recorded()
@@ -254,6 +270,7 @@ def substitutions() -> dict[str, str]:
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
     names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
     names["across"], names["min_epochs"] = number(claims.ACROSS), number(claims.MIN_EPOCHS)
+    names["gpu_hours"] = gpu_table(recorded)
     names["paper_missing"] = paper_missing(recorded, rows)
     names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
     names["holm"] = HOLM_MEANING
