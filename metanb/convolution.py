@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from metanb.fusing import fusible
+
 EPS = 1e-5  # added to the variance in batch norm
 DIRECT_FROM = 200  # output pixels of a task from which oneDNN's convolution is the faster kernel
 TILE, TILES = 64, 256  # a GPU's matrix product is made in tiles of this side, and it wants this many to be busy
@@ -66,6 +68,11 @@ def _parts(a: Tensor, b: Tensor) -> int:
 
 def patches(x: Tensor, stride: int) -> Tensor:
     """The 3x3 patches (padding 1) of x [T, B, H, W, C] as rows: [T, B*H'*W', 9*C], a row laid out like a weight."""
+    return _patches(x, stride)
+
+
+@fusible
+def _patches(x: Tensor, stride: int) -> Tensor:
     return windows(F.pad(x, (0, 0, 1, 1, 1, 1)), stride).reshape(len(x), -1, 9 * x.shape[-1])
 
 
@@ -83,6 +90,7 @@ def out_side(side: int, stride: int) -> int:
     return (side - 1) // stride + 1
 
 
+@fusible
 def _overlap_add(rows: Tensor, shape: Sequence[int], stride: int) -> Tensor:
     """The transpose of `patches`: rows [T, B*H'*W', 9*C] added back into images of `shape`."""
     n_tasks, batch, height, width, channels = shape
@@ -237,11 +245,7 @@ class _BatchNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
-        samples = x.flatten(1, 3)
-        centred = samples - samples.mean(1, keepdim=True)
-        r = centred.square().mean(1, keepdim=True).add_(EPS).rsqrt_()
-        y = torch.addcmul(beta.unsqueeze(1), centred, gamma.unsqueeze(1) * r).view_as(x)
-        y = y.relu_() if relu else y
+        y, centred, r = _normalise(x, gamma, beta, relu)
         ctx.save_for_backward(x, gamma, centred, r, y if relu else None)
         return y
 
@@ -251,49 +255,80 @@ class _BatchNorm(Function):
 
 
 class _BatchNormGradient(Function):
-    """The gradients by x, gamma and beta.
-
-    With n = centred * r, and g only where y > 0, they are gamma r (g - mean(g) - n mean(g n)), sum(g n) and sum(g).
-    """
+    """The gradients by x, gamma and beta."""
 
     @staticmethod
     def forward(
         ctx: Any, given: Tensor, x: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        g = (given if y is None else _where_positive(given, y)).flatten(1, 3)
-        samples = g.shape[1]
-        mean_g = g.mean(1, keepdim=True)
-        mean_gn = (g * centred).mean(1, keepdim=True) * r
-        scale = gamma.unsqueeze(1) * r
-        by_x = torch.addcmul(-scale * mean_g, centred, -scale * r * mean_gn).addcmul_(g, scale)
+        by_x, by_gamma, by_beta, g, mean_g, mean_gn = _norm_gradient(given, gamma, centred, r, y)
         ctx.save_for_backward(given, x, gamma, g, centred, r, y, mean_g, mean_gn)
-        return by_x.view_as(x), (mean_gn * samples).squeeze(1), (mean_g * samples).squeeze(1)
+        return by_x.view_as(x), by_gamma, by_beta
 
     @staticmethod
     def backward(ctx: Any, u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients by g, x and gamma, for the cotangents u of `by_x`, v of `by_gamma` and w of `by_beta`.
-
-        x enters through n, with gradient k = v g - scale (mean(g n) u + mean(u n) g), and through r.
-        """
+        """Gradients by g, x and gamma, for the cotangents u of `by_x`, v of `by_gamma` and w of `by_beta`."""
         given, x, gamma, g, centred, r, y, mean_g, mean_gn = ctx.saved_tensors
+        second = _norm_second
         if torch.is_grad_enabled():  # for a third derivative autograd must see how these follow from g and x
             g, samples = (given if y is None else _where_positive(given, y)).flatten(1, 3), x.flatten(1, 3)
             centred = samples - samples.mean(1, keepdim=True)
             r = (centred.square().mean(1, keepdim=True) + EPS).rsqrt()
             mean_g, mean_gn = g.mean(1, keepdim=True), (g * centred).mean(1, keepdim=True) * r
-        shape, u, gamma, v, w = u.shape, u.flatten(1, 3), gamma.unsqueeze(1), v.unsqueeze(1), w.unsqueeze(1)
-        scale = gamma * r
-        mean_u = u.mean(1, keepdim=True)
-        mean_un = (u * centred).mean(1, keepdim=True) * r
-        covariance = (u * g).mean(1, keepdim=True) - mean_u * mean_g - mean_un * mean_gn
-        v_g = v - scale * mean_un
-        by_g = torch.addcmul(w - scale * mean_u, centred, v_g * r).addcmul_(u, scale).view(shape)
-        mean_k = v_g * mean_g - scale * mean_gn * mean_u
-        mean_kn = v_g * mean_gn - scale * mean_gn * mean_un
-        by_x = torch.addcmul(-r * mean_k, centred, -r * r * (mean_kn + scale * covariance))
-        by_x.addcmul_(u, -r * scale * mean_gn).addcmul_(g, r * v_g)
-        by_gamma = (r * covariance * g.shape[1]).squeeze(1)
-        return by_g if y is None else _where_positive(by_g, y), by_x.view(shape), by_gamma, None, None, None
+            second = _norm_second_traced
+        by_g, by_x, by_gamma = second(u, v, w, gamma, g, centred, r, y, mean_g, mean_gn)
+        return by_g, by_x, by_gamma, None, None, None
+
+
+@fusible
+def _normalise(x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_BatchNorm` says, the centred samples [T, B*H*W, C], and r [T, 1, C]."""
+    samples = x.flatten(1, 3)
+    centred = samples - samples.mean(1, keepdim=True)
+    r = centred.square().mean(1, keepdim=True).add_(EPS).rsqrt_()
+    y = torch.addcmul(beta.unsqueeze(1), centred, gamma.unsqueeze(1) * r).view_as(x)
+    return y.relu_() if relu else y, centred, r
+
+
+@fusible
+def _norm_gradient(given: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    """With n = centred * r, and g only where y > 0: gamma r (g - mean(g) - n mean(g n)), sum(g n) and sum(g).
+
+    These are the gradients by x, gamma and beta; then g itself, its mean and mean(g n), which the next derivative uses.
+    """
+    g = (given if y is None else _where_positive(given, y)).flatten(1, 3)
+    samples = g.shape[1]
+    mean_g = g.mean(1, keepdim=True)
+    mean_gn = (g * centred).mean(1, keepdim=True) * r
+    scale = gamma.unsqueeze(1) * r
+    by_x = torch.addcmul(-scale * mean_g, centred, -scale * r * mean_gn).addcmul_(g, scale)
+    return by_x, (mean_gn * samples).squeeze(1), (mean_g * samples).squeeze(1), g, mean_g, mean_gn
+
+
+def _norm_second_traced(
+    u: Tensor, v: Tensor, w: Tensor, gamma: Tensor, g: Tensor, centred: Tensor, r: Tensor, y: Tensor | None,
+    mean_g: Tensor, mean_gn: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The derivatives of `_norm_gradient` by g, x and gamma, for cotangents u, v and w of its first three results.
+
+    x enters through n, with gradient k = v g - scale (mean(g n) u + mean(u n) g), and through r.
+    """
+    shape, u, gamma, v, w = u.shape, u.flatten(1, 3), gamma.unsqueeze(1), v.unsqueeze(1), w.unsqueeze(1)
+    scale = gamma * r
+    mean_u = u.mean(1, keepdim=True)
+    mean_un = (u * centred).mean(1, keepdim=True) * r
+    covariance = (u * g).mean(1, keepdim=True) - mean_u * mean_g - mean_un * mean_gn
+    v_g = v - scale * mean_un
+    by_g = torch.addcmul(w - scale * mean_u, centred, v_g * r).addcmul_(u, scale).view(shape)
+    mean_k = v_g * mean_g - scale * mean_gn * mean_u
+    mean_kn = v_g * mean_gn - scale * mean_gn * mean_un
+    by_x = torch.addcmul(-r * mean_k, centred, -r * r * (mean_kn + scale * covariance))
+    by_x.addcmul_(u, -r * scale * mean_gn).addcmul_(g, r * v_g)
+    by_gamma = (r * covariance * g.shape[1]).squeeze(1)
+    return by_g if y is None else _where_positive(by_g, y), by_x.view(shape), by_gamma
+
+
+_norm_second = fusible(_norm_second_traced)
 
 
 def _where_positive(g: Tensor, y: Tensor) -> Tensor:

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metanb.engine import warn_without
+
 WARM_UP = 2  # calls before the recording: libraries make their handles, and pick their kernels
 
 
 class Replayed:
     """A function of tensors on a device: on a GPU recorded at its first call and replayed at each later one.
+
+    Where it cannot be recorded, or `recorded` is false, it is called each time.
 
     A meta-gradient of five steps is some four thousand kernels of a few microseconds each, less than their launches
     take. The function must do the same whatever the values are: no read of a tensor from Python, no random numbers.
@@ -20,19 +24,26 @@ class Replayed:
     wants to keep it past the next call copies it.
     """
 
-    def __init__(self, function: Callable[..., Any], device: torch.device) -> None:
+    def __init__(self, function: Callable[..., Any], device: torch.device, recorded: bool = True) -> None:
         self.function, self.device = function, device
+        self.recorded = recorded and device.type == "cuda"
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[Tensor] = []
         self.results: Any = None
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The function's results for inputs from anywhere. On a GPU their shapes must be those of the first call."""
-        if self.device.type != "cuda":
-            return self.function(*(x.to(self.device) for x in inputs))
-        if self.graph is None:
+        if self.recorded and self.graph is None:
             self.inputs = [x.to(self.device, copy=True) for x in inputs]
-            self.graph = self._record()
+            try:
+                self.graph = self._record()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # a kernel that cannot be recorded
+                self.recorded = False
+                warn_without("graph", error)
+        if self.graph is None:
+            return self.function(*(x.to(self.device) for x in inputs))
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
         self.graph.replay()

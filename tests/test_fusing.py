@@ -1,0 +1,66 @@
+"""Compiled chains against the same ones as written, in float64; and what happens where nothing can be compiled.
+
+The compiler itself is tried on a GPU, in `test_gpu.py`.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from metanb import convolution, fusing
+from metanb.meta import meta_gradient
+from metanb.nets import ConvNet
+from metanb.tasks import Tasks
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No failure so far, and none that outlasts the test."""
+    monkeypatch.setattr(fusing, "_failed", False)
+
+
+def gradient(side):
+    torch.manual_seed(0)
+    net = ConvNet((1, side, side), 2, filters=4).double()
+    x = torch.from_numpy(np.random.default_rng(0).random((2, 2, 1, side, side)))
+    y = torch.arange(2).expand(2, 2)
+    meta_gradient(net, Tasks(x, y, x.flip(3), y), 0.1, 2, first_order=False, adapt_norm=True, chunk=2)
+    return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+def test_compiled_chains_give_the_gradient_that_they_give_as_written(fresh, monkeypatch, capsys):
+    """By matrix products over patches, as on a GPU; traced by torch.compile, and run as traced."""
+    monkeypatch.setattr(convolution, "_direct", lambda *_: False)
+    honest, compiled = torch.compile, []
+
+    def traced(function, **options):
+        compiled.append(function.__name__)
+        return honest(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    expected = gradient(28)
+    assert not compiled
+    with fusing.fused(True):
+        found = gradient(28)
+    assert {name.rstrip("0123456789") for name in compiled} == {
+        "_patches_", "_overlap_add_", "_normalise_", "_norm_gradient_", "_norm_second_traced_"
+    }  # fmt: skip
+    assert len(compiled) > 8 + 1  # more shapes of one function than torch compiles of one code object
+    assert (found - expected).norm() < 1e-12 * expected.norm()
+    assert not capsys.readouterr().err
+
+
+def test_a_compiler_that_fails_is_named_once_and_done_without(fresh, monkeypatch, capsys):
+    def fails(function, **_):
+        def call(*args):
+            raise RuntimeError("no compiler\nand a long story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(convolution, "_direct", lambda *_: False)
+    expected = gradient(20)  # shapes that no other test has compiled
+    with fusing.fused(True):
+        assert torch.equal(gradient(20), expected)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "without 'compile'" in line and "no compiler;" in line and "METANB_WITHOUT=compile" in line
