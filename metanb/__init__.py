@@ -11,15 +11,15 @@ from metanb.records import Record
 from metanb.settings import Settings, preset
 
 if TYPE_CHECKING:
-    from metanb.experiment import run, trained_net
+    from metanb.experiment import run, run_all, trained_net
 
-__all__ = ["Record", "Settings", "preset", "run", "trained_net"]
+__all__ = ["Record", "Settings", "preset", "run", "run_all", "trained_net"]
 __version__ = version("metanb")
 
 
 def __getattr__(name: str) -> Any:
-    """`run` and `trained_net` import torch, which takes seconds: only where they are asked for."""
-    if name in ("run", "trained_net"):
+    """`run`, `run_all` and `trained_net` import torch, which takes seconds: only where they are asked for."""
+    if name in ("run", "run_all", "trained_net"):
         from metanb import experiment
 
         return getattr(experiment, name)

@@ -1,17 +1,18 @@
 """The command line: `metanb train`, `grid`, `claims`, `run`, `bench`, `data`."""
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TextIO, get_args
 
 import click
 
 from metanb import images
-from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, preset
+from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, from_dict, preset
 
 MEASURES = ("query_accuracy", "hessian_norm", "support_loss", "distance", "trajectory_coherence", "gradient_coherence")
 
@@ -43,17 +44,41 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one")
 @click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
               help="stop after the epoch that reaches this iteration; the record says how far the run got")  # fmt: skip
+@click.option("--runs", "file", type=click.File(),
+              help="the runs of a file: a record's settings.json, or a JSON list of such; -: standard input")  # fmt: skip
+@click.option("--together", metavar="RUNS", type=click.IntRange(min=1),
+              help="train so many at once that differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]")  # fmt: skip
 @_settings_options
-def train(scale: Scale, device: str, until: int | None, **options: Any) -> None:
-    """Train one run and record it; a run that was interrupted goes on, one that is recorded is read."""
-    from metanb.experiment import run  # torch and higher are slow to import: only where they are used
+def train(
+    scale: Scale, device: str, until: int | None, file: TextIO | None, together: int | None, **options: Any
+) -> None:
+    """Train one run, or several, and record them; one that was interrupted goes on, one that is recorded is read."""
+    from metanb.experiment import run_all  # torch and higher are slow to import: only where they are used
 
-    settings = preset(scale, **({"dataset": "glyphs"} | {k: v for k, v in options.items() if v is not None}))
-    click.echo(f"run {settings.id}: {settings.iterations} iterations, {settings.epochs} epochs", err=True)
-    record = run(settings, device, until)
-    table = record.measures.pivot(index="epoch", columns="measure", values="mean")[list(MEASURES)]
-    click.echo(table.iloc[[0, -1]].to_string(float_format="%.4g"))
-    click.echo(f"record: {record.path}")
+    given = {name: value for name, value in options.items() if value is not None}
+    if file and given:
+        raise click.UsageError(f"--runs names every setting: leave out --{min(given).replace('_', '-')}")
+    chosen = _read_runs(file) if file else [preset(scale, **({"dataset": "glyphs"} | given))]
+    for settings in chosen:
+        click.echo(f"run {settings.id}: {settings.iterations} iterations, {settings.epochs} epochs", err=True)
+    for record in run_all(chosen, device, until, together):
+        table = record.measures.pivot(index="epoch", columns="measure", values="mean")[list(MEASURES)]
+        click.echo(table.iloc[[0, -1]].to_string(float_format="%.4g"))
+        click.echo(f"record: {record.path}")
+
+
+def _read_runs(file: TextIO) -> list[Settings]:
+    """The settings in a file, one run's or a list. Raises UsageError for a file that holds none."""
+    try:
+        values = json.load(file)
+        runs = values if isinstance(values, list) else [values]
+        if not runs or not all(isinstance(run, dict) for run in runs):
+            raise ValueError("it holds no settings")
+    except ValueError as error:  # bad JSON and bad UTF-8, too
+        raise click.UsageError(
+            f"--runs {file.name}: {error}: give a record's settings.json, or a JSON list of such"
+        ) from None
+    return [from_dict(run) for run in runs]
 
 
 @cli.command()

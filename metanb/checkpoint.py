@@ -10,21 +10,26 @@ import torch
 from metanb import disk, provenance
 from metanb.nets import ConvNet
 from metanb.records import RecordError
+from metanb.settings import Settings
 
-PLAIN = ("origin", "epoch", "rows", "wall", "cpu", "resumed", "started", "saved")
+PLAIN = ("origin", "epoch", "rows", "wall", "cpu", "shared", "resumed", "started", "saved")
+FORMERLY = {"together": 1, "precision": "float32"}  # what a provenance of the first version does not say
+ADDED = {"shared": "wall"}  # what checkpoints of the first version lack, and what stands for it: runs were alone
 
 
-@dataclass
+@dataclass(eq=False)
 class State:
     """What a checkpoint holds. The random state is the seed and the epoch: every draw is seeded by its iteration."""
 
-    net: ConvNet
+    settings: Settings  # not in the file, whose name tells the run
+    net: ConvNet  # on the CPU, as all here
     optimiser: torch.optim.Adam
     origin: dict[str, Any]  # environment, code, digests of the data; what changed between sessions is listed
     epoch: int = -1  # last epoch finished and measured; 0 is the untrained network
     rows: list[dict[str, Any]] = field(default_factory=list)  # of measures
     wall: float = 0.0  # seconds
     cpu: float = 0.0
+    shared: float = 0.0  # seconds of `wall`, divided by the number of runs that were trained together
     resumed: int = 0
     started: str = field(default_factory=provenance.now)
     saved: str = ""
@@ -49,8 +54,9 @@ class State:
         if self.origin["data"] != here["data"]:
             raise _unusable(path, "was made from other data")
         for name, value in here.items():
-            if name != "data" and str(value) not in str(self.origin[name]).split(", "):
-                self.origin[name] = f"{self.origin[name]}, {value}"
+            before = self.origin.setdefault(name, FORMERLY.get(name, value))
+            if name != "data" and str(value) not in str(before).split(", "):
+                self.origin[name] = f"{before}, {value}"
         self.resumed += 1
 
 
@@ -72,7 +78,7 @@ def read(path: Path) -> dict[str, Any]:
         raise _unusable(path, f"cannot be read ({type(error).__name__})") from error
     if not (isinstance(values, dict) and {"epoch", "net"} <= values.keys()):
         raise _unusable(path, "cannot be read: it holds no network")
-    return values
+    return {name: values[other] for name, other in ADDED.items() if other in values} | values
 
 
 def _unusable(path: Path, what: str) -> RecordError:

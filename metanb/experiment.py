@@ -1,39 +1,23 @@
-"""One run: meta-train, measure the landscape after each epoch, checkpoint, resume, record. And the memoised `run`."""
+"""Runs by their settings: read where they are recorded, trained where they are not. And the networks they end with."""
 
 import errno
+import gc
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
-from metanb import checkpoint, images, landscape, provenance, records
-from metanb.adapt import keep_freed_memory
-from metanb.checkpoint import State
-from metanb.lanczos import LandscapeError, directions
-from metanb.landscape import Stat
-from metanb.measures import accuracies, measure
-from metanb.meta import chunk_size, meta_gradient, supervised_gradient
+from metanb import checkpoint, records, training
+from metanb.engine import Engine, choose
 from metanb.nets import ConvNet
-from metanb.replay import Replayed
 from metanb.settings import Settings
-from metanb.tasks import Tasks, sample_images, sample_tasks
+from metanb.tasks import Tasks
+from metanb.training import DivergedError, load, new_net
 
-# Streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i], fixed ones from [task_seed, stream].
-# The final tasks are many: FINAL, FINAL + 1 and so on are the streams of PART tasks each.
-TRAIN, VALID, TEST, FINAL = range(4)
-PART = 60
 CUDA_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-
-
-class DivergedError(ArithmeticError):
-    """The meta-training loss is no longer finite; the message names the iteration and the run."""
 
 
 class MemoryFullError(RuntimeError):
@@ -57,12 +41,80 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
         metanb.cache.DataError: the data set is missing or damaged.
         metanb.records.RecordError: a record of these settings is there, but damaged.
     """
-    last = settings.epoch_of(until)
-    found = records.find(settings, last)
-    if found is not None:
-        return found
-    with records.lock(settings.id), _enough_memory(settings):
-        return records.find(settings, last) or _train(settings, resolve(device), last)
+    return run_all([settings], device, until)[0]
+
+
+def run_all(
+    runs: Iterable[Settings], device: str = "auto", until: int | None = None, together: int | None = None
+) -> list[records.Record]:
+    """The records of several runs, in their order, each as `run` gives it.
+
+    On a GPU those that are missing and differ by seeds alone train side by side, in one batch; on a CPU one after the
+    other. A run that diverges is set aside, and the others of its batch go on and are recorded before it is raised.
+    Where a batch does not fit into the GPU's memory, it is halved.
+
+    Args:
+        runs: what to run.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        until: as for `run`.
+        together: runs at most in a batch; None: `metanb.engine.TOGETHER` on a GPU, 1 on a CPU.
+
+    Raises:
+        ValueError: an unknown device, or `together` is below 1; and what `run` raises.
+    """
+    runs = list(runs)
+    if together is not None and together < 1:
+        raise ValueError(f"together is {together}: at least 1 run in a batch")
+    cells: dict[Settings, list[Settings]] = {}
+    for settings in dict.fromkeys(runs):
+        if records.find(settings, settings.epoch_of(until)) is None:
+            cells.setdefault(settings.unseeded, []).append(settings)
+    if cells:
+        where = resolve(device)
+        engine = choose(where, together)
+        for cell in cells.values():
+            for first in range(0, len(cell), engine.together):
+                _train(cell[first : first + engine.together], where, until, engine)
+    return [_recorded(settings, until) for settings in runs]
+
+
+def _recorded(settings: Settings, until: int | None) -> records.Record:
+    record = records.find(settings, settings.epoch_of(until))
+    assert record is not None  # it was read or trained
+    return record
+
+
+def _train(runs: Sequence[Settings], device: torch.device, until: int | None, engine: Engine) -> None:
+    """Train those of the runs that are not recorded yet, together; in halves where memory is too small for all."""
+    last = runs[0].epoch_of(until)
+    full = False
+    with ExitStack() as locks:
+        for settings in sorted(runs, key=lambda settings: settings.id):  # in one order: no two processes wait crosswise
+            locks.enter_context(records.lock(settings.id))
+        missing = [settings for settings in runs if records.find(settings, last) is None]  # still, behind the locks
+        if not missing:
+            return
+        try:
+            with _enough_memory(missing[0]):
+                _raise_first(training.train(missing, device, last, engine, shown=interactive()))
+        except MemoryFullError:
+            if len(missing) == 1:
+                raise
+            full = True
+    if full:  # outside of the handler, where the error's traceback would keep the batch's tensors alive
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = (len(missing) + 1) // 2
+        print(f"{len(missing)} runs together do not fit into memory: going on with {half} at a time", file=sys.stderr)
+        for part in (missing[:half], missing[half:]):
+            _train(part, device, until, engine)
+
+
+def _raise_first(results: Iterable[records.Record | DivergedError]) -> None:
+    for result in results:
+        if isinstance(result, DivergedError):
+            raise result
 
 
 def resolve(device: str) -> torch.device:
@@ -80,7 +132,8 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     path = records.checkpoint(settings.id)
     with records.lock(settings.id), _enough_memory(settings):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
-            _train(settings, resolve(device), settings.epochs)
+            where = resolve(device)
+            _raise_first(training.train([settings], where, settings.epochs, choose(where, 1), shown=interactive()))
     return _net_of(settings, checkpoint.read(path))
 
 
@@ -104,7 +157,7 @@ def nets_after(settings: Settings, epochs: Iterable[int], device: str = "auto") 
 
 def meta_test_tasks(settings: Settings) -> Tasks:
     """The fixed meta-test tasks on which a run's measures are taken."""
-    return _fixed(settings, load(settings, "test"), settings.test_tasks, TEST)
+    return training.fixed_tasks(settings, load(settings, "test"), settings.test_tasks, training.TEST)
 
 
 def record_so_far(settings: Settings, device: str = "auto") -> records.Record | None:
@@ -119,26 +172,7 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
         values = checkpoint.read(records.checkpoint(settings.id))
         if values["epoch"] < 1:
             return None
-        return _record(settings, _net_of(settings, values).to(resolve(device)), values)
-
-
-def new_net(settings: Settings, train: images.ImageSet) -> ConvNet:
-    """The untrained network of these settings, on the CPU; torch's own random state stays as it is.
-
-    Finetuning trains a head with an output for each meta-train class.
-    """
-    outputs = len(train.classes) if settings.algorithm == "finetune" else settings.ways
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return ConvNet(train.images.shape[2:], outputs, settings.filters, settings.head_init)
-
-
-def load(settings: Settings, split: str) -> images.ImageSet:
-    """The image set of one split; meta-training's with rotations, or with few classes, as the settings say."""
-    train = split == "train"
-    found = images.load(settings.dataset, split, partition=settings.partition, rotations=settings.rotations and train)
-    few = train and settings.train_classes
-    return images.keep(found, settings.train_classes, settings.class_seed) if few else found
+        return training.record(settings, _net_of(settings, values).to(resolve(device)), values)
 
 
 def _net_of(settings: Settings, values: dict[str, Any]) -> ConvNet:
@@ -146,141 +180,6 @@ def _net_of(settings: Settings, values: dict[str, Any]) -> ConvNet:
     net = new_net(settings, load(settings, "train"))
     net.load_state_dict(values["net"])
     return net
-
-
-def _fixed(settings: Settings, images_: images.ImageSet, n: int, stream: int) -> Tasks:
-    """Tasks that are the same for every run of these settings and every epoch."""
-    rng = np.random.default_rng([settings.task_seed, stream])
-    return sample_tasks(images_, n, settings.ways, settings.shots, settings.test_queries, rng)
-
-
-def _train(settings: Settings, device: torch.device, last: int) -> records.Record:
-    """Train and measure up to epoch `last`, from the checkpoint if there is one, and record it."""
-    sets = {split: load(settings, split) for split in images.SPLITS}
-    test = _fixed(settings, sets["test"], settings.test_tasks, TEST).to(device)
-    valid = _fixed(settings, sets["valid"], settings.test_tasks, VALID).to(device)
-    keep_freed_memory()
-    net = new_net(settings, sets["train"]).to(device)
-    origin = {
-        **provenance.environment(device),
-        "code": provenance.code(),
-        "chunk": chunk_size(settings, device),
-        "data": {split: found.digest for split, found in sets.items()},
-    }
-    state = State(net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), origin)
-    path = records.checkpoint(settings.id)
-    if path.exists():
-        state.load(path)
-    gradient = Replayed(_gradient(net, settings), device)
-    bar = tqdm(
-        total=last * settings.epoch_iterations, initial=max(0, state.epoch) * settings.epoch_iterations,
-        desc=settings.id, unit="it", disable=not interactive(), dynamic_ncols=True,
-    )  # fmt: skip
-    with bar:
-        for epoch in range(state.epoch + 1, last + 1):
-            wall, cpu = time.perf_counter(), time.process_time()
-            stats = _epoch(state, gradient, sets["train"], settings, epoch, bar) if epoch else {}
-            try:
-                stats |= measure(net, test, valid, settings)
-            except LandscapeError as error:
-                raise _diverged(f"{error}, after epoch {epoch}", settings, epoch) from error
-            iteration = epoch * settings.epoch_iterations
-            state.rows += [{"epoch": epoch, "iteration": iteration, "measure": k} | asdict(v) for k, v in stats.items()]
-            state.epoch = epoch
-            state.wall += time.perf_counter() - wall
-            state.cpu += time.process_time() - cpu
-            state.save(path)
-    return _record(settings, net, vars(state))
-
-
-def _record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.Record:
-    """Write the record of a run at the end or where it stopped: `values` are a State's, by name.
-
-    What is measured only here: `final_accuracy`, of meta-test tasks that the epochs' measures do not use.
-    """
-    rows = list(values["rows"])
-    if settings.final_tasks:
-        test, parts = load(settings, "test"), []
-        for i, first in enumerate(range(0, settings.final_tasks, PART)):
-            tasks = _fixed(settings, test, min(PART, settings.final_tasks - first), FINAL + i)
-            parts.append(accuracies(net, tasks, settings, FINAL + i))
-        place = {"epoch": values["epoch"], "iteration": values["epoch"] * settings.epoch_iterations}
-        rows.append(place | {"measure": "final_accuracy"} | asdict(landscape.summarise(torch.cat(parts))))
-    times = {
-        "started": values["started"],
-        "finished": values["saved"],
-        "wall_seconds": round(values["wall"], 1),
-        "cpu_seconds": round(values["cpu"], 1),
-        "resumed": values["resumed"],
-    }
-    return records.write(settings, rows, values["origin"] | times, records.store())
-
-
-def _epoch(
-    state: State, gradient: Replayed, train: images.ImageSet, settings: Settings, epoch: int, bar: tqdm
-) -> dict[str, Stat]:
-    """One epoch of training; statistics of `train_loss` and, with a regulariser, `relative_move` over iterations."""
-    seen: dict[str, list[float]] = {}
-    last, size = epoch * settings.epoch_iterations, sum(p.numel() for p in state.net.parameters())
-    for iteration in range(last - settings.epoch_iterations, last):
-        drawn = _drawn(train, settings, iteration, size)
-        found = {name: float(value) for name, value in gradient(*drawn).items()}
-        loss = found["train_loss"]
-        slope = float(torch.nn.utils.get_total_norm([p.grad for p in state.net.parameters() if p.grad is not None]))
-        if not np.isfinite([loss, slope]).all():
-            raise _diverged(f"loss is {loss}, its gradient's norm {slope}, at iteration {iteration}", settings, epoch)
-        state.optimiser.step()
-        for name, value in found.items():
-            seen.setdefault(name, []).append(value)
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        bar.update()
-    return {name: landscape.summarise(torch.tensor(values, dtype=torch.float64)) for name, values in seen.items()}
-
-
-def _drawn(train: images.ImageSet, settings: Settings, iteration: int, size: int) -> tuple[torch.Tensor, ...]:
-    """What one iteration's gradient is of: images and classes; or a meta-batch, and a direction of `size` numbers."""
-    rng = np.random.default_rng([settings.seed, TRAIN, iteration])
-    if settings.algorithm == "finetune":  # as many images an iteration as MAML sees
-        n_images = settings.meta_batch * settings.ways * (settings.shots + settings.queries)
-        return sample_images(train, n_images, rng)
-    tasks = sample_tasks(train, settings.meta_batch, settings.ways, settings.shots, settings.queries, rng)
-    if settings.regulariser != "random":
-        return tasks.tensors()
-    return *tasks.tensors(), directions(1, size, int(rng.integers(2**63)))[0].float()
-
-
-def _gradient(net: ConvNet, settings: Settings) -> Callable[..., dict[str, torch.Tensor]]:
-    """A function of what `_drawn` gives: it leaves the gradient in the net, and returns what it saw, by measure."""
-
-    def supervised(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-        net.zero_grad(set_to_none=True)
-        return {"train_loss": supervised_gradient(net, x, y)}
-
-    def meta(*drawn: torch.Tensor) -> dict[str, torch.Tensor]:
-        net.zero_grad(set_to_none=True)
-        outcome = meta_gradient(
-            net,
-            Tasks(*drawn[:4]),
-            settings.inner_lr,
-            settings.inner_steps,
-            first_order=settings.first_order,
-            adapt_norm=settings.adapt_norm,
-            chunk=chunk_size(settings, net.head.weight.device),
-            regulariser=settings.regulariser,
-            gamma=settings.gamma,
-            other=drawn[4] if drawn[4:] else None,
-        )
-        seen = {"train_loss": outcome.losses.mean()}
-        return seen if settings.regulariser == "none" else seen | {"relative_move": outcome.moves.mean()}
-
-    return supervised if settings.algorithm == "finetune" else meta
-
-
-def _diverged(what: str, settings: Settings, epoch: int) -> DivergedError:
-    return DivergedError(
-        f"{settings.id}: {what}: try a smaller inner_lr ({settings.inner_lr}) or outer_lr ({settings.outer_lr}); "
-        f"the checkpoint of epoch {epoch - 1} is kept"
-    )
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """All measures of one network on fixed tasks: the paper's, and those that tell what they are made of."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metanb import landscape
-from metanb.adapt import accuracy, adapt, flatten, logits, losses
+from metanb.adapt import accuracy, adapt, flatten, logits, losses, unflatten
 from metanb.landscape import Stat
 from metanb.nets import ConvNet
 from metanb.settings import Settings
@@ -32,16 +34,40 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     On meta-validation tasks: `valid_accuracy`. Of the network: `body_norm` and `head_norm`, the L2 norms of the
     convolutions' weights and of the head's.
     """
-    learner, theta = starts(net, settings, len(test), stream=0)
+    return measure_together(net, flatten(net).detach().unsqueeze(0), test, valid, [settings])[0]
+
+
+def measure_together(
+    net: ConvNet, theta: Tensor, test: Tasks, valid: Tasks, runs: Sequence[Settings]
+) -> list[dict[str, Stat]]:
+    """The measures of S runs that differ by seeds alone, on the same tasks, as `measure` takes those of one.
+
+    All tasks of all runs go through one Lanczos iteration, chunk by chunk.
+
+    Args:
+        net: a network of the runs' design; its weights are not used.
+        theta: [S, P], the weights of each run.
+        test: the meta-test tasks.
+        valid: the meta-validation tasks.
+        runs: the S runs' settings.
+    """
+    learner, starts = starts_together(net, theta, runs, len(test), stream=0)
     values: dict[str, list[Tensor]] = {}
-    at_once = landscape.tasks_at_once(theta.device)
-    for first in range(0, len(test), at_once):
-        chosen = slice(first, first + at_once)
-        for name, value in _of_tasks(learner, theta[chosen], test[chosen], settings).items():
+    for chosen, part in _chunks(starts, test, len(runs)):
+        for name, value in _of_tasks(learner, starts[chosen], part, runs[0]).items():
             values.setdefault(name, []).append(value)
-    whole = {name: torch.cat(parts) for name, parts in values.items()}
-    moved, gradient, uniform = (whole.pop(name) for name in ("displacement", "gradient", "uniform"))
-    stats = {name: landscape.summarise(value) for name, value in whole.items()}
+    whole = {name: torch.cat(parts).unflatten(0, (len(runs), -1)) for name, parts in values.items()}
+    right = _accuracies(net, theta, valid, runs, stream=1)
+    return [
+        _stats(learner, unflatten(net, theta[i]), {name: value[i] for name, value in whole.items()}, right[i])
+        for i in range(len(runs))
+    ]
+
+
+def _stats(learner: ConvNet, weights: list[Tensor], values: dict[str, Tensor], right: Tensor) -> dict[str, Stat]:
+    """One run's statistics: of values over tasks, of accuracies [T] on meta-validation tasks, of its weights."""
+    moved, gradient, uniform = (values.pop(name) for name in ("displacement", "gradient", "uniform"))
+    stats = {name: landscape.summarise(value) for name, value in values.items()}
     head = slice(-sum(p.numel() for p in learner.head.parameters()), None)
     body = slice(None, head.start)
     stats["distance"] = landscape.distance(moved)
@@ -52,23 +78,40 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     stats["gradient_coherence_uniform"] = landscape.gradient_coherence(uniform)
     stats["gradient_coherence_label"] = landscape.gradient_coherence(gradient - uniform)
     stats["gradient_cosine"], _ = landscape.trajectory_coherence(gradient)
-    stats["valid_accuracy"] = landscape.summarise(accuracies(net, valid, settings, stream=1))
-    body_weights = [block.get_parameter("weight") for block in net.blocks]
-    for part, weights in (("body", body_weights), ("head", [net.head.weight])):
-        norm = float(torch.cat([weight.detach().flatten() for weight in weights]).norm())
+    stats["valid_accuracy"] = landscape.summarise(right)
+    convolutions, head_weight = [w for w in weights if w.dim() == 4], weights[-2]
+    for part, tensors in (("body", convolutions), ("head", [head_weight])):
+        norm = float(torch.cat([weight.flatten() for weight in tensors]).norm())
         stats[f"{part}_norm"] = Stat(norm, norm, 0.0, 0.0, 1)
     return stats
 
 
 def accuracies(net: ConvNet, tasks: Tasks, settings: Settings, stream: int) -> Tensor:
     """Share of right answers on each task's query images after adapting, [T]; `stream` is that of fresh heads."""
-    learner, theta = starts(net, settings, len(tasks), stream)
-    at_once, device = landscape.tasks_at_once(theta.device), theta.device
-    found = []
-    for part, start in zip(tasks.split(at_once), theta.split(at_once), strict=True):
-        part = part.to(device)
-        found.append(accuracy(learner, adapt_at_test(learner, part, start, settings), part.query_x, part.query_y))
-    return torch.cat(found)
+    return _accuracies(net, flatten(net).detach().unsqueeze(0), tasks, [settings], stream)[0]
+
+
+def _accuracies(net: ConvNet, theta: Tensor, tasks: Tasks, runs: Sequence[Settings], stream: int) -> Tensor:
+    """The same for S runs at once, [S, T]."""
+    learner, starts = starts_together(net, theta, runs, len(tasks), stream)
+    parts = []
+    for chosen, part in _chunks(starts, tasks, len(runs)):
+        part = part.to(theta.device)
+        adapted = adapt_at_test(learner, part, starts[chosen], runs[0])
+        parts.append(accuracy(learner, adapted, part.query_x, part.query_y))
+    return torch.cat(parts).unflatten(0, (len(runs), -1))
+
+
+def _chunks(starts: Tensor, tasks: Tasks, runs: int) -> Iterator[tuple[slice, Tasks]]:
+    """Rows of starts [S*T, P], run after run, and the tasks that they belong to, as many as fit at once."""
+    at_once = landscape.tasks_at_once(starts.device)
+    for first in range(0, len(starts), at_once):
+        chosen = slice(first, min(first + at_once, len(starts)))
+        if runs == 1:
+            yield chosen, tasks[chosen]
+        else:
+            numbers = torch.arange(chosen.start, chosen.stop) % len(tasks)
+            yield chosen, Tasks(*(x[numbers.to(x.device)] for x in tasks.tensors()))
 
 
 def starts(net: ConvNet, settings: Settings, n_tasks: int, stream: int) -> tuple[ConvNet, Tensor]:
@@ -78,18 +121,28 @@ def starts(net: ConvNet, settings: Settings, n_tasks: int, stream: int) -> tuple
     "fresh", drawn for each task anew; "shared", one draw for all; or "zero". A task's head depends on the run's seed,
     the stream and the task's number, so that it is the same after each epoch.
     """
-    if settings.algorithm != "finetune":
-        return net, flatten(net).detach().expand(n_tasks, -1)
-    learner = ConvNet(net.image_shape, settings.ways, settings.filters).to(net.head.weight)
-    learner.blocks.load_state_dict(net.blocks.state_dict())
+    return starts_together(net, flatten(net).detach().unsqueeze(0), [settings], n_tasks, stream)
+
+
+def starts_together(
+    net: ConvNet, theta: Tensor, runs: Sequence[Settings], n_tasks: int, stream: int
+) -> tuple[ConvNet, Tensor]:
+    """As `starts`, of S runs with weights theta [S, P]: the starts are [S * n_tasks, P], run after run."""
+    if runs[0].algorithm != "finetune":
+        return net, theta.unsqueeze(1).expand(-1, n_tasks, -1).flatten(0, 1)
+    learner = ConvNet(net.image_shape, runs[0].ways, net.filters)
+    body = sum(p.numel() for p in net.blocks.parameters())
     rows = []
-    for task in range(1 if settings.test_head == "shared" else n_tasks):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.default_rng([settings.seed, HEAD, stream, task]).integers(2**63)))
-            learner.cpu().reset_head("zero" if settings.test_head == "zero" else settings.head_init)
-        rows.append(flatten(learner).detach())
-    theta = torch.stack(rows).to(net.head.weight)
-    return learner.to(net.head.weight), theta.expand(n_tasks, -1)
+    for settings, weights in zip(runs, theta, strict=True):
+        heads = []
+        for task in range(1 if settings.test_head == "shared" else n_tasks):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(np.random.default_rng([settings.seed, HEAD, stream, task]).integers(2**63)))
+                learner.reset_head("zero" if settings.test_head == "zero" else settings.head_init)
+            heads.append(torch.cat([p.detach().flatten() for p in learner.head.parameters()]))
+        drawn = torch.stack(heads).to(weights)
+        rows.append(torch.cat([weights[:body].expand(len(drawn), -1), drawn], dim=1).expand(n_tasks, -1))
+    return learner.to(theta), rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _of_tasks(net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings) -> dict[str, Tensor]:

@@ -44,6 +44,47 @@ class Tasks:
         return tuple(getattr(self, field.name) for field in fields(self))
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Which images some tasks, or a mini-batch, are made of: numbers, so that the images may lie on another device.
+
+    An image's number is its class times the images per class, plus its place in the class.
+    """
+
+    images: np.ndarray  #: [T, n] int64 image numbers: a task's support images, then its query images
+    labels: np.ndarray  #: [T, n] int64: an image's label in its task; in a mini-batch its class
+
+
+def draw_tasks(images: ImageSet, n_tasks: int, ways: int, shots: int, queries: int, rng: np.random.Generator) -> Draw:
+    """The images of T tasks, [T, N*K + N*Q]; arguments and errors are those of `sample_tasks`."""
+    for name, value in (("n_tasks", n_tasks), ("ways", ways), ("shots", shots), ("queries", queries)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: at least 1")
+    n_classes, per_class = images.images.shape[:2]
+    drawn = shots + queries
+    if ways > n_classes:
+        raise DataError(f"{ways} ways of {images.name} {images.split}, which has {n_classes} classes; ask for fewer")
+    if drawn > per_class:
+        raise DataError(
+            f"{shots} shots + {queries} queries of {images.name} {images.split}, which has {per_class} images a class; "
+            "ask for fewer"
+        )
+    uniform = rng.random((n_tasks, ways * (1 + drawn)))
+    classes = _draw(uniform[:, :ways], n_classes)  # [T, N]: the label of classes[t, j] is j
+    members = _draw(uniform[:, ways:].reshape(-1, drawn), per_class).reshape(n_tasks, ways, drawn)
+    numbers = classes[:, :, None].astype(np.int64) * per_class + members  # [T, N, K + Q]
+    support, query = (part.reshape(n_tasks, -1) for part in np.split(numbers, [shots], axis=2))
+    labels = np.concatenate([np.repeat(np.arange(ways), shots), np.repeat(np.arange(ways), queries)])
+    return Draw(np.concatenate([support, query], axis=1), np.tile(labels, (n_tasks, 1)))
+
+
+def draw_images(images: ImageSet, n: int, rng: np.random.Generator) -> Draw:
+    """The images of one mini-batch, [1, n], with replacement, all alike likely, from one `rng.random((n, 2))`."""
+    counts = np.array(images.images.shape[:2])
+    classes, members = (rng.random((n, 2)) * counts).astype(np.int64).T
+    return Draw((classes * counts[1] + members)[None], classes[None])
+
+
 def sample_tasks(
     images: ImageSet, n_tasks: int, ways: int, shots: int, queries: int, rng: np.random.Generator
 ) -> Tasks:
@@ -65,38 +106,25 @@ def sample_tasks(
         DataError: the set has fewer than `ways` classes, or fewer than `shots + queries` images a class.
         ValueError: a count below 1.
     """
-    for name, value in (("n_tasks", n_tasks), ("ways", ways), ("shots", shots), ("queries", queries)):
-        if value < 1:
-            raise ValueError(f"{name} {value}: at least 1")
-    n_classes, per_class = images.images.shape[:2]
-    drawn = shots + queries
-    if ways > n_classes:
-        raise DataError(f"{ways} ways of {images.name} {images.split}, which has {n_classes} classes; ask for fewer")
-    if drawn > per_class:
-        raise DataError(
-            f"{shots} shots + {queries} queries of {images.name} {images.split}, which has {per_class} images a class; "
-            "ask for fewer"
-        )
-    uniform = rng.random((n_tasks, ways * (1 + drawn)))
-    classes = _draw(uniform[:, :ways], n_classes)  # [T, N]: the label of classes[t, j] is j
-    members = _draw(uniform[:, ways:].reshape(-1, drawn), per_class).reshape(n_tasks, ways, drawn)
-    labels = torch.arange(ways)
-    return Tasks(
-        _gather(images.images, classes, members[..., :shots]),
-        labels.repeat_interleave(shots).repeat(n_tasks, 1),
-        _gather(images.images, classes, members[..., shots:]),
-        labels.repeat_interleave(queries).repeat(n_tasks, 1),
-    )
+    draw = draw_tasks(images, n_tasks, ways, shots, queries, rng)
+    return as_tasks(scaled(pixels_of(images, draw)), torch.from_numpy(draw.labels), ways * shots)
 
 
-def sample_images(images: ImageSet, n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """A mini-batch for supervised training: images [n, C, H, W] float32 in [0, 1] and their classes [n] int64.
+def pixels_of(images: ImageSet, draw: Draw) -> torch.Tensor:
+    """The images of a draw, uint8 [T, n, C, H, W]."""
+    classes, members = np.divmod(draw.images, images.images.shape[1])
+    return torch.from_numpy(images.images[classes, members])
 
-    Drawn with replacement, all images alike likely, from one `rng.random((n, 2))`.
-    """
-    counts = np.array(images.images.shape[:2])
-    classes, members = (rng.random((n, 2)) * counts).astype(np.int64).T
-    return _gather(images.images, classes[None], members[None, :, None])[0], torch.from_numpy(classes)
+
+def scaled(pixels: torch.Tensor) -> torch.Tensor:
+    """Images as networks read them: uint8 -> float32 in [0, 1]. On a GPU, too, a true division: the same bits."""
+    return pixels.to(torch.float32).div_(torch.full((), 255.0, device=pixels.device))
+
+
+def as_tasks(x: torch.Tensor, labels: torch.Tensor, n_support: int) -> Tasks:
+    """Tasks of images x [T, n, C, H, W] and labels [T, n], of which the first `n_support` are the support set."""
+    parts = (z[:, place] for place in (slice(None, n_support), slice(n_support, None)) for z in (x, labels))
+    return Tasks(*(part.contiguous() for part in parts))
 
 
 def _draw(uniform: np.ndarray, n: int) -> np.ndarray:
@@ -117,9 +145,3 @@ def _draw(uniform: np.ndarray, n: int) -> np.ndarray:
         pool[:, i] = pool[rows, j]
         pool[rows, j] = here
     return pool[:, : uniform.shape[1]]
-
-
-def _gather(images: np.ndarray, classes: np.ndarray, members: np.ndarray) -> torch.Tensor:
-    """[T, N*k, C, H, W] float32 in [0, 1] of classes [T, N] and members [T, N, k]."""
-    pixels = images[classes[:, :, None], members]
-    return torch.from_numpy(pixels).flatten(1, 2).to(torch.float32).div_(255)

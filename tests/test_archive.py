@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb import archive, checkpoint, experiment, records
+from metanb import archive, checkpoint, experiment, records, training
 from metanb.archive import ArchiveError
 from metanb.settings import preset
 from tests.bad_days import shown
@@ -45,7 +45,7 @@ def stores(made, tmp_path, monkeypatch):
 
 
 def _stop_after(epochs, monkeypatch):
-    honest, calls = experiment.measure, []
+    honest, calls = training.measure_together, []
 
     def stops(*arguments):
         calls.append(1)
@@ -53,10 +53,10 @@ def _stop_after(epochs, monkeypatch):
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(experiment, "measure", stops)
+    monkeypatch.setattr(training, "measure_together", stops)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(STOPPED, "cpu")
-    monkeypatch.setattr(experiment, "measure", honest)
+    monkeypatch.setattr(training, "measure_together", honest)
     experiment.record_so_far(STOPPED, "cpu")
 
 

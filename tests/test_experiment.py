@@ -13,10 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metanb import experiment, images, provenance, records
+from metanb import experiment, images, provenance, records, training
 from metanb.settings import CHOICES, preset
 from metanb.tasks import sample_tasks
 from tests.bad_days import shown
+from tests.cohorts import new_cohort
 
 TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2)
 
@@ -65,7 +66,7 @@ def test_processors_of_one_name_are_told_apart(monkeypatch, capability):
 def test_measures_against_a_plain_loop(store):
     """Loss, accuracy, distance and gradients of the trained network, task by task, without higher or chunks."""
     record, net = experiment.run(TINY, "cpu"), experiment.trained_net(TINY, "cpu").double()
-    tasks = sample_tasks(images.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, experiment.TEST]))
+    tasks = sample_tasks(images.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, training.TEST]))
     found = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
     gradients = []
     for t in range(5):
@@ -92,10 +93,10 @@ def test_every_algorithm_has_a_gradient_of_its_own():
     found = {}
     for algorithm in CHOICES["algorithm"]:
         settings = replace(TINY, algorithm=algorithm, inner_steps=2)
-        train = experiment.load(settings, "train")
-        net = experiment.new_net(settings, train)
-        experiment._gradient(net, settings)(*experiment._drawn(train, settings, 0, size=0))
-        found[algorithm] = torch.cat([p.grad.flatten() for p in net.blocks.parameters()])
+        cohort = new_cohort([settings])
+        cohort.gradient(*cohort._draw([0]))
+        body = sum(p.numel() for p in cohort.net.blocks.parameters())
+        found[algorithm] = cohort.weights[0].grad[:body].clone()
     for one, two in combinations(found, 2):
         assert not torch.allclose(found[one], found[two], rtol=1e-3), f"{one} trains as {two} does"
 
@@ -193,7 +194,7 @@ def test_two_processes_share_one_run(tmp_path):
 
 
 def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypatch):
-    honest = experiment.meta_gradient
+    honest = training.meta_gradient
     calls = []
 
     def diverges(*args, **kwargs):
@@ -201,7 +202,7 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
         outcome = honest(*args, **kwargs)
         return outcome._replace(losses=outcome.losses * (float("nan") if len(calls) == 6 else 1.0))
 
-    monkeypatch.setattr(experiment, "meta_gradient", diverges)
+    monkeypatch.setattr(training, "meta_gradient", diverges)
     with pytest.raises(
         experiment.DivergedError, match=rf"{TINY.id}: loss is nan.*iteration 5.*inner_lr.*epoch 2 is kept"
     ):
@@ -220,42 +221,42 @@ def test_torn_checkpoint_is_refused_by_name(store):
 
 
 def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
-    honest = experiment.images.load
+    honest = training.images.load
     experiment.run(TINY, "cpu")
     (store / TINY.id).rename(store / "elsewhere")
 
     def other(dataset, split, **options):
         return replace(honest(dataset, split, **options), digest="0" * 16)
 
-    monkeypatch.setattr(experiment.images, "load", other)
+    monkeypatch.setattr(training.images, "load", other)
     with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt was made from other data: delete it") as error:
         experiment.run(TINY, "cpu")
     shown("A checkpoint was made from other data", f"Error: {error.value}")
-    monkeypatch.setattr(experiment.images, "load", honest)
+    monkeypatch.setattr(training.images, "load", honest)
     assert experiment.run(TINY, "cpu").provenance["resumed"] == 1
 
 
 def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
     def fails(*_):
-        raise experiment.LandscapeError("no Hessian norm there")
+        raise training.LandscapeError("no Hessian norm there")
 
-    monkeypatch.setattr(experiment.landscape, "hessian_norms", fails)
+    monkeypatch.setattr(training.landscape, "hessian_norms", fails)
     with pytest.raises(experiment.DivergedError, match=rf"{TINY.id}: no Hessian norm there, after epoch 0.*inner_lr"):
         experiment.run(TINY, "cpu")
 
 
 def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypatch, tmp_path):
     settings = replace(TINY, final_tasks=130)
-    honest = experiment.measure
+    honest = training.measure_together
 
-    def stops(net, test, valid, chosen):
+    def stops(*arguments):
         if len(stops.calls) == 3:
             raise KeyboardInterrupt
         stops.calls.append(1)
-        return honest(net, test, valid, chosen)
+        return honest(*arguments)
 
     assert experiment.record_so_far(settings, "cpu") is None
-    monkeypatch.setattr(experiment, "measure", stops)
+    monkeypatch.setattr(training, "measure_together", stops)
     stops.calls = [1, 1]
     with pytest.raises(KeyboardInterrupt):
         experiment.run(settings, "cpu")
@@ -263,7 +264,7 @@ def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypat
     stops.calls = [1]
     with pytest.raises(KeyboardInterrupt):
         experiment.run(settings, "cpu")
-    monkeypatch.setattr(experiment, "measure", honest)
+    monkeypatch.setattr(training, "measure_together", honest)
     stopped = experiment.record_so_far(settings, "cpu")
     assert stopped.epochs == 2 and not stopped.finished and stopped.path.name == f"{settings.id}-to-4"
     whole = experiment.run(settings, "cpu")
@@ -311,7 +312,7 @@ def test_chunks_change_a_run_by_rounding_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "whole"))
     whole = experiment.run(TINY, "cpu").measures
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "single"))
-    monkeypatch.setattr(experiment, "chunk_size", lambda *_: 1)
+    monkeypatch.setattr(training, "chunk_size", lambda *_: 1)
     single = experiment.run(TINY, "cpu").measures
     early = whole.epoch <= 2
     assert np.allclose(whole[early]["mean"], single[early]["mean"], rtol=1e-3, atol=1e-4)

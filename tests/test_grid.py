@@ -66,11 +66,11 @@ def test_select():
 def test_command_trains_the_very_settings(which, monkeypatch):
     settings, asked = grid.quick()[which].settings, []
 
-    def run(wanted, device, until):
-        asked.append((wanted, device, until))
+    def run_all(wanted, device, until, together):
+        asked.append((*wanted, device, until))
         raise ValueError("enough")
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(experiment, "run_all", run_all)
     CliRunner().invoke(cli, runner.command(settings, "cpu")[3:])
     CliRunner().invoke(cli, runner.command(settings, "cpu", 700)[3:])
     assert asked == [(settings, "cpu", None), (settings, "cpu", 700)]

@@ -36,7 +36,7 @@ def gradient(net, tasks, **options):
 
 def direction(net, seed=3):
     """A random one, as the control takes."""
-    return directions(1, flatten(net).numel(), seed)[0].to(net.head.weight)
+    return directions(1, flatten(net).numel(), seed).to(net.head.weight)
 
 
 @pytest.mark.parametrize("regulariser", CHOICES["regulariser"])
@@ -109,7 +109,7 @@ def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, other=None)
 def test_gradient_is_autograds(setup, order, regulariser):
     net, tasks = setup
     first_order, gamma = order == "fomaml", 0.5 if regulariser != "none" else 0.0
-    losses, moves, expected = _by_hand(net, tasks, first_order, regulariser, gamma, direction(net))
+    losses, moves, expected = _by_hand(net, tasks, first_order, regulariser, gamma, direction(net)[0])
     found, slopes = gradient(net, tasks, first_order=first_order, regulariser=regulariser, gamma=gamma, chunk=2)
     assert (slopes - expected).norm() < 1e-9 * expected.norm()
     assert torch.allclose(found.losses, losses, rtol=1e-10)
@@ -180,3 +180,50 @@ def test_the_control_goes_no_further_than_the_regulariser_where_that_goes_nowher
     for name in ("adapted", "random"):
         outcome, _ = gradient(net, one, regulariser=name, gamma=0.5, other=direction(net, seed))
         assert float(outcome.moves) < 1e-4
+
+
+RUNS = [("finetune", "none")] + [(order, name) for order in ("maml", "fomaml") for name in REGULARISERS[order]]
+
+
+@pytest.mark.parametrize(("order", "regulariser"), RUNS)
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regulariser, chunk):
+    """Three runs with weights, tasks and directions of their own, in float64; chunks that do and do not divide."""
+    rng = np.random.default_rng(1)
+    nets, alone, losses, moves = [], [], [], []
+    x = torch.from_numpy(rng.random((9, 6, 1, 28, 28)))
+    y = torch.arange(3).repeat(9, 2)
+    tasks = Tasks(x[:, :3], y[:, :3], x, y)
+    options = {"first_order": order == "fomaml", "adapt_norm": True, "chunk": chunk, "regulariser": regulariser}
+    options |= {"gamma": 0.0 if regulariser == "none" else 0.5}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        nets.append(ConvNet((1, 28, 28), 3, filters=4).double())
+    others = torch.cat([direction(net, seed) for seed, net in enumerate(nets)])
+    theta = torch.stack([flatten(net).detach() for net in nets]).requires_grad_()
+    for run, net in enumerate(nets):
+        net.zero_grad()
+        chosen = slice(3 * run, 3 * run + 3)
+        if order == "finetune":
+            losses.append(supervised_gradient(net, x[run], y[run]).view(1))
+        else:
+            outcome = meta_gradient(net, tasks[chosen], 0.3, 2, **options, other=others[run : run + 1])
+            losses.append(outcome.losses)
+            moves.append(outcome.moves)
+        alone.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    if order == "finetune":
+        together = supervised_gradient(nets[0], x[:3], y[:3], theta)
+    else:
+        outcome = meta_gradient(nets[0], tasks, 0.3, 2, **options, other=others, theta=theta)
+        together = outcome.losses
+        torch.testing.assert_close(outcome.moves, torch.cat(moves), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(together, torch.cat(losses), rtol=1e-12, atol=0)
+    for mine, expected in zip(theta.grad, alone, strict=True):
+        assert (mine - expected).norm() < 1e-12 * expected.norm()
+
+
+def test_runs_have_as_many_tasks_each(setup):
+    net, tasks = setup
+    theta = flatten(net).detach().expand(2, -1)
+    with pytest.raises(ValueError, match="5 tasks for 2 runs"):
+        meta_gradient(net, tasks, 0.3, 2, first_order=True, adapt_norm=True, chunk=5, theta=theta)

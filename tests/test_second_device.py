@@ -64,7 +64,7 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
     options = {"first_order": algorithm == "fomaml", "adapt_norm": True, "chunk": 2, "regulariser": regulariser}
     options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
     if regulariser == "random":
-        options["other"] = directions(1, flatten(net).numel(), 0)[0].float()
+        options["other"] = directions(1, flatten(net).numel(), 0).float()
     here = meta_gradient(net, tasks, 0.1, 2, **options)
     with second_device() as device:
         other = copy.deepcopy(net).to(device)

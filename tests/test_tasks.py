@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from metanb.images import DataError, ImageSet
-from metanb.tasks import Tasks, sample_images, sample_tasks
+from metanb.tasks import Tasks, draw_images, pixels_of, sample_tasks
 
 
 def signed(classes: int, per_class: int, channels: int = 1) -> ImageSet:
@@ -187,9 +187,9 @@ def test_a_mini_batch_holds_images_of_the_classes_it_names_all_alike_often():
     """Each class is drawn as often as chance allows: chi-square over 20,000 draws, and so each of its images."""
     pixels = np.arange(6 * 4, dtype=np.uint8).reshape(6, 4, 1, 1, 1)  # the pixel tells class and image
     pool = ImageSet("toy", "train", pixels, tuple("abcdef"), "0")
-    x, y = sample_images(pool, 20_000, np.random.default_rng(0))
-    found = (x.flatten() * 255).round().long()
-    assert torch.equal(found // 4, y)
+    draw = draw_images(pool, 20_000, np.random.default_rng(0))
+    found = pixels_of(pool, draw).flatten().long()
+    assert torch.equal(found // 4, torch.from_numpy(draw.labels[0]))
     counts = np.bincount(found, minlength=24)
     assert ((counts - 20_000 / 24) ** 2 / (20_000 / 24)).sum() < 49.7  # 23 degrees of freedom, p = 0.001
     numbers = np.random.default_rng(0).random(40_000).tolist()  # a seed names the images for good: pair by pair

@@ -1,0 +1,23 @@
+"""Runs side by side, at their beginning, for tests of what trains them."""
+
+import torch
+
+from metanb import training
+from metanb.checkpoint import State
+from metanb.engine import Engine
+
+PLAIN = Engine()
+
+
+def new_cohort(runs, engine=PLAIN, device="cpu", dtype=torch.float32):
+    """A cohort of untrained runs, as `training.train` puts them together; in float64 if so asked."""
+    device = torch.device(device)
+    sets = [training.load(settings, "train") for settings in runs]
+    states = []
+    for settings, train in zip(runs, sets, strict=True):
+        net = training.new_net(settings, train).to(dtype)
+        states.append(State(settings, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), {}, epoch=0))
+    pool = training.TrainingImages(sets, device, engine.resident)
+    cohort = training.Cohort(states, sets, pool, device, engine)
+    cohort.net.to(dtype)
+    return cohort

@@ -1,0 +1,259 @@
+"""Runs side by side against the same runs alone: in float64 to 1e-12, in float32 within rounding, killed or not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tqdm import tqdm
+
+from metanb import checkpoint, engine, experiment, records, training
+from metanb.engine import Engine
+from metanb.settings import REGULARISERS, preset
+from metanb.tasks import scaled
+from tests.cohorts import new_cohort
+
+TINY = preset("smoke", "glyphs", filters=4, iterations=8, epoch_iterations=2, test_tasks=4, test_queries=2)
+KINDS = [{"algorithm": "finetune"}, {"train_classes": 6}] + [
+    {"algorithm": order, "regulariser": name, "gamma": 0.0 if name == "none" else 0.3}
+    for order in ("maml", "fomaml") for name in REGULARISERS[order]
+]  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def double(monkeypatch):
+    monkeypatch.setattr(training, "scaled", lambda pixels: scaled(pixels).double())
+
+
+def seeds(n, **options):
+    """Runs that differ by seeds alone; with few classes, by those that are kept, too."""
+    few = "train_classes" in options
+    return [replace(TINY, seed=seed, class_seed=seed if few else 0, **options) for seed in range(n)]
+
+
+def trained(cohort, epochs):
+    """The statistics of some epochs, and the weights after them."""
+    found = []
+    for _ in range(epochs):
+        with tqdm(disable=True) as bar:
+            found.append(cohort.train(bar))
+        cohort.keep()
+        for state in cohort.states:
+            state.epoch += 1
+    return found, cohort.theta
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("options", KINDS, ids=lambda one: "-".join(map(str, one.values())))
+def test_together_they_learn_what_they_learn_alone(options, resident, double):
+    """Four iterations in float64; the images read from the host, or once for all runs."""
+    runs = seeds(3, inner_steps=2, **options)
+    stats, theta = trained(new_cohort(runs, Engine(resident=resident), dtype=torch.float64), 2)
+    for i, settings in enumerate(runs):
+        alone, weights = trained(new_cohort([settings], dtype=torch.float64), 2)
+        assert (theta[i] - weights[0]).norm() < 1e-12 * weights.norm()
+        for epoch in range(2):
+            assert stats[epoch][i].keys() == alone[epoch][0].keys()
+            for name, stat in alone[epoch][0].items():
+                assert stats[epoch][i][name].mean == pytest.approx(stat.mean, rel=1e-11), name
+    assert (theta[0] - theta[1]).norm() > 0.1 * theta[0].norm()
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "finetune"])
+def test_records_are_those_of_runs_alone_but_for_rounding(tmp_path, monkeypatch, algorithm):
+    runs = seeds(3, algorithm=algorithm, final_tasks=5)
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "alone"))
+    alone = experiment.run_all(runs, "cpu")
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "together"))
+    together = experiment.run_all([*runs, runs[0]], "cpu", together=3)
+    assert together[0].path == together[3].path  # asked for twice, it is one run
+    for one, other, settings in zip(alone, together, runs, strict=False):
+        assert one.settings == other.settings == settings
+        assert (one.provenance["together"], other.provenance["together"]) == (1, 3)
+        assert other.provenance["shared_seconds"] == pytest.approx(other.provenance["wall_seconds"] / 3, abs=0.2)
+        assert one.measures[["epoch", "measure", "n"]].equals(other.measures[["epoch", "measure", "n"]])
+        early = one.measures.epoch <= 2
+        assert np.allclose(one.measures[early]["mean"], other.measures[early]["mean"], rtol=2e-3, atol=1e-4)
+
+
+def test_a_run_begun_alone_goes_on_among_others_and_the_other_way(tmp_path, monkeypatch):
+    """They stand at different epochs, and each goes on from its own."""
+    runs = seeds(3)
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "whole"))
+    whole = experiment.run_all(runs, "cpu")
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "parts"))
+    experiment.run(runs[1], "cpu", until=4)
+    experiment.run_all(runs[:2], "cpu", until=6, together=2)
+    experiment.run(runs[0], "cpu")
+    parts = experiment.run_all(runs, "cpu", together=3)
+    assert [record.provenance["resumed"] for record in parts] == [1, 2, 0]
+    assert [str(record.provenance["together"]) for record in parts] == ["2, 1", "1, 2", "2"]
+    for one, other in zip(whole, parts, strict=True):
+        assert one.measures[["epoch", "measure"]].equals(other.measures[["epoch", "measure"]])
+        assert np.allclose(one.measures["mean"], other.measures["mean"], rtol=2e-2, atol=2e-3)
+
+
+def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, monkeypatch):
+    """It lacks what is noted since: how many runs shared the time, and how it was computed."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    experiment.run(TINY, "cpu", until=4)
+    path = records.checkpoint(TINY.id)
+    values = torch.load(path, weights_only=True)
+    del values["shared"]
+    for name in ("together", "precision", "engine"):
+        del values["origin"][name]
+    torch.save(values, path)
+    assert checkpoint.read(path)["shared"] == values["wall"]
+    record = experiment.run(TINY, "cpu")
+    assert record.finished and record.provenance["together"] == 1 and record.provenance["precision"] == "float32"
+
+
+def diverging(monkeypatch, run, call):
+    """From its `call`-th iteration on, the loss of one run of three is not a number."""
+    honest, calls = training.meta_gradient, []
+
+    def diverges(*args, **kwargs):
+        calls.append(1)
+        outcome = honest(*args, **kwargs)
+        losses = outcome.losses.clone().view(len(kwargs["theta"]), -1)
+        if len(losses) == 3 and len(calls) >= call:
+            losses[run] = float("nan")
+        return outcome._replace(losses=losses.flatten())
+
+    monkeypatch.setattr(training, "meta_gradient", diverges)
+
+
+def test_a_run_that_diverges_is_set_aside_and_the_others_go_on(store, monkeypatch, capsys):
+    runs = seeds(3)
+    diverging(monkeypatch, run=1, call=4)
+    with pytest.raises(training.DivergedError, match=rf"{runs[1].id}: loss is nan.*iteration 3.*epoch 1 is kept"):
+        experiment.run_all(runs, "cpu", together=3)
+    assert f"set aside: {runs[1].id}: loss is nan" in capsys.readouterr().err
+    assert records.find(runs[1]) is None and checkpoint.read(store / f"{runs[1].id}.pt")["epoch"] == 1
+    for settings in (runs[0], runs[2]):
+        record = records.find(settings)
+        assert record.finished and np.isfinite(record.measures["mean"]).all()
+    assert experiment.run(runs[1], "cpu").finished  # alone, its loss is a number here
+
+
+def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(store, monkeypatch, capsys):
+    """Measured together they fail; one by one the culprit is told."""
+    runs = seeds(3)
+    honest = training.measure_together
+
+    def fails(net, theta, test, valid, chosen):
+        if runs[2] in chosen and measured.append(len(chosen)) is None and len(measured) > 1:
+            raise training.LandscapeError("loss of task 3 is nan")
+        return honest(net, theta, test, valid, chosen)
+
+    measured = []
+    monkeypatch.setattr(training, "measure_together", fails)
+    with pytest.raises(training.DivergedError, match=rf"{runs[2].id}: loss of task 3 is nan, after epoch 1"):
+        experiment.run_all(runs, "cpu", together=3)
+    assert measured == [3, 3, 1]
+    assert all(records.find(settings).finished for settings in runs[:2])
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys):
+    runs = seeds(5)
+    honest, sizes = training.meta_gradient, []
+
+    def full(*args, **kwargs):
+        sizes.append(len(kwargs["theta"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(training, "meta_gradient", full)
+    made = experiment.run_all(runs, "cpu", together=5)
+    assert [record.settings for record in made] == runs and all(record.finished for record in made)
+    assert sizes[0] == 5 and sizes[1] == 3 and set(sizes[2:]) == {1, 2}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["5 runs together do not fit into memory: going on with 3 at a time",
+                     "3 runs together do not fit into memory: going on with 2 at a time"]  # fmt: skip
+
+
+def test_images_that_do_not_fit_on_the_device_stay_on_the_host(monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
+
+    settings = seeds(2)
+    expected = trained(new_cohort(settings), 1)[1]
+    monkeypatch.setattr(training.TrainingImages, "_copy", full)
+    assert torch.equal(trained(new_cohort(settings, Engine(resident=True)), 1)[1], expected)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "without 'resident'" in line and "out of memory.;" in line
+
+
+def test_runs_that_differ_in_more_than_seeds_are_batches_of_their_own(store):
+    runs = [TINY, replace(TINY, inner_lr=0.1), replace(TINY, seed=1), replace(TINY, seed=1, inner_lr=0.1)]
+    made = experiment.run_all(runs, "cpu", until=2, together=4)
+    assert [record.settings for record in made] == runs
+    assert [record.provenance["together"] for record in made] == [2] * 4
+    with pytest.raises(ValueError, match="together is 0: at least 1"):
+        experiment.run_all(runs, "cpu", together=0)
+
+
+def test_the_engine_is_that_of_the_device_less_what_is_left_out(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.delenv("METANB_WITHOUT", raising=False)
+    assert engine.choose(torch.device("cpu")) == Engine()
+    assert engine.choose(gpu) == Engine(engine.TOGETHER, True, True, True, True)
+    assert engine.choose(gpu, together=3).together == 3
+    assert engine.choose(gpu).features == "resident compile graph" and engine.choose(gpu).precision == "TF32"
+    monkeypatch.setenv("METANB_WITHOUT", "tf32, together")
+    assert engine.choose(gpu) == Engine(1, True, True, True, False)
+    monkeypatch.setenv("METANB_WITHOUT", "speed")
+    with pytest.raises(ValueError, match="'speed': choose from together, resident, compile, graph, tf32"):
+        engine.choose(gpu)
+
+
+def start(runs, folder):
+    text = json.dumps([settings.to_dict() for settings in runs])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "metanb", "train", "--device", "cpu", "--together", "3", "--runs", "-"],
+        env=os.environ | {"METANB_STORE": str(folder), "OMP_NUM_THREADS": "1"}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    child.stdin.write(text)
+    child.stdin.close()
+    return child
+
+
+def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed(tmp_path):
+    """Five kills of a batch of three; then whoever is left goes on, in groups that are others each time."""
+    runs = [replace(settings, iterations=40, test_tasks=2) for settings in seeds(3)]
+    groups = [runs, runs[:1], runs[1:], [runs[2], runs[0]], runs]
+    chance = random.Random(0)
+    for group in groups:
+        child = start(group, tmp_path / "killed")
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.pt")}
+        while {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.pt")} == before:
+            if child.poll() is not None:
+                break
+            time.sleep(0.01)
+        time.sleep(0.5 * chance.random())
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    for folder, group in (("killed", runs), ("whole", runs)):
+        child = start(group, tmp_path / folder)
+        assert child.wait() == 0, child.stderr.read()
+    for settings in runs:
+        killed, whole = (records.read(tmp_path / folder / settings.id) for folder in ("killed", "whole"))
+        assert killed.finished and killed.provenance["resumed"] >= 3
+        assert killed.measures[["epoch", "measure", "n"]].equals(whole.measures[["epoch", "measure", "n"]])
+        early = killed.measures.epoch <= 4
+        assert np.allclose(killed.measures[early]["mean"], whole.measures[early]["mean"], rtol=2e-2, atol=2e-3)
