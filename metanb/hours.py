@@ -22,7 +22,7 @@ from metanb.records import Record
 from metanb.settings import Settings
 
 CORE = "CPU core"
-BANDWIDTH = {  # TB/s of memory, in the data sheets of NVIDIA
+BANDWIDTH = {  # TB/s of memory, in NVIDIA's own figures
     "NVIDIA H200": 4.8,
     "NVIDIA H100 80GB HBM3": 3.35,
     "NVIDIA A100-SXM4-80GB": 2.0,
