@@ -91,6 +91,7 @@ def test_the_cost_of_the_paper_by_device(monkeypatch):
     scaled = hours.in_units(30 * 4.8 / 1.01)
     assert consumer[:3] == ["2", f"≈ {scaled}", "unknown"] and consumer[5] == "over 10"
     assert core[0] == "1" and core[1].startswith("≈ ") and "unknown" not in "".join(core)
+    assert core[4].startswith("≈ ") and core[5].startswith("≈ ")  # of one setting none was timed
     nothing = book_numbers.cost_table([]).splitlines()[2].split("|")[2:-1]
     assert {value.strip() for value in nothing} == {"unknown"}
 

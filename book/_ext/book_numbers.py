@@ -259,6 +259,8 @@ def cost_table(recorded: list[Record]) -> str:
         elif left.unknown:
             note = small(f"{left.unknown} of {left.runs} runs unknown")
             whole, device_hours = f"over {whole}{note}", f"over {device_hours}"
+        elif left.bases != {"like runs"}:
+            whole, device_hours = f"≈ {whole}", f"≈ {device_hours}"
         basis = small(timed_how(left.bases, kind))
         together = "1" if kind == CORE else f"{left.together:.0f}" if left.minutes else "unknown"
         rows.append([f"{kind}{basis}", together, *map(cost, estimates), whole, device_hours])
