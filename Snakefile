@@ -8,7 +8,6 @@ else: <store>/<id>.out, what the run printed, and <store>/<id>.log, what it said
 checkpoints are metanb's own: a job that was killed goes on from its last epoch when it is asked for again.
 """
 
-import math
 import os
 import shlex
 import sys
@@ -16,7 +15,7 @@ from contextlib import suppress
 
 from filelock import Timeout
 
-from metanb import grid, records, runner
+from metanb import grid, hours, records, runner
 
 OPTIONS = {
     "grid": "smoke",  # or quick, paper
@@ -34,6 +33,8 @@ STORE = os.environ["METANB_STORE"] = os.path.abspath(os.path.expanduser(STORE))
 PLANNED = grid.select(grid.GRIDS[GRID](), *([ONLY] if ONLY else []))
 RUNS = {one.settings.id: one.settings for one in PLANNED}
 RECORDED = grid.made(PLANNED)
+TIMINGS = hours.Timings(hours.recorded_anywhere())
+KIND = TIMINGS.kind_here(DEVICE)
 MISSING = [settings.id for settings in grid.missing(PLANNED, RECORDED, UNTIL)]
 if workflow.is_main_process:  # the jobs read this file, too
     print(f"{GRID}: {len(PLANNED) - len(MISSING)} runs are recorded, {len(MISSING)} are missing", file=sys.stderr)
@@ -60,7 +61,8 @@ rule train:
         gpu=int(DEVICE.startswith("cuda")),
         # The peaks seen: 1.7 GB with Omniglot, 1.9 GB with a few tasks of mini-ImageNet.
         mem_mb=lambda job: 8000 if RUNS[job.run].dataset == "mini-imagenet" else 4000,
-        # Minutes: twice what is expected, and ten to start with. A job that needs longer goes on when it is retried.
-        runtime=lambda job: 10 + math.ceil(2 * grid.left([RUNS[job.run]], RECORDED, UNTIL)),
+        # Minutes: twice what is expected on this kind of device, and ten to start with; a day where nothing like it was
+        # timed. A job that needs longer goes on when it is retried.
+        runtime=lambda job: TIMINGS.limit(RUNS[job.run], RECORDED, KIND, UNTIL),
     shell:
         "{params.command} > {output} 2> {log}"

@@ -83,7 +83,7 @@ def _read_runs(file: TextIO) -> list[Settings]:
 
 @cli.command()
 @click.argument("name", metavar="GRID", type=click.Choice(["smoke", "quick", "paper"]))
-@click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the minutes they take")
+@click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the time they take")
 @click.option("--only", metavar="PATTERN", multiple=True,
               help="runs whose group or id matches, as in 'base' or '*-5w1s-*'; repeated: in that order")  # fmt: skip
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(min=1), help="runs at a time")
@@ -104,7 +104,7 @@ def grid(
 ) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
     from metanb import grid as grids
-    from metanb import runner
+    from metanb import hours, runner
 
     if only_list and (export or export_weights):
         raise click.UsageError("--list only looks: to pack what there is, give --budget 0 in its place")
@@ -119,12 +119,13 @@ def grid(
     if only_list:
         recorded = grids.made(planned)
         missing = grids.missing(planned, recorded, until)
-        left = grids.left(missing, recorded, until)
-        click.echo(grids.table(planned, recorded).to_string(index=False))
-        click.echo(
-            f"{len(planned)} runs, {len(planned) - len(missing)} recorded; the others take about {left:.0f} "
-            f"minutes of one core, {left / processes:.0f} with {processes} at a time"
-        )
+        timings = hours.Timings(hours.recorded_anywhere())
+        kind = timings.kind_here(device)
+        left = timings.left(missing, recorded, kind, processes, until).in_words(processes)
+        rows = grids.table(planned, recorded, timings, kind, processes)
+        click.echo(rows.to_string(index=False))
+        total = f"{len(planned)} runs, {len(planned) - len(missing)} recorded"
+        click.echo(f"{total}; the others take {left}" if missing else f"{total}, which is all")
         return
     failed = runner.run(planned, processes, device, click.echo, budget, until) if budget else []
     chosen = [one.settings for one in planned]

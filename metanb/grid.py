@@ -1,14 +1,14 @@
-"""The grids of runs as data: what a scale's results rest on, what there is of it, and how long the rest would take."""
+"""The grids of runs as data: what a scale's results rest on, and what there is of it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from statistics import mean, median
 from typing import Any
 
 import pandas as pd
 
 from metanb import records
+from metanb.hours import Timings, in_units
 from metanb.settings import CHOICES, Dataset, Scale, Settings, preset
 
 # The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its way from theta_s.
@@ -124,33 +124,26 @@ def at_paper_scale(dataset: str, ways: int, shots: int, groups: Iterable[str] = 
     return sorted(found, key=lambda run: CHOICES["algorithm"].index(run.settings.algorithm))
 
 
-def minutes(settings: Settings, recorded: Iterable[records.Record] = ()) -> float:
-    """How long a run should take, in minutes of one core: as long as its like took, else by its amount of work.
+def table(
+    planned: Sequence[Planned],
+    recorded: Iterable[records.Record],
+    timings: Timings,
+    kind: str,
+    together: float = 1.0,
+) -> pd.DataFrame:
+    """The grid for reading: a row per run.
 
-    The amount of work is passes of images through the network, weighed as on a server's core. Where runs are recorded,
-    the weights are scaled to the machine that made them.
+    Args:
+        planned: the runs.
+        recorded: those that are recorded, finished or not.
+        timings: what runs took.
+        kind: the kind of device on which they are to run.
+        together: how many of them share a GPU.
+
+    Returns:
+        Columns group, run, state, time (of one core, or the run's share of a GPU's) and
+        estimate: what that time rests on, as `metanb.hours.Estimate` says it.
     """
-    took = [(run, run.provenance["wall_seconds"] / 60 * run.settings.epochs / run.epochs)
-            for run in recorded if run.epochs]  # fmt: skip
-    unseeded = settings.unseeded
-    like = [whole for run, whole in took if run.settings.unseeded == unseeded]
-    if like:
-        return mean(like)
-    scales = [whole / _work(run.settings) for run, whole in took]
-    return _work(settings) * (median(scales) if scales else 1.0)
-
-
-def left(runs: Iterable[Settings], recorded: Iterable[records.Record], until: int | None = None) -> float:
-    """How long these runs should yet take up to this iteration, in minutes of one core, beyond what is recorded."""
-    recorded = list(recorded)
-    done = {run.settings: run.epochs for run in recorded}
-    steps = {one: max(0, one.epoch_of(until) - done.get(one, 0)) for one in runs}
-    return sum(minutes(one, recorded) * epochs / one.epochs for one, epochs in steps.items())
-
-
-def table(planned: Iterable[Planned], recorded: Iterable[records.Record]) -> pd.DataFrame:
-    """The grid for reading: a row a run, with its state and the minutes that it takes."""
-    recorded = list(recorded)
     there = {run.settings: run for run in recorded}
 
     def state(settings: Settings) -> str:
@@ -159,14 +152,16 @@ def table(planned: Iterable[Planned], recorded: Iterable[records.Record]) -> pd.
             return "begun" if records.checkpoint(settings.id).exists() else "missing"
         return "recorded" if found.finished else f"to {found.iterations:,}"
 
+    estimates = {run.settings: timings.estimate(run.settings, kind, together) for run in planned}
     return pd.DataFrame(
         {
-            "group": one.group,
-            "run": one.settings.id,
-            "state": state(one.settings),
-            "minutes": round(minutes(one.settings, recorded), 1),
+            "group": run.group,
+            "run": run.settings.id,
+            "state": state(run.settings),
+            "time": in_units(estimates[run.settings].minutes),
+            "estimate": estimates[run.settings].basis,
         }
-        for one in planned
+        for run in planned
     )
 
 
@@ -193,13 +188,3 @@ def _heads(seed: int) -> Iterator[Planned]:
             yield Planned("head", preset("quick", "omniglot", algorithm=algorithm, head_init=head, seed=seed))
     for head in ("shared", "zero"):
         yield Planned("head", preset("quick", "omniglot", algorithm="finetune", test_head=head, seed=seed))
-
-
-def _work(settings: Settings) -> float:
-    """Minutes of one core of an AMD EPYC, measured at 32 filters; larger images and more filters in proportion."""
-    images = settings.ways * (settings.shots * settings.inner_steps + settings.queries)
-    order = 1 if settings.first_order or settings.algorithm == "finetune" else 2
-    training = 1.2e-4 * settings.iterations * settings.meta_batch * images * order
-    measuring = 0.012 * (settings.epochs + 1) * settings.test_tasks * settings.ways * settings.shots
-    pixels = 9 * 4 if settings.dataset == "mini-imagenet" else 1  # 9 times the pixels, and no strides
-    return (training + measuring) * pixels * settings.filters / 32 / 60

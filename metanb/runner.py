@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import fields
+from datetime import UTC, datetime
 from time import monotonic
 
-from metanb import grid, records
+from metanb import grid, hours, records
 from metanb.grid import Planned
 from metanb.settings import Settings
 
@@ -39,7 +40,16 @@ def run(
     recorded = grid.made(planned)
     missing = grid.missing(planned, recorded, until)
     there = len(planned) - len(missing)
-    say(f"{there} runs are recorded, {len(missing)} are missing: {_left(missing, recorded, processes, until)}")
+    timed = hours.recorded_anywhere()
+    kind = hours.Timings(timed).kind_here(device)
+
+    def left(settings: Iterable[Settings]) -> str:
+        shared = [(kind, start) for start in begun.values()]
+        timings = hours.Timings([*timed, *recorded], shared)
+        return timings.left(settings, recorded, kind, processes, until).as_clock(processes)
+
+    begun: dict[Settings, datetime] = {}  # when each of those in progress was started
+    say(f"{there} runs are recorded, {len(missing)} are missing: {left(missing)}")
     failed: list[str] = []
     deadline = monotonic() + 60 * budget
     running: dict[Future[str], Settings] = {}
@@ -50,10 +60,12 @@ def run(
             while queue or running:
                 while queue and len(running) < processes:
                     settings = queue.pop(0)
+                    begun[settings] = datetime.now(UTC)
                     running[pool.submit(_train, command(settings, device, until), settings.id, children)] = settings
                 finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     settings, error, done = running.pop(future), future.result(), done + 1
+                    del begun[settings]
                     found = None if error else records.find(settings, settings.epoch_of(until))
                     if found is None:
                         failed.append(f"{settings.id}: {error}")
@@ -61,10 +73,10 @@ def run(
                     else:
                         recorded.append(found)
                         accuracy = found.curve("query_accuracy")["mean"].iloc[-1]
-                        took = found.provenance["wall_seconds"] / 60
-                        said = f"{took:.1f} min, query accuracy {accuracy:.3f}, {found.path}"
-                    left = _left([*queue, *running.values()], recorded, processes, until)
-                    say(f"[{done}/{len(missing)}] {settings.id}: {said}; {left}")
+                        took = hours.in_units(found.provenance["wall_seconds"] / 60)
+                        said = f"{took}, query accuracy {accuracy:.3f}, {found.path}"
+                    rest = left([*queue, *running.values()])
+                    say(f"[{done}/{len(missing)}] {settings.id}: {said}; {rest}")
                 if monotonic() > deadline:
                     break
         finally:
@@ -114,7 +126,3 @@ def _train(command: list[str], run: str, children: dict[str, "subprocess.Popen[s
         return ""
     lines = errors.strip().splitlines()
     return lines[-1] if lines and child.returncode > 0 else f"ended by signal {-child.returncode}"
-
-
-def _left(missing: list[Settings], recorded: list[records.Record], processes: int, until: int | None) -> str:
-    return f"about {grid.left(missing, recorded, until) / processes:.0f} min left"

@@ -2,13 +2,17 @@
 
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from metanb import claims, verdicts
+from metanb import claims, grid, hours, verdicts
+from metanb.grid import Planned
+from metanb.records import Record
+from metanb.settings import preset
 from tests.test_claims import TIME, cell, record
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
@@ -59,11 +63,45 @@ def test_accuracy_stands_beside_the_published_one(epochs, reached):
     )
 
 
-def test_hours_are_those_of_sixty_thousand_meta_gradients():
-    rows = [{"candidate": "metanb", "unit": unit, "order": order, "ms": 600.0}
-            for unit in ("U1", "U3", "U4") for order in ("second", "first")]  # fmt: skip
-    lines = book_numbers.hours_table(pd.DataFrame(rows)).splitlines()[2:]
-    assert [line.split("|")[2:4] for line in lines] == [[" 10 ", " 10 "]] * 3
+def timed(settings, seconds, device, epochs=120):
+    origin = {
+        "device": device, "wall_seconds": seconds, "cpu_seconds": seconds, "resumed": 0,
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).isoformat(),
+    }  # fmt: skip
+    measures = pd.DataFrame({"epoch": range(epochs + 1)})
+    return Record(settings, measures, origin, Path(settings.id))
+
+
+def test_the_cost_of_the_paper_by_device(monkeypatch):
+    """Two runs of an hour share a GPU, one takes an hour of a core; the grid is their settings."""
+    maml, other = preset("paper", "omniglot", 20), preset("paper", "omniglot", 20, algorithm="fomaml")
+    planned = [Planned("a", replace(one, seed=seed)) for one in (maml, other) for seed in range(4)]
+    monkeypatch.setattr(grid, "paper", lambda: planned)
+    runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200") for seed in range(2)]
+    lines = book_numbers.cost_table([*runs, timed(other, 3600.0, "AMD EPYC (AVX2)")]).splitlines()
+    assert lines[0].split("|")[-3:-1] == [" All 8 runs ", " Hours of the device "]
+    rows = {line.split("|")[1].split("<")[0].strip(): line.split("|")[2:-1] for line in lines[2:]}
+    assert list(rows) == [*hours.BANDWIDTH, hours.CORE]
+    h200, consumer, core = (
+        [value.strip() for value in rows[kind]] for kind in ("NVIDIA H200", "NVIDIA GeForce RTX 4090", hours.CORE)
+    )
+    assert h200[:3] == ["2", "30 min", "unknown"] and h200[3].startswith("≈ ")
+    assert h200[4:] == ["over 2.0 h<br><small>4 of 8 runs unknown</small>", "over 2"]
+    scaled = hours.in_units(30 * 4.8 / 1.01)
+    assert consumer[:3] == ["2", f"≈ {scaled}", "unknown"] and consumer[5] == "over 10"
+    assert core[0] == "1" and core[1].startswith("≈ ") and "unknown" not in "".join(core)
+    assert core[4].startswith("≈ ") and core[5].startswith("≈ ")  # of one setting none was timed
+    nothing = book_numbers.cost_table([]).splitlines()[2].split("|")[2:-1]
+    assert {value.strip() for value in nothing} == {"unknown"}
+
+
+def test_what_runs_took_on_a_gpu_is_told_with_their_share():
+    maml = preset("paper", "omniglot", 20)
+    runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200", 10) for seed in range(2)]
+    (line,) = book_numbers.gpu_table(runs).splitlines()[2:]
+    assert line.endswith("| NVIDIA H200 | 2 | 5,000 | 60 min | 2.0 | 30 min | 6.0 h |")
+    assert len(book_numbers.gpu_table([timed(maml, 60.0, "AMD EPYC")]).splitlines()) == 2
 
 
 def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():

@@ -1,6 +1,6 @@
 """Grids as jobs: what the Snakefile asks of metanb, checked by hand, and Snakemake itself on the tiniest of runs.
 
-Evidence: counts and minutes worked out by hand; records of `metanb train`, made by no Snakemake; and where Snakemake is
+Evidence: counts worked out by hand; records of `metanb train`, made by no Snakemake; and where Snakemake is
 installed, its exit codes and the files that it leaves. A real SLURM is tried by hand: tests/slurm.sh.
 """
 
@@ -53,19 +53,15 @@ def test_the_command_line_offers_every_grid():
     assert list(name.type.choices) == list(grid.GRIDS)
 
 
-def test_missing_and_left_by_hand(tmp_path):
+def test_missing_by_hand(tmp_path):
     def record(settings, epochs):
-        measures = pd.DataFrame({"epoch": range(epochs + 1)})
-        return records.Record(settings, measures, {"wall_seconds": 60.0 * epochs}, tmp_path)  # a minute an epoch
+        return records.Record(settings, pd.DataFrame({"epoch": range(epochs + 1)}), {}, tmp_path)
 
     settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]  # 6 epochs of 10 iterations
     planned, recorded = [Planned("a", one) for one in settings], [record(settings[0], 6), record(settings[1], 2)]
     assert grid.missing(planned, recorded) == settings[1:]
     assert grid.missing(planned, recorded, until=20) == settings[2:]
     assert grid.missing(planned, recorded, until=21) == settings[1:]
-    assert grid.left(settings, recorded) == pytest.approx(0 + 4 + 6)
-    assert grid.left(settings[2:], recorded, until=20) == pytest.approx(2)
-    assert grid.left(settings[:1], recorded, until=20) == 0
 
 
 def test_texts_of_jobs_beside_the_records_are_no_records(store):

@@ -1,4 +1,4 @@
-"""The grid as data, its estimate by hand, and its runner against `run`: the same records, killed or not."""
+"""The grid as data, and its runner against `run`: the same records, killed or not."""
 
 import json
 import os
@@ -10,14 +10,13 @@ import time
 from collections import Counter
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from metanb import checkpoint, experiment, grid, records, runner
 from metanb.__main__ import cli, main
 from metanb.grid import Planned
-from metanb.records import Record
+from metanb.hours import CORE, Estimate, Timings
 from metanb.settings import preset, scale_of
 from tests.bad_days import shown
 
@@ -28,6 +27,10 @@ TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, t
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
     return tmp_path / "store"
+
+
+def states(planned, recorded):
+    return grid.table(planned, recorded, Timings(recorded), CORE).state.tolist()
 
 
 def test_quick_is_well_formed():
@@ -76,21 +79,6 @@ def test_command_trains_the_very_settings(which, monkeypatch):
     assert asked == [(settings, "cpu", None), (settings, "cpu", 700)]
 
 
-def test_minutes_are_those_of_the_like_or_scaled_work(tmp_path):
-    def record(settings, seconds, epochs=None):
-        measures = pd.DataFrame({"epoch": range((epochs or settings.epochs) + 1)})
-        return Record(settings, measures, {"wall_seconds": seconds}, tmp_path)
-
-    planned = preset("quick", "omniglot", seed=3)
-    like = [record(replace(planned, seed=seed), seconds) for seed, seconds in ((0, 60), (1, 120))]
-    assert grid.minutes(planned, like) == 1.5
-    assert grid.minutes(planned, [record(planned, 30, epochs=planned.epochs // 2)]) == 1.0  # stopped half way
-    twice = preset("quick", "omniglot", seed=3, iterations=3600, epoch_iterations=300)
-    assert 1.5 < grid.minutes(twice, like) < 3.0  # twice the training, the same measuring
-    other = record(twice, 60 * 4 * grid.minutes(twice))
-    assert grid.minutes(planned, [other]) == pytest.approx(4 * grid.minutes(planned))
-
-
 def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, monkeypatch):
     lines = []
     good = [Planned("a", replace(TINY, seed=seed)) for seed in (0, 1)]
@@ -127,7 +115,7 @@ def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         saved = path.stat().st_mtime_ns
-    assert grid.table(planned, []).state.tolist() == ["begun"]
+    assert states(planned, []) == ["begun"]
     assert runner.run(planned, 1, "cpu", lambda line: None) == []
     resumed = records.find(settings)
     assert resumed.provenance["resumed"] == 10
@@ -154,7 +142,7 @@ def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_p
     (found,) = grid.made(planned)
     assert not found.finished and found.epochs >= 2 and "final_accuracy" in set(found.measures.measure)
     assert lines[-1] == f"stopped: {longer.id} at iteration {3 * found.epochs:,}, {found.path}"
-    assert grid.table(planned, [found]).state.tolist() == [f"to {3 * found.epochs:,}"]
+    assert states(planned, [found]) == [f"to {3 * found.epochs:,}"]
     reach = found.epochs + 2
     assert runner.run(planned[:1], 1, "cpu", lambda line: None, budget=9) == []
     (further,) = grid.made(planned)
@@ -201,10 +189,10 @@ def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "places", lambda: [store])
     monkeypatch.setitem(grid.GRIDS, "paper", lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)])
     experiment.run(TINY, "cpu", until=6)
-    monkeypatch.setattr(grid, "minutes", lambda *_: 40.0)
+    monkeypatch.setattr(Timings, "estimate", lambda *_: Estimate(40.0))
     for until, n, epochs in ((6, 1, 2), (9, 0, 4)):
         done = CliRunner().invoke(cli, ["grid", "paper", "--list", "--until", str(until)])
-        assert f"2 runs, {n} recorded; the others take about {10 * epochs} minutes" in done.output, done.output
+        assert f"2 runs, {n} recorded; the others take about {10 * epochs} min" in done.output, done.output
     done = CliRunner().invoke(cli, ["grid", "paper", "--list", "--export", str(tmp_path / "out")])
     assert done.exit_code == 2 and "--budget 0" in done.output and not (tmp_path / "out").exists()
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from metanb import bench, claims, figures, grid, summary
+from metanb import bench, claims, figures, grid, hours, summary
 from metanb.cells import cells
+from metanb.hours import CORE, Estimate, Timings, in_units
 from metanb.records import Record, read_all
 from metanb.settings import NAMES, Settings, apart, preset, scale_of
 from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, PUBLISHED, REPRODUCED, TOO_FEW, UNJUDGED, Row
@@ -34,8 +35,12 @@ CONTROLS = {  # forms that the landing page counts besides the paper's
 }  # fmt: skip
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
-HOURS = {"U1": "Omniglot, 5-way 1-shot", "U3": "Omniglot, 20-way 1-shot", "U4": "mini-ImageNet, 5-way 1-shot"}
 PAPER_SETTINGS = [("omniglot", 5, 1), ("omniglot", 20, 1), ("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
+MAIN_SETTINGS = {  # 1-shot; Omniglot where no data set is named
+    "20-way MAML": preset("paper", "omniglot", 20),
+    "mini-ImageNet, first-order MAML": preset("paper", "mini-imagenet", algorithm="fomaml"),
+    "5-way MAML": preset("paper", "omniglot"),
+}
 
 
 @cache
@@ -99,15 +104,18 @@ def ledger_table(rows: list[Row]) -> str:
 
 def runs_page(recorded: list[Record]) -> str:
     """A section for each cell, with its runs to download; the id of each of them leads there."""
-    lines = []
+    timings, lines = Timings(recorded), []
     for cell in cells(recorded):
-        minutes = sum(run.provenance["cpu_seconds"] for run in cell) / len(cell) / 60
+        timed = [timings.of(run) for run in cell]
+        minutes = sum(run.minutes for run in timed) / len(timed)
+        devices = " and ".join(sorted({run.kind for run in timed}))
         downloads = ", ".join(
             f"{{download}}`{run.settings.id} <../results/{run.path.name}/measures.csv>`" for run in cell
         )
         lines += [f"({run.settings.id})=" for run in cell]
         so_far = "" if all(run.finished for run in cell) else f", stopped at {iterations(cell)} iterations"
-        lines += [f"### {what(cell[0].settings)}", "", f"{len(cell)} runs of {minutes:.1f} CPU minutes{so_far}. "
+        lines += [f"### {what(cell[0].settings)}", "",
+                  f"{len(cell)} runs, each {in_units(minutes)} of one {devices}{so_far}. "
                   f"{figures.origin(cell)} Measures: {downloads}.", ""]  # fmt: skip
     return "\n".join(lines)
 
@@ -165,7 +173,6 @@ def benchmark() -> dict[str, str]:
         "bench_measuring": f"{result['measuring']:.1%}",
         "bench_rate": f"{result['best_gflops']:.0f}",
         "bench_share": f"{ours.share.min():.0%} to {ours.share.max():.0%}",
-        "paper_hours": hours_table(timings),
         "bench_second": gradient_table(timings, "second"),
         "bench_first": gradient_table(timings, "first"),
         "bench_hessian": frame(hessian[hessian.unit == "H"][["candidate", "ms", "times as fast", "error, single"]]),
@@ -237,28 +244,57 @@ def iterations(cell: list[Record]) -> str:
     return f"{min(ends):,}" if len(ends) == 1 else f"{min(ends):,} to {max(ends):,}"
 
 
-def hours_table(timings: pd.DataFrame) -> str:
-    """Hours of one core for a run of the paper's length, by the benchmark's time of one meta-gradient."""
-    ours = timings[timings.candidate == bench.OURS].set_index(["unit", "order"]).ms
-    hours = {key: ms * preset("paper").iterations / 3.6e6 for key, ms in ours.items()}
-    rows = [[name, *(f"{hours[unit, order]:.0f}" for order in ("second", "first"))] for unit, name in HOURS.items()]
-    return table(["Setting", "MAML, hours a run", "first-order MAML, hours a run"], rows)
+def cost_table(recorded: list[Record]) -> str:
+    """The paper's runs on each kind of device: one of each main setting, and all of its grid."""
+    timings, planned = Timings(recorded), [run.settings for run in grid.paper()]
+    by_bandwidth = sorted(hours.BANDWIDTH, key=lambda gpu: -hours.BANDWIDTH[gpu])
+    others = [gpu for gpu in timings.gpus if gpu not in hours.BANDWIDTH]
+    rows = []
+    for kind in (*by_bandwidth, *others, CORE):
+        estimates = [timings.estimate(settings, kind) for settings in MAIN_SETTINGS.values()]
+        left = timings.left(planned, [], kind)
+        whole, device_hours = in_units(left.minutes), f"{left.minutes / 60:,.0f}"
+        if left.unknown == left.runs:
+            whole = device_hours = "unknown"
+        elif left.unknown:
+            note = small(f"{left.unknown} of {left.runs} runs unknown")
+            whole, device_hours = f"over {whole}{note}", f"over {device_hours}"
+        elif left.bases != {"like runs"}:
+            whole, device_hours = f"≈ {whole}", f"≈ {device_hours}"
+        basis = small(timed_how(left.bases, kind))
+        together = "1" if kind == CORE else f"{left.together:.0f}" if left.minutes else "unknown"
+        rows.append([f"{kind}{basis}", together, *map(cost, estimates), whole, device_hours])
+    head = ["Device", "Runs at a time", *MAIN_SETTINGS, f"All {len(planned)} runs", "Hours of the device"]
+    return table(head, rows)
+
+
+def timed_how(bases: frozenset[hours.Basis], kind: str) -> str:
+    """What a row of `cost_table` rests on."""
+    if "bandwidth" in bases:
+        return f"an estimate, by {hours.BANDWIDTH[kind]:g} TB/s"
+    return "timed" if "like runs" in bases else ""
+
+
+def cost(estimate: Estimate) -> str:
+    """A time, marked where no run of just these settings was timed on the device."""
+    rough = estimate.known and estimate.basis != "like runs"
+    return f"{'≈ ' if rough else ''}{in_units(estimate.minutes)}"
 
 
 def gpu_table(recorded: list[Record]) -> str:
-    """What runs at the paper's scale took on GPUs, by the clock, and what whole ones would take at that pace."""
-    rows = []
+    """What runs at the paper's scale took on GPUs, and what whole ones would take at that pace."""
+    timings, rows = Timings(recorded), []
     for cell in cells(run for run in recorded if scale_of(run.settings) == "paper"):
-        devices = sorted({run.provenance["device"] for run in cell})
-        if not all(device.startswith("NVIDIA") for device in devices):
+        devices = {timings.of(run).kind for run in cell}
+        if not devices <= set(timings.gpus):
             continue
-        minutes = [run.provenance["wall_seconds"] / 60 for run in cell]
-        whole = [
-            taken / run.iterations * run.settings.iterations / 60 for taken, run in zip(minutes, cell, strict=True)
-        ]
-        rows.append([what(cell[0].settings), ", ".join(devices), number(len(cell)), iterations(cell),
-                     f"{sum(minutes) / len(minutes):.1f}", f"{sum(whole) / len(whole):.1f}"])  # fmt: skip
-    return table(["Runs", "GPU", "n", "Iterations", "Minutes a run", "Hours for 60,000, at that pace"], rows)
+        timed = pd.DataFrame(vars(timings.of(run)) for run in cell).mean(numeric_only=True)
+        by_the_clock = sum(run.provenance["wall_seconds"] for run in cell) / len(cell) / 60
+        rows.append([what(cell[0].settings), ", ".join(sorted(devices)), number(len(cell)),
+                     iterations(cell), in_units(by_the_clock), f"{timed.together:.1f}",
+                     in_units(timed.minutes), in_units(timed.whole)])  # fmt: skip
+    return table(["Runs", "GPU", "n", "Iterations", "From start to end", "Runs at a time",
+                  "Share of the GPU", "Share for 60,000 iterations"], rows)  # fmt: skip
 
 
 def substitutions() -> dict[str, str]:
@@ -271,6 +307,9 @@ def substitutions() -> dict[str, str]:
     names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
     names["across"], names["min_epochs"] = number(claims.ACROSS), number(claims.MIN_EPOCHS)
     names["gpu_hours"] = gpu_table(recorded)
+    names["paper_cost"] = cost_table(recorded)
+    names["bandwidths"] = ", ".join(f"{gpu} {rate:g} TB/s" for gpu, rate in hours.BANDWIDTH.items())
+    names["limit_unknown"] = in_units(hours.LIMIT_IF_UNKNOWN)
     names["paper_missing"] = paper_missing(recorded, rows)
     names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
     names["holm"] = HOLM_MEANING
@@ -291,8 +330,9 @@ def substitutions() -> dict[str, str]:
     names["accuracy"] = accuracy_table(recorded)
     names["final_tasks"] = number(preset("paper").final_tasks)
     names["paper_runs"] = number(len(grid.paper()))
-    work = sum(grid.minutes(one.settings, recorded) for one in grid.quick())
-    names["quick_runs"], names["quick_hours"] = number(len(grid.quick())), f"{work / 60:.1f}"
+    quick = [run.settings for run in grid.quick()]
+    names["quick_runs"] = number(len(quick))
+    names["quick_hours"] = in_units(Timings(recorded).left(quick, [], CORE).minutes)
     return names | benchmark()
 
 
