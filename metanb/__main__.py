@@ -45,7 +45,7 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
               help="stop after the epoch that reaches this iteration; the record says how far the run got")  # fmt: skip
 @click.option("--runs", "file", type=click.File(),
-              help="the runs of a file: a record's settings.json, or a JSON list of such; -: standard input")  # fmt: skip
+              help="a file with a run's settings.json, or a JSON list of such; -: standard input")  # fmt: skip
 @click.option("--together", metavar="RUNS", type=click.IntRange(min=1),
               help="train so many at once that differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]")  # fmt: skip
 @_settings_options
@@ -86,7 +86,9 @@ def _read_runs(file: TextIO) -> list[Settings]:
 @click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the time they take")
 @click.option("--only", metavar="PATTERN", multiple=True,
               help="runs whose group or id matches, as in 'base' or '*-5w1s-*'; repeated: in that order")  # fmt: skip
-@click.option("--processes", default=2, show_default=True, type=click.IntRange(min=1), help="runs at a time")
+@click.option("--processes", type=click.IntRange(min=1), help="at a time  [default: 2 on a CPU, 1 on a GPU]")
+@click.option("--together", metavar="RUNS", type=click.IntRange(min=1),
+              help="runs in a batch, which differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
 @click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
               help="stop each run after the epoch that reaches this iteration")  # fmt: skip
@@ -99,8 +101,8 @@ def _read_runs(file: TextIO) -> list[Settings]:
 @click.option("--export-weights", type=click.Path(file_okay=False, path_type=Path),
               help="at the end pack the trained weights of one run a cell, the furthest, into a folder")  # fmt: skip
 def grid(
-    name: str, only_list: bool, only: tuple[str, ...], processes: int, device: str, until: int | None, budget: float,
-    archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,
+    name: str, only_list: bool, only: tuple[str, ...], processes: int | None, together: int | None, device: str,
+    until: int | None, budget: float, archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,
 ) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
     from metanb import grid as grids
@@ -111,6 +113,8 @@ def grid(
     if archives or export or export_weights:
         from metanb import archive  # torch is slow to import, and --list does without
 
+    together = together or runner.together_on(device)
+    processes = processes or (1 if together > 1 else 2)
     planned = grids.select(grids.GRIDS[name](), *only)
     for path in archives:
         for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
@@ -121,13 +125,14 @@ def grid(
         missing = grids.missing(planned, recorded, until)
         timings = hours.Timings(hours.recorded_anywhere())
         kind = timings.kind_here(device)
-        left = timings.left(missing, recorded, kind, processes, until).in_words(processes)
-        rows = grids.table(planned, recorded, timings, kind, processes)
+        at_a_time = processes * together
+        left = timings.left(missing, recorded, kind, at_a_time, until).in_words(at_a_time)
+        rows = grids.table(planned, recorded, timings, kind, at_a_time)
         click.echo(rows.to_string(index=False))
         total = f"{len(planned)} runs, {len(planned) - len(missing)} recorded"
         click.echo(f"{total}; the others take {left}" if missing else f"{total}, which is all")
         return
-    failed = runner.run(planned, processes, device, click.echo, budget, until) if budget else []
+    failed = runner.run(planned, processes, device, click.echo, budget, until, together) if budget else []
     chosen = [one.settings for one in planned]
     packed = archive.write(chosen, export, name) if export else []
     packed += archive.write_weights(chosen, export_weights, name) if export_weights else []

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch  # it takes seconds, and the grid's runner reads TOGETHER alone
 
 TOGETHER = 10  # runs at most in a batch: the paper's five seeds, and room for more
 FEATURES = {
@@ -78,6 +79,8 @@ def left_out() -> list[str]:
 @contextmanager
 def precision(tf32: bool) -> Iterator[None]:
     """Inside, a GPU's float32 matrix products round their factors to TF32 (10 bits of fraction), if `tf32`."""
+    import torch
+
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:

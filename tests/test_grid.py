@@ -96,6 +96,31 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
     assert [(experiment.run(one.settings, "cpu").path / "measures.csv").read_bytes() for one in good] == found
 
 
+def test_batches_hold_what_differs_by_seeds_alone_in_the_grids_order():
+    runs = [replace(TINY, seed=seed, shots=shots) for seed in range(3) for shots in (1, 2)]
+    one, two = runs[::2], runs[1::2]
+    assert runner.batches(runs, 5) == [tuple(one), tuple(two)]
+    assert runner.batches(runs, 2) == [tuple(one[:2]), tuple(two[:2]), (one[2],), (two[2],)]
+    assert runner.batches(runs, 1) == [(settings,) for settings in runs]
+    assert (runner.together_on("cpu"), runner.together_on("cuda:1")) == (1, runner.TOGETHER)
+
+
+def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(store, tmp_path, monkeypatch):
+    """Two runs of one batch, of which one has a damaged record; and a batch of one."""
+    planned = [Planned("a", replace(TINY, seed=seed, iterations=3)) for seed in range(3)]
+    planned.append(Planned("a", replace(TINY, iterations=3, filters=5)))
+    damaged = store / planned[1].settings.id
+    damaged.mkdir(parents=True)
+    lines = []
+    failed = runner.run(planned[:1] + planned[2:], 1, "cpu", lines.append, together=5)
+    assert failed == [] and sum("query accuracy" in line for line in lines) == 3
+    made = grid.made(planned[:1] + planned[2:])
+    assert [record.provenance["together"] for record in made] == [2, 2, 1]
+    monkeypatch.setattr(grid, "made", lambda planned: [])
+    (failure,) = runner.run([planned[1]], 1, "cpu", lines.append, together=5)
+    assert failure.startswith(planned[1].settings.id) and "damaged" in failure
+
+
 def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch):
     """SIGKILL for the grid and its run at random moments of their work: the record is that of an undisturbed run."""
     settings = replace(TINY, iterations=200, epoch_iterations=4)
