@@ -70,10 +70,10 @@ def train(scale: Scale, device: str, until: int | None, **options: Any) -> None:
 @click.option("--import", "archives", multiple=True, type=click.Path(exists=True, path_type=Path),
               help="first take over what an archive, or a folder of archives, holds")  # fmt: skip
 @click.option("--keep-weights", is_flag=True,
-              help="at the end keep the trained weights of one run per cell of group 'base', beside its "
-              "record in the store; to publish them, copy the record's folder")  # fmt: skip
+              help="at the end keep the trained weights of one run per cell of group 'base' beside "
+              "its record in the store; to publish them, copy the record's folder")  # fmt: skip
 @click.option("--export", type=click.Path(file_okay=False, path_type=Path),
-              help="at the end pack the store's records, with kept weights, and unfinished checkpoints "
+              help="at the end pack the store's records, kept weights and unfinished checkpoints "
               "into a folder")  # fmt: skip
 def grid(
     name: str, only_list: bool, only: tuple[str, ...], processes: int, device: str, until: int | None, budget: float,
@@ -84,9 +84,7 @@ def grid(
     from metanb import runner
 
     if only_list and (export or keep_weights):
-        raise click.UsageError(
-            "--list only looks: to keep or pack what there is, give --budget 0 in its place"
-        )
+        raise click.UsageError("--list only looks: to keep or pack, give --budget 0 in its place")
     planned = grids.select(grids.GRIDS[name](), *only)
     plain = [one.settings for one in planned if one.group == "base"]
     if keep_weights and not plain:

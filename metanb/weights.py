@@ -1,11 +1,13 @@
 """Trained weights kept beside a run's record: `<record>/weights.safetensors`, float32 tensors.
 
-The tensors have the names of `ConvNet.state_dict()`; the file's metadata names the run and the
-epoch. The record's provenance lists the file's SHA-256, and the file is checked against it when it
-is read. The safetensors format holds numbers alone: reading it runs no code.
+The tensors have the names of `ConvNet.state_dict()`; the file's metadata has the run's id and the
+epoch, as JSON under "metanb". The record's provenance lists the file's SHA-256, and the file is
+checked against it when it is read. The safetensors format holds numbers alone: reading it runs no
+code.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,9 @@ def keep(record: Record) -> Path:
         if load(record) is not None:
             return record.path / records.WEIGHTS
         state = _state_when_recorded(record)
-        metadata = {"run": record.settings.id, "epoch": str(record.epochs)}
-        return records.attach_weights(record, bytes_of(state, metadata))
+        # One entry: of several, safetensors writes the order at random, and the bytes would vary.
+        origin = json.dumps({"run": record.settings.id, "epoch": record.epochs})
+        return records.attach_weights(record, bytes_of(state, {"metanb": origin}))
 
 
 def keep_one_per_cell(runs: Iterable[Settings]) -> Iterator[str]:
