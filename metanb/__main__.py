@@ -96,26 +96,31 @@ def _read_runs(file: TextIO) -> list[Settings]:
               help="stop then, and record the runs in progress as far as they got; 0: run nothing")  # fmt: skip
 @click.option("--import", "archives", multiple=True, type=click.Path(exists=True, path_type=Path),
               help="first take over what an archive, or a folder of archives, holds")  # fmt: skip
+@click.option("--keep-weights", is_flag=True,
+              help="at the end keep the trained weights of one run per cell of group 'base' beside "
+              "its record in the store; to publish them, copy the record's folder")  # fmt: skip
 @click.option("--export", type=click.Path(file_okay=False, path_type=Path),
-              help="at the end pack the store's records and unfinished checkpoints into a folder")  # fmt: skip
-@click.option("--export-weights", type=click.Path(file_okay=False, path_type=Path),
-              help="at the end pack the trained weights of one run a cell, the furthest, into a folder")  # fmt: skip
+              help="at the end pack the store's records, kept weights and unfinished checkpoints "
+              "into a folder")  # fmt: skip
 def grid(
     name: str, only_list: bool, only: tuple[str, ...], processes: int | None, together: int | None, device: str,
-    until: int | None, budget: float, archives: tuple[Path, ...], export: Path | None, export_weights: Path | None,
+    until: int | None, budget: float, archives: tuple[Path, ...], keep_weights: bool, export: Path | None,
 ) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
     from metanb import grid as grids
     from metanb import hours, runner
 
-    if only_list and (export or export_weights):
-        raise click.UsageError("--list only looks: to pack what there is, give --budget 0 in its place")
-    if archives or export or export_weights:
-        from metanb import archive  # torch is slow to import, and --list does without
-
+    if only_list and (export or keep_weights):
+        raise click.UsageError("--list only looks: to keep or pack, give --budget 0 in its place")
     together = together or runner.together_on(device)
     processes = processes or (1 if together > 1 else 2)
     planned = grids.select(grids.GRIDS[name](), *only)
+    plain = [one.settings for one in planned if one.group == "base"]
+    if keep_weights and not plain:
+        raise click.UsageError("--keep-weights is for runs of group 'base': --only leaves none")
+    if archives or export or keep_weights:
+        from metanb import archive, weights  # torch is slow to import, and --list does without
+
     for path in archives:
         for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
             for line in archive.read(file):
@@ -133,11 +138,12 @@ def grid(
         click.echo(f"{total}; the others take {left}" if missing else f"{total}, which is all")
         return
     failed = runner.run(planned, processes, device, click.echo, budget, until, together) if budget else []
-    chosen = [one.settings for one in planned]
-    packed = archive.write(chosen, export, name) if export else []
-    packed += archive.write_weights(chosen, export_weights, name) if export_weights else []
-    for path in packed:
-        click.echo(f"exported: {path}")
+    if keep_weights:
+        for line in weights.keep_one_per_cell(plain):
+            click.echo(line)
+    if export:
+        for path in archive.write([one.settings for one in planned], export, name):
+            click.echo(f"exported: {path}")
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}")
 

@@ -1,10 +1,11 @@
 """Runs on the move between machines: records, checkpoints and trained weights in zip files that are checked when read.
 
-<name>-01.zip, -02.zip ...   each below 16 MiB, and whole in itself; <name>-weights-01.zip and so on of weights
+<name>-01.zip, -02.zip ...   each below 16 MiB, and whole in itself
     MANIFEST.json            the SHA-256 of every other member
     <record>/settings.json, provenance.json, measures.csv
+    <record>/weights.safetensors   where they are kept
     <id>.pt                  a checkpoint: plain tensors and values, nothing that runs when it is read
-    <record>.pt              the weights that a run had when it was recorded, and no optimiser to go on with
+    <record>.pt              in archives of an earlier version: weights, without an optimiser
 """
 
 import hashlib
@@ -14,17 +15,17 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
-from metanb import checkpoint, disk, records
+from metanb import checkpoint, disk, records, weights
 from metanb.settings import Settings, from_dict
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
 MANIFEST = "MANIFEST.json"
-MEMBER = re.compile(rf"[a-z0-9-]+(\.pt|/({'|'.join(map(re.escape, records.FILES))}))")
+TRAINING = ("measures_sha256", "finished")  # in the provenance: of two trainings, not the same
+RECORD_FILES = "|".join(map(re.escape, (*records.FILES, records.WEIGHTS)))
+MEMBER = re.compile(rf"[a-z0-9-]+(\.pt|/({RECORD_FILES}))")
 
 
 class ArchiveError(RuntimeError):
@@ -32,35 +33,21 @@ class ArchiveError(RuntimeError):
 
 
 def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
-    """Pack what the local store has of these runs: the records, and checkpoints where no whole one is."""
+    """Pack what the local store has of these runs: records, weights, unfinished checkpoints.
+
+    A checkpoint is packed where no whole record is, weights where they are kept beside a record.
+    Raises ArchiveError where `name` stands for archives that hold more, RecordError for a record or
+    weights that are damaged.
+    """
 
     def members(settings: Settings) -> dict[str, bytes]:
-        found = _record(settings, [records.store()])
+        found = _record(settings)
         path = records.checkpoint(settings.id)
         if path.exists() and records.find(settings) is None:
             found[path.name] = path.read_bytes()
         return found
 
     return _pack([members(one) for one in runs], folder, name)
-
-
-def write_weights(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
-    """Pack trained weights with their records, one run a cell: that which got furthest, of two alike the lower seed.
-
-    Whoever has them can measure what was trained without training it: `metanb.experiment.trained_net` reads those of a
-    finished run, `nets_after` those that a stopped one had after its last epoch. Weights that no record belongs to are
-    left out.
-    """
-    furthest: dict[Settings, tuple[int, dict[str, bytes]]] = {}
-    for settings in sorted(runs, key=lambda one: (one.seed, one.class_seed)):
-        path = records.checkpoint(settings.id)
-        values = checkpoint.read(path) if path.exists() else {"epoch": 0}
-        epoch, reached = values["epoch"], furthest.get(settings.unseeded, (0,))[0]
-        if epoch > reached and (found := _record(settings, records.places(), epoch)):
-            stream = io.BytesIO()
-            torch.save({"epoch": epoch, "net": values["net"]}, stream)
-            furthest[settings.unseeded] = epoch, found | {f"{_owner(min(found))}.pt": stream.getvalue()}
-    return _pack([members for _, members in furthest.values()], folder, f"{name}-weights", _cells)
 
 
 def read(path: Path) -> list[str]:
@@ -70,16 +57,32 @@ def read(path: Path) -> list[str]:
     ArchiveError for an archive that is not, RecordError for a member that is no record or no plain checkpoint.
     """
     members = _verified(path)
-    said, runs = [], dict.fromkeys(map(_owner, members))
+    runs = dict.fromkeys(map(_owner, members))
+    recorded = [run for run in runs if any(member.startswith(f"{run}/") for member in members)]
+    for run in recorded:
+        _check_weights(run, members, path)
     checkpoints = {run: _trained(run, members, path) for run in runs if f"{run}.pt" in members}
+    lines = []
     for run in runs:
-        if f"{run}/{records.FILES[0]}" in members:  # first: a run that is recorded needs no checkpoint to go on from
-            files = {file: members.get(f"{run}/{file}", b"") for file in records.FILES}
-            with records.lock(records.run_of(run)):
-                said.append(f"record {records.put(records.store(), run, files).path}")
+        if run in recorded:  # first: a run that is recorded needs no checkpoint to go on from
+            lines.append(_put_record(run, members))
         if run in checkpoints:
-            said.append(_put_checkpoint(checkpoints[run], members[f"{run}.pt"]))
-    return said
+            lines.append(_put_checkpoint(checkpoints[run], members[f"{run}.pt"]))
+    return lines
+
+
+def _check_weights(run: str, members: dict[str, bytes], path: Path) -> None:
+    """Raises ArchiveError for weights in an archive that are not those of their record."""
+    member = f"{run}/{records.WEIGHTS}"
+    if member not in members:
+        return
+    try:
+        provenance = json.loads(members[f"{run}/provenance.json"])
+        weights.unpack(members[member], _settings(run, members), provenance)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArchiveError(
+            f"archive {path} holds {member}, which does not fit the record: ask for a whole one"
+        ) from error
 
 
 def _trained(run: str, members: dict[str, bytes], path: Path) -> str:
@@ -97,14 +100,14 @@ def _settings(record: str, members: Mapping[str, bytes]) -> Settings:
     return from_dict(json.loads(members[f"{record}/{records.FILES[0]}"]))
 
 
-def _record(settings: Settings, places: Iterable[Path], epoch: int | None = None) -> dict[str, bytes]:
-    """The files of a run's record in some places: of the furthest, or of the one that ends with an epoch."""
-    there = {epochs: path for place in places for epochs, path in records.reached(place, settings).items()}
-    path = there.get(max(there, default=0) if epoch is None else epoch)
-    if path is None:
+def _record(settings: Settings) -> dict[str, bytes]:
+    """The files of a run's furthest record in the store, with its weights where they are kept."""
+    folders = records.reached(records.store(), settings)
+    if not folders:
         return {}
-    record = records.read(path).path
-    return {f"{record.name}/{file}": (record / file).read_bytes() for file in records.FILES}
+    record = records.read(folders[max(folders)])
+    files = records.FILES if weights.load(record) is None else (*records.FILES, records.WEIGHTS)
+    return {f"{record.path.name}/{file}": (record.path / file).read_bytes() for file in files}
 
 
 def _runs(members: Iterable[str]) -> set[str]:
@@ -112,26 +115,18 @@ def _runs(members: Iterable[str]) -> set[str]:
     return {records.run_of(_owner(member)) for member in members}
 
 
-def _cells(members: Mapping[str, bytes]) -> set[str]:
-    """The cells that some records belong to, by the id of a run of seed 0."""
-    return {_settings(record, members).unseeded.id for record in map(_owner, members)}
-
-
-def _pack(
-    runs: Sequence[dict[str, bytes]], folder: Path, name: str,
-    held: Callable[[dict[str, bytes]], set[str]] = _runs,
-) -> list[Path]:  # fmt: skip
+def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Path]:
     """Archives of whole runs, as few as follow from their order, in place of those of that name.
 
-    Raises ArchiveError for a run that is too large, and for an archive there that holds what the new ones would not:
-    `held` says what there is in members.
+    Raises ArchiveError for a run that is too large, and for an archive there that holds runs which
+    the new ones would not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     earlier = [path for path in sorted(folder.glob(f"{name}-*.zip")) if re.fullmatch(rf"{name}-\d+\.zip", path.name)]
-    packed = {one for members in runs for one in held(members)}
+    packed = {run for members in runs for run in _runs(members)}
     for path in earlier:
-        if lost := sorted(held(_verified(path)) - packed):
+        if lost := sorted(_runs(_verified(path)) - packed):
             raise ArchiveError(
                 f"archive {path} holds runs that this one would not, such as {lost[0]}: name another folder"
             )
@@ -184,6 +179,24 @@ def _verified(path: Path) -> dict[str, bytes]:
     if foreign := [name for name in members if not MEMBER.fullmatch(name)]:
         raise ArchiveError(f"archive {path} holds {foreign[0]!r}, which is neither a record nor a checkpoint")
     return members
+
+
+def _put_record(run: str, members: dict[str, bytes]) -> str:
+    """A record into the store, unless the one there is as far; a line that says where it is.
+
+    Its weights go beside a record of that very training, if there are none yet.
+    """
+    files = {file: members.get(f"{run}/{file}", b"") for file in records.FILES}
+    content = members.get(f"{run}/{records.WEIGHTS}")
+    if content is not None:
+        files[records.WEIGHTS] = content
+    with records.lock(records.run_of(run)):
+        record = records.put(records.store(), run, files)
+        if content is not None and not (record.path / records.WEIGHTS).exists():
+            packed = json.loads(files["provenance.json"])
+            if all(record.provenance[name] == packed[name] for name in TRAINING):
+                records.attach_weights(record, content)
+    return f"record {record.path}"
 
 
 def _put_checkpoint(run: str, content: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from metanb import checkpoint, records, training
+from metanb import checkpoint, records, training, weights
 from metanb.engine import Engine, choose
 from metanb.nets import ConvNet
 from metanb.settings import Settings
@@ -128,7 +128,20 @@ def resolve(device: str) -> torch.device:
 
 
 def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
-    """The network at the end of a run, from the weights that the local store keeps; trained if they are not there."""
+    """The network at the end of a run, on the CPU; trained where its weights are not stored.
+
+    Weights kept beside the run's record come first, then the checkpoint in the local store. Neither
+    needs the image set.
+
+    Args:
+        settings: of the run.
+        device: to train on: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises RecordError if the kept weights, their record or the checkpoint are damaged; where the
+    run is trained, whatever `run` raises.
+    """
+    if kept := _kept_net(settings, settings.epochs):
+        return kept
     path = records.checkpoint(settings.id)
     with records.lock(settings.id), _enough_memory(settings):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
@@ -138,17 +151,23 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
 
 
 def nets_after(settings: Settings, epochs: Iterable[int], device: str = "auto") -> dict[int, ConvNet]:
-    """The network after each of some epochs, 0 for the untrained one, on the CPU; trained where weights are not stored.
+    """The network after each of some epochs, on the CPU; 0 is the untrained one.
 
-    The weights after an epoch are kept as those of the run that ends there. A longer one goes on from a shorter one.
+    The weights after an epoch are read where they are kept beside the record of this run, stopped
+    there. Elsewhere they are those of the run that ends after that epoch, as `trained_net` has
+    them; of the runs that are trained for this a longer one goes on from a shorter one.
     """
-    nets, shorter = {}, None
+    nets: dict[int, ConvNet] = {}
+    shorter = None
     for epoch in sorted(set(epochs)):
         if epoch == 0:
             nets[epoch] = new_net(settings, load(settings, "train"))
             continue
+        if kept := _kept_net(settings, epoch):
+            nets[epoch] = kept
+            continue
         part = settings.ending(epoch)
-        if shorter is not None:
+        if shorter is not None and records.checkpoint(shorter.id).exists():
             with records.lock(part.id):
                 checkpoint.go_on_from(records.checkpoint(shorter.id), records.checkpoint(part.id))
         nets[epoch], shorter = trained_net(part, device), part
@@ -177,9 +196,14 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
 
 def _net_of(settings: Settings, values: dict[str, Any]) -> ConvNet:
     """The network of a checkpoint."""
-    net = new_net(settings, load(settings, "train"))
-    net.load_state_dict(values["net"])
-    return net
+    return weights.net_of(settings, values["net"])
+
+
+def _kept_net(settings: Settings, epoch: int) -> ConvNet | None:
+    """The network after an epoch, if its weights are kept beside a record that ends there."""
+    record = weights.find(settings, epoch)
+    state = weights.load(record) if record else None
+    return weights.net_of(settings, state) if state else None
 
 
 @contextmanager

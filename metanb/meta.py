@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metanb.adapt import adapt, flatten, logits, losses
 from metanb.nets import ConvNet
-from metanb.settings import Settings
+from metanb.settings import IMAGE_SHAPES, Settings
 from metanb.tasks import Tasks
 
 
@@ -171,8 +171,8 @@ def chunk_size(settings: Settings, device: torch.device) -> int:
     """
     if device.type != "cpu":
         return settings.meta_batch
-    side = 84 if settings.dataset == "mini-imagenet" else 28
-    pixels = settings.ways * (settings.shots + settings.queries) * side**2
+    _, height, width = IMAGE_SHAPES[settings.dataset]
+    pixels = settings.ways * (settings.shots + settings.queries) * height * width
     return min(settings.meta_batch, 2 ** int(math.log2(max(1.0, 2**20 / pixels))))
 
 

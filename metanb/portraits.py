@@ -4,9 +4,10 @@
     <id>.interpolation.json   losses along the line from theta_s through theta~_i and beyond, over tasks
     <id>.spectrum.json        the Hessian's spectrum at theta~_i, over tasks
 
-They stand beside the run's record: in `results/` (committed), or in the local store. Trained weights are not
-committed, so a portrait may be drawn from weights that were trained anew, on another machine: its provenance says so,
-and the query accuracy and distance that come with the interpolation are the run's measures, to be compared.
+They stand beside the run's record: in `results/` (committed), or in the local store. Few records
+have their weights beside them, so a portrait may be drawn from weights that were trained anew, on
+another machine: its provenance says so, and the query accuracy and distance that come with the
+interpolation are the run's measures, to be compared.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metanb import checkpoint, disk, images, provenance, records
+from metanb import checkpoint, disk, images, provenance, records, weights
 from metanb.experiment import meta_test_tasks, nets_after, resolve
 from metanb.settings import Settings, from_dict
 from metanb.stages import KINDS, stage
@@ -74,20 +75,28 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     nets = nets_after(settings, epochs, str(device))
     tasks = meta_test_tasks(settings).to(device)
     values = KINDS[kind]([stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)])
-    trained = checkpoint.read(records.checkpoint(settings.id))
-    by = trained.get("origin", {})  # weights from an archive come without
     origin = {
         **provenance.environment(device),
         "code": provenance.code(),
         "data": images.load(settings.dataset, "test", partition=settings.partition).digest,
         "drawn": provenance.now(),
-        "weights": {name: by.get(name) for name in ("code", "torch", "device", "threads")}
-        | {"trained": trained.get("saved")},
+        "weights": _origin_of_weights(settings),
     }
     path = records.store() / f"{settings.id}.{kind}.json"
     content = {"kind": kind, "settings": settings.to_dict(), "provenance": origin, "values": _plain(values)}
     disk.replace(path, _text(content | {"sha256": _digest(content)}).encode())
     return _read(path, kind, settings)
+
+
+def _origin_of_weights(settings: Settings) -> dict[str, Any]:
+    """With what the weights that `nets_after` found were trained, and when."""
+    if record := weights.find(settings):
+        origin, trained = record.provenance, record.provenance["finished"]
+    else:
+        values = checkpoint.read(records.checkpoint(settings.id))
+        origin, trained = values.get("origin", {}), values.get("saved")  # not in older archives
+    names = ("code", "torch", "device", "threads")
+    return {name: origin.get(name) for name in names} | {"trained": trained}
 
 
 def _text(content: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""One run on disk: a folder of small text files, written all at once, checked when read.
+"""One run on disk: a folder of small files, written all at once, checked when read.
 
     <id>/settings.json     what was run (metanb.settings.Settings)
     <id>/provenance.json   by whom and where: versions, device, dates, times, data digests
     <id>/measures.csv      one row an epoch and measure: mean, median, std, sem, n; pandas.read_csv opens it
+    <id>/weights.safetensors   of some runs: the trained weights (metanb.weights)
 
 The folder of a run that was stopped is <id>-to-<iterations>: it holds the epochs that were reached. Records stand in
 two places: `results/` beside the package in a checkout (committed), and the local store.
@@ -26,6 +27,7 @@ from metanb import disk
 from metanb.settings import Settings, from_dict
 
 FILES = ("settings.json", "provenance.json", "measures.csv")
+WEIGHTS = "weights.safetensors"  # beside them, for some runs
 COLUMNS = ["epoch", "iteration", "measure", "mean", "median", "std", "sem", "n"]
 PROVENANCE = (
     "metanb code python torch torchvision higher numpy device threads chunk started finished wall_seconds cpu_seconds "
@@ -179,8 +181,8 @@ def write(settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, 
     content = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.9g").encode()
     provenance = provenance | {"measures_sha256": hashlib.sha256(content).hexdigest()}
     files = {
-        "settings.json": (json.dumps(settings.to_dict(), indent=1) + "\n").encode(),
-        "provenance.json": (json.dumps(provenance, indent=1) + "\n").encode(),
+        "settings.json": _json(settings.to_dict()),
+        "provenance.json": _json(provenance),
         "measures.csv": content,
     }
     return put(folder, _name(settings, max(row["epoch"] for row in rows)), files)
@@ -189,6 +191,7 @@ def write(settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, 
 def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
     """A record's files as the folder `name` in `folder`, as `write` does it. The caller holds the run's lock.
 
+    The files are FILES and, where weights are kept, WEIGHTS, which the caller has checked.
     The folder appears under its name, and a shorter one disappears from its own, at once: a kill leaves nothing torn.
     Raises RecordError for files that are no record, DiskError if they cannot be written.
     """
@@ -215,6 +218,20 @@ def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
     return read(furthest)
 
 
+def attach_weights(record: Record, content: bytes) -> Path:
+    """Write weights into a record's folder, and their SHA-256 into its provenance; return the file.
+
+    The caller holds the run's lock and has checked the content. Raises DiskError if it cannot be
+    written.
+    """
+    checksum = {"weights_sha256": hashlib.sha256(content).hexdigest()}
+    # The checksum goes first: a kill in between leaves a record without weights, not one with
+    # weights that nothing vouches for.
+    disk.replace(record.path / "provenance.json", _json(record.provenance | checksum))
+    disk.replace(record.path / WEIGHTS, content)
+    return record.path / WEIGHTS
+
+
 def reached(folder: Path, settings: Settings) -> dict[int, Path]:
     """The folders of a run's records in `folder`, by the last epoch that each holds."""
     there = {settings.epochs: folder / settings.id} if (folder / settings.id).is_dir() else {}
@@ -227,6 +244,10 @@ def reached(folder: Path, settings: Settings) -> dict[int, Path]:
 def run_of(name: str) -> str:
     """The id of the run that a record's folder, or a checkpoint, is named after."""
     return name.partition("-to-")[0]
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def _name(settings: Settings, epochs: int) -> str:

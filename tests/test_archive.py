@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb import archive, checkpoint, experiment, records, training
+from metanb import archive, checkpoint, experiment, records, training, weights
 from metanb.archive import ArchiveError
 from metanb.settings import preset
 from tests.bad_days import shown
@@ -177,7 +177,10 @@ def test_a_damaged_archive_is_refused_by_name_and_writes_nothing(stores, tmp_pat
         shown("An archive is damaged", f"Error: {error.value}")
 
 
-@pytest.mark.parametrize("name", ["../evil.pt", "/tmp/evil.pt", "a/b.txt", "a/../settings.json"])
+FOREIGN = ["../evil.pt", "/tmp/evil.pt", "a/b.txt", "a/../settings.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_members_are_refused(stores, tmp_path, name):
     path = _rezip(tmp_path / "foreign.zip", {name: b"x"})
     with pytest.raises(ArchiveError, match="neither a record nor a checkpoint"):
@@ -200,38 +203,152 @@ class _Runs:
         return print, ("unpickled",)
 
 
-def test_the_weights_of_a_cell_are_those_of_the_run_that_got_furthest(stores, tmp_path):
-    third = replace(TINY, seed=2)
-    experiment.run(third, "cpu", until=9)
-    packed = [archive.write_weights(runs, tmp_path / "out", "tiny")[0] for runs in ([STOPPED], [STOPPED, third])]
-    assert packed[0] == packed[1]  # that of another run of the cell takes its place
-    assert [name for name in _members(packed[1]) if name.endswith(".pt")] == [f"{third.id}-to-9.pt"]
-    other = replace(TINY, shots=2, iterations=3)
-    experiment.run(other, "cpu")
-    with pytest.raises(ArchiveError, match="holds runs that this one would not"):
-        archive.write_weights([other], tmp_path / "out", "tiny")
+def test_kept_weights_go_with_their_records(stores, tmp_path, monkeypatch):
+    expected = {}
+    for settings in (TINY, STOPPED):
+        weights.keep(records.find(settings, 0))
+        expected[settings] = checkpoint.read(records.checkpoint(settings.id))["net"]
+    store = stores("first")
+    first = {path.relative_to(store): path.read_bytes() for path in _kept(store)}
+    (path,) = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
+    second = stores("second")
+    archive.read(path)
+    assert {path.relative_to(second): path.read_bytes() for path in _kept(second)} == first
+    assert len(first) == 2 and not records.checkpoint(TINY.id).exists()
+    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    for settings, epoch in ((TINY, 4), (STOPPED, 2)):
+        state = experiment.nets_after(settings, [epoch], "cpu")[epoch].state_dict()
+        assert all(torch.equal(state[name], expected[settings][name]) for name in state)
 
 
-def test_weights_of_a_stopped_run_are_those_after_its_last_epoch(stores, tmp_path, monkeypatch, made):
+def _kept(store):
+    return sorted(store.rglob(records.WEIGHTS))
+
+
+def test_weights_join_a_record_of_the_same_training_alone(stores, tmp_path):
+    (bare,) = archive.write([TINY], tmp_path / "bare", "tiny")
+    path = weights.keep(records.find(TINY))
+    (whole,) = archive.write([TINY], tmp_path / "whole", "tiny")
+    second = stores("second")
+    archive.read(bare)
+    assert _kept(second) == []
+    archive.read(whole)
+    assert [kept.read_bytes() for kept in _kept(second)] == [path.read_bytes()]
+    assert weights.load(records.find(TINY)) is not None
+    archive.read(bare)
+    assert len(_kept(second)) == 1  # what is there stays
+
+    third = stores("third")
+    experiment.run(TINY, "cpu")
+    provenance = third / TINY.id / "provenance.json"
+    values = json.loads(provenance.read_text()) | {"finished": "2020-01-01T00:00:00+00:00"}
+    provenance.write_text(json.dumps(values))  # as if it had been trained at another time
+    archive.read(whole)
+    assert _kept(third) == [] and json.loads(provenance.read_text()) == values
+
+
+def _other_bytes(members, record):
+    member = f"{record}/{records.WEIGHTS}"
+    return {member: members[member][:-4] + bytes(4)}
+
+
+def _other_settings(members, record):
+    values = json.loads(members[f"{record}/settings.json"]) | {"filters": 5}
+    return {f"{record}/settings.json": json.dumps(values).encode()}
+
+
+def _unlisted(members, record):
+    values = json.loads(members[f"{record}/provenance.json"])
+    del values["weights_sha256"]
+    return {f"{record}/provenance.json": json.dumps(values).encode()}
+
+
+def _no_object(members, record):
+    return {f"{record}/provenance.json": b"[]"}
+
+
+def _pickled(members, record):
+    """Code in place of numbers, with the checksum to go with it."""
+    stream = io.BytesIO()
+    torch.save({"net": _Runs()}, stream)
+    checksum = {"weights_sha256": hashlib.sha256(stream.getvalue()).hexdigest()}
+    values = json.loads(members[f"{record}/provenance.json"]) | checksum
+    return {
+        f"{record}/{records.WEIGHTS}": stream.getvalue(),
+        f"{record}/provenance.json": json.dumps(values).encode(),
+    }
+
+
+UNFIT = [_other_bytes, _other_settings, _unlisted, _no_object, _pickled, None]
+
+
+@pytest.mark.parametrize("change", UNFIT)
+def test_weights_that_are_not_their_records_are_refused(stores, tmp_path, change, capsys):
+    """Under a true manifest. None: the weights come without their record."""
+    weights.keep(records.find(TINY))
+    (path,) = archive.write([TINY], tmp_path / "out", "tiny")
+    members = _members(path)
+    if change is None:
+        member = f"{TINY.id}/{records.WEIGHTS}"
+        members = {member: members[member]}
+    else:
+        members |= change(members, TINY.id)
+    second = stores("second")
+    changed = _rezip(tmp_path / "changed.zip", members)
+    with pytest.raises(ArchiveError, match=rf"changed.zip holds {TINY.id}/weights.*whole one") as error:
+        archive.read(changed)
+    assert "\n" not in str(error.value) and "unpickled" not in capsys.readouterr().out
+    assert not second.exists()
+
+
+def test_an_archive_is_not_packed_from_damaged_weights(stores, tmp_path):
+    path = weights.keep(records.find(TINY))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(records.RecordError, match="delete the file"):
+        archive.write([TINY], tmp_path / "out", "tiny")
+    assert not (tmp_path / "out").exists()
+
+
+def _earlier_archive(path, settings):
+    """As an earlier version packed the weights of a run: its record, and `<record>.pt` beside it."""
+    record = records.find(settings, 0).path
+    values = checkpoint.read(records.checkpoint(settings.id))
+    stream = io.BytesIO()
+    torch.save({"epoch": values["epoch"], "net": values["net"]}, stream)
+    members = {f"{record.name}/{file}": (record / file).read_bytes() for file in records.FILES}
+    return _rezip(path, members | {f"{record.name}.pt": stream.getvalue()})
+
+
+def test_weights_in_archives_of_an_earlier_version_serve_to_measure(stores, tmp_path, monkeypatch):
+    trained = experiment.trained_net(TINY, "cpu").state_dict()
+    path = _earlier_archive(tmp_path / "tiny-weights-01.zip", TINY)
+    stores("second")
+    archive.read(path)
+    assert set(checkpoint.read(records.checkpoint(TINY.id))) == {"epoch", "net"}
+    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    state = experiment.trained_net(TINY, "cpu").state_dict()
+    assert all(torch.equal(state[name], trained[name]) for name in trained)
+    assert experiment.run(TINY, "cpu").finished
+
+
+def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkeypatch, made):
     trained, later = (net.state_dict() for net in experiment.nets_after(STOPPED, [2, 4], "cpu").values())
     shutil.copytree(made[0], tmp_path / "first", dirs_exist_ok=True)  # the run is where it was stopped
     shutil.rmtree(stores("first") / STOPPED.id)
-    shutil.rmtree(stores("first") / TINY.id)  # weights without a record stay
-    (path,) = archive.write_weights([TINY, STOPPED], tmp_path / "out", "tiny")
-    weights = f"{STOPPED.id}-to-6.pt"
-    assert [name for name in _members(path) if name.endswith(".pt")] == [weights]
+    path = _earlier_archive(tmp_path / "tiny-weights-01.zip", STOPPED)
     stores("second")
     record, _ = archive.read(path)
     assert record.endswith(f"{STOPPED.id}-to-6")
     assert not records.checkpoint(STOPPED.id).exists()  # the run itself could not go on from weights alone
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "_train", None)
-        found = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
-    assert all(torch.equal(found[name], trained[name]) for name in trained)
-    found = experiment.nets_after(STOPPED, [2, 4], "cpu")[4].state_dict()  # the rest from the start
-    assert all(torch.equal(found[name], later[name]) for name in later)
-    lone = _rezip(tmp_path / "lone.zip", {weights: _members(path)[weights]})
-    with pytest.raises(ArchiveError, match=f"{weights} without a record"):
+        state = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
+    assert all(torch.equal(state[name], trained[name]) for name in trained)
+    state = experiment.nets_after(STOPPED, [2, 4], "cpu")[4].state_dict()  # the rest from the start
+    assert all(torch.equal(state[name], later[name]) for name in later)
+    weights_file = f"{STOPPED.id}-to-6.pt"
+    lone = _rezip(tmp_path / "lone.zip", {weights_file: _members(path)[weights_file]})
+    with pytest.raises(ArchiveError, match=f"{weights_file} without a record"):
         archive.read(lone)
 
 
@@ -246,22 +363,3 @@ def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
     with pytest.raises(records.RecordError, match="cannot be read"):
         archive.read(path)
     assert not list(second.glob("*.pt")) and "unpickled" not in capsys.readouterr().out
-
-
-def test_weights_serve_to_measure_without_training(stores, tmp_path, monkeypatch):
-    experiment.run(STOPPED, "cpu")
-    committed = tmp_path / "committed"  # as `results/` of a checkout
-    committed.mkdir()
-    (stores("first") / TINY.id).rename(committed / TINY.id)
-    monkeypatch.setattr(records, "places", lambda: [committed, records.store()])
-    (path,) = archive.write_weights([STOPPED, TINY], tmp_path / "out", "tiny")
-    assert path.name == "tiny-weights-01.zip"
-    assert [name for name in _members(path) if name.endswith(".pt")] == [f"{TINY.id}.pt"]  # one run a cell
-    trained = experiment.trained_net(TINY, "cpu").state_dict()
-    stores("second")
-    archive.read(path)
-    assert set(checkpoint.read(records.checkpoint(TINY.id))) == {"epoch", "net"}
-    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
-    found = experiment.trained_net(TINY, "cpu").state_dict()
-    assert all(torch.equal(found[name], trained[name]) for name in trained)
-    assert experiment.run(TINY, "cpu").finished

@@ -178,16 +178,20 @@ def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_p
 
 def test_grids_move_between_machines(store, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "places", lambda: [records.store()])
-    monkeypatch.setitem(grid.GRIDS, "paper", lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)])
-    done = CliRunner().invoke(cli, ["grid", "paper", "--only", "s0", "--export", str(tmp_path / "out"),
-                                    "--export-weights", str(tmp_path / "out")])  # fmt: skip
-    assert done.exit_code == 0 and done.output.count("exported: ") == 2, done.output
+    planned = [Planned("base", replace(TINY, seed=seed)) for seed in range(2)]
+    monkeypatch.setitem(grid.GRIDS, "paper", lambda: planned)
+    options = ["--only", "s0", "--keep-weights", "--export", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, ["grid", "paper", *options])
+    kept = store / TINY.id / records.WEIGHTS
+    assert done.exit_code == 0, done.output
+    packed = tmp_path / "out" / "paper-01.zip"
+    assert done.stdout.splitlines()[-2:] == [f"weights: {kept}", f"exported: {packed}"]
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["paper-01.zip", "paper-weights-01.zip"]
     options = ["--import", str(tmp_path / "out"), "--list"]
     done = CliRunner().invoke(cli, ["grid", "paper", *options])
     assert done.exit_code == 0 and "2 runs, 1 recorded" in done.output and "imported: record" in done.output
-    assert records.find(TINY) is not None and records.checkpoint(TINY.id).exists()
+    assert records.find(TINY) is not None
+    assert (tmp_path / "other" / TINY.id / records.WEIGHTS).read_bytes() == kept.read_bytes()
     done = CliRunner().invoke(cli, ["grid", "paper", "--budget", "0"])
     assert done.exit_code == 0 and records.find(replace(TINY, seed=1)) is None
 

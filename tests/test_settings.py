@@ -4,7 +4,18 @@ from dataclasses import fields, replace
 
 import pytest
 
-from metanb.settings import CHOICES, NAMES, RANGES, REGULARISERS, Settings, SettingsError, from_dict, preset, scale_of
+from metanb.settings import (
+    CHOICES,
+    IMAGE_SHAPES,
+    NAMES,
+    RANGES,
+    REGULARISERS,
+    Settings,
+    SettingsError,
+    from_dict,
+    preset,
+    scale_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +55,7 @@ def test_every_setting_is_checked():
 def test_every_algorithm_and_data_set_has_what_the_book_needs_of_it():
     assert NAMES.keys() == {*CHOICES["algorithm"], *CHOICES["dataset"]}
     assert REGULARISERS.keys() == set(CHOICES["algorithm"])
+    assert IMAGE_SHAPES.keys() == set(CHOICES["dataset"])
 
 
 def test_id_is_stable_and_tells_settings_apart():
