@@ -20,13 +20,16 @@ from torch import Tensor
 
 from metanb.lanczos import LandscapeError, closed, directions, eigen, hessian_product, lanczos, require_finite
 
+GPU_BYTES = 8 * 2**30  # for measuring, on a card that may have 24 GB and holds training's memory, too
 
-def tasks_at_once(device: torch.device) -> int:
-    """How many tasks to give `hessian_norms` at once.
 
-    On a CPU the Lanczos basis of more would leave the processor's cache. A GPU is slow at few; 20 take it up to 4 GB.
+def tasks_at_once(device: torch.device, bytes_each: float = GPU_BYTES / 20) -> int:
+    """How many tasks to measure at once, where each takes so many bytes on the device.
+
+    On a CPU the Lanczos basis of more than 8 would leave the processor's cache. A GPU is slow at few: it takes as many
+    as GPU_BYTES hold. A rule and no look at what is free, so that a seed gives the same bits each time.
     """
-    return 8 if device.type == "cpu" else 20
+    return 8 if device.type == "cpu" else max(1, int(GPU_BYTES / bytes_each))
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,17 @@ def hessian_norms(
     for k, (alpha, beta) in enumerate(lanczos(product, start, max_products), start=1):
         open_ = products == 0
         require_finite(torch.where(open_, alpha[:, -1] + beta[:, -1], 0.0), "Hessian-vector product")
+        alpha, beta = alpha[open_], beta[open_]  # what is done needs no further look
         ritz, vectors = eigen(alpha, beta)
         norm, which = ritz.abs().max(1)
         residual = beta[:, -1] * vectors[:, -1].gather(1, which[:, None])[:, 0].abs()
-        found[:, open_] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])[:, open_]
+        found[:, open_] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])
         bound = (1 + tol) * norm[:, None]
         hidden = torch.stack([((x - ritz).abs() / beta).log().sum(1) for x in (bound, -bound)]).amin(0)
         # Nothing is left to see where the Krylov space is closed under the Hessian, or is the whole space.
         seen = closed(alpha, beta, params.dtype)[:, -1] | (k == size)
-        products[open_ & (seen | ((residual <= tol * norm) & (hidden >= enough)))] = k
+        done = seen | ((residual <= tol * norm) & (hidden >= enough))
+        products[open_.nonzero()[done, 0]] = k
         if products.all():
             norm, smallest, largest, residual = found
             return HessianNorms(norm, smallest, largest, torch.where(norm > 0, residual / norm, 0.0), products)

@@ -53,7 +53,7 @@ def measure_together(
     """
     learner, starts = starts_together(net, theta, runs, len(test), stream=0)
     values: dict[str, list[Tensor]] = {}
-    for chosen, part in _chunks(starts, test, len(runs)):
+    for chosen, part in _chunks(learner, starts, test, len(runs)):
         for name, value in _of_tasks(learner, starts[chosen], part, runs[0]).items():
             values.setdefault(name, []).append(value)
     whole = {name: torch.cat(parts).unflatten(0, (len(runs), -1)) for name, parts in values.items()}
@@ -95,16 +95,16 @@ def _accuracies(net: ConvNet, theta: Tensor, tasks: Tasks, runs: Sequence[Settin
     """The same for S runs at once, [S, T]."""
     learner, starts = starts_together(net, theta, runs, len(tasks), stream)
     parts = []
-    for chosen, part in _chunks(starts, tasks, len(runs)):
+    for chosen, part in _chunks(learner, starts, tasks, len(runs)):
         part = part.to(theta.device)
         adapted = adapt_at_test(learner, part, starts[chosen], runs[0])
         parts.append(accuracy(learner, adapted, part.query_x, part.query_y))
     return torch.cat(parts).unflatten(0, (len(runs), -1))
 
 
-def _chunks(starts: Tensor, tasks: Tasks, runs: int) -> Iterator[tuple[slice, Tasks]]:
+def _chunks(net: ConvNet, starts: Tensor, tasks: Tasks, runs: int) -> Iterator[tuple[slice, Tasks]]:
     """Rows of starts [S*T, P], run after run, and the tasks that they belong to, as many as fit at once."""
-    at_once = landscape.tasks_at_once(starts.device)
+    at_once = landscape.tasks_at_once(starts.device, _bytes_of_a_task(net, starts, tasks))
     for first in range(0, len(starts), at_once):
         chosen = slice(first, min(first + at_once, len(starts)))
         if runs == 1:
@@ -112,6 +112,17 @@ def _chunks(starts: Tensor, tasks: Tasks, runs: int) -> Iterator[tuple[slice, Ta
         else:
             numbers = torch.arange(chosen.start, chosen.stop) % len(tasks)
             yield chosen, Tasks(*(x[numbers.to(x.device)] for x in tasks.tensors()))
+
+
+def _bytes_of_a_task(net: ConvNet, starts: Tensor, tasks: Tasks) -> float:
+    """What measuring a task takes on a GPU, counted generously: `tests/test_memory.py` counts it exactly.
+
+    A Lanczos basis, a few copies of the query images' activations and patches, and more of the support images', whose
+    gradient is differentiated.
+    """
+    support, query = (x.shape[1] * net.activations * starts.element_size() for x in (tasks.support_x, tasks.query_x))
+    basis = 33 * starts.shape[1] * starts.element_size()
+    return basis + 3.5 * query + 8 * support
 
 
 def starts(net: ConvNet, settings: Settings, n_tasks: int, stream: int) -> tuple[ConvNet, Tensor]:

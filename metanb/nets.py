@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.convolution import EPS, batch_norm, convolve, linear, moments, windows
+from metanb.convolution import EPS, batch_norm, convolve, linear, moments, out_side, windows
 from metanb.settings import CHOICES
 
 STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger ones by max-pooling
@@ -92,6 +92,18 @@ class ConvNet(nn.Module):
         features = filters if self.strided else filters * (height // 16) * (width // 16)
         self.head = nn.utils.skip_init(nn.Linear, features, ways)
         self.reset_head(head_init)
+
+    @property
+    def activations(self) -> int:
+        """How many numbers the convolutions give for one image."""
+        side, total = self.image_shape[1:], 0
+        for _ in self.blocks:
+            if self.strided:
+                side = tuple(out_side(length, self.stride) for length in side)
+            total += side[0] * side[1] * self.filters
+            if not self.strided:
+                side = tuple(length // 2 for length in side)
+        return total
 
     def reset_head(self, head_init: str) -> None:
         """Draw the head anew, as at the start, from torch's random state."""
