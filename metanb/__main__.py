@@ -212,7 +212,8 @@ def run_notebook(notebook: Path, parameters: tuple[tuple[str, str], ...], output
 
 
 @cli.command()
-@click.option("--unit", "units", type=click.Choice(["U1", "U2", "U3", "U4", "H"]), multiple=True, help="default: all")
+@click.option("--unit", "units", type=click.Choice(["U1", "U2", "U3", "U4", "H", "R1", "R2"]), multiple=True,
+              help="default: all; R1 and R2 on a GPU alone")  # fmt: skip
 @click.option("--repeats", default=7, show_default=True, type=click.IntRange(min=1), help="rounds; medians are shown")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
 @click.option("-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="write the result as JSON")
@@ -221,15 +222,22 @@ def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None
 
     U1: Omniglot 5-way 1-shot. U2: the same with 15 query images a class. U3: Omniglot 20-way 1-shot, 5 steps.
     U4: mini-ImageNet 5-way 1-shot, 5 steps. H: Hessian norms of 16 tasks. Peers come with the extra `bench`.
-    Keep the machine quiet, and give one thread: OMP_NUM_THREADS=1.
+    R1 and R2: whole iterations per second of 20-way MAML and of first-order MAML on mini-ImageNet, for several runs
+    side by side, and what each of the engine's features brings. Keep the machine quiet; on a CPU give one thread:
+    OMP_NUM_THREADS=1.
     """
     from metanb import bench as benchmark
     from metanb.experiment import resolve
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-    result = benchmark.run(list(units) or [*benchmark.UNITS, "H"], repeats, resolve(device))
-    click.echo(benchmark.table(result).to_string(index=False))
+    where = resolve(device)
+    cells = benchmark.throughput.CELLS if where.type == "cuda" else ()
+    result = benchmark.run(list(units) or [*benchmark.UNITS, "H", *cells], repeats, where)
+    if result["timings"]:
+        click.echo(benchmark.table(result).to_string(index=False))
+    if result["rates"]:
+        click.echo(benchmark.rates_table(result).to_string(index=False))
     click.echo(f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}")
     if output:
         benchmark.write(result, output)

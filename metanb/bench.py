@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from metanb import images, landscape, peers, provenance
+from metanb import images, landscape, peers, provenance, throughput
 from metanb.adapt import adapt, keep_freed_memory, losses
 from metanb.measures import measure
 from metanb.meta import chunk_size, meta_gradient
@@ -30,6 +30,7 @@ from metanb.nets import ConvNet
 from metanb.replay import Replayed
 from metanb.settings import Settings, preset
 from metanb.tasks import Tasks, sample_tasks
+from metanb.throughput import TOGETHER
 
 UNITS: dict[str, tuple[str, Settings]] = {
     "U1": ("Omniglot 5-way 1-shot, 32 tasks, 1 step, 1 query image a class", preset("paper", "omniglot")),
@@ -38,6 +39,7 @@ UNITS: dict[str, tuple[str, Settings]] = {
     "U4": ("mini-ImageNet 5-way 1-shot, 4 tasks, 5 steps, 15 query images a class", preset("paper", "mini-imagenet")),
 }  # fmt: skip
 OURS, BASE, HESSIAN_BASE = "metanb", "higher, one task at a time", "PyHessian, at most 20 iterations"
+VMAP = "torch.func vmap, own batch norm"
 HESSIAN_TASKS = 16
 CHECKED_TASKS = 6  # of a unit, whose gradients are compared one by one
 WRONG = 1e-9  # relative error in float64 above which a gradient is not rounded but wrong
@@ -72,7 +74,7 @@ class Timing:
 
 
 def run(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
-    """Time the units named (keys of UNITS, or "H"); the result is plain values, ready for JSON.
+    """Time the units named (keys of UNITS, "H", or keys of `throughput.CELLS`); plain values, ready for JSON.
 
     With U1 comes `measuring`: what an epoch's measures cost, as a share of an epoch's meta-training at paper scale.
     """
@@ -82,7 +84,8 @@ def run(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
         torch.cuda.set_device(device)  # events and synchronize() look at this one
     rate = best_rate(device)
     timings: list[Timing] = []
-    jobs = [(unit, order) for unit in units for order in ((False, True) if unit != "H" else (False,))]
+    jobs = [(unit, order) for unit in units if unit not in throughput.CELLS
+            for order in ((False, True) if unit != "H" else (False,))]  # fmt: skip
     for unit, first_order in tqdm(jobs, unit="unit", disable=None):
         timings += (
             hessian_norms(device, repeats) if unit == "H" else gradients(unit, first_order, repeats, device, rate)
@@ -93,6 +96,12 @@ def run(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
         "repeats": repeats,
         "best_gflops": rate / 1e9,
         "timings": [asdict(timing) for timing in timings],
+        "rates": [
+            asdict(rate)
+            for cell in units
+            if cell in throughput.CELLS
+            for rate in throughput.rates(cell, device, repeats, TOGETHER if device.type == "cuda" else TOGETHER[:1])
+        ],
     }
     if "U1" in units:
         step = next(t.ms for t in timings if (t.unit, t.order, t.candidate) == ("U1", "second", OURS))
@@ -114,6 +123,36 @@ def table(result: dict[str, Any]) -> pd.DataFrame:
             "error, single": rows.error.map("{:.0e}".format),
             "error, double": rows.error64.map(lambda error: "" if np.isnan(error) else f"{error:.0e}"),
             "share of best rate": rows.share.map(lambda share: "" if np.isnan(share) else f"{share:.0%}"),
+        }
+    )
+
+
+def rates_table(result: dict[str, Any]) -> pd.DataFrame:
+    """The rates of whole iterations for reading; beside peers where the gradient's unit was timed in the same call."""
+    rows = pd.DataFrame(result["rates"])
+    peer_ms = {(t["unit"], t["order"], t["candidate"]): t["ms"] for t in result["timings"]}
+
+    def times(row: Any, peer: str) -> str:
+        ms = peer_ms.get((*throughput.GRADIENTS[row.cell], peer))
+        return "" if ms is None else f"{row.rate * ms / 1e3:.1f}"
+
+    def shown(values: pd.Series, form: str) -> pd.Series:
+        return values.map(lambda value: "" if np.isnan(value) else form.format(value))
+
+    return pd.DataFrame(
+        {
+            "cell": rows.cell.map(lambda cell: throughput.CELLS[cell][0]),
+            "runs": rows.runs,
+            "without": rows.without,
+            "ms": rows.ms.round(1),
+            "quartiles": rows.ms_low.map("{:.1f}".format) + " to " + rows.ms_high.map("{:.1f}".format),
+            "run-iterations/s": rows.rate.map("{:.3g}".format),
+            "times higher": [times(row, BASE) for row in rows.itertuples()],
+            "times vmap": [times(row, VMAP) for row in rows.itertuples()],
+            "of matrix rate": shown(rows.matrix_share, "{:.0%}"),
+            "of copy rate": shown(rows.copy_share, "{:.0%}"),
+            "GiB": shown(rows.memory, "{:.1f}"),
+            "measuring": shown(rows.measuring, "{:.0%}"),
         }
     )
 

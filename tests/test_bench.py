@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metanb import bench, peers
+from metanb import bench, peers, throughput
 from metanb.settings import preset
 
 CPU = torch.device("cpu")
@@ -48,6 +48,38 @@ def test_result_is_plain_and_readable(tmp_path):
     assert result["best_gflops"] > 1 and result["environment"]["device"]
     ours = next(row for row in result["timings"] if row["unit"] == "H" and row["candidate"] == bench.OURS)
     assert ours["error"] < 2e-3
+
+
+def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
+    """Of one run and of two; the rate is that of the time, and twice the runs are twice the operations."""
+    settings = preset("paper", "omniglot", 3, filters=8, meta_batch=4, test_tasks=4, test_queries=2)
+    monkeypatch.setattr(throughput, "CELLS", {"R1": ("small", settings)})
+    monkeypatch.setattr(throughput, "_matrix_rate", lambda *_: 1e9)
+    monkeypatch.setattr(throughput, "_copy_rate", lambda *_: 1e9)
+    one, two = throughput.rates("R1", CPU, 2, (1, 2))
+    for rate in (one, two):
+        assert rate.ms_low <= rate.ms <= rate.ms_high and rate.measuring > 0 and np.isnan(rate.memory)
+        assert rate.rate == pytest.approx(rate.runs * 1e3 / rate.ms)
+    for share in ("matrix_share", "copy_share"):
+        work_of_one, work_of_two = (getattr(rate, share) * rate.ms for rate in (one, two))
+        assert work_of_two == pytest.approx(2 * work_of_one)
+    operations, traffic = throughput._work(settings, CPU)
+    # By hand: the products of one forward pass, which a second-order gradient takes several times.
+    outputs = (14 * 14, 7 * 7, 4 * 4, 2 * 2)
+    forward = 2 * 4 * 3 * 8 * (10 * outputs[0] + 72 * sum(outputs[1:]) + 3)
+    assert 6 * forward < operations < 20 * forward
+    assert traffic > 4 * 4 * 3 * 8 * sum(outputs)
+    monkeypatch.setattr(bench.throughput, "TOGETHER", (1,))
+    result = bench.run(["R1"], 1, CPU)
+    table = bench.rates_table(json.loads(json.dumps(result)))
+    assert list(table.runs) == [1] and list(table["times higher"]) == [""]
+
+
+def test_traffic_is_what_operations_read_and_write():
+    a, b = torch.ones(100), torch.ones(100)
+    with throughput._Traffic() as traffic:
+        (a + b).view(10, 10)  # a view moves nothing
+    assert traffic.bytes == 3 * 400
 
 
 def test_exact_norm_is_the_dense_one():
