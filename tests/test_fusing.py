@@ -11,6 +11,7 @@ from metanb import convolution, fusing
 from metanb.meta import meta_gradient
 from metanb.nets import ConvNet
 from metanb.tasks import Tasks
+from tests.bad_days import shown
 
 
 @pytest.fixture
@@ -62,5 +63,6 @@ def test_a_compiler_that_fails_is_named_once_and_done_without(fresh, monkeypatch
     expected = gradient(20)  # shapes that no other test has compiled
     with fusing.fused(True):
         assert torch.equal(gradient(20), expected)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "without 'compile'" in line and "no compiler;" in line and "METANB_WITHOUT=compile" in line
+    said = capsys.readouterr().err
+    shown("A GPU cannot do what is done for speed", said)
+    assert len(said.splitlines()) == 1 and "no compiler;" in said

@@ -15,9 +15,11 @@ import torch
 from tqdm import tqdm
 
 from metanb import checkpoint, engine, experiment, records, training
+from metanb.__main__ import main
 from metanb.engine import Engine
 from metanb.settings import REGULARISERS, preset
 from metanb.tasks import scaled
+from tests.bad_days import shown
 from tests.cohorts import new_cohort
 
 TINY = preset("smoke", "glyphs", filters=4, iterations=8, epoch_iterations=2, test_tasks=4, test_queries=2)
@@ -141,7 +143,7 @@ def test_a_run_that_diverges_is_set_aside_and_the_others_go_on(store, monkeypatc
     diverging(monkeypatch, run=1, call=4)
     with pytest.raises(training.DivergedError, match=rf"{runs[1].id}: loss is nan.*iteration 3.*epoch 1 is kept"):
         experiment.run_all(runs, "cpu", together=3)
-    assert f"set aside: {runs[1].id}: loss is nan" in capsys.readouterr().err
+    shown("A run of a batch diverges", capsys.readouterr().err)
     assert records.find(runs[1]) is None and checkpoint.read(store / f"{runs[1].id}.pt")["epoch"] == 1
     for settings in (runs[0], runs[2]):
         record = records.find(settings)
@@ -182,6 +184,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys
     assert [record.settings for record in made] == runs and all(record.finished for record in made)
     assert sizes[0] == 5 and sizes[1] == 3 and set(sizes[2:]) == {1, 2}
     lines = capsys.readouterr().err.splitlines()
+    shown("A batch of runs does not fit into the GPU's memory", lines[0])
     assert lines == ["5 runs together do not fit into memory: going on with 3 at a time",
                      "3 runs together do not fit into memory: going on with 2 at a time"]  # fmt: skip
 
@@ -194,8 +197,7 @@ def test_images_that_do_not_fit_on_the_device_stay_on_the_host(monkeypatch, caps
     expected = trained(new_cohort(settings), 1)[1]
     monkeypatch.setattr(training.TrainingImages, "_copy", full)
     assert torch.equal(trained(new_cohort(settings, Engine(resident=True)), 1)[1], expected)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "without 'resident'" in line and "out of memory.;" in line
+    shown("An image set does not fit on the GPU", capsys.readouterr().err)
 
 
 def test_runs_that_differ_in_more_than_seeds_are_batches_of_their_own(store):
@@ -257,3 +259,23 @@ def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_th
         assert killed.measures[["epoch", "measure", "n"]].equals(whole.measures[["epoch", "measure", "n"]])
         early = killed.measures.epoch <= 4
         assert np.allclose(killed.measures[early]["mean"], whole.measures[early]["mean"], rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", '["a"]', "{", "\xff"])
+def test_a_list_of_runs_that_is_none(tmp_path, capsys, monkeypatch, content):
+    path = tmp_path / "runs.json"
+    path.write_text(content, encoding="latin-1")
+    monkeypatch.setattr(sys, "argv", ["metanb", "train", "--runs", str(path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    shown("A list of runs is no list of runs", capsys.readouterr().err)
+
+
+def test_runs_of_a_list_take_no_further_settings(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps(TINY.to_dict()))
+    monkeypatch.setattr(sys, "argv", ["metanb", "train", "--runs", str(path), "--seed", "1"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--runs names every setting: leave out --seed" in capsys.readouterr().err
