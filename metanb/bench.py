@@ -143,7 +143,7 @@ def rates_table(result: dict[str, Any]) -> pd.DataFrame:
         {
             "cell": rows.cell.map(lambda cell: throughput.CELLS[cell][0]),
             "runs": rows.runs,
-            "without": rows.without,
+            "change": rows.change,
             "ms": rows.ms.round(1),
             "quartiles": rows.ms_low.map("{:.1f}".format) + " to " + rows.ms_high.map("{:.1f}".format),
             "run-iterations/s": rows.rate.map("{:.3g}".format),

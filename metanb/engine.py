@@ -2,7 +2,7 @@
 
 On a CPU a run is computed by itself. On a GPU runs that differ by seeds alone share a batch, and more is done to keep
 the card busy. Each of these features can be left out by METANB_WITHOUT, and gives way by itself, with one line of
-warning, where it fails. A run's provenance says which were on.
+warning, where it fails; METANB_WITH asks for those that are not on by themselves. A run's provenance says which were.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ FEATURES = {
     "graph": "an iteration's kernels are recorded once and replayed as one CUDA graph",
     "tf32": "training's matrix products round their factors to TF32; measures never do",
 }
+# Not on unless asked for: it changes the meta-gradient of an untrained network by a twentieth or more, see test_engine.py.
+ON_REQUEST = ("tf32",)
 
 
 @dataclass(frozen=True)
@@ -50,29 +52,30 @@ class Engine:
 
 
 def choose(device: torch.device, together: int | None = None) -> Engine:
-    """The engine for a device: everything on a GPU, nothing elsewhere, less what METANB_WITHOUT names.
+    """The engine for a device: nothing on a CPU; on a GPU everything but ON_REQUEST, as METANB_WITHOUT and _WITH say.
 
     Args:
         device: where runs are computed.
         together: runs at most in a batch; None: TOGETHER on a GPU, 1 elsewhere.
 
     Raises:
-        ValueError: METANB_WITHOUT names no feature.
+        ValueError: METANB_WITHOUT or METANB_WITH names no feature.
     """
-    on_gpu = device.type == "cuda"
-    engine = Engine(TOGETHER if on_gpu else 1, *[on_gpu] * 4)
-    if together is not None:
-        engine = replace(engine, together=together)
-    changes: dict[str, Any] = {name: 1 if name == "together" else False for name in left_out()}
-    return replace(engine, **changes)
+    without, also = _named("METANB_WITHOUT"), _named("METANB_WITH")
+    if device.type != "cuda":
+        return Engine(1 if together is None or "together" in without else together)
+    names = {name for name in FEATURES if name not in ON_REQUEST or name in also} - set(without)
+    on: dict[str, Any] = {name: name in names for name in FEATURES}
+    most = TOGETHER if together is None else together
+    return Engine(**on | {"together": most if on["together"] else 1})
 
 
-def left_out() -> list[str]:
-    """The features that METANB_WITHOUT names, separated by commas or spaces."""
-    names = os.environ.get("METANB_WITHOUT", "").replace(",", " ").split()
+def _named(variable: str) -> list[str]:
+    """The features that an environment variable names, separated by commas or spaces."""
+    names = os.environ.get(variable, "").replace(",", " ").split()
     for name in names:
         if name not in FEATURES:
-            raise ValueError(f"METANB_WITHOUT names {name!r}: choose from {', '.join(FEATURES)}")
+            raise ValueError(f"{variable} names {name!r}: choose from {', '.join(FEATURES)}")
     return names
 
 

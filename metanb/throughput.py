@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from metanb import images, training
 from metanb.checkpoint import State
-from metanb.engine import FEATURES, Engine, choose, left_out
+from metanb.engine import Engine, choose
 from metanb.images import ImageSet
 from metanb.measures import measure_together
 from metanb.settings import IMAGE_SHAPES, Settings, preset
@@ -31,7 +31,7 @@ CELLS: dict[str, tuple[str, Settings]] = {
 }
 GRADIENTS = {"R1": ("U3", "second"), "R2": ("U4", "first")}  # the benchmark's unit and order of a cell's gradient
 TOGETHER = (1, 5, 10)  # runs side by side
-COMPARED = 5  # with so many runs each feature of the engine is left out once
+COMPARED = 5  # with so many runs each feature of the engine is left out once, or added
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Rate:
     Attributes:
         cell: key of CELLS.
         runs: side by side.
-        without: the feature that was left out; "" for none.
+        change: what was done otherwise than by default, such as "without graph" or "with tf32"; "" for nothing.
         ms, ms_low, ms_high: median and quartiles of an iteration of all runs, milliseconds by the clock.
         rate: iterations of a run per second, of all runs together.
         matrix_share: of the device's rate at products of large matrices, in the precision of training.
         copy_share: of its rate at copying, counting what the plain engine's operations read and write.
         memory: the most that the device's allocator held, GiB; NaN on a CPU.
-        measuring: what an epoch's measures take, as a share of its training; NaN where a feature is left out.
+        measuring: what an epoch's measures take, as a share of its training; NaN where something was done otherwise.
     """
 
     cell: str
     runs: int
-    without: str
+    change: str
     ms: float
     ms_low: float
     ms_high: float
@@ -64,13 +64,13 @@ class Rate:
 
 
 def rates(cell: str, device: torch.device, repeats: int, together: Sequence[int]) -> list[Rate]:
-    """Time a cell's iterations with all of the engine, for several numbers of runs; then without each feature.
+    """Time a cell's iterations as they are trained, for several numbers of runs; then with each feature changed.
 
     Args:
         cell: key of CELLS.
         device: where.
         repeats: rounds of each; medians are given.
-        together: numbers of runs. The features are left out one by one at COMPARED runs, if that is among them.
+        together: numbers of runs. Features are changed one by one at COMPARED runs, if that is among them.
     """
     settings = CELLS[cell][1]
     work = _work(settings, device)
@@ -80,26 +80,26 @@ def rates(cell: str, device: torch.device, repeats: int, together: Sequence[int]
         engine = replace(choose(device), together=runs)
         timed.append(_rate(cell, runs, engine, "", device, repeats, work, copied))
         if runs == COMPARED and device.type == "cuda":
-            for name in FEATURES:
-                if name != "together" and name not in left_out():
-                    less = replace(engine, **{name: False})
-                    timed.append(_rate(cell, runs, less, name, device, repeats, work, copied))
+            for name in ("resident", "compile", "graph", "tf32"):
+                on: dict[str, Any] = {name: not getattr(engine, name)}
+                change = f"{'with' if on[name] else 'without'} {name}"
+                timed.append(_rate(cell, runs, replace(engine, **on), change, device, repeats, work, copied))
     return timed
 
 
 def _rate(
-    cell: str, runs: int, engine: Engine, without: str, device: torch.device, repeats: int, work: tuple[float, float],
+    cell: str, runs: int, engine: Engine, change: str, device: torch.device, repeats: int, work: tuple[float, float],
     copied: float,
 ) -> Rate:  # fmt: skip
     settings = CELLS[cell][1]
-    rounds, measured, held = _timed(settings, runs, engine, device, repeats, measures=not without)
+    rounds, measured, held = _timed(settings, runs, engine, device, repeats, measures=not change)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     seconds, low, high = (float(value) for value in np.quantile(rounds, [0.5, 0.25, 0.75]))
     operations, traffic = (runs * amount / seconds for amount in work)
     return Rate(
-        cell, runs, without, seconds * 1e3, low * 1e3, high * 1e3, runs / seconds,
+        cell, runs, change, seconds * 1e3, low * 1e3, high * 1e3, runs / seconds,
         operations / _matrix_rate(device, engine.tf32), traffic / copied, held,
         measured / (seconds * settings.epoch_iterations),
     )  # fmt: skip

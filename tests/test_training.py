@@ -14,7 +14,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from metanb import checkpoint, engine, experiment, records, training
+from metanb import checkpoint, experiment, records, training
 from metanb.__main__ import main
 from metanb.engine import Engine
 from metanb.settings import REGULARISERS, preset
@@ -207,20 +207,6 @@ def test_runs_that_differ_in_more_than_seeds_are_batches_of_their_own(store):
     assert [record.provenance["together"] for record in made] == [2] * 4
     with pytest.raises(ValueError, match="together is 0: at least 1"):
         experiment.run_all(runs, "cpu", together=0)
-
-
-def test_the_engine_is_that_of_the_device_less_what_is_left_out(monkeypatch):
-    gpu = torch.device("cuda")
-    monkeypatch.delenv("METANB_WITHOUT", raising=False)
-    assert engine.choose(torch.device("cpu")) == Engine()
-    assert engine.choose(gpu) == Engine(engine.TOGETHER, True, True, True, True)
-    assert engine.choose(gpu, together=3).together == 3
-    assert engine.choose(gpu).features == "resident compile graph" and engine.choose(gpu).precision == "TF32"
-    monkeypatch.setenv("METANB_WITHOUT", "tf32, together")
-    assert engine.choose(gpu) == Engine(1, True, True, True, False)
-    monkeypatch.setenv("METANB_WITHOUT", "speed")
-    with pytest.raises(ValueError, match="'speed': choose from together, resident, compile, graph, tf32"):
-        engine.choose(gpu)
 
 
 def start(runs, folder):
