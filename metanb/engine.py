@@ -25,7 +25,7 @@ FEATURES = {
     "graph": "an iteration's kernels are recorded once and replayed as one CUDA graph",
     "tf32": "training's matrix products round their factors to TF32; measures never do",
 }
-# Not on unless asked for: it changes the meta-gradient of an untrained network by a twentieth or more, see test_engine.py.
+# Off unless asked for: it changes an untrained network's meta-gradient by a twentieth or more, see test_engine.py.
 ON_REQUEST = ("tf32",)
 
 

@@ -386,7 +386,7 @@ def _measure(
     states = [cohort.states[i] for i in chosen]
     try:
         runs = [state.settings for state in states]
-        return list(measure_together(cohort.net, theta[list(chosen)], test, valid, runs))
+        return list(measure_together(cohort.net, torch.stack([theta[i] for i in chosen]), test, valid, runs))
     except LandscapeError as error:
         if len(chosen) == 1:
             return [diverged(f"{error}, after epoch {states[0].epoch + 1}", states[0])]
