@@ -65,6 +65,11 @@ def curve(run: Record, measure: str) -> np.ndarray:
     return means
 
 
+def untrained(run: Record, measure: str) -> float:
+    """The mean of epoch 0, before meta-training."""
+    return float(run.curve(measure)["mean"].loc[0])
+
+
 def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:
     """A measure late in meta-training: the mean over a run's last quarter of epochs, for each of the runs, [runs]."""
     return np.array([late(curve(run, measure)) for run in runs])

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from metanb.cells import cells, curve, even, late_values, level, pairs
+from metanb.cells import cells, curve, even, late_values, level, pairs, untrained
 from metanb.effects import (
     Interval,
     change,
@@ -214,7 +214,7 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
         verdict = REPRODUCED if apart else PARTLY
     else:
         verdict = CONTRARY if found.low > ORTHOGONAL else NOT_SEEN
-    began = [float(run.curve("query_accuracy")["mean"].loc[0]) for run in cell]
+    began = [untrained(run, "query_accuracy") for run in cell]
     ended = late_values(cell, "query_accuracy")
     detail = (
         f"{NAMES[algorithm]}: {beside.mean:.3f} ({beside.low:.3f} to {beside.high:.3f}); the baseline's accuracy "

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 QUARTER_OF = 4  # a curve's early and late part are its first and last quarter, one epoch at least
 
@@ -31,10 +31,10 @@ def interval(values: Iterable[float], against: float = 0.0, level: float = 0.95)
     if len(values) < 2:
         return Interval(mean, -np.inf, np.inf, 1.0)
     error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
     if error == 0:
         return Interval(mean, mean, mean, float(mean == against))
-    return Interval(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean - against) / error, len(values) - 1)))
+    half = float(special.stdtrit(len(values) - 1, (1 + level) / 2)) * error
+    return Interval(mean, mean - half, mean + half, _two_sided((mean - against) / error, len(values) - 1))
 
 
 def late(curve: np.ndarray) -> float:
@@ -75,15 +75,20 @@ def first_peak(curves: np.ndarray) -> Interval:
 def change(curve: np.ndarray) -> float:
     """Least-squares slope of a curve times its length: how much it changes from its start to its end, in its unit."""
     curve = np.asarray(curve, dtype=float)
-    return float(stats.linregress(np.arange(len(curve)), curve).slope * (len(curve) - 1))
+    place = np.arange(len(curve)) - (len(curve) - 1) / 2
+    return float(place @ curve / (place @ place) * (len(curve) - 1))
 
 
 def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Pearson's r of two series and its two-sided p-value; 0 and 1 if one does not vary."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0, 1.0
-    found = stats.pearsonr(x, y)
-    return float(found.statistic), float(found.pvalue)
+    x, y = (np.asarray(series, dtype=float) - np.mean(series) for series in (x, y))
+    r = float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
+    freedom = len(x) - 2
+    if freedom == 0 or abs(r) == 1:
+        return r, float(freedom == 0)
+    return r, _two_sided(r * np.sqrt(freedom / (1 - r**2)), freedom)
 
 
 def detrended(curve: np.ndarray) -> np.ndarray:
@@ -106,6 +111,11 @@ def holm(p: Sequence[float]) -> np.ndarray:
     order = np.argsort(values)
     raised = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
     return raised[np.argsort(order)]
+
+
+def _two_sided(t: float, freedom: float) -> float:
+    """The chance of Student's t at least as far from 0."""
+    return float(2 * special.stdtr(freedom, -abs(t)))
 
 
 def _quarter(curve: np.ndarray) -> int:

@@ -62,6 +62,9 @@ def test_correlation_is_numpys():
     assert r == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert p == pytest.approx(2 * stats.t.sf(abs(r) * np.sqrt(18 / (1 - r**2)), 18))
     assert effects.correlation(x, np.ones(20)) == (0.0, 1.0)
+    assert effects.correlation(x, 2 * x) == pytest.approx((1.0, 0.0), abs=1e-12)
+    assert effects.correlation(x[:2], y[:2]) == tuple(stats.pearsonr(x[:2], y[:2]))
+    assert effects.correlation(x[:5], y[:5]) == pytest.approx(tuple(stats.pearsonr(x[:5], y[:5])))
 
 
 def test_detrended_is_the_residual_of_least_squares():
