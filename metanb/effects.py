@@ -83,8 +83,8 @@ def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray
     """Pearson's r of two series and its two-sided p-value; 0 and 1 if one does not vary."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0, 1.0
-    x, y = (np.asarray(series, dtype=float) - np.mean(series) for series in (x, y))
-    r = float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
+    a, b = (np.asarray(series, dtype=float) - np.mean(series) for series in (x, y))
+    r = float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
     freedom = len(x) - 2
     if freedom == 0 or abs(r) == 1:
         return r, float(freedom == 0)
