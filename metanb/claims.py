@@ -23,6 +23,7 @@ from metanb.effects import (
     Interval,
     change,
     correlation,
+    correlation_power,
     detrended,
     first_peak,
     holm,
@@ -47,6 +48,7 @@ from metanb.verdicts import (
     PAPER_GAIN,
     PARTLY,
     POINTS,
+    POWERLESS,
     REPRODUCED,
     TOO_FEW,
     TOO_LATE,
@@ -57,6 +59,8 @@ from metanb.verdicts import (
 )
 
 ACROSS = 5  # runs from which a correlation across runs is judged
+STRONG = 0.8  # a true correlation across runs that a test should see
+POWER = 0.8  # a test that sees it less often than this tells nothing where it sees none
 ORTHOGONAL = 0.05  # a mean cosine below this counts as near 0
 MIN_EPOCHS = 4  # a run must have reached this many to be judged
 DETRENDABLE = 6  # epochs: a quadratic leaves nothing but +-1 of the correlation of four
@@ -167,10 +171,21 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
 def _goes_with(claim: Claim, cell: list[Record]) -> Row:
     """C5, C6: the correlation over epochs of query accuracy with a coherence, over runs.
 
-    Accuracy rises with training in every run, and whatever else drifts then correlates with it. So REPRODUCED needs the
-    same of first differences, and of runs: those that end more coherent end more accurate (r > 0, p < 0.05, at least
-    ACROSS runs). Otherwise a correlation that is seen counts as PARTLY. What remains of it after removing a quadratic
-    in log epoch is told beside, and decides nothing: two slow drifts that are no quadratics still share what is left.
+    Accuracy rises with training in every run, and whatever else drifts then correlates with it. So two more questions
+    are asked: do first differences go together, and do runs that end more coherent end more accurate? The first line
+    that holds gives the verdict:
+
+        TOO_FEW     fewer than MIN_RUNS runs
+        CONTRARY    the correlation's interval lies below 0
+        NOT_SEEN    it holds 0
+        PARTLY      that of first differences does not lie above 0: no more than a shared trend is seen
+        REPRODUCED  across at least ACROSS runs, r > 0 and p < 0.05
+        PARTLY      across as many, r < 0 and p < 0.05: runs say the opposite
+        POWERLESS   fewer than ACROSS runs, or so few that a true r of STRONG would be seen less often than POWER
+        PARTLY      otherwise: runs enough, and it is not seen across them
+
+    What remains of the correlation after removing a quadratic in log epoch is told beside, and decides nothing: two
+    slow drifts that are no quadratics still share what is left.
     """
     pairs = [(curve(run, "query_accuracy"), curve(run, claim.measure)) for run in cell]
     found = mean_correlation([correlation(a, c)[0] for a, c in pairs])
@@ -181,19 +196,22 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
         detail += f"detrended r = {rest.mean:.2f} ({rest.low:.2f} to {rest.high:.2f}); "
     else:
         detail += f"too few epochs to detrend: {cell[0].epochs}; "
-    across = False
-    if len(cell) >= ACROSS:
-        r, p = correlation(late_values(cell, "query_accuracy"), late_values(cell, claim.measure))
-        across = r > 0 and p < 0.05
-        detail += f"across {len(cell)} runs r = {r:.2f} (p = {p:.2g})"
-    else:
-        p = 1.0
-        detail += f"too few runs to compare across them: {len(cell)}"
+    enough, power = len(cell) >= ACROSS, correlation_power(len(cell), STRONG)
+    r, p = correlation(*(late_values(cell, m) for m in ("query_accuracy", claim.measure))) if enough else (0.0, 1.0)
+    detail += (
+        f"across {len(cell)} runs r = {r:.2f} (p = {p:.2g})" if enough
+        else f"too few runs to compare across them: {len(cell)}"
+    )  # fmt: skip
+    detail += f"; so many runs show a true r of {STRONG:g} in {100 * power:.0f} % of cases"
     verdict = by_interval(found, len(cell), claim.direction)
-    if verdict == REPRODUCED and not (steps.low > 0 and across):
-        verdict = PARTLY
     if verdict == REPRODUCED:
-        found = found._replace(p=max(found.p, steps.p, p))
+        across = 0 if p >= 0.05 else int(np.sign(r))
+        if steps.low > 0 and across > 0:
+            found = found._replace(p=max(found.p, steps.p, p))
+        elif steps.low > 0 and across == 0 and (not enough or power < POWER):
+            verdict = POWERLESS
+        else:
+            verdict = PARTLY
     return _row(claim, cell, found, CORRELATION, verdict, detail)
 
 

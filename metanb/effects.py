@@ -4,10 +4,11 @@ A curve is a measure after each epoch, from epoch 1 on: the untrained network is
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 QUARTER_OF = 4  # a curve's early and late part are its first and last quarter, one epoch at least
 
@@ -89,6 +90,27 @@ def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray
     if freedom == 0 or abs(r) == 1:
         return r, float(freedom == 0)
     return r, _two_sided(r * np.sqrt(freedom / (1 - r**2)), freedom)
+
+
+@cache
+def correlation_power(runs: int, r: float) -> float:
+    """The chance that `runs` pairs of a true correlation r > 0 show one above 0 with a two-sided p below 0.05.
+
+    Exact for a bivariate normal: given the first of each pair, the test's t is a noncentral one, whose noncentrality is
+    r / sqrt(1 - r^2) times the root of the first's sum of squares, a chi-squared of `runs` - 1 degrees of freedom.
+    0 for fewer than three runs, which allow no test.
+    """
+    if runs < 3:
+        return 0.0
+    limit, slope = stats.t.ppf(0.975, runs - 2), r / np.sqrt(1 - r**2)
+
+    def seen(share: float) -> float:
+        squares = stats.chi2.ppf(share, runs - 1)
+        return float(stats.nct.sf(limit, runs - 2, slope * np.sqrt(squares)))
+
+    # the mean over the chi-squared, by Gauss and Legendre over its quantiles
+    places, weights = np.polynomial.legendre.leggauss(60)
+    return float(sum(w / 2 * seen((1 + x) / 2) for x, w in zip(places, weights, strict=True)))
 
 
 def detrended(curve: np.ndarray) -> np.ndarray:

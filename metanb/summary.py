@@ -20,6 +20,7 @@ from metanb.verdicts import (
     NO_CASE,
     NOT_SEEN,
     PARTLY,
+    POWERLESS,
     REPRODUCED,
     TOO_LATE,
     UNCLEAR,
@@ -32,7 +33,7 @@ MARKS = {
     PARTLY: ("partly", '<circle class="line" r="5.2"/><path d="M0 -6A6 6 0 0 0 0 6Z"/>'),
     NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
     CONTRARY: ("the opposite", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
-    UNCLEAR: ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>'),
+    **dict.fromkeys((UNCLEAR, POWERLESS), ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>')),
     **dict.fromkeys((NO_CASE, TOO_LATE, NO_BASELINE), ("not testable", '<circle r="1.8"/>')),
 }
 ALGORITHMS = {"MAML": "MAML", "first-order MAML": "1st"}

@@ -17,6 +17,7 @@ MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 REPRODUCED, PARTLY = "reproduced", "partly"
 CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
 UNCLEAR = "cannot tell: the paper's gain is possible, too"
+POWERLESS = "cannot tell: too few runs to compare across them"
 NO_CASE = "not testable: accuracy does not fall"
 TOO_LATE = "not testable: too few epochs after the best"
 NO_BASELINE = "not testable: the finetuned baseline does not work"
@@ -77,7 +78,7 @@ class Row:
         effect, low, high: the effect and its 95 % interval over runs, in `unit`; NaN without runs to compare.
         p: two-sided, of no effect; for a verdict that needs several findings the largest one. p_holm: see HOLM_MEANING.
         runs: number of runs, or of pairs of runs.
-        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR or one of UNJUDGED.
+        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR, POWERLESS or one of UNJUDGED.
         detail: what else the verdict rests on.
         paper: the paper's own figure, where it gives one.
         ids: of the runs.

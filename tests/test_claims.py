@@ -18,7 +18,7 @@ from scipy import stats
 from metanb import cells as cells_module
 from metanb import claims, verdicts
 from metanb.cells import late_values
-from metanb.effects import holm, interval
+from metanb.effects import correlation_power, holm, interval
 from metanb.records import Record, RecordError
 from metanb.settings import Settings, preset
 
@@ -149,29 +149,75 @@ def test_a_fall_that_is_less_sure_than_the_flattening_sets_p():
     assert row.p == pytest.approx(stats.ttest_1samp(falls, 0).pvalue) and row.effect == pytest.approx(-2.0)
 
 
-@pytest.mark.parametrize(("claim", "measure"), [("C5", "trajectory_coherence"), ("C6", "gradient_coherence")])
-def test_goes_with(claim, measure):
-    def runs(follow, across, n=5):
-        """Runs whose accuracies are 0, 0.2, 0.4 and so on higher, and their coherences as `across` says."""
-        out = []
-        for seed in range(n):
-            rng = np.random.default_rng(seed)
-            accuracy = 0.5 + 0.3 * TIME + 0.03 * rng.normal(size=EPOCHS)
-            other = accuracy if follow else 0.5 + 0.3 * TIME + 0.03 * rng.normal(size=EPOCHS)
-            level = 0.2 * seed
-            out.append(record(seed, {"query_accuracy": accuracy + level,
-                                     measure: other + across[seed]}, wobble=1e-4))  # fmt: skip
-        return out
+def follow_each_other(measure, across, together=True, n=5):
+    """Runs whose accuracies are 0, 0.2, 0.4 and so on higher, and their coherences as `across` says.
 
-    up, down, weak = (0.0, 0.2, 0.4, 0.6, 0.8), (0.8, 0.6, 0.4, 0.2, 0.0), (0.2, 0.0, 0.8, 0.0, 0.4)
-    assert verdict(runs(True, up), claim) == verdicts.REPRODUCED
-    assert verdict(runs(True, down), claim) == verdicts.PARTLY  # over epochs only
-    assert verdict(runs(True, weak), claim) == verdicts.PARTLY  # across runs only by chance: r = 0.2
-    assert verdict(runs(False, up), claim) == verdicts.PARTLY  # common drift only
-    assert verdict(runs(True, up, 4), claim) == verdicts.PARTLY  # too few to compare across runs
-    assert verdict(runs(True, up, 2), claim) == verdicts.TOO_FEW
-    falling = [record(s, {"query_accuracy": TIME, measure: 2 - TIME}) for s in range(3)]
-    assert verdict(falling, claim) == verdicts.CONTRARY
+    Both rise with training. Their swings about that are the same where they go `together`.
+    """
+    runs = []
+    for seed in range(n):
+        rng = np.random.default_rng(seed)
+        accuracy = 0.5 + 0.3 * TIME + 0.03 * rng.normal(size=EPOCHS)
+        other = accuracy if together else 0.5 + 0.3 * TIME + 0.03 * rng.normal(size=EPOCHS)
+        curves = {"query_accuracy": accuracy + 0.2 * seed, measure: other + across[seed]}
+        runs.append(record(seed, curves, wobble=1e-4))
+    return runs
+
+
+UP, DOWN, WEAK = (0.2 * np.arange(10), 0.2 * np.arange(10)[::-1], np.tile([0.2, 0.0, 0.8, 0.0, 0.4], 2))
+
+
+@pytest.mark.parametrize(("claim", "measure"), [("C5", "trajectory_coherence"), ("C6", "gradient_coherence")])
+@pytest.mark.parametrize(
+    ("across", "together", "n", "expected"),
+    [
+        (UP, True, 5, verdicts.REPRODUCED),
+        (UP, True, 10, verdicts.REPRODUCED),
+        (DOWN, True, 5, verdicts.PARTLY),  # runs say the opposite
+        (WEAK, True, 5, verdicts.POWERLESS),  # across runs by chance only, r = 0.2, of too few to tell
+        (UP, True, 4, verdicts.POWERLESS),  # too few to compare across runs at all
+        (WEAK, True, 10, verdicts.PARTLY),  # enough runs, and not seen across them
+        (UP, False, 5, verdicts.PARTLY),  # a shared trend only
+        (WEAK, False, 4, verdicts.PARTLY),
+        (UP, True, 2, verdicts.TOO_FEW),
+    ],
+)
+def test_goes_with(claim, measure, across, together, n, expected):
+    (row,) = (row for row in claims.ledger(follow_each_other(measure, across, together, n)) if row.claim == claim)
+    assert row.verdict == expected
+    assert ("too few runs to compare across them" in row.detail) == (n < claims.ACROSS)
+
+
+def test_what_falls_while_accuracy_rises_is_the_opposite_and_what_does_neither_is_not_seen():
+    falling = [record(s, {"query_accuracy": TIME, "trajectory_coherence": 2 - TIME}) for s in range(3)]
+    assert verdict(falling, "C5") == verdicts.CONTRARY
+    assert verdict(cell({"query_accuracy": TIME}), "C5") == verdicts.NOT_SEEN
+
+
+def test_the_power_of_the_runs_that_there_are_is_told():
+    for n, share in ((5, 41), (10, 87)):
+        (row,) = (r for r in claims.ledger(follow_each_other("trajectory_coherence", WEAK, n=n)) if r.claim == "C5")
+        assert row.detail.endswith(f"so many runs show a true r of 0.8 in {share} % of cases")
+
+
+@pytest.mark.parametrize(("n", "least"), [(3, 1.0), (5, 0.5), (10, 0.0)])
+def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, least):
+    """Accuracy does go with coherence, over epochs and, at r = 0.8, across runs: not *partly* for want of runs."""
+    rng, counts = np.random.default_rng(7), Counter()
+    with bare():
+        for _ in range(100):
+            levels = rng.multivariate_normal([0, 0], [[1, claims.STRONG], [claims.STRONG, 1]], size=n)
+            runs = []
+            for seed, (a, c) in enumerate(levels):
+                swing = noise(rng, 0.5, 1)[0]
+                curves = {"query_accuracy": a + 0.1 * swing, "trajectory_coherence": c + 0.1 * swing}
+                runs.append(Bare(replace(QUICK, seed=seed), curves))
+            counts[claims._goes_with(verdicts.BY_NAME["C5"], runs).verdict] += 1
+    assert counts[verdicts.POWERLESS] >= 100 * least
+    assert counts[verdicts.PARTLY] <= 25 * (n == 10)
+    if n > 3:  # as often as the power says, within four standard errors
+        power = correlation_power(n, claims.STRONG)
+        assert counts[verdicts.REPRODUCED] / 100 == pytest.approx(power, abs=4 * math.sqrt(power * (1 - power) / 100))
 
 
 def coherent(level, fit=0.5, accuracy=0.6, **settings):
@@ -514,7 +560,7 @@ def rates(request):
 
 # Some ninety rates are checked: within this many standard errors all of them pass with 99 % if the rules are right.
 ERRORS = 4 * math.sqrt(LEVEL * (1 - LEVEL) / CELLS)
-SEEN = (verdicts.REPRODUCED, verdicts.PARTLY)
+SEEN = (verdicts.REPRODUCED, verdicts.PARTLY, verdicts.POWERLESS)
 RULES = {  # by claim and variant: the verdicts that noise gets at the nominal rate, each set on its own
     ("C1", ""): [SEEN, (verdicts.CONTRARY,)],
     ("C1", "first peak"): [SEEN],

@@ -67,6 +67,24 @@ def test_correlation_is_numpys():
     assert effects.correlation(x[:5], y[:5]) == pytest.approx(tuple(stats.pearsonr(x[:5], y[:5])))
 
 
+@pytest.mark.parametrize("runs", [3, 5, 10])
+@pytest.mark.parametrize("r", [0.5, 0.8, 0.9])
+def test_power_is_the_share_of_simulated_groups_of_runs_in_which_the_correlation_is_seen(runs, r):
+    x, e = np.random.default_rng(3).normal(size=(2, 20_000, runs))
+    y = r * x + np.sqrt(1 - r**2) * e
+    x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
+    seen_r = (x * y).sum(axis=1) / np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    t = seen_r * np.sqrt((runs - 2) / (1 - seen_r**2))
+    power = effects.correlation_power(runs, r)
+    simulated = np.mean(t > stats.t.ppf(0.975, runs - 2))
+    assert power == pytest.approx(simulated, abs=4 * np.sqrt(power * (1 - power) / 20_000))
+
+
+def test_power_without_a_correlation_is_the_level_and_two_runs_have_none():
+    assert effects.correlation_power(7, 0.0) == pytest.approx(0.025)
+    assert effects.correlation_power(2, 0.9) == 0.0
+
+
 def test_detrended_is_the_residual_of_least_squares():
     curve, t = np.random.default_rng(0).normal(size=EPOCHS), np.log(np.arange(1, EPOCHS + 1))
     design = np.stack([np.ones(EPOCHS), t, t**2], 1)

@@ -270,6 +270,7 @@ def substitutions() -> dict[str, str]:
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
     names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
     names["across"], names["min_epochs"] = number(claims.ACROSS), number(claims.MIN_EPOCHS)
+    names["strong"], names["power"] = number(claims.STRONG), f"{100 * claims.POWER:.0f} %"
     names["gpu_hours"] = gpu_table(recorded)
     names["paper_missing"] = paper_missing(recorded, rows)
     names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
