@@ -70,6 +70,12 @@ def untrained(run: Record, measure: str) -> float:
     return float(run.curve(measure)["mean"].loc[0])
 
 
+def final_accuracy(run: Record) -> float | None:
+    """Accuracy on the further tasks that a run is measured on once, after its last epoch; None if it was not."""
+    rows = run.measures[(run.measures.measure == "final_accuracy") & (run.measures.epoch == run.epochs)]
+    return None if rows.empty else float(rows["mean"].iloc[0])
+
+
 def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:
     """A measure late in meta-training: the mean over a run's last quarter of epochs, for each of the runs, [runs]."""
     return np.array([late(curve(run, measure)) for run in runs])

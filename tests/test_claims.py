@@ -338,6 +338,66 @@ def test_an_interval_that_holds_no_gain_and_the_papers_tells_nothing(gains, expe
     assert verdict(runs, "C8", "adapted, γ = 1") == expected
 
 
+def measured_once(run, accuracy):
+    """The run with this accuracy on 600 further tasks after its last epoch."""
+    last = {"epoch": run.epochs, "iteration": 0, "measure": "final_accuracy", "mean": accuracy}
+    return replace(run, measures=pd.concat([run.measures, pd.DataFrame([last])]))
+
+
+def further_pairs(late, further, epochs=EPOCHS):
+    """Pairs of runs that differ by `late` points on the meta-test tasks and by `further` on the 600 others."""
+    runs = []
+    for seed, (one, other) in enumerate(zip(late, further, strict=True)):
+        for gains, options in (((0, 0), {}), ((one, other), {"regulariser": "adapted", "gamma": 1.0})):
+            curves = {"query_accuracy": np.full(EPOCHS, 0.5 + gains[0] / 100)}
+            run = record(seed, curves, wobble=0.0, final_tasks=600, **options).upto(epochs)
+            runs.append(measured_once(run, 0.5 + gains[1] / 100))
+    return runs
+
+
+def c8(runs):
+    (row,) = (row for row in claims.ledger(runs) if row.claim == "C8")
+    return row
+
+
+def test_a_gain_is_judged_on_the_further_tasks_where_all_runs_of_all_pairs_have_them():
+    runs = further_pairs((-1, 0, 1), (1.9, 2.0, 2.1))
+    row = c8(runs)
+    assert row.verdict == verdicts.REPRODUCED and row.effect == pytest.approx(2.0)
+    assert row.detail.startswith("accuracy on 600 tasks after the last epoch")
+    assert row.p == pytest.approx(stats.ttest_1samp((1.9, 2.0, 2.1), 0).pvalue)
+    lacking = replace(runs[0], measures=runs[0].measures[runs[0].measures.measure != "final_accuracy"])
+    row = c8([lacking, *runs[1:]])
+    assert row.effect == pytest.approx(0.0, abs=1e-9) and row.verdict == verdicts.UNCLEAR
+    assert row.detail.startswith("accuracy on 60 tasks, late in meta-training")
+
+
+def test_further_tasks_of_another_epoch_do_not_count():
+    """A run that went further was measured at its own end: the pairs are compared at the epoch that all reached."""
+    runs = further_pairs((0, 0, 0.1), (1.9, 2.0, 2.1), epochs=8)
+    longer = further_pairs((0, 0, 0.1), (1.9, 2.0, 2.1))
+    row = c8([longer[0], *runs[1:]])
+    assert row.effect == pytest.approx(0.1 / 3) and "60 tasks" in row.detail
+
+
+def test_more_tasks_show_the_papers_gain_more_often():
+    """Runs of the paper's gain; tasks leave 1.5 points of noise in a pair where they are 60, and 0.5 where 600."""
+    rng, counts = np.random.default_rng(8), Counter()
+    with bare():
+        for _ in range(CELLS):
+            for further in (0, 1):
+                cells_of = []
+                for gain in (verdicts.PAPER_GAIN, 0.0):
+                    runs = []
+                    for seed in range(RUNS):
+                        late, end = (0.5 + (gain + rng.normal(scale=s / math.sqrt(2))) / 100 for s in (1.5, 0.5))
+                        curves = {"query_accuracy": np.full(EPOCHS, late), "relative_move": np.ones(EPOCHS)}
+                        runs.append(Bare(replace(QUICK, seed=seed), curves, final=end if further else None))
+                    cells_of.append(runs)
+                counts[further] += claims._helps(*cells_of).verdict == verdicts.REPRODUCED
+    assert counts[1] / CELLS > 0.9 and counts[0] / CELLS < 0.5
+
+
 def test_stopped_runs_are_judged_where_three_have_got_to():
     """By hand: of runs that reached 12, 8, 6 and 5 epochs, three reach 6; the fourth is left out."""
     whole = [record(seed, {"support_loss": np.exp(-TIME * (1 + seed))}, wobble=0.0) for seed in range(4)]
@@ -488,6 +548,7 @@ class Bare(NamedTuple):
     curves: dict  # by measure, the means of epochs 1 to 12
     epochs: int = EPOCHS
     finished: bool = True
+    final: float | None = None  # accuracy on further tasks
 
     def upto(self, _):
         """All of it: no run was stopped."""
@@ -500,6 +561,7 @@ def bare():
     with pytest.MonkeyPatch.context() as patch:
         for module in (claims, cells_module):
             patch.setattr(module, "curve", lambda run, measure: run.curves[measure])
+        patch.setattr(claims, "final_accuracy", lambda run: run.final)
         patch.setattr(claims, "untrained", lambda run, measure: UNTRAINED[measure])
         for name in ("scale_of", "apart"):
             patch.setattr(claims, name, cache(getattr(claims, name)))
