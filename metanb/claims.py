@@ -51,7 +51,7 @@ from metanb.verdicts import (
     POWERLESS,
     REPRODUCED,
     TOO_FEW,
-    TOO_LATE,
+    TOO_SHORT,
     UNCLEAR,
     UNJUDGED,
     Claim,
@@ -64,7 +64,7 @@ POWER = 0.8  # a test that sees it less often than this tells nothing where it s
 ORTHOGONAL = 0.05  # a mean cosine below this counts as near 0
 MIN_EPOCHS = 4  # a run must have reached this many to be judged
 DETRENDABLE = 6  # epochs: a quadratic leaves nothing but +-1 of the correlation of four
-AFTER_BEST = 4  # epochs that must follow the best one before a fall can be seen
+FALLING = 4  # epochs that the second half must have before a fall can be seen
 
 
 def by_interval(found: Interval, runs: int, direction: int) -> str:
@@ -146,26 +146,37 @@ def _first_peak(cell: list[Record]) -> Row:
 
 
 def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
-    """C4: from the best epoch on, accuracy on meta-test tasks falls, and so does the Hessian norm.
+    """C4: in the second half of meta-training accuracy on new tasks falls, and so does the Hessian norm.
 
-    The best epoch is that of the cell's mean accuracy on meta-validation tasks. It is itself left out of what follows:
-    chosen as the best, it stands above its own mean by luck, and a fall from it would prove nothing. The changes are
-    least-squares lines over the epochs after it, one a run.
+    The changes are least-squares lines over the epochs of the second half, one a run. The half is fixed beforehand:
+    from a best epoch that is chosen on the runs themselves, accuracy falls by the choice alone. And it must fall on the
+    meta-test tasks and on the meta-validation tasks. Runs share either set, and what its tasks have in common falls or
+    rises in all of them at once; but the sets have no class in common. The first line that holds gives the verdict:
+
+        TOO_FEW     fewer than MIN_RUNS runs
+        TOO_SHORT   fewer than FALLING epochs in the second half
+        NO_CASE     the interval of accuracy's change does not lie below 0, on either set
+        then        by the interval of the change of the log Hessian norm
     """
-    best = int(np.mean([curve(run, "valid_accuracy") for run in cell], axis=0).argmax())
-    left = len(curve(cell[0], "valid_accuracy")) - best - 1
-    detail = f"best epoch {best + 1}, {left} follow"
-    if left < AFTER_BEST:
-        nothing = Interval(math.nan, -math.inf, math.inf, 1.0)
-        verdict = TOO_FEW if len(cell) < MIN_RUNS else TOO_LATE
-        return _row(BY_NAME["C4"], cell, nothing, LOG_RATIO, verdict, detail, variant)
-    accuracy = interval(100 * change(curve(run, "query_accuracy")[best + 1 :]) for run in cell)
-    found = interval(change(np.log(curve(run, measure)[best + 1 :])) for run in cell)
-    detail += f"; accuracy {accuracy.mean:+.2f} points ({accuracy.low:+.2f} to {accuracy.high:+.2f})"
+    first = cell[0].epochs // 2
+    found = Interval(math.nan, -math.inf, math.inf, 1.0)
+    detail = f"epochs {first + 1} to {cell[0].epochs}"
+    if cell[0].epochs - first < FALLING:
+        verdict = TOO_FEW if len(cell) < MIN_RUNS else TOO_SHORT
+        return _row(BY_NAME["C4"], cell, found, LOG_RATIO, verdict, detail, variant)
+    test, valid = (
+        interval(100 * change(curve(run, accuracy)[first:]) for run in cell)
+        for accuracy in ("query_accuracy", "valid_accuracy")
+    )
+    found = interval(change(np.log(curve(run, measure)[first:])) for run in cell)
+    detail += "; accuracy"
+    for falls, tasks in ((test, ""), (valid, ", on meta-validation tasks")):
+        detail += f"{tasks} {falls.mean:+.2f} points ({falls.low:+.2f} to {falls.high:+.2f})"
     verdict = by_interval(found, len(cell), -1)
-    if len(cell) >= MIN_RUNS and not accuracy.high < 0:
+    if len(cell) >= MIN_RUNS and not (test.high < 0 and valid.high < 0):
         verdict = NO_CASE
-    return _row(BY_NAME["C4"], cell, found._replace(p=max(found.p, accuracy.p)), LOG_RATIO, verdict, detail, variant)
+    found = found._replace(p=max(found.p, test.p, valid.p))
+    return _row(BY_NAME["C4"], cell, found, LOG_RATIO, verdict, detail, variant)
 
 
 def _goes_with(claim: Claim, cell: list[Record]) -> Row:

@@ -19,14 +19,14 @@ CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
 UNCLEAR = "cannot tell: the paper's gain is possible, too"
 POWERLESS = "cannot tell: too few runs to compare across them"
 NO_CASE = "not testable: accuracy does not fall"
-TOO_LATE = "not testable: too few epochs after the best"
+TOO_SHORT = "not testable: too few epochs to see a fall"
 NO_BASELINE = "not testable: the finetuned baseline does not work"
 TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
 HOLM_MEANING = (
     "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
     "effect is only noise is at most 5 %."
 )
-UNJUDGED = (TOO_FEW, NO_CASE, TOO_LATE, NO_BASELINE)  # the claim was not put to the test
+UNJUDGED = (TOO_FEW, NO_CASE, TOO_SHORT, NO_BASELINE)  # the claim was not put to the test
 LOG_RATIO, POINTS, CORRELATION, COSINE = "log ratio", "percentage points", "correlation r", "mean cosine"
 
 

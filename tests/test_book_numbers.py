@@ -21,14 +21,14 @@ def test_headline_counts_the_verdicts_of_the_papers_form():
     assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
     assert book_numbers.headline(c1, "first peak") == "**not reproduced** in 2 of 2"
     assert book_numbers.headline([replace(row, verdict=verdicts.TOO_FEW) for row in c1]) == "not yet run"
-    assert "not testable" in book_numbers.headline([replace(row, verdict=verdicts.TOO_LATE) for row in c1])
+    assert "not testable" in book_numbers.headline([replace(row, verdict=verdicts.TOO_SHORT) for row in c1])
 
 
 def test_ledger_table_has_a_line_for_each_row_that_says_something():
     rows = [row for row in claims.ledger(cell({}) + cell({}, [0, 1], algorithm="fomaml")) if row.claim == "C1"]
     rows = [
         *rows,
-        *(replace(row, verdict=verdicts.TOO_LATE) for row in rows[:3]),
+        *(replace(row, verdict=verdicts.TOO_SHORT) for row in rows[:3]),
     ]  # three forms, one of them the paper's
     lines = book_numbers.ledger_table(rows).splitlines()[2:]
     assert len(lines) == 3 + 1 and all(
