@@ -50,6 +50,7 @@ from metanb.verdicts import (
     POINTS,
     POWERLESS,
     REPRODUCED,
+    TOO_COARSE,
     TOO_FEW,
     TOO_SHORT,
     UNCLEAR,
@@ -64,6 +65,7 @@ POWER = 0.8  # a test that sees it less often than this tells nothing where it s
 ORTHOGONAL = 0.05  # a mean cosine below this counts as near 0
 MIN_EPOCHS = 4  # a run must have reached this many to be judged
 DETRENDABLE = 6  # epochs: a quadratic leaves nothing but +-1 of the correlation of four
+PEAK_BY = 50  # iterations by which the first epoch must be measured for a first peak to be missed
 FALLING = 4  # epochs that the second half must have before a fall can be seen
 
 
@@ -139,10 +141,22 @@ def _first_peak(cell: list[Record]) -> Row:
 
     An epoch of the first half that is two standard errors above epoch 1 is what noise gives more often than not, for
     there are several to choose from: hence the wider interval, see `first_peak`.
+
+    Where none is seen it may have come before epoch 1. In an iteration Adam moves a weight by about the outer learning
+    rate, 0.001, and the first weights of a convolution are about 0.02 to 0.03 in size: some 50 iterations can change
+    them all. So a first peak is only missed where epoch 1 is measured within PEAK_BY iterations; later it is
+    TOO_COARSE. A peak that is seen is one, however far apart epochs are.
     """
     found = first_peak(np.stack([curve(run, "hessian_norm") for run in cell]))
-    verdict = TOO_FEW if len(cell) < MIN_RUNS else REPRODUCED if found.low > 0 else NOT_SEEN
-    return _row(BY_NAME["C1"], cell, found, LOG_RATIO, verdict, variant="first peak")
+    first = cell[0].settings.epoch_iterations
+    if len(cell) < MIN_RUNS:
+        verdict = TOO_FEW
+    elif found.low > 0:
+        verdict = REPRODUCED
+    else:
+        verdict = NOT_SEEN if first <= PEAK_BY else TOO_COARSE
+    detail = f"epoch 1 is measured after {first} iterations"
+    return _row(BY_NAME["C1"], cell, found, LOG_RATIO, verdict, detail, "first peak")
 
 
 def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:

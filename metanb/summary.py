@@ -22,6 +22,7 @@ from metanb.verdicts import (
     PARTLY,
     POWERLESS,
     REPRODUCED,
+    TOO_COARSE,
     TOO_SHORT,
     UNCLEAR,
     Row,
@@ -34,7 +35,7 @@ MARKS = {
     NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
     CONTRARY: ("the opposite", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
     **dict.fromkeys((UNCLEAR, POWERLESS), ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>')),
-    **dict.fromkeys((NO_CASE, TOO_SHORT, NO_BASELINE), ("not testable", '<circle r="1.8"/>')),
+    **dict.fromkeys((NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE), ("not testable", '<circle r="1.8"/>')),
 }
 ALGORITHMS = {"MAML": "MAML", "first-order MAML": "1st"}
 

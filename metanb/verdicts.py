@@ -19,6 +19,7 @@ CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
 UNCLEAR = "cannot tell: the paper's gain is possible, too"
 POWERLESS = "cannot tell: too few runs to compare across them"
 NO_CASE = "not testable: accuracy does not fall"
+TOO_COARSE = "not testable: a peak before the first epoch would not be seen"
 TOO_SHORT = "not testable: too few epochs to see a fall"
 NO_BASELINE = "not testable: the finetuned baseline does not work"
 TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
@@ -26,7 +27,7 @@ HOLM_MEANING = (
     "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
     "effect is only noise is at most 5 %."
 )
-UNJUDGED = (TOO_FEW, NO_CASE, TOO_SHORT, NO_BASELINE)  # the claim was not put to the test
+UNJUDGED = (TOO_FEW, NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE)  # the claim was not put to the test
 LOG_RATIO, POINTS, CORRELATION, COSINE = "log ratio", "percentage points", "correlation r", "mean cosine"
 
 

@@ -19,7 +19,9 @@ def test_headline_counts_the_verdicts_of_the_papers_form():
     rows = claims.ledger(cell({"hessian_norm": np.exp(-TIME)}) + cell({}, algorithm="fomaml"))
     c1 = [row for row in rows if row.claim == "C1"]
     assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
-    assert book_numbers.headline(c1, "first peak") == "**not reproduced** in 2 of 2"
+    assert book_numbers.headline(c1, "first peak") == "not testable in any run so far"
+    more = [*c1, *(replace(row, verdict=verdicts.NO_CASE) for row in c1 if not row.variant)]
+    assert book_numbers.headline(more).endswith("; **not reproduced** in 1 of 2; not testable in 2 more")
     assert book_numbers.headline([replace(row, verdict=verdicts.TOO_FEW) for row in c1]) == "not yet run"
     assert "not testable" in book_numbers.headline([replace(row, verdict=verdicts.TOO_SHORT) for row in c1])
 
@@ -29,9 +31,9 @@ def test_ledger_table_has_a_line_for_each_row_that_says_something():
     rows = [
         *rows,
         *(replace(row, verdict=verdicts.TOO_SHORT) for row in rows[:3]),
-    ]  # three forms, one of them the paper's
+    ]  # three forms, one of them the paper's, one not testable to begin with
     lines = book_numbers.ledger_table(rows).splitlines()[2:]
-    assert len(lines) == 3 + 1 and all(
+    assert len(lines) == 2 + 1 and all(
         line.count("|") == 8 and "| quick |" in line and "](#c1)" in line for line in lines
     )
     assert book_numbers.ledger_table(rows[3:6]) == "No run is recorded yet."  # two runs only

@@ -81,14 +81,26 @@ def test_weights_that_grow_with_the_distance_undo_it():
     assert verdict(runs, "C3", claims.RELATIVE) == verdicts.CONTRARY
 
 
-def test_first_peak():
-    peak = {"hessian_norm": np.r_[1, 2, 3, 2, 1, np.ones(7)]}
-    assert verdict(cell(peak), "C1", "first peak") == verdicts.REPRODUCED
-    assert verdict(cell({"hessian_norm": np.exp(-TIME)}), "C1", "first peak") == verdicts.NOT_SEEN
-    assert (
-        verdict(cell({"hessian_norm": np.r_[np.ones(8), 3, 3, 1, 1]}), "C1", "first peak") == verdicts.NOT_SEEN
-    )  # late
-    assert verdict(cell(peak, [0, 1]), "C1", "first peak") == verdicts.TOO_FEW
+PEAK = np.r_[1, 2, 3, 2, 1, np.ones(7)]
+
+
+@pytest.mark.parametrize(
+    ("hessian_norm", "first_epoch", "expected"),
+    [
+        (PEAK, 150, verdicts.REPRODUCED),
+        (PEAK, 50, verdicts.REPRODUCED),
+        (np.exp(-TIME), 50, verdicts.NOT_SEEN),
+        (np.exp(-TIME), 51, verdicts.TOO_COARSE),  # it may have come and gone
+        (np.ones(EPOCHS), 150, verdicts.TOO_COARSE),
+        (np.r_[np.ones(8), 3, 3, 1, 1], 25, verdicts.NOT_SEEN),  # late
+    ],
+)
+def test_first_peak(hessian_norm, first_epoch, expected):
+    options = {"epoch_iterations": first_epoch, "iterations": 100 * first_epoch}
+    runs = cell({"hessian_norm": hessian_norm}, **options)
+    (row,) = (row for row in claims.ledger(runs) if row.variant == "first peak")
+    assert row.verdict == expected and row.detail == f"epoch 1 is measured after {first_epoch} iterations"
+    assert verdict(runs[:2], "C1", "first peak") == verdicts.TOO_FEW
 
 
 UP_AND_DOWN = np.r_[0.5, 0.6, 0.7, 0.8, np.linspace(0.78, 0.4, 8)]

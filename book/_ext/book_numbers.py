@@ -69,8 +69,10 @@ def headline(rows: list[Row], form: str = "") -> str:
     judged = [row for row in chosen if row.verdict not in UNJUDGED]
     counts = Counter(row.verdict for row in judged)
     said = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
-    tried = any(row.verdict != TOO_FEW for row in chosen)
-    return "; ".join(said) or ("not testable in any run so far" if tried else "not yet run")
+    untestable = sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in chosen)
+    if said and untestable:
+        said.append(f"not testable in {untestable} more")
+    return "; ".join(said) or ("not testable in any run so far" if untestable else "not yet run")
 
 
 def small(*texts: str) -> str:
@@ -81,7 +83,7 @@ def small(*texts: str) -> str:
 
 def ledger_table(rows: list[Row]) -> str:
     """The rows that have a verdict, as a table: each verdict leads to its section, each number of runs to its runs."""
-    judged = [row for row in rows if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and not row.variant)]
+    judged = [row for row in rows if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and row.as_in_paper)]
     if not judged:
         return "No run is recorded yet."
     lines = []
@@ -270,6 +272,7 @@ def substitutions() -> dict[str, str]:
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
     names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
     names["across"], names["min_epochs"] = number(claims.ACROSS), number(claims.MIN_EPOCHS)
+    names["peak_by"] = number(claims.PEAK_BY)
     names["strong"], names["power"] = number(claims.STRONG), f"{100 * claims.POWER:.0f} %"
     names["gpu_hours"] = gpu_table(recorded)
     names["paper_missing"] = paper_missing(recorded, rows)
