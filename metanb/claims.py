@@ -1,9 +1,13 @@
-"""Each claim's test on records: an effect, its 95 % interval over runs, and a verdict by a rule written here first.
+"""Each claim's test on records: an effect, its 95 % interval, and a verdict by a rule written here first.
 
 A cell is one (data set, setting, algorithm, scale): its runs differ by the seeds alone. The statistics are those of
 `metanb.effects`, and know nothing of claims; a claim says only which sign the paper expects. A rule that asks for a
 95 % interval on one side of 0 is one that noise satisfies in 2.5 % of cells. Many cells are tested, so each row also
 has Holm's corrected p-value.
+
+Runs of a cell are measured on the same tasks. The error of having drawn these tasks is in the interval as far as the
+records tell it, see `metanb.effects.interval`: they hold each epoch's error over tasks, not how one epoch's goes with
+another's. Where it is not in, a row's detail says RUNS_ALONE.
 
     C1 to C3  the trend of a curve over meta-training, see `_trend`; C1's first peak apart, see `_first_peak`
     C4        `_flatter_while_worse`
@@ -13,15 +17,16 @@ has Holm's corrected p-value.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from metanb.cells import cells, curve, even, final_accuracy, late_values, level, pairs, untrained
+from metanb.cells import cells, curve, even, final_accuracy, late_errors, late_values, level, pairs, untrained
 from metanb.effects import (
     Interval,
     change,
+    change_error,
     correlation,
     correlation_power,
     detrended,
@@ -30,6 +35,7 @@ from metanb.effects import (
     interval,
     mean_correlation,
     trend,
+    trend_error,
 )
 from metanb.records import Record
 from metanb.settings import NAMES, apart, scale_of
@@ -62,6 +68,7 @@ from metanb.verdicts import (
 ACROSS = 5  # runs from which a correlation across runs is judged
 STRONG = 0.8  # a true correlation across runs that a test should see
 POWER = 0.8  # a test that sees it less often than this tells nothing where it sees none
+RUNS_ALONE = "over runs alone, without the choice of tasks"
 ORTHOGONAL = 0.05  # a mean cosine below this counts as near 0
 MIN_EPOCHS = 4  # a run must have reached this many to be judged
 DETRENDABLE = 6  # epochs: a quadratic leaves nothing but +-1 of the correlation of four
@@ -70,7 +77,7 @@ FALLING = 4  # epochs that the second half must have before a fall can be seen
 
 
 def by_interval(found: Interval, runs: int, direction: int) -> str:
-    """The verdict on an effect of claimed sign `direction`, by its 95 % interval over `runs` runs."""
+    """The verdict on an effect of claimed sign `direction`, by its 95 % interval, of `runs` runs."""
     if runs < MIN_RUNS:
         return TOO_FEW
     if not (found.low > 0 or found.high < 0):  # NaN, too
@@ -121,18 +128,22 @@ def _curve_rows(claim: Claim, cell: list[Record]) -> list[Row]:
     C1 has a scale-free form. C3's other form divides the distance by the norm of the convolutions' weights: enough to
     tell whether it grows faster than they do, and no more.
     """
-    rows = [_trend(claim, cell, lambda run: curve(run, claim.measure), "")]
+    rows = [_trend(claim, cell, claim.measure, "")]
     if claim.name == "C1":
-        rows += [_trend(claim, cell, lambda run: curve(run, "adaptive_sharpness"), SCALE_FREE), _first_peak(cell)]
+        rows += [_trend(claim, cell, "adaptive_sharpness", SCALE_FREE), _first_peak(cell)]
     if claim.name == "C3":
-        relative = _trend(claim, cell, lambda run: curve(run, "distance") / curve(run, "body_norm"), RELATIVE)
-        rows.append(relative)
+        rows.append(_trend(claim, cell, "distance", RELATIVE, over="body_norm"))
     return rows
 
 
-def _trend(claim: Claim, cell: list[Record], values: Callable[[Record], np.ndarray], variant: str) -> Row:
-    """The log ratio of a curve's mean over the last quarter of epochs to that over the first, over runs."""
-    found = interval(trend(values(run)) for run in cell)
+def _trend(claim: Claim, cell: list[Record], measure: str, variant: str, over: str = "") -> Row:
+    """The log ratio of a curve's mean over the last quarter of epochs to that over the first, over runs and tasks."""
+    units = [curve(run, over) if over else 1.0 for run in cell]
+    curves, errors = (
+        [curve(run, measure, column) / unit for run, unit in zip(cell, units, strict=True)]
+        for column in ("mean", "sem")
+    )  # fmt: skip
+    found = interval(map(trend, curves), shared=map(trend_error, curves, errors))
     return _row(claim, cell, found, LOG_RATIO, by_interval(found, len(cell), claim.direction), variant=variant)
 
 
@@ -147,7 +158,7 @@ def _first_peak(cell: list[Record]) -> Row:
     them all. So a first peak is only missed where epoch 1 is measured within PEAK_BY iterations; later it is
     TOO_COARSE. A peak that is seen is one, however far apart epochs are.
     """
-    found = first_peak(np.stack([curve(run, "hessian_norm") for run in cell]))
+    found = first_peak(*(np.stack([curve(run, "hessian_norm", column) for run in cell]) for column in ("mean", "sem")))
     first = cell[0].settings.epoch_iterations
     if len(cell) < MIN_RUNS:
         verdict = TOO_FEW
@@ -171,6 +182,10 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
         TOO_SHORT   fewer than FALLING epochs in the second half
         NO_CASE     the interval of accuracy's change does not lie below 0, on either set
         then        by the interval of the change of the log Hessian norm
+
+    The error over tasks is in that interval, but not in accuracy's, where a fall would hardly ever be seen: of all of
+    accuracy's error most is that some tasks are harder, which a change on the same tasks is free of, and the records do
+    not tell the rest. That is what the second set of tasks is for.
     """
     first = cell[0].epochs // 2
     found = Interval(math.nan, -math.inf, math.inf, 1.0)
@@ -182,8 +197,12 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
         interval(100 * change(curve(run, accuracy)[first:]) for run in cell)
         for accuracy in ("query_accuracy", "valid_accuracy")
     )
-    found = interval(change(np.log(curve(run, measure)[first:])) for run in cell)
-    detail += "; accuracy"
+    norms, errors = (
+        [curve(run, measure, column)[first:] for run in cell] for column in ("mean", "sem")
+    )  # fmt: skip
+    relative = [error / norm for error, norm in zip(errors, norms, strict=True)]
+    found = interval((change(np.log(norm)) for norm in norms), shared=map(change_error, relative))
+    detail += f"; {RUNS_ALONE}: accuracy"
     for falls, tasks in ((test, ""), (valid, ", on meta-validation tasks")):
         detail += f"{tasks} {falls.mean:+.2f} points ({falls.low:+.2f} to {falls.high:+.2f})"
     verdict = by_interval(found, len(cell), -1)
@@ -209,13 +228,15 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
         POWERLESS   fewer than ACROSS runs, or so few that a true r of STRONG would be seen less often than POWER
         PARTLY      otherwise: runs enough, and it is not seen across them
 
-    What remains of the correlation after removing a quadratic in log epoch is told beside, and decides nothing: two
-    slow drifts that are no quadratics still share what is left.
+    The intervals are over runs alone: an error over tasks would take the covariance of tasks between
+    epochs, which the records do not hold. What remains of the correlation after removing a quadratic
+    in log epoch is told beside, and decides nothing: two slow drifts that are no quadratics still
+    share what is left.
     """
     pairs = [(curve(run, "query_accuracy"), curve(run, claim.measure)) for run in cell]
     found = mean_correlation([correlation(a, c)[0] for a, c in pairs])
     steps = mean_correlation([correlation(np.diff(a), np.diff(c))[0] for a, c in pairs])
-    detail = f"first differences r = {steps.mean:.2f} ({steps.low:.2f} to {steps.high:.2f}); "
+    detail = f"{RUNS_ALONE}: first differences r = {steps.mean:.2f} ({steps.low:.2f} to {steps.high:.2f}); "
     if cell[0].epochs >= DETRENDABLE:
         rest = mean_correlation([correlation(detrended(a), detrended(c))[0] for a, c in pairs])
         detail += f"detrended r = {rest.mean:.2f} ({rest.low:.2f} to {rest.high:.2f}); "
@@ -255,11 +276,15 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
         PARTLY       meta-training's interval does not lie above ORTHOGONAL: nothing sets finetuning apart
         REPRODUCED   otherwise: the intervals are apart, with ORTHOGONAL between them
     """
-    ours, theirs = (late_values(runs, "trajectory_coherence") for runs in (cell, other))
-    found, variant = interval(ours, ORTHOGONAL), f"{cell[0].settings.test_head} head, beside {NAMES[algorithm]}"
-    if min(len(ours), len(theirs)) < MIN_RUNS:
+    coherence, nothing = "trajectory_coherence", Interval(math.nan, -math.inf, math.inf, 1.0)
+    found, beside = (
+        interval(late_values(runs, coherence), ORTHOGONAL, shared=late_errors(runs, coherence))
+        if runs else nothing
+        for runs in (cell, other)
+    )  # fmt: skip
+    variant = f"{cell[0].settings.test_head} head, beside {NAMES[algorithm]}"
+    if min(len(cell), len(other)) < MIN_RUNS:
         return _row(BY_NAME["C7"], cell, found, COSINE, TOO_FEW, "", variant)
-    beside = interval(theirs, ORTHOGONAL)
     losses = [late_values(cell, measure) for measure in ("support_loss_before", "support_loss")]
     accuracies = [np.array([untrained(run, "query_accuracy") for run in cell]), late_values(cell, "query_accuracy")]
     fits = interval(np.log(losses[1] / losses[0])).high < 0
@@ -284,27 +309,30 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     """C8: the difference of query accuracy to the same settings and seeds without the regulariser.
 
     It is that of the further tasks, of which there are many, where every run of every pair was measured on them at the
-    epoch that the pairs are compared at; else that of the meta-test tasks, late in meta-training.
+    epoch that the pairs are compared at; else that of the meta-test tasks, late in meta-training. The error over the
+    further tasks is in the interval, as if the two runs of a pair had met different ones, which is at most too much.
+    Over the few meta-test tasks that would be several times the paper's gain, so there the interval is over runs alone.
 
     Controls get rows too: one that helps as much speaks against coherence as the reason. An interval that holds 0 and
     the paper's gain as well is UNCLEAR: to call that not reproduced would be to blame the paper for our few runs.
     """
     paired = pairs(cell, base)
     runs, others = [run for run, _ in paired], [other for _, other in paired]
-    ends = [[final_accuracy(run) for run in chosen] for chosen in (runs, others)]
-    further = bool(paired) and None not in ends[0] + ends[1]
-    with_it, without = (
-        np.array(end, dtype=float) if further else late_values(chosen, "query_accuracy")
-        for end, chosen in zip(ends, (runs, others), strict=True)
-    )  # fmt: skip
-    gains = 100 * (with_it - without)
-    found = interval(gains) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
+    ends = [(final_accuracy(run), final_accuracy(other)) for run, other in paired]
+    measured = [(one, two) for one, two in ends if one is not None and two is not None]
+    if further := bool(paired) and len(measured) == len(paired):
+        gains = 100 * np.array([one[0] - two[0] for one, two in measured])
+        errors = 100 * np.array([np.hypot(one[1], two[1]) for one, two in measured])
+    else:
+        gains = 100 * (late_values(runs, "query_accuracy") - late_values(others, "query_accuracy"))
+        errors = np.zeros(len(paired))
+    found = interval(gains, shared=errors) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
     settings = cell[0].settings
     variant = f"{settings.regulariser}, γ = {settings.gamma:g}"
     moves = late_values(runs if settings.regulariser != "outer" else [], "relative_move")  # a penalty moves nothing
     tasks = (
         f"{settings.final_tasks} tasks after the last epoch" if further
-        else f"{settings.test_tasks} tasks, late in meta-training"
+        else f"{settings.test_tasks} tasks, late in meta-training, {RUNS_ALONE}"
     )  # fmt: skip
     detail = f"accuracy on {tasks}" + (f"; relative move {moves.mean():.3f}" if len(moves) else "")
     verdict = by_interval(found, len(paired), +1)

@@ -76,7 +76,8 @@ class Row:
         apart: every other setting in which the cell differs from its scale's.
         scale: smoke, quick, paper or custom.
         reached: how far the runs got, if not to the end, such as "2,000 of 60,000 iterations".
-        effect, low, high: the effect and its 95 % interval over runs, in `unit`; NaN without runs to compare.
+        effect, low, high: the effect and its 95 % interval, in `unit`, over runs and tasks or, where `detail` says so,
+            over runs alone; NaN without runs to compare.
         p: two-sided, of no effect; for a verdict that needs several findings the largest one. p_holm: see HOLM_MEANING.
         runs: number of runs, or of pairs of runs.
         verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR, POWERLESS or one of UNJUDGED.
@@ -165,7 +166,7 @@ class Row:
 
 
 def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
-    """The ledger for reading: a row a cell, the effect with its 95 % interval over runs.
+    """The ledger for reading: a row a cell, the effect with its 95 % interval.
 
     `corrected` adds Holm's p-values, which mean something beside the whole ledger only.
     """
