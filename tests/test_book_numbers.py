@@ -39,6 +39,24 @@ def test_ledger_table_has_a_line_for_each_row_that_says_something():
     assert book_numbers.ledger_table(rows[3:6]) == "No run is recorded yet."  # two runs only
 
 
+def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
+    """Of C2 one is turned; a seed that came later changes nothing, and a run that went on is not compared."""
+    runs = cell({"support_loss": np.exp(-TIME)}) + [run.upto(8) for run in cell({}, algorithm="fomaml")]
+    rows = [row for row in claims.ledger(runs) if row.claim == "C2"]
+    columns = {"claim": "C2", "variant": "", "runs": [" ".join(row.ids) for row in rows], "verdict": "not reproduced"}
+    before = pd.DataFrame(columns | {"reached": [row.reached for row in rows]})
+    said = book_numbers.rules_changed([*runs, record(7, {})], before)
+    assert said.startswith("Of 2 rows 1 turned.")
+    (line,) = said.splitlines()[4:]
+    assert line == ("| C2 | not reproduced | reproduced | 1 | <small>MAML, Omniglot 5-way 1-shot, quick</small> |")
+    assert book_numbers.rules_changed(runs[:3] + cell({}, algorithm="fomaml"), before).startswith("Of 1 rows 1 turned")
+    c4 = next(row for row in claims.ledger(runs[:3]) if row.claim == "C4")
+    untestable = before.assign(claim="C4", verdict="not testable: too few epochs after the best").iloc[:1]
+    assert c4.verdict == verdicts.NO_CASE and before.runs[0] == " ".join(c4.ids)
+    said = book_numbers.rules_changed(runs, untestable)
+    assert said.startswith("Of 1 rows 0 turned. 1 more are not testable as they were, for another reason.")
+
+
 def large(seed, accuracy, epochs):
     run = record(seed, {}, filters=64, meta_batch=32, iterations=60_000, epoch_iterations=500, final_tasks=600)
     run = run.upto(epochs)
