@@ -5,9 +5,10 @@ A cell is one (data set, setting, algorithm, scale): its runs differ by the seed
 95 % interval on one side of 0 is one that noise satisfies in 2.5 % of cells. Many cells are tested, so each row also
 has Holm's corrected p-value.
 
-Runs of a cell are measured on the same tasks. The error of having drawn these tasks is in the interval as far as the
-records tell it, see `metanb.effects.interval`: they hold each epoch's error over tasks, not how one epoch's goes with
-another's. Where it is not in, a row's detail says RUNS_ALONE.
+Runs of a cell are measured on the same tasks. The error of having drawn these tasks is in the
+interval as far as the records tell it, see `metanb.effects.interval`: they hold each epoch's error
+over tasks, not how one epoch's goes with another's. Where it is not in, a row's detail says
+RUNS_ALONE.
 
     C1 to C3  the trend of a curve over meta-training, see `_trend`; C1's first peak apart, see `_first_peak`
     C4        `_flatter_while_worse`
@@ -153,10 +154,11 @@ def _first_peak(cell: list[Record]) -> Row:
     An epoch of the first half that is two standard errors above epoch 1 is what noise gives more often than not, for
     there are several to choose from: hence the wider interval, see `first_peak`.
 
-    Where none is seen it may have come before epoch 1. In an iteration Adam moves a weight by about the outer learning
-    rate, 0.001, and the first weights of a convolution are about 0.02 to 0.03 in size: some 50 iterations can change
-    them all. So a first peak is only missed where epoch 1 is measured within PEAK_BY iterations; later it is
-    TOO_COARSE. A peak that is seen is one, however far apart epochs are.
+    Where none is seen it may have come before epoch 1. In an iteration Adam moves a weight by about
+    the outer learning rate, 0.001, and the first weights of a convolution are about 0.02 to 0.03 in
+    size: some 50 iterations can change them all. So a first peak is only missed where epoch 1 is
+    measured within PEAK_BY iterations; later it is TOO_COARSE. A peak that is seen is one, however
+    far apart epochs are.
     """
     found = first_peak(*(np.stack([curve(run, "hessian_norm", column) for run in cell]) for column in ("mean", "sem")))
     first = cell[0].settings.epoch_iterations
@@ -173,19 +175,20 @@ def _first_peak(cell: list[Record]) -> Row:
 def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
     """C4: in the second half of meta-training accuracy on new tasks falls, and so does the Hessian norm.
 
-    The changes are least-squares lines over the epochs of the second half, one a run. The half is fixed beforehand:
-    from a best epoch that is chosen on the runs themselves, accuracy falls by the choice alone. And it must fall on the
-    meta-test tasks and on the meta-validation tasks. Runs share either set, and what its tasks have in common falls or
-    rises in all of them at once; but the sets have no class in common. The first line that holds gives the verdict:
+    The changes are least-squares lines over the epochs of the second half, one a run. The half is
+    fixed beforehand: from a best epoch that is chosen on the runs themselves, accuracy falls by the
+    choice alone. And it must fall on the meta-test tasks and on the meta-validation tasks. Runs
+    share either set, and what its tasks have in common falls or rises in all of them at once; but
+    the sets have no class in common. The first line that holds gives the verdict:
 
         TOO_FEW     fewer than MIN_RUNS runs
         TOO_SHORT   fewer than FALLING epochs in the second half
-        NO_CASE     the interval of accuracy's change does not lie below 0, on either set
+        NO_CASE     accuracy's change does not lie below 0 on both sets, with its interval
         then        by the interval of the change of the log Hessian norm
 
-    The error over tasks is in that interval, but not in accuracy's, where a fall would hardly ever be seen: of all of
-    accuracy's error most is that some tasks are harder, which a change on the same tasks is free of, and the records do
-    not tell the rest. That is what the second set of tasks is for.
+    The error over tasks is in that interval, but not in accuracy's, where hardly a fall would be seen:
+    most of accuracy's error is that some tasks are harder, of which a change on the same tasks is
+    free, and the records do not tell the rest. That is what the second set of tasks is for.
     """
     first = cell[0].epochs // 2
     found = Interval(math.nan, -math.inf, math.inf, 1.0)
@@ -215,9 +218,9 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
 def _goes_with(claim: Claim, cell: list[Record]) -> Row:
     """C5, C6: the correlation over epochs of query accuracy with a coherence, over runs.
 
-    Accuracy rises with training in every run, and whatever else drifts then correlates with it. So two more questions
-    are asked: do first differences go together, and do runs that end more coherent end more accurate? The first line
-    that holds gives the verdict:
+    Accuracy rises with training in every run, and whatever else drifts then correlates with it. So
+    two more questions are asked: do first differences go together, and do runs that end more
+    coherent end more accurate? The first line that holds gives the verdict:
 
         TOO_FEW     fewer than MIN_RUNS runs
         CONTRARY    the correlation's interval lies below 0
@@ -228,10 +231,10 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
         POWERLESS   fewer than ACROSS runs, or so few that a true r of STRONG would be seen less often than POWER
         PARTLY      otherwise: runs enough, and it is not seen across them
 
-    The intervals are over runs alone: an error over tasks would take the covariance of tasks between
-    epochs, which the records do not hold. What remains of the correlation after removing a quadratic
-    in log epoch is told beside, and decides nothing: two slow drifts that are no quadratics still
-    share what is left.
+    The intervals are over runs alone: an error over tasks would take the covariance of tasks
+    between epochs, which the records do not hold. What remains of the correlation after removing a
+    quadratic in log epoch is told beside, and decides nothing: two slow drifts that are no
+    quadratics still share what is left.
     """
     pairs = [(curve(run, "query_accuracy"), curve(run, claim.measure)) for run in cell]
     found = mean_correlation([correlation(a, c)[0] for a, c in pairs])
@@ -264,9 +267,10 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
 def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
     """C7: finetuning's late trajectory coherence is near 0, and meta-training's is not.
 
-    Directions that have nothing in common are orthogonal, and so are an untrained network's. So a baseline that does
-    not work shows nothing, and one beside a meta-training that is near 0 itself shows half of the claim. Near 0 is an
-    interval below ORTHOGONAL. The first line that holds gives the verdict:
+    Directions that have nothing in common are orthogonal, and so are an untrained network's. So a
+    baseline that does not work shows nothing, and one beside a meta-training that is near 0 itself
+    shows half of the claim. Near 0 is an interval below ORTHOGONAL. The first line that holds gives
+    the verdict:
 
         TOO_FEW      fewer than MIN_RUNS runs, of finetuning or of meta-training
         NO_BASELINE  adaptation is not seen to lower finetuning's late support loss, or its late query accuracy is not
@@ -308,10 +312,11 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
 def _helps(cell: list[Record], base: list[Record]) -> Row:
     """C8: the difference of query accuracy to the same settings and seeds without the regulariser.
 
-    It is that of the further tasks, of which there are many, where every run of every pair was measured on them at the
-    epoch that the pairs are compared at; else that of the meta-test tasks, late in meta-training. The error over the
-    further tasks is in the interval, as if the two runs of a pair had met different ones, which is at most too much.
-    Over the few meta-test tasks that would be several times the paper's gain, so there the interval is over runs alone.
+    It is that of the further tasks, of which there are many, where every run of every pair was
+    measured on them at the epoch that the pairs are compared at; else that of the meta-test tasks,
+    late in meta-training. The error over the further tasks is in the interval, as if the two runs
+    of a pair had met different ones, which can only widen it. Over the few meta-test tasks that
+    would be several times the paper's gain, so there the interval is over runs alone.
 
     Controls get rows too: one that helps as much speaks against coherence as the reason. An interval that holds 0 and
     the paper's gain as well is UNCLEAR: to call that not reproduced would be to blame the paper for our few runs.
@@ -319,10 +324,10 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     paired = pairs(cell, base)
     runs, others = [run for run, _ in paired], [other for _, other in paired]
     ends = [(final_accuracy(run), final_accuracy(other)) for run, other in paired]
-    measured = [(one, two) for one, two in ends if one is not None and two is not None]
+    measured = [(with_it, without) for with_it, without in ends if with_it and without]
     if further := bool(paired) and len(measured) == len(paired):
-        gains = 100 * np.array([one[0] - two[0] for one, two in measured])
-        errors = 100 * np.array([np.hypot(one[1], two[1]) for one, two in measured])
+        gains = 100 * np.array([with_it[0] - without[0] for with_it, without in measured])
+        errors = 100 * np.array([np.hypot(with_it[1], without[1]) for with_it, without in measured])
     else:
         gains = 100 * (late_values(runs, "query_accuracy") - late_values(others, "query_accuracy"))
         errors = np.zeros(len(paired))

@@ -27,11 +27,12 @@ def interval(
 ) -> Interval:
     """Mean, 95 % interval and p-value of runs' values; below two values the interval is infinite and p is 1.
 
-    By Student's t. Runs that are measured on the same tasks share the error of having drawn these and
-    no others, which their spread does not show. Where `shared` tells that error, the interval is the
-    wider of two, and p the larger: that over runs alone, and one whose squared standard error has the
-    mean square of `shared` besides, with Welch's and Satterthwaite's degrees of freedom. The first is
-    right where runs have nothing in common, the second where they share all of that error.
+    By Student's t. Runs that are measured on the same tasks share the error of having drawn these
+    and no others, which their spread does not show. Where `shared` tells that error, the interval
+    is the wider of two, and p the larger: that over runs alone, and one whose squared standard
+    error has the mean square of `shared` besides, with Welch's and Satterthwaite's degrees of
+    freedom. The first is right where runs have nothing in common, the second where they share all
+    of that error.
 
     Args:
         values: one a run.
@@ -79,9 +80,10 @@ def trend(curve: np.ndarray) -> float:
 def trend_error(curve: np.ndarray, errors: np.ndarray) -> float:
     """The standard error over tasks of `trend`, at most, by those of the epochs' means.
 
-    A quarter's error is at most the mean of its epochs' errors. That of the difference of two quarters' logs is the
-    root of the sum of squares, if the quarters' errors are independent. They are of the same tasks, and a task that is
-    high early is rather high late: then it is less. How much less, the means do not tell.
+    A quarter's error is at most the mean of its epochs' errors. That of the difference of two
+    quarters' logs is the root of the sum of squares, if the quarters' errors are independent. They
+    are of the same tasks, and a task that is high early is rather high late: then it is less. How
+    much less, the means do not tell.
     """
     early, first = (np.asarray(values, dtype=float)[: _quarter(values)].mean() for values in (errors, curve))
     return float(np.hypot(late_error(errors) / late(curve), early / first))
@@ -142,9 +144,9 @@ def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray
 def correlation_power(runs: int, r: float) -> float:
     """The chance that `runs` pairs of a true correlation r > 0 show one above 0 with a two-sided p below 0.05.
 
-    Exact for a bivariate normal: given the first of each pair, the test's t is a noncentral one, whose noncentrality is
-    r / sqrt(1 - r^2) times the root of the first's sum of squares, a chi-squared of `runs` - 1 degrees of freedom.
-    0 for fewer than three runs, which allow no test.
+    Exact for a bivariate normal: given the first of each pair, the test's t is a noncentral one,
+    whose noncentrality is r / sqrt(1 - r^2) times the root of the first's sum of squares, a
+    chi-squared of `runs` - 1 degrees of freedom. 0 for fewer than three runs, which allow no test.
     """
     if runs < 3:
         return 0.0

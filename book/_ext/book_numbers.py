@@ -103,11 +103,12 @@ def ledger_table(rows: list[Row]) -> str:
 def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
     """What the change of the rules turned: verdicts then and now, on the very runs that were judged then.
 
-    `before` is the ledger of the old rules: claim, variant, the runs' ids, how far they had reached, verdict. Runs that
-    were added to a cell since are left out, and so is a cell whose runs have gone on.
+    `before` is the ledger of the old rules: claim, variant, the runs' ids, how far they had
+    reached, verdict. Runs that were added to a cell since are left out, and so is a cell whose runs
+    have gone on.
     """
     then = before.set_index(["claim", "variant", "runs", "reached"]).verdict.to_dict()
-    ids = {one for runs in before.runs for one in runs.split()}
+    ids = {run_id for runs in before.runs for run_id in runs.split()}
     rows = claims.ledger(run for run in recorded if run.settings.id in ids)
     turned: dict[tuple[str, str, str], list[str]] = {}
     compared = still = 0
