@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from metanb.effects import late
+from metanb.effects import late, late_error
 from metanb.records import Record, RecordError
 from metanb.settings import CHOICES, Scale, Settings, scale_of
 from metanb.verdicts import MIN_RUNS
@@ -56,15 +56,37 @@ def level(cell: list[Record], other: list[Record]) -> tuple[list[Record], list[R
     return [run.upto(reach) for run in cell], [run.upto(reach) for run in other]
 
 
-def curve(run: Record, measure: str) -> np.ndarray:
-    """The means of epochs 1, 2 and so on. Raises RecordError if one is missing or not finite."""
-    curve = run.curve(measure)["mean"].loc[1:]
-    means = curve.to_numpy()
-    if not np.array_equal(curve.index, np.arange(1, run.epochs + 1)) or not np.isfinite(means).all():
+def curve(run: Record, measure: str, column: str = "mean") -> np.ndarray:
+    """The means of epochs 1, 2 and so on, or another column, such as `sem`, their standard errors over tasks.
+
+    Raises RecordError if one is missing or not finite.
+    """
+    rows = run.curve(measure)[column].loc[1:]
+    values = rows.to_numpy()
+    if not np.array_equal(rows.index, np.arange(1, run.epochs + 1)) or not np.isfinite(values).all():
         raise RecordError(f"{measure} of {run.path} is not a number for every epoch: {run.anew}")
-    return means
+    return values
+
+
+def untrained(run: Record, measure: str) -> float:
+    """The mean of epoch 0, before meta-training."""
+    return float(run.curve(measure)["mean"].loc[0])
+
+
+def final_accuracy(run: Record) -> tuple[float, float] | None:
+    """Accuracy on the further tasks that a run is measured on once, after its last epoch; None if it was not.
+
+    With its standard error over these tasks.
+    """
+    rows = run.measures[(run.measures.measure == "final_accuracy") & (run.measures.epoch == run.epochs)]
+    return None if rows.empty else (float(rows["mean"].iloc[0]), float(rows["sem"].iloc[0]))
 
 
 def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:
     """A measure late in meta-training: the mean over a run's last quarter of epochs, for each of the runs, [runs]."""
     return np.array([late(curve(run, measure)) for run in runs])
+
+
+def late_errors(runs: Iterable[Record], measure: str) -> np.ndarray:
+    """The standard error over tasks of each of `late_values`, at most, [runs]."""
+    return np.array([late_error(curve(run, measure, "sem")) for run in runs])

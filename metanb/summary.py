@@ -13,7 +13,20 @@ from matplotlib.figure import Figure as Canvas
 
 from metanb.pictures import STYLE, Figure, finish
 from metanb.settings import NAMES
-from metanb.verdicts import CLAIMS, CONTRARY, NO_CASE, NOT_SEEN, PARTLY, REPRODUCED, TOO_LATE, UNCLEAR, Row
+from metanb.verdicts import (
+    CLAIMS,
+    CONTRARY,
+    NO_BASELINE,
+    NO_CASE,
+    NOT_SEEN,
+    PARTLY,
+    POWERLESS,
+    REPRODUCED,
+    TOO_COARSE,
+    TOO_SHORT,
+    UNCLEAR,
+    Row,
+)
 
 # By verdict: its name in short, and its mark in a square of 16 about the middle. Shapes differ, not only colours.
 MARKS = {
@@ -21,9 +34,8 @@ MARKS = {
     PARTLY: ("partly", '<circle class="line" r="5.2"/><path d="M0 -6A6 6 0 0 0 0 6Z"/>'),
     NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
     CONTRARY: ("the opposite", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
-    UNCLEAR: ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>'),
-    NO_CASE: ("not testable", '<circle r="1.8"/>'),
-    TOO_LATE: ("not testable", '<circle r="1.8"/>'),
+    **dict.fromkeys((UNCLEAR, POWERLESS), ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>')),
+    **dict.fromkeys((NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE), ("not testable", '<circle r="1.8"/>')),
 }
 ALGORITHMS = {"MAML": "MAML", "first-order MAML": "1st"}
 
@@ -62,10 +74,10 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
             cells += f'<td class="{place[2]}">{there}</td>'
         text = escape(f"{claim.text[0].upper()}{claim.text[1:]}")
         body += f'<tr><th scope="row"><a href="{pages[claim.name]}">{claim.name}</a> {text}</th>{cells}</tr>'
-    seen = {MARKS[row.verdict][0] for there in marks.values() for row in there}
+    seen = {MARKS[row.verdict] for there in marks.values() for row in there}
     legend = " ".join(
-        f"<span>{_drawing(verdict)} {MARKS[verdict][0]}</span>"
-        for verdict in MARKS if MARKS[verdict][0] in seen and verdict != TOO_LATE
+        f"<span>{_drawing(name, shape)} {name}</span>"
+        for name, shape in dict.fromkeys(MARKS.values()) if (name, shape) in seen
     )  # fmt: skip
     head = f'<thead><tr><td rowspan="2"></td>{heads}</tr><tr>{names}</tr></thead>'
     return (
@@ -83,11 +95,10 @@ def _place(row: Row) -> tuple[str, str, str, str]:
 
 def _mark(row: Row, ledger: str) -> str:
     said = escape(f"{row.name}, {MARKS[row.verdict][0]}: {row.change}, {row.runs} runs")
-    return f'<a href="{ledger}#{row.anchor}" title="{said}" aria-label="{said}">{_drawing(row.verdict)}</a>'
+    return f'<a href="{ledger}#{row.anchor}" title="{said}" aria-label="{said}">{_drawing(*MARKS[row.verdict])}</a>'
 
 
-def _drawing(verdict: str) -> str:
-    name, shape = MARKS[verdict]
+def _drawing(name: str, shape: str) -> str:
     kind = name.replace(" ", "-")
     return (
         f'<svg class="metanb-mark {kind}" viewBox="-8 -8 16 16" width="16" height="16" aria-hidden="true">{shape}</svg>'

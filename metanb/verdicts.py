@@ -17,14 +17,17 @@ MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 REPRODUCED, PARTLY = "reproduced", "partly"
 CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
 UNCLEAR = "cannot tell: the paper's gain is possible, too"
+POWERLESS = "cannot tell: too few runs to compare across them"
 NO_CASE = "not testable: accuracy does not fall"
-TOO_LATE = "not testable: too few epochs after the best"
+TOO_COARSE = "not testable: a peak before the first epoch would not be seen"
+TOO_SHORT = "not testable: too few epochs to see a fall"
+NO_BASELINE = "not testable: the finetuned baseline does not work"
 TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
 HOLM_MEANING = (
     "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
     "effect is only noise is at most 5 %."
 )
-UNJUDGED = (TOO_FEW, NO_CASE, TOO_LATE)  # the claim was not put to the test
+UNJUDGED = (TOO_FEW, NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE)  # the claim was not put to the test
 LOG_RATIO, POINTS, CORRELATION, COSINE = "log ratio", "percentage points", "correlation r", "mean cosine"
 
 
@@ -73,10 +76,11 @@ class Row:
         apart: every other setting in which the cell differs from its scale's.
         scale: smoke, quick, paper or custom.
         reached: how far the runs got, if not to the end, such as "2,000 of 60,000 iterations".
-        effect, low, high: the effect and its 95 % interval over runs, in `unit`; NaN without runs to compare.
+        effect, low, high: the effect and its 95 % interval, in `unit`, over runs and tasks or, where `detail` says so,
+            over runs alone; NaN without runs to compare.
         p: two-sided, of no effect; for a verdict that needs several findings the largest one. p_holm: see HOLM_MEANING.
         runs: number of runs, or of pairs of runs.
-        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR or one of UNJUDGED.
+        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR, POWERLESS or one of UNJUDGED.
         detail: what else the verdict rests on.
         paper: the paper's own figure, where it gives one.
         ids: of the runs.
@@ -162,7 +166,7 @@ class Row:
 
 
 def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
-    """The ledger for reading: a row a cell, the effect with its 95 % interval over runs.
+    """The ledger for reading: a row a cell, the effect with its 95 % interval.
 
     `corrected` adds Holm's p-values, which mean something beside the whole ledger only.
     """

@@ -40,6 +40,104 @@ def test_interval_of_one_value_and_of_equal_values():
     assert effects.interval([2.0, 2.0], against=2.0).p == 1.0
 
 
+def test_interval_with_a_shared_error_is_the_wider_of_two():
+    """By scipy: over runs alone; and with the error in the variance, Satterthwaite's degrees of freedom."""
+    values, shared = np.random.default_rng(1).normal(size=4), np.array([0.1, 0.2, 0.3, 0.4])
+    alone = stats.ttest_1samp(values, 0.5).confidence_interval(0.95)
+    for scale in (1e-3, 1.0, 3.0, 100.0):
+        squares = values.var(ddof=1) / 4, ((scale * shared) ** 2).mean()
+        freedom = sum(squares) ** 2 / (squares[0] ** 2 / 3)
+        half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(squares))
+        p = 2 * stats.t.sf(abs(values.mean() - 0.5) / np.sqrt(sum(squares)), freedom)
+        found = effects.interval(values, 0.5, shared=scale * shared)
+        assert found.high - found.mean == pytest.approx(max(half, alone.high - values.mean()))
+        assert found.low + found.high == pytest.approx(2 * found.mean)
+        assert found.p == pytest.approx(max(p, stats.ttest_1samp(values, 0.5).pvalue))
+    assert effects.interval(values, shared=np.zeros(4)) == effects.interval(values)
+    equal = effects.interval([2.0, 2.0], shared=[3.0, 3.0])  # the runs have all of it in common
+    assert equal[:3] == pytest.approx((2, 2 - 3 * stats.norm.ppf(0.975), 2 + 3 * stats.norm.ppf(0.975)))
+    assert equal.p == pytest.approx(2 * stats.norm.sf(2 / 3))
+    assert effects.interval([1.0], shared=[0.1]) == (1.0, -np.inf, np.inf, 1.0)
+
+
+def drawn(rng, draws, errors, together):
+    """Errors of epochs' means over tasks, [draws, epochs]: of one quarter or half the same, of two correlated."""
+    halves = rng.multivariate_normal([0, 0], [[1, together], [together, 1]], size=draws)
+    return np.repeat(halves, len(errors) // 2, axis=1) * errors
+
+
+@pytest.mark.parametrize("together", [0.0, 0.5])
+def test_errors_over_tasks_are_those_of_simulated_curves_or_more(together):
+    """Equal to them where the curve's early and late errors are independent, and above where they go together."""
+    rng, errors = np.random.default_rng(4), np.linspace(0.01, 0.02, 8)
+    curve = np.linspace(1.0, 3.0, 8)
+    curves = curve + drawn(rng, 4000, errors, together)
+    for effect, bound in (
+        (effects.trend, effects.trend_error(curve, errors)), (effects.change, effects.change_error(errors))
+    ):  # fmt: skip
+        found = np.std([effect(one) for one in curves])
+        if together:
+            assert found < 0.95 * bound
+        else:
+            assert found == pytest.approx(bound, rel=0.05)
+    assert effects.late_error(errors) == pytest.approx(errors[-2:].mean())
+    assert np.std([effects.late(one) for one in curves]) == pytest.approx(effects.late_error(errors), rel=0.05)
+
+
+def shared_tasks(rng, cells, runs, share, tasks=60):
+    """Means over tasks and their errors, each [cells, runs, epochs], of which `share` of the variance is all runs'.
+
+    Half of the rest is that of a run on a task, half that of a run on all of them.
+    """
+    common = noise(rng, cells, tasks, 0.5)[:, None]
+    own = noise(rng, cells * runs, tasks, 0.5).reshape(cells, runs, tasks, EPOCHS)
+    whole = noise(rng, cells, runs, 0.5) / np.sqrt(tasks)
+    values = 1 + 0.3 * (np.sqrt(share) * common + np.sqrt((1 - share) / 2) * (own + whole[:, :, None]))
+    return values.mean(axis=2), values.std(axis=2, ddof=1) / np.sqrt(tasks)
+
+
+EFFECTS = {
+    "trend": lambda curve, errors: (effects.trend(curve), effects.trend_error(curve, errors)),
+    "change": lambda curve, errors: (effects.change(np.log(curve)), effects.change_error(errors / curve)),
+    "late": lambda curve, errors: (effects.late(curve) - 1, effects.late_error(errors)),
+}
+
+
+def with_errors(effect, means, errors):
+    """The effect of each run and its error over tasks, [cells, runs, 2]."""
+    flat = [effect(*run) for run in zip(means.reshape(-1, EPOCHS), errors.reshape(-1, EPOCHS), strict=True)]
+    return np.array(flat).reshape(*means.shape[:2], 2)
+
+
+@pytest.mark.parametrize("runs", [3, 5])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
+def test_shared_tasks_do_not_pass_for_an_effect(runs, share):
+    """Nothing changes but by the tasks that were drawn: each side has 2.5 % at most, and over runs alone far more."""
+    means, errors = shared_tasks(np.random.default_rng(11), 400, runs, share)
+    for name, effect in EFFECTS.items():
+        pairs = np.array(
+            [[effect(c, e) for c, e in zip(*cell, strict=True)] for cell in zip(means, errors, strict=True)]
+        )
+        found = [effects.interval(cell[:, 0], shared=cell[:, 1]) for cell in pairs]
+        alone = [effects.interval(cell[:, 0]) for cell in pairs]
+        for side in (1, -1):
+            assert at_most([side * one.mean > 0 and one.low * one.high > 0 for one in found], 0.025), name
+        if share == 0.5:
+            assert np.mean([one.low * one.high > 0 for one in alone]) > 0.05 + 0.05, name
+    found = [effects.first_peak(*cell).low > 0 for cell in zip(means, errors, strict=True)]
+    assert at_most(found, 0.025)
+
+
+def test_an_effect_is_seen_all_the_same():
+    """A tenth, where each epoch's error over tasks is a twenty-fifth: five runs see it in most cells."""
+    means, errors = shared_tasks(np.random.default_rng(12), 200, 5, 0.5)
+    means, errors = (values * np.linspace(1.0, 0.75, EPOCHS) for values in (means, errors))
+    for name in ("trend", "change"):
+        pairs = with_errors(EFFECTS[name], means, errors)
+        seen = [effects.interval(cell[:, 0], shared=cell[:, 1]).high < 0 for cell in pairs]
+        assert np.mean(seen) > 0.8
+
+
 def test_trend_and_late_in_closed_form():
     curve = np.array([8.0, 4.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])  # quarters of two: (8+4)/2 = 6, (2+1)/2 = 1.5
     assert effects.late(curve) == 1.5
@@ -62,6 +160,27 @@ def test_correlation_is_numpys():
     assert r == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert p == pytest.approx(2 * stats.t.sf(abs(r) * np.sqrt(18 / (1 - r**2)), 18))
     assert effects.correlation(x, np.ones(20)) == (0.0, 1.0)
+    assert effects.correlation(x, 2 * x) == pytest.approx((1.0, 0.0), abs=1e-12)
+    assert effects.correlation(x[:2], y[:2]) == tuple(stats.pearsonr(x[:2], y[:2]))
+    assert effects.correlation(x[:5], y[:5]) == pytest.approx(tuple(stats.pearsonr(x[:5], y[:5])))
+
+
+@pytest.mark.parametrize("runs", [3, 5, 10])
+@pytest.mark.parametrize("r", [0.5, 0.8, 0.9])
+def test_power_is_the_share_of_simulated_groups_of_runs_in_which_the_correlation_is_seen(runs, r):
+    x, e = np.random.default_rng(3).normal(size=(2, 20_000, runs))
+    y = r * x + np.sqrt(1 - r**2) * e
+    x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
+    seen_r = (x * y).sum(axis=1) / np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    t = seen_r * np.sqrt((runs - 2) / (1 - seen_r**2))
+    power = effects.correlation_power(runs, r)
+    simulated = np.mean(t > stats.t.ppf(0.975, runs - 2))
+    assert power == pytest.approx(simulated, abs=4 * np.sqrt(power * (1 - power) / 20_000))
+
+
+def test_power_without_a_correlation_is_the_level_and_two_runs_have_none():
+    assert effects.correlation_power(7, 0.0) == pytest.approx(0.025)
+    assert effects.correlation_power(2, 0.9) == 0.0
 
 
 def test_detrended_is_the_residual_of_least_squares():

@@ -20,6 +20,7 @@ from metanb.settings import NAMES, Settings, apart, preset, scale_of
 from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, PUBLISHED, REPRODUCED, TOO_FEW, UNJUDGED, Row
 
 ROOT = Path(__file__).resolve().parents[2]
+BEFORE = ROOT / "book" / "verdicts-before.csv"  # made by the rules of then, from the records of then
 CLAIMS = [f"C{number}" for number in range(1, 9)]
 CLAIM_PAGES = {
     name: f"../notebooks/{page}.html#{name.lower()}"
@@ -74,8 +75,10 @@ def headline(rows: list[Row], form: str = "") -> str:
     judged = [row for row in chosen if row.verdict not in UNJUDGED]
     counts = Counter(row.verdict for row in judged)
     said = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
-    tried = any(row.verdict != TOO_FEW for row in chosen)
-    return "; ".join(said) or ("not testable in any run so far" if tried else "not yet run")
+    untestable = sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in chosen)
+    if said and untestable:
+        said.append(f"not testable in {untestable} more")
+    return "; ".join(said) or ("not testable in any run so far" if untestable else "not yet run")
 
 
 def small(*texts: str) -> str:
@@ -86,7 +89,7 @@ def small(*texts: str) -> str:
 
 def ledger_table(rows: list[Row]) -> str:
     """The rows that have a verdict, as a table: each verdict leads to its section, each number of runs to its runs."""
-    judged = [row for row in rows if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and not row.variant)]
+    judged = [row for row in rows if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and row.as_in_paper)]
     if not judged:
         return "No run is recorded yet."
     lines = []
@@ -100,6 +103,35 @@ def ledger_table(rows: list[Row]) -> str:
     head = ["Form", "Cell", "Scale", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
     shown = len(head) if any(row.paper for row in judged) else -1  # the paper gives a figure for few claims
     return table(head[:shown], [line[:shown] for line in lines])
+
+
+def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
+    """What the change of the rules turned: verdicts then and now, on the very runs that were judged then.
+
+    `before` is the ledger of the old rules: claim, variant, the runs' ids, how far they had
+    reached, verdict. Runs that were added to a cell since are left out, and so is a cell whose runs
+    have gone on.
+    """
+    then = before.set_index(["claim", "variant", "runs", "reached"]).verdict.to_dict()
+    ids = {run_id for runs in before.runs for run_id in runs.split()}
+    rows = claims.ledger(run for run in recorded if run.settings.id in ids)
+    turned: dict[tuple[str, str, str], list[str]] = {}
+    compared = still = 0
+    for row in rows:
+        old = then.get((row.claim, row.variant, " ".join(row.ids), row.reached))
+        compared += old is not None
+        if old is None or old == row.verdict:
+            continue
+        if old.startswith("not testable") and row.verdict in UNJUDGED:
+            still += 1
+        else:
+            where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
+            turned.setdefault((row.name, old, row.verdict), []).append(where)
+    lines = [[*key, number(len(cells)), small(*cells).removeprefix("<br>")] for key, cells in turned.items()]
+    count = sum(map(len, turned.values()))
+    head = ["Claim", "Then", "Now", "Rows", "Which"]
+    also = f" {still} more are not testable as they were, for another reason." if still else ""
+    return f"Of {compared} rows {count} turned.{also}\n\n{table(head, lines)}"
 
 
 def runs_page(recorded: list[Record]) -> str:
@@ -306,12 +338,15 @@ def substitutions() -> dict[str, str]:
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
     names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
     names["across"], names["min_epochs"] = number(claims.ACROSS), number(claims.MIN_EPOCHS)
+    names["peak_by"] = number(claims.PEAK_BY)
+    names["strong"], names["power"] = number(claims.STRONG), f"{100 * claims.POWER:.0f} %"
     names["gpu_hours"] = gpu_table(recorded)
     names["paper_cost"] = cost_table(recorded)
     names["bandwidths"] = ", ".join(f"{gpu} {rate:g} TB/s" for gpu, rate in hours.BANDWIDTH.items())
     names["limit_unknown"] = in_units(hours.LIMIT_IF_UNKNOWN)
     names["paper_missing"] = paper_missing(recorded, rows)
     names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
+    names["rules_changed"] = rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False))
     names["holm"] = HOLM_MEANING
     names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
     names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
