@@ -20,7 +20,7 @@ from metanb.settings import NAMES, Settings, apart, preset, scale_of
 from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, PUBLISHED, REPRODUCED, TOO_FEW, UNJUDGED, Row
 
 ROOT = Path(__file__).resolve().parents[2]
-BEFORE = ROOT / "book" / "verdicts-before.csv"  # made by the rules of then, from the records of then
+BEFORE = ROOT / "book" / "verdicts-before.csv"  # made by the rules of then, from the records of now
 CLAIMS = [f"C{number}" for number in range(1, 9)]
 CLAIM_PAGES = {
     name: f"../notebooks/{page}.html#{name.lower()}"
