@@ -136,7 +136,7 @@ def _find(settings: Settings, until: int | None) -> records.Record | None:
 def _error_of(settings: Settings, errors: str) -> str:
     """What a process that ended without this run's record said: of this run, or else last."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    own = [line for line in lines if f"{settings.id}: " in line]
+    own = [line for line in lines if line.startswith((f"set aside: {settings.id}: ", f"Error: {settings.id}: "))]
     return (own or lines or ["it left no record"])[-1]
 
 
