@@ -40,6 +40,11 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> Tensor:
     return _BatchNorm.apply(x, gamma, beta, relu)
 
 
+def max_pool(x: Tensor) -> Tensor:
+    """The greatest of each 2x2 window: x [T, B, H, W, C] -> [T, B, H // 2, W // 2, C]; an odd last row is left out."""
+    return _Pool.apply(x.flatten(0, 1), None).unflatten(0, x.shape[:2])
+
+
 def linear(rows: Tensor, weight: Tensor) -> Tensor:
     """Each task's rows [T, K, P], which are constants, times its weight [T, O, P]: [T, K, O]."""
     return _Linear.apply(rows, weight)
@@ -329,6 +334,48 @@ def _norm_second_traced(
 
 
 _norm_second = fusible(_norm_second_traced)
+
+
+class _Pool(Function):
+    """One pixel of each 2x2 window of x [N, H, W, C]: its greatest, or the one at a given index [N, C, H', W'].
+
+    Torch's own has a second derivative that leaves channels last, and later sums of the two layouts are slow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor | None) -> Tensor:
+        if index is None:
+            y, index = F.max_pool2d(x.permute(0, 3, 1, 2), 2, return_indices=True)
+            y = y.permute(0, 2, 3, 1)
+        else:
+            pixels = index.permute(0, 2, 3, 1)
+            y = x.flatten(1, 2).gather(1, pixels.flatten(1, 2)).view(pixels.shape)
+        ctx.save_for_backward(index)
+        ctx.shape = x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        return _PoolGradient.apply(g, index, ctx.shape), None
+
+
+class _PoolGradient(Function):
+    """The transpose of `_Pool`: g [N, H', W', C] put back where it came from, in zeros of `shape`."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(index)
+        x = g.new_empty(shape)  # only its shape is read
+        g, x = (z.permute(0, 3, 1, 2) for z in (g, x))
+        return torch.ops.aten.max_pool2d_with_indices_backward(
+            g, x, [2, 2], [2, 2], [0, 0], [1, 1], False, index
+        ).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        return _Pool.apply(x, index), None, None
 
 
 def _where_positive(g: Tensor, y: Tensor) -> Tensor:

@@ -10,44 +10,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import FunctionType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metanb.engine import warn_without
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 _active = False  # inside `fused`
 _failed = False  # a kernel could not be compiled: the process goes on without
 
 
-def fusible(function: Callable[P, R]) -> Callable[P, R]:
+def fusible(function: Callable[..., Any]) -> Callable[..., Any]:
     """A pure function of tensors that is compiled for each of its arguments' shapes inside `fused`, if it can be.
 
     After the first failure to compile, on a GPU that nobody has tried or without a compiler, all fusible functions run
     as they are.
     """
-    variants: dict[Any, Callable[P, R]] = {}
+    variants: dict[Any, Callable[..., Any]] = {}
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Any) -> Any:
         global _failed
         if not _active or _failed:
-            return function(*args, **kwargs)
+            return function(*args)
         shapes = tuple(_shape(argument) for argument in args)
         try:
             if shapes not in variants:
                 variants[shapes] = torch.compile(_copy(function, len(variants)), dynamic=False)
-            return variants[shapes](*args, **kwargs)
+            return variants[shapes](*args)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler fails in ways of its own
             _failed = True
             warn_without("compile", error)
-            return function(*args, **kwargs)
+            return function(*args)
 
     return call
 

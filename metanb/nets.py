@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.convolution import EPS, batch_norm, convolve, linear, moments, out_side, windows
+from metanb.convolution import EPS, batch_norm, convolve, linear, max_pool, moments, out_side, windows
 from metanb.settings import CHOICES
 
 STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger ones by max-pooling
@@ -59,8 +59,7 @@ class Block(nn.Module):
         else:
             y = batch_norm(convolve(x, weight, self.stride), gamma, beta, relu=not self.pool)
         if self.pool:  # before the ReLU, which then runs on a quarter of the pixels
-            pooled = F.max_pool2d(y.flatten(0, 1).permute(0, 3, 1, 2), 2).relu()
-            y = pooled.permute(0, 2, 3, 1).unflatten(0, y.shape[:2])
+            y = max_pool(y).relu()
         return y
 
 
@@ -134,7 +133,7 @@ class ConvNet(nn.Module):
         if isinstance(x, Tensor):
             if x.dim() == 4:
                 return self(x.unsqueeze(0)).squeeze(0)
-            x = self.patches(x)
+            x = self.patches(x) if self.strided else x.permute(0, 1, 3, 4, 2)
         for block in self.blocks:
             x = block(x)
         assert isinstance(x, Tensor)  # a block has made it one

@@ -4,7 +4,7 @@ For `metanb bench` alone. Each peer takes (net, tasks, lr, steps, first_order) a
 loss in the net's `.grad`. They share one plain network, so that only the method differs; it holds the weights of ours.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
 
@@ -112,6 +112,22 @@ def plain_higher(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_orde
                 p.grad = g if p.grad is None else p.grad + g
 
 
+def bare_loop(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
+    """Autograd without a library, one task at a time: functional weights and a plain SGD update."""
+    names, theta = zip(*net.named_parameters(), strict=True)
+
+    def loss(params: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        named = dict(zip(names, params, strict=True))
+        return F.cross_entropy(torch.func.functional_call(net, named, (x,)), y)
+
+    for x, y, query_x, query_y in each(tasks):
+        params = theta
+        for _ in range(steps):
+            slopes = torch.autograd.grad(loss(params, x, y), params, create_graph=not first_order)
+            params = tuple(p - lr * slope for p, slope in zip(params, slopes, strict=True))
+        (loss(params, query_x, query_y) / len(tasks)).backward()
+
+
 def torchopt(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
     """TorchOpt's MetaSGD, one task at a time."""
     import torchopt as library
@@ -202,6 +218,7 @@ HESSIAN_PEERS: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], float], str
 PEERS: dict[str, tuple[Peer, type[PrimitiveNorm], str, str]] = {
     "higher, one task at a time": (plain_higher, PrimitiveNorm, "higher", "second first"),
     "higher, F.batch_norm": (plain_higher, NativeNorm, "higher", "second first"),
+    "bare autograd loop, F.batch_norm": (bare_loop, NativeNorm, "torch", "second first"),
     "TorchOpt": (torchopt, PrimitiveNorm, "torchopt", "second"),
     "torch.func vmap, own batch norm": (torch_func, PrimitiveNorm, "torch", "second first"),
     "torch.func vmap, F.batch_norm": (torch_func, NativeNorm, "torch", "second first"),
