@@ -228,11 +228,12 @@ def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None
     """
     from metanb import bench as benchmark
     from metanb.experiment import resolve
+    from metanb.throughput import CELLS
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
     where = resolve(device)
-    cells = benchmark.throughput.CELLS if where.type == "cuda" else ()
+    cells = CELLS if where.type == "cuda" else ()
     result = benchmark.run(list(units) or [*benchmark.UNITS, "H", *cells], repeats, where)
     if result["timings"]:
         click.echo(benchmark.table(result).to_string(index=False))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from metanb import images, training
 from metanb.checkpoint import State
-from metanb.engine import Engine, choose
+from metanb.engine import Engine, choose, precision
 from metanb.images import ImageSet
 from metanb.measures import measure_together
 from metanb.settings import IMAGE_SHAPES, Settings, preset
@@ -169,7 +169,9 @@ def _work(settings: Settings, device: torch.device) -> tuple[float, float]:
 class _Traffic(TorchDispatchMode):
     """Inside, `bytes` sums what operations read and write: views move nothing."""
 
-    bytes = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -183,7 +185,7 @@ def _matrix_rate(device: torch.device, tf32: bool) -> float:
     """Operations per second of a product of two large matrices, float32 or TF32."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = torch.rand(2, side, side, device=device)
-    with training.precision(tf32):
+    with precision(tf32):
         return 2 * side**3 / min(_seconds(lambda: a @ b, device) for _ in range(6))
 
 
