@@ -170,7 +170,7 @@ class _Traffic(TorchDispatchMode):
     """Inside, `bytes` sums what operations read and write: views move nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
