@@ -39,8 +39,9 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @cli.command()
-@click.option("--scale", type=click.Choice(get_args(Scale)), default="smoke", show_default=True,
-              help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's own, hours on a GPU")  # fmt: skip
+@click.option("--scale", type=click.Choice(get_args(Scale)),
+              help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's own, hours on a GPU  "
+              "[default: smoke]")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one")
 @click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
               help="stop after the epoch that reaches this iteration; the record says how far the run got")  # fmt: skip
@@ -50,15 +51,15 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
               help="train so many at once that differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]")  # fmt: skip
 @_settings_options
 def train(
-    scale: Scale, device: str, until: int | None, file: TextIO | None, together: int | None, **options: Any
+    scale: Scale | None, device: str, until: int | None, file: TextIO | None, together: int | None, **options: Any
 ) -> None:
     """Train one run, or several, and record them; one that was interrupted goes on, one that is recorded is read."""
     from metanb.experiment import run_all  # torch and higher are slow to import: only where they are used
 
     given = {name: value for name, value in options.items() if value is not None}
-    if file and given:
-        raise click.UsageError(f"--runs names every setting: leave out --{min(given).replace('_', '-')}")
-    chosen = _read_runs(file) if file else [preset(scale, **({"dataset": "glyphs"} | given))]
+    if file and (beside := sorted(given) + ["scale"] * bool(scale)):
+        raise click.UsageError(f"--runs names every setting: leave out --{beside[0].replace('_', '-')}")
+    chosen = _read_runs(file) if file else [preset(scale or "smoke", **({"dataset": "glyphs"} | given))]
     for settings in chosen:
         click.echo(f"run {settings.id}: {settings.iterations} iterations, {settings.epochs} epochs", err=True)
     for record in run_all(chosen, device, until, together):
@@ -113,7 +114,7 @@ def grid(
     if only_list and (export or keep_weights):
         raise click.UsageError("--list only looks: to keep or pack, give --budget 0 in its place")
     together = together or runner.together_on(device)
-    processes = processes or (1 if together > 1 else 2)
+    processes = processes or (1 if runner.together_on(device) > 1 else 2)
     planned = grids.select(grids.GRIDS[name](), *only)
     plain = [one.settings for one in planned if one.group == "base"]
     if keep_weights and not plain:
@@ -130,7 +131,7 @@ def grid(
         missing = grids.missing(planned, recorded, until)
         timings = hours.Timings(hours.recorded_anywhere())
         kind = timings.kind_here(device)
-        at_a_time = processes * together
+        at_a_time = processes if kind == hours.CORE else processes * together
         left = timings.left(missing, recorded, kind, at_a_time, until).in_words(at_a_time)
         rows = grids.table(planned, recorded, timings, kind, at_a_time)
         click.echo(rows.to_string(index=False))

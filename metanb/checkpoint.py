@@ -13,7 +13,7 @@ from metanb.records import RecordError
 from metanb.settings import Settings
 
 PLAIN = ("origin", "epoch", "rows", "wall", "cpu", "shared", "resumed", "started", "saved")
-FORMERLY = {"together": 1, "precision": "float32"}  # what a provenance of the first version does not say
+FORMERLY = {"together": 1, "precision": "float32"}  # what the first version does not say of how it computed
 ADDED = {"shared": "wall"}  # what checkpoints of the first version lack, and what stands for it: runs were alone
 
 
@@ -53,11 +53,18 @@ class State:
             raise _unusable(path, "is of another version") from error
         if self.origin["data"] != here["data"]:
             raise _unusable(path, "was made from other data")
+        graph = str(self.origin["device"]).startswith("NVIDIA")  # on a GPU it replayed a graph, and that was all
+        self.origin = FORMERLY | {"engine": "graph" if graph else "plain"} | self.origin
         for name, value in here.items():
-            before = self.origin.setdefault(name, FORMERLY.get(name, value))
-            if name != "data" and str(value) not in str(before).split(", "):
-                self.origin[name] = f"{before}, {value}"
+            if name != "data":
+                self.note(name, value)
         self.resumed += 1
+
+    def note(self, name: str, value: Any) -> None:
+        """Add to the provenance how the run is computed now, behind what it says of before if that differs."""
+        before = self.origin.setdefault(name, value)
+        if str(value) not in str(before).split(", "):
+            self.origin[name] = f"{before}, {value}"
 
 
 def go_on_from(shorter: Path, path: Path) -> None:

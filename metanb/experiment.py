@@ -15,7 +15,8 @@ from metanb.engine import Engine, choose
 from metanb.nets import ConvNet
 from metanb.settings import Settings
 from metanb.tasks import Tasks
-from metanb.training import DivergedError, load, new_net
+from metanb.training import DivergedError as DivergedError  # callers know it as experiment.DivergedError
+from metanb.training import Ended, load, new_net
 
 CUDA_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
@@ -74,7 +75,7 @@ def run_all(
         engine = choose(where, together)
         for cell in cells.values():
             for first in range(0, len(cell), engine.together):
-                _train(cell[first : first + engine.together], where, until, engine)
+                _raise_first(_train(cell[first : first + engine.together], where, until, engine))
     return [_recorded(settings, until) for settings in runs]
 
 
@@ -84,36 +85,36 @@ def _recorded(settings: Settings, until: int | None) -> records.Record:
     return record
 
 
-def _train(runs: Sequence[Settings], device: torch.device, until: int | None, engine: Engine) -> None:
+def _train(
+    runs: Sequence[Settings], device: torch.device, until: int | None, engine: Engine
+) -> list[records.Record | Ended]:
     """Train those of the runs that are not recorded yet, together; in halves where memory is too small for all."""
     last = runs[0].epoch_of(until)
-    full = False
     with ExitStack() as locks:
         for settings in sorted(runs, key=lambda settings: settings.id):  # in one order: no two processes wait crosswise
             locks.enter_context(records.lock(settings.id))
         missing = [settings for settings in runs if records.find(settings, last) is None]  # still, behind the locks
         if not missing:
-            return
+            return []
         try:
             with _enough_memory(missing[0]):
-                _raise_first(training.train(missing, device, last, engine, shown=interactive()))
+                return training.train(missing, device, last, engine, shown=interactive())
         except MemoryFullError:
             if len(missing) == 1:
                 raise
-            full = True
-    if full:  # outside of the handler, where the error's traceback would keep the batch's tensors alive
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = (len(missing) + 1) // 2
-        print(f"{len(missing)} runs together do not fit into memory: going on with {half} at a time", file=sys.stderr)
-        for part in (missing[:half], missing[half:]):
-            _train(part, device, until, engine)
+    # Outside of the handler, where the error's traceback would keep the batch's tensors alive.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = (len(missing) + 1) // 2
+    print(f"{len(missing)} runs together do not fit into memory: going on with {half} at a time", file=sys.stderr)
+    parts = missing[:half], missing[half:]
+    return [result for part in parts for result in _train(part, device, until, engine)]
 
 
-def _raise_first(results: Iterable[records.Record | DivergedError]) -> None:
+def _raise_first(results: Iterable[records.Record | Ended]) -> None:
     for result in results:
-        if isinstance(result, DivergedError):
+        if not isinstance(result, records.Record):
             raise result
 
 

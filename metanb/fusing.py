@@ -49,6 +49,11 @@ def fusible(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def failed() -> bool:
+    """Whether a kernel could not be compiled, so that none is."""
+    return _failed
+
+
 @contextmanager
 def fused(active: bool) -> Iterator[None]:
     """Inside, `fusible` functions are compiled, if `active`."""

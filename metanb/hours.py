@@ -156,8 +156,8 @@ class Timings:
             if settings in spans:
                 wall = run.provenance["wall_seconds"]
                 share = _share(spans[settings], on_gpus)
-                seconds = run.provenance.get("shared_seconds", wall * share)
-                together = wall / seconds
+                seconds = min(run.provenance.get("shared_seconds", wall), wall * share)
+                together = wall / seconds if seconds else 1.0
             else:
                 seconds, together = run.provenance["cpu_seconds"], 1.0
             whole = seconds / 60 * settings.epochs / run.epochs

@@ -40,6 +40,8 @@ class Replayed:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # a kernel that cannot be recorded
+                if isinstance(error.__context__, torch.OutOfMemoryError):  # which the end of the recording hides
+                    raise error.__context__ from None
                 self.recorded = False
                 warn_without("graph", error)
         if self.graph is None:

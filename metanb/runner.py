@@ -47,7 +47,7 @@ def run(
     there = len(planned) - len(missing)
     timed = hours.recorded_anywhere()
     kind = hours.Timings(timed).kind_here(device)
-    at_a_time = processes * together
+    at_a_time = processes if kind == hours.CORE else processes * together
 
     def left(settings: Iterable[Settings]) -> str:
         shared = [(kind, start) for start in begun.values()]
@@ -95,7 +95,10 @@ def run(
             while wait(running, timeout=0.1).not_done:  # one may be starting just now
                 for child in list(children.values()):
                     child.terminate()
-    for settings in (settings for batch in running.values() for settings in batch):
+    for settings, errors in ((settings, future.result()) for future, batch in running.items() for settings in batch):
+        if own := _own_errors(settings, errors):  # it had ended before the others were stopped
+            failed.append(f"{settings.id}: {own[-1]}")
+            continue
         try:
             say(_stopped(settings, device))
         except Exception as error:  # one that cannot be recorded does not keep the others from it
@@ -136,8 +139,15 @@ def _find(settings: Settings, until: int | None) -> records.Record | None:
 def _error_of(settings: Settings, errors: str) -> str:
     """What a process that ended without this run's record said: of this run, or else last."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith((f"set aside: {settings.id}: ", f"Error: {settings.id}: "))]
-    return (own or lines or ["it left no record"])[-1]
+    return (_own_errors(settings, errors) or lines or ["it left no record"])[-1]
+
+
+def _own_errors(settings: Settings, errors: str) -> list[str]:
+    """The lines that say why this run was set aside or ended: they name it, its checkpoint or its record."""
+    return [
+        line for line in map(str.strip, errors.splitlines())
+        if line.startswith(("set aside: ", "Error: ")) and settings.id in line.partition(": the others")[0]
+    ]  # fmt: skip
 
 
 def _stopped(settings: Settings, device: str) -> str:
@@ -180,4 +190,4 @@ def _train(
     del children[batch]
     if child.returncode == 0:
         return ""
-    return errors if errors.strip() and child.returncode > 0 else f"ended by signal {-child.returncode}"
+    return errors if errors.strip() and child.returncode > 0 else f"{errors}\nended by signal {-child.returncode}"

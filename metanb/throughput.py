@@ -78,7 +78,10 @@ def rates(cell: str, device: torch.device, repeats: int, together: Sequence[int]
     timed = []
     for runs in together:
         engine = replace(choose(device), together=runs)
-        timed.append(_rate(cell, runs, engine, "", device, repeats, work, copied))
+        try:
+            timed.append(_rate(cell, runs, engine, "", device, repeats, work, copied))
+        except torch.OutOfMemoryError:  # more than this card holds: what was timed stays
+            break
         if runs == COMPARED and device.type == "cuda":
             for name in ("resident", "compile", "graph", "tf32"):
                 on: dict[str, Any] = {name: not getattr(engine, name)}
@@ -120,8 +123,11 @@ def _timed(
 
 
 def _train(cohort: training.Cohort) -> None:
+    """One round. Raises DivergedError: what ended early would look fast."""
     with tqdm(disable=True) as bar:
-        cohort.train(bar)
+        for outcome in cohort.train(bar):
+            if isinstance(outcome, training.DivergedError):
+                raise outcome
 
 
 def _cohort(settings: Settings, runs: int, engine: Engine, device: torch.device) -> training.Cohort:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from metanb import images, landscape, provenance, records
+from metanb import fusing, images, landscape, provenance, records
 from metanb.adapt import flatten, keep_freed_memory, unflatten
 from metanb.checkpoint import State
 from metanb.engine import Engine, precision, warn_without
@@ -40,6 +41,9 @@ PART = 60
 
 class DivergedError(ArithmeticError):
     """The meta-training loss is no longer finite; the message names the iteration and the run."""
+
+
+Ended = DivergedError | records.RecordError  # why a run has no record
 
 
 def load(settings: Settings, split: str) -> ImageSet:
@@ -86,14 +90,17 @@ class TrainingImages:
             number += images_.images.shape[0] * images_.images.shape[1]
         if resident:
             try:
-                self.on_device = torch.cat([self._copy(images_) for images_ in self.sets.values()])
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self.on_device = self._copy(number)
+            except torch.OutOfMemoryError as error:
                 warn_without("resident", error)
 
-    def _copy(self, images_: ImageSet) -> Tensor:
-        """Class by class, so that a set larger than the host's memory can be copied, too."""
-        copies = [torch.tensor(block, device=self.device) for block in images_.images]
-        return torch.cat(copies)
+    def _copy(self, number: int) -> Tensor:
+        """All images on the device, one after the other; class by class, so that neither side holds them twice."""
+        blocks = [block for images_ in self.sets.values() for block in images_.images]
+        copies = torch.zeros(number, *blocks[0].shape[1:], dtype=torch.uint8, device=self.device)
+        for block, place in zip(blocks, copies.split([len(block) for block in blocks]), strict=True):
+            place.copy_(torch.tensor(block))
+        return copies
 
     def inputs(self, draws: Sequence[tuple[ImageSet, Draw]]) -> Tensor:
         """What an iteration sends to the device, for one draw per run: image numbers, or else the images themselves."""
@@ -133,7 +140,20 @@ class Cohort:
                     name: torch.cat([one[name].flatten() for one in kept]).to(device)
                     for name in ("exp_avg", "exp_avg_sq")
                 }
-        self.gradient = Replayed(self._gradient, device, engine.graph)
+        # By a weak reference: with a cycle a dropped cohort would hold a GPU's memory until the collector comes by.
+        gradient = WeakMethod(self._gradient)
+        self.gradient = Replayed(lambda *drawn: _alive(gradient)(*drawn), device, engine.graph)
+
+    @property
+    def features(self) -> str:
+        """What is done for speed, less what has given way."""
+        used = replace(
+            self.engine,
+            resident=self.pool.on_device is not None,
+            compile=self.engine.compile and not fusing.failed(),
+            graph=self.gradient.recorded,
+        )
+        return used.features
 
     @property
     def theta(self) -> Tensor:
@@ -243,7 +263,7 @@ class Cohort:
 
 def train(
     runs: Sequence[Settings], device: torch.device, last: int, engine: Engine, *, shown: bool
-) -> list[records.Record | DivergedError]:
+) -> list[records.Record | Ended]:
     """Train and measure runs that differ by seeds alone up to epoch `last`, from their checkpoints, and record them.
 
     The caller holds the runs' locks. A checkpoint of each is written after each epoch: a kill loses at most one. Runs
@@ -257,17 +277,25 @@ def train(
         shown: whether a progress bar is shown.
 
     Returns:
-        For each run its record, or why it ended without one.
+        For each run its record, or why it ended without one: it diverged, or its checkpoint is not usable.
     """
-    sets = [load(settings, "train") for settings in runs]
+    kept = {settings.class_seed: settings for settings in runs}  # all that tells their image sets apart
+    loaded = {class_seed: load(settings, "train") for class_seed, settings in kept.items()}
+    sets = [loaded[settings.class_seed] for settings in runs]
     held = {split: load(runs[0], split) for split in ("valid", "test")}
     test = fixed_tasks(runs[0], held["test"], runs[0].test_tasks, TEST).to(device)
     valid = fixed_tasks(runs[0], held["valid"], runs[0].test_tasks, VALID).to(device)
     keep_freed_memory()
     pool = TrainingImages(sets, device, engine.resident)
-    states = [_state(settings, images_, held, len(runs), device, engine)
-              for settings, images_ in zip(runs, sets, strict=True)]  # fmt: skip
-    results: dict[Settings, records.Record | DivergedError] = {}
+    results: dict[Settings, records.Record | Ended] = {}
+    states, of_state = [], []
+    for settings, images_ in zip(runs, sets, strict=True):
+        try:
+            states.append(_state(settings, images_, held, device, engine))
+            of_state.append(images_)
+        except records.RecordError as error:
+            results[settings] = error
+            _say_set_aside(error, len(runs))
     name = runs[0].id if len(runs) == 1 else f"{runs[0].id} and {len(runs) - 1} more"
     done = sum(max(0, state.epoch) for state in states) * runs[0].epoch_iterations
     bar = tqdm(
@@ -276,7 +304,7 @@ def train(
     )  # fmt: skip
     with bar:
         cohort: Cohort | None = None
-        while active := [(state, images_) for state, images_ in zip(states, sets, strict=True)
+        while active := [(state, images_) for state, images_ in zip(states, of_state, strict=True)
                          if state.epoch < last and state.settings not in results]:  # fmt: skip
             # Those that were never measured are, untrained; then all train an epoch together, whichever is theirs.
             untrained = [pair for pair in active if pair[0].epoch < 0]
@@ -284,16 +312,20 @@ def train(
             if cohort is None or cohort.states != members:
                 cohort = None  # its memory goes first
                 cohort = Cohort(members, their_sets, pool, device, engine)
-            for state, error in _epoch(cohort, test, valid, bar, trains=not untrained).items():
-                results[state.settings] = error
-                if len(states) > 1:
-                    print(f"set aside: {error}; the others go on", file=sys.stderr)
+            for state, reason in _epoch(cohort, test, valid, bar, trains=not untrained).items():
+                results[state.settings] = reason
+                _say_set_aside(reason, len(runs))
             if untrained:
                 cohort = None
     for state in states:
         if state.settings not in results:
             results[state.settings] = record(state.settings, state.net.to(device), vars(state))
     return [results[settings] for settings in runs]
+
+
+def _say_set_aside(error: Ended, runs: int) -> None:
+    if runs > 1:
+        print(f"set aside: {error}; the others go on", file=sys.stderr)
 
 
 def record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.Record:
@@ -306,7 +338,8 @@ def record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.
         test, parts = load(settings, "test"), []
         for i, first in enumerate(range(0, settings.final_tasks, PART)):
             tasks = fixed_tasks(settings, test, min(PART, settings.final_tasks - first), FINAL + i)
-            parts.append(accuracies(net, tasks, settings, FINAL + i))
+            with precision(tf32=False):
+                parts.append(accuracies(net, tasks, settings, FINAL + i))
         place = {"epoch": values["epoch"], "iteration": values["epoch"] * settings.epoch_iterations}
         rows.append(place | {"measure": "final_accuracy"} | asdict(landscape.summarise(torch.cat(parts))))
     times = {
@@ -323,23 +356,21 @@ def record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.
 def diverged(what: str, state: State) -> DivergedError:
     """The error of a run that ended in the epoch after the state's."""
     settings = state.settings
+    kept = f"the checkpoint of epoch {state.epoch} is kept" if state.epoch >= 0 else "there is no checkpoint yet"
     return DivergedError(
-        f"{settings.id}: {what}: try a smaller inner_lr ({settings.inner_lr}) or outer_lr ({settings.outer_lr}); "
-        f"the checkpoint of epoch {state.epoch} is kept"
+        f"{settings.id}: {what}: try a smaller inner_lr ({settings.inner_lr}) or outer_lr ({settings.outer_lr}); {kept}"
     )
 
 
 def _state(
-    settings: Settings, train: ImageSet, held: dict[str, ImageSet], together: int, device: torch.device, engine: Engine
+    settings: Settings, train: ImageSet, held: dict[str, ImageSet], device: torch.device, engine: Engine
 ) -> State:
     """A run as its checkpoint has it, or at its beginning."""
     origin = {
         **provenance.environment(device),
         "code": provenance.code(),
         "chunk": chunk_size(settings, device),
-        "together": together,
         "precision": engine.precision,
-        "engine": engine.features,
         "data": {split: images_.digest for split, images_ in {"train": train, **held}.items()},
     }
     net = new_net(settings, train)
@@ -373,8 +404,12 @@ def _epoch(cohort: Cohort, test: Tasks, valid: Tasks, bar: tqdm, trains: bool) -
         state.epoch += 1
         place = {"epoch": state.epoch, "iteration": state.epoch * state.settings.epoch_iterations}
         state.rows += [place | {"measure": k} | asdict(v) for k, v in (outcome | measures).items()]
-        state.wall, state.cpu = state.wall + wall, state.cpu + cpu
+        state.wall += wall
+        state.cpu += cpu / len(cohort.states)
         state.shared += wall / len(cohort.states)
+        if trains:
+            state.note("together", len(cohort.states))
+            state.note("engine", cohort.features)
         state.save(records.checkpoint(state.settings.id))
     return ended
 
@@ -386,11 +421,19 @@ def _measure(
     states = [cohort.states[i] for i in chosen]
     try:
         runs = [state.settings for state in states]
-        return list(measure_together(cohort.net, torch.stack([theta[i] for i in chosen]), test, valid, runs))
+        with precision(tf32=False):
+            return list(measure_together(cohort.net, torch.stack([theta[i] for i in chosen]), test, valid, runs))
     except LandscapeError as error:
         if len(chosen) == 1:
             return [diverged(f"{error}, after epoch {states[0].epoch + 1}", states[0])]
     return [outcome for i in chosen for outcome in _measure(cohort, theta, [i], test, valid)]
+
+
+def _alive(method: WeakMethod[Any]) -> Any:
+    """The method of an object that is still there: nobody else calls for a cohort's gradient."""
+    bound = method()
+    assert bound is not None
+    return bound
 
 
 def _of_runs(values: Tensor, runs: int) -> Tensor:

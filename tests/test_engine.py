@@ -21,7 +21,8 @@ GPU = torch.device("cuda")
 
 def test_everything_is_on_for_a_gpu_less_what_is_left_out_and_tf32_on_request(monkeypatch):
     cpu, on = torch.device("cpu"), Engine(engine.TOGETHER, resident=True, compile=True, graph=True)
-    monkeypatch.delenv("METANB_WITHOUT", raising=False)
+    for variable in ("METANB_WITHOUT", "METANB_WITH"):
+        monkeypatch.delenv(variable, raising=False)
     assert engine.choose(cpu) == Engine() and engine.choose(cpu, together=3) == Engine(3)
     assert engine.choose(GPU) == on
     assert engine.choose(GPU, together=3).together == 3

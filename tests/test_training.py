@@ -1,5 +1,6 @@
 """Runs side by side against the same runs alone: in float64 to 1e-12, in float32 within rounding, killed or not."""
 
+import gc
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -102,7 +104,7 @@ def test_a_run_begun_alone_goes_on_among_others_and_the_other_way(tmp_path, monk
     experiment.run(runs[0], "cpu")
     parts = experiment.run_all(runs, "cpu", together=3)
     assert [record.provenance["resumed"] for record in parts] == [1, 2, 0]
-    assert [str(record.provenance["together"]) for record in parts] == ["2, 1", "1, 2", "2"]
+    assert [str(record.provenance["together"]) for record in parts] == ["2, 1", "1, 2", "2, 1"]
     for one, other in zip(whole, parts, strict=True):
         assert one.measures[["epoch", "measure"]].equals(other.measures[["epoch", "measure"]])
         assert np.allclose(one.measures["mean"], other.measures["mean"], rtol=2e-2, atol=2e-3)
@@ -189,13 +191,67 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys
                      "3 runs together do not fit into memory: going on with 2 at a time"]  # fmt: skip
 
 
-def test_images_that_do_not_fit_on_the_device_stay_on_the_host(monkeypatch, capsys):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
+def test_a_run_that_diverges_in_one_half_leaves_the_other_half_alone(store, monkeypatch, capsys):
+    """Four runs fit in pairs alone; one of the first pair diverges."""
+    runs = seeds(4)
+    honest = training.meta_gradient
 
+    def full(*args, **kwargs):
+        if len(kwargs["theta"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        outcome = honest(*args, **kwargs)
+        seen.append(1)
+        losses = outcome.losses.clone().view(len(kwargs["theta"]), -1)
+        if len(seen) == 3:  # of the first pair
+            losses[0] = float("nan")
+        return outcome._replace(losses=losses.flatten())
+
+    seen = []
+    monkeypatch.setattr(training, "meta_gradient", full)
+    with pytest.raises(training.DivergedError, match=rf"{runs[0].id}: loss is nan"):
+        experiment.run_all(runs, "cpu", together=4)
+    assert records.find(runs[0]) is None and all(records.find(settings).finished for settings in runs[1:])
+
+
+def test_a_torn_checkpoint_sets_its_run_aside_alone(store, capsys):
+    runs = seeds(3)
+    experiment.run_all(runs, "cpu", until=2, together=3)
+    path = records.checkpoint(runs[1].id)
+    path.write_bytes(b"torn")
+    with pytest.raises(records.RecordError, match=rf"{runs[1].id}.pt cannot be read"):
+        experiment.run_all(runs, "cpu", together=3)
+    assert f"set aside: checkpoint {path} cannot be read" in capsys.readouterr().err
+    assert all(records.find(settings).finished for settings in (runs[0], runs[2]))
+
+
+def test_a_cohort_that_is_dropped_is_gone_at_once():
+    """Its memory, a GPU's graph above all, must not wait for the collector."""
+    gc.disable()
+    try:
+        cohort = new_cohort(seeds(2))
+        cohort.gradient(*cohort._draw([0, 0]))
+        alive = weakref.ref(cohort)
+        del cohort
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_provenance_tells_what_was_on_and_not_what_was_asked_for(store, monkeypatch, capsys):
+    monkeypatch.setattr(training.TrainingImages, "_copy", out_of_memory)
+    monkeypatch.setattr(experiment, "choose", lambda device, together: Engine(2, resident=True))
+    (record, _) = experiment.run_all(seeds(2), "cpu", until=2)
+    assert record.provenance["engine"] == "plain"
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
+
+
+def test_images_that_do_not_fit_on_the_device_stay_on_the_host(monkeypatch, capsys):
     settings = seeds(2)
     expected = trained(new_cohort(settings), 1)[1]
-    monkeypatch.setattr(training.TrainingImages, "_copy", full)
+    monkeypatch.setattr(training.TrainingImages, "_copy", out_of_memory)
     assert torch.equal(trained(new_cohort(settings, Engine(resident=True)), 1)[1], expected)
     shown("An image set does not fit on the GPU", capsys.readouterr().err)
 
@@ -261,7 +317,8 @@ def test_a_list_of_runs_that_is_none(tmp_path, capsys, monkeypatch, content):
 def test_runs_of_a_list_take_no_further_settings(tmp_path, capsys, monkeypatch):
     path = tmp_path / "runs.json"
     path.write_text(json.dumps(TINY.to_dict()))
-    monkeypatch.setattr(sys, "argv", ["metanb", "train", "--runs", str(path), "--seed", "1"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "--runs names every setting: leave out --seed" in capsys.readouterr().err
+    for option, value in (("--seed", "1"), ("--scale", "paper")):
+        monkeypatch.setattr(sys, "argv", ["metanb", "train", "--runs", str(path), option, value])
+        with pytest.raises(SystemExit):
+            main()
+        assert f"--runs names every setting: leave out {option}" in capsys.readouterr().err
