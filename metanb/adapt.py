@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metanb.nets import ConvNet
+from metanb.nets import ConvNet, Patches
 from metanb.tasks import Tasks
 
 
@@ -94,14 +94,14 @@ def adapt(
     return adapted if differentiable else _StraightThrough.apply(initial, adapted.detach())
 
 
-def logits(net: ConvNet, params: Tensor, x: Tensor) -> Tensor:
-    """Each task's logits by its own parameters: params [T, P], x [T, B, C, H, W] -> [T, B, ways]."""
+def logits(net: ConvNet, params: Tensor, x: Tensor | Patches) -> Tensor:
+    """Each task's logits by its own parameters: params [T, P], x [T, B, C, H, W] or its patches -> [T, B, ways]."""
     names = [name for name, _ in net.named_parameters()]
     return torch.func.functional_call(net, dict(zip(names, unflatten(net, params), strict=True)), (x,))
 
 
-def losses(net: ConvNet, params: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Each task's mean cross-entropy by its own parameters: params [T, P], x [T, B, C, H, W], y [T, B] -> [T]."""
+def losses(net: ConvNet, params: Tensor, x: Tensor | Patches, y: Tensor) -> Tensor:
+    """Each task's mean cross-entropy by its own parameters: arguments as for `logits`, and y [T, B] -> [T]."""
     return _losses(logits(net, params, x), y)
 
 

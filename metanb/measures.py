@@ -95,7 +95,8 @@ def starts(net: ConvNet, settings: Settings, n_tasks: int, stream: int) -> tuple
 def _of_tasks(net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings) -> dict[str, Tensor]:
     """Values [T] of a chunk of tasks; displacements, gradients and uniform gradients [T, P]."""
     start = theta.clone().requires_grad_()
-    log_p = F.log_softmax(logits(net, start, tasks.support_x), -1)  # [T, N*K, N]
+    support = net.patches(tasks.support_x)  # the same for every measure
+    log_p = F.log_softmax(logits(net, start, support), -1)  # [T, N*K, N]
     before = F.nll_loss(log_p.flatten(0, 1), tasks.support_y.flatten(), reduction="none").view(len(tasks), -1).mean(1)
     (gradient,) = torch.autograd.grad(before.sum(), start, retain_graph=True)
     (uniform,) = torch.autograd.grad(-log_p.mean((1, 2)).sum(), start)
@@ -103,7 +104,7 @@ def _of_tasks(net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings) -> 
     adapted = adapt_at_test(net, tasks, theta, settings)
 
     def support_loss(params: Tensor) -> Tensor:
-        return losses(net, params, tasks.support_x, tasks.support_y)
+        return losses(net, params, support, tasks.support_y)
 
     with torch.no_grad():
         return {
