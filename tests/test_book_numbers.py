@@ -59,6 +59,14 @@ def test_accuracy_stands_beside_the_published_one(epochs, reached):
     )
 
 
+def test_best_peer_is_the_fastest_whose_gradient_is_right():
+    rows = [("metanb", "U1", 10.0, 1e-14), ("slow", "U1", 40.0, 0.0), ("right", "U1", 25.0, 1e-13),
+            ("wrong", "U1", 5.0, 1e-3), ("metanb", "U4", 8.0, 0.0), ("slow", "U4", 12.0, 0.0)]  # fmt: skip
+    timings = pd.DataFrame(rows, columns=["candidate", "unit", "ms", "error64"])
+    timings = pd.concat([timings.assign(order="second"), timings.assign(order="first", ms=1.0)])
+    assert book_numbers.against_best_peer(timings, "second") == "2.50 (U1), 1.50 (U4)"
+
+
 def test_hours_are_those_of_sixty_thousand_meta_gradients():
     rows = [{"candidate": "metanb", "unit": unit, "order": order, "ms": 600.0}
             for unit in ("U1", "U3", "U4") for order in ("second", "first")]  # fmt: skip

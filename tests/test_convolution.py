@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from metanb import convolution
-from metanb.convolution import EPS, batch_norm, convolve, linear, moments, patches
+from metanb.convolution import EPS, batch_norm, convolve, linear, max_pool, moments, patches
 
 T, B, C, OUT = 2, 2, 2, 3
 
@@ -149,3 +149,36 @@ def test_third_derivatives_of_batch_norm_are_those_of_its_primitives(relu):
         derivatives.append(slopes)
     for ours, theirs in zip(*derivatives, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 3)], ids=str)
+def test_max_pooling_is_torchs_to_third_order(size):
+    x = randn(T, B, *size, C)
+    torchs = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2)
+    torchs = torchs.permute(0, 2, 3, 1).unflatten(0, (T, B))
+    derivatives = []
+    for y in (max_pool(x), torchs):
+        assert y.shape == (T, B, size[0] // 2, size[1] // 2, C)
+        value, slopes = y, []
+        for _ in range(3):
+            (slope,) = grad(value.pow(5).sum(), x, create_graph=True)
+            slopes.append(slope)
+            value = slope / slope.norm().detach()
+        derivatives.append([y, *slopes])
+    for mine, theirs in zip(*derivatives, strict=True):
+        assert mine.any()
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_max_pooling_by_finite_differences():
+    x = randn(T, B, 5, 4, C)
+    assert gradcheck(lambda z: max_pool(z).square(), x)
+    assert gradgradcheck(lambda z: max_pool(z).square(), x)
+
+
+def test_second_derivative_of_max_pooling_keeps_channels_last():
+    x = randn(T, B, 4, 4, C)
+    g = randn(T, B, 2, 2, C, seed=1)
+    (slope,) = grad(max_pool(x), x, g, create_graph=True)
+    (by_g,) = grad(slope, g, randn(*x.shape, seed=2))
+    assert slope.is_contiguous() and by_g.is_contiguous()
