@@ -23,7 +23,7 @@ from torch.autograd import Function
 from metanb.fusing import fusible
 
 EPS = 1e-5  # added to the variance in batch norm
-DIRECT_FROM = 200  # output pixels of a task from which oneDNN's convolution is the faster kernel
+DIRECT_FROM = 400  # output pixels of a task from which oneDNN's convolution is the faster kernel
 TILE, TILES = 64, 256  # a GPU's matrix product is made in tiles of this side, and it wants this many to be busy
 
 

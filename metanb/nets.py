@@ -3,8 +3,10 @@
 One module serves one task or many at once. Its weights may carry a leading task dimension, so that one `higher`
 functional net adapts a whole chunk of tasks: images are then [T, B, C, H, W], each task convolved with its own weights.
 
-The first block needs no pass over its activations for batch norm. Images are constants, so the mean and the variance of
-its convolution follow from the covariance of their 3x3 patches, which is taken once and holds for every inner step.
+Images that pass more than once are handed over as `Patches`. The first block then needs no pass over its activations
+for batch norm: images are constants, so the mean and the variance of its convolution follow from the covariance of
+their 3x3 patches, which is taken once and holds for every inner step. Large images that pass once are convolved as they
+are; small ones become patches in any case, which are cheap at stride 2.
 """
 
 from __future__ import annotations

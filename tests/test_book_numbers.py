@@ -124,6 +124,14 @@ def test_what_runs_took_on_a_gpu_is_told_with_their_share():
     assert len(book_numbers.gpu_table([timed(maml, 60.0, "AMD EPYC")]).splitlines()) == 2
 
 
+def test_best_peer_is_the_fastest_whose_gradient_is_right():
+    rows = [("metanb", "U1", 10.0, 1e-14), ("slow", "U1", 40.0, 0.0), ("right", "U1", 25.0, 1e-13),
+            ("wrong", "U1", 5.0, 1e-3), ("metanb", "U4", 8.0, 0.0), ("slow", "U4", 12.0, 0.0)]  # fmt: skip
+    timings = pd.DataFrame(rows, columns=["candidate", "unit", "ms", "error64"])
+    timings = pd.concat([timings.assign(order="second"), timings.assign(order="first", ms=1.0)])
+    assert book_numbers.against_best_peer(timings, "second") == "2.50 (U1), 1.50 (U4)"
+
+
 def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
     runs = [large(seed, 0.9, epochs) for seed, epochs in enumerate((10, 10, 8))]
     few, short = runs[:2], [run.upto(2) for run in runs]

@@ -109,10 +109,11 @@ def test_many_tasks_at_once_are_each_task_alone(shape):
     torch.testing.assert_close(together, torch.stack([net(one) for net, one in zip(nets, x, strict=True)]))
 
 
-def test_patches_taken_once_serve_as_the_images_do():
-    net = make((1, 28, 28))
-    x = torch.rand(1, 5, 1, 28, 28, dtype=torch.float64)
-    assert torch.equal(net(net.patches(x)), net(x))
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_patches_taken_once_serve_as_the_images_do(shape):
+    net = make(shape)
+    x = torch.rand(1, 5, *shape, dtype=torch.float64)
+    torch.testing.assert_close(net(net.patches(x)), net(x), rtol=1e-10, atol=1e-12)
 
 
 def test_constant_images_stay_finite():
