@@ -12,6 +12,7 @@ from typing import Any, TextIO, get_args
 import click
 
 from metanb import images
+from metanb.files import DiskError
 from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, from_dict, preset
 
 MEASURES = ("query_accuracy", "hessian_norm", "support_loss", "distance", "trajectory_coherence", "gradient_coherence")
@@ -260,7 +261,7 @@ def check(dataset: tuple[Dataset, ...]) -> None:
     for name in dataset or get_args(Dataset):
         try:
             click.echo(f"{name}: {images.check(name)}")
-        except images.DataError as error:
+        except (images.DataError, DiskError) as error:
             failed = True
             click.echo(f"{name}: {error}", err=True)
     sys.exit(1 if failed else 0)

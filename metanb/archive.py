@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from metanb import checkpoint, disk, records, weights
+from metanb import checkpoint, files, records, weights
 from metanb.settings import Settings, from_dict
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
@@ -106,8 +106,8 @@ def _record(settings: Settings) -> dict[str, bytes]:
     if not folders:
         return {}
     record = records.read(folders[max(folders)])
-    files = records.FILES if weights.load(record) is None else (*records.FILES, records.WEIGHTS)
-    return {f"{record.path.name}/{file}": (record.path / file).read_bytes() for file in files}
+    names = records.FILES if weights.load(record) is None else (*records.FILES, records.WEIGHTS)
+    return {f"{record.path.name}/{file}": (record.path / file).read_bytes() for file in names}
 
 
 def _runs(members: Iterable[str]) -> set[str]:
@@ -138,7 +138,7 @@ def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Pat
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
             for member, content in {MANIFEST: manifest, **members}.items():
                 archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
-        disk.replace(path, stream.getvalue())
+        files.replace(path, stream.getvalue())
         paths.append(path)
 
     volume: dict[str, bytes] = {}
@@ -186,14 +186,14 @@ def _put_record(run: str, members: dict[str, bytes]) -> str:
 
     Its weights go beside a record of that very training, if there are none yet.
     """
-    files = {file: members.get(f"{run}/{file}", b"") for file in records.FILES}
+    contents = {file: members.get(f"{run}/{file}", b"") for file in records.FILES}
     content = members.get(f"{run}/{records.WEIGHTS}")
     if content is not None:
-        files[records.WEIGHTS] = content
+        contents[records.WEIGHTS] = content
     with records.lock(records.run_of(run)):
-        record = records.put(records.store(), run, files)
+        record = records.put(records.store(), run, contents)
         if content is not None and not (record.path / records.WEIGHTS).exists():
-            packed = json.loads(files["provenance.json"])
+            packed = json.loads(contents["provenance.json"])
             if all(record.provenance[name] == packed[name] for name in TRAINING):
                 records.attach_weights(record, content)
     return f"record {record.path}"
@@ -205,8 +205,8 @@ def _put_checkpoint(run: str, content: bytes) -> str:
     with records.lock(run):
         scratch = path.with_suffix(f".{os.getpid()}")
         try:
-            with disk.writing(path):
-                disk.write(scratch, content)
+            with files.writing(path):
+                files.write_synced(scratch, content)
                 epoch = checkpoint.read(scratch)["epoch"]
                 if path.exists() and checkpoint.read(path)["epoch"] >= epoch:
                     return f"checkpoint {path} is as far already"

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
+
+from metanb import files
 
 DECODER = 1  # raise it whenever decoding changes: caches of another number are rebuilt
 IN_MEMORY = 32 * 2**20  # bytes: smaller caches are read and verified at each load, larger ones (mini-ImageNet) mapped
@@ -33,10 +32,11 @@ def cached(path: Path, stamp: str, source: Callable[[], Source], verify: bool = 
         verify: compare the digest of a mapped cache, too: all of it is read.
 
     Raises:
-        DataError: from `source`; or the cache cannot be written or read back.
+        DataError: from `source`; or the cache does not read back as written.
+        metanb.files.DiskError: the cache cannot be written.
     """
     if (found := _read(path, stamp, verify)) is None:
-        with locked(path.with_suffix(".lock")):
+        with files.locked(path.with_suffix(".lock"), f"image set {path.stem}"):
             if (found := _read(path, stamp, verify)) is None:  # perhaps built while this process waited
                 _write(path, stamp, *source())
                 found = _read(path, stamp, verify)
@@ -72,25 +72,6 @@ def pixels(path: Path, mode: str, side: int, exactly: int | None = None) -> np.n
     return out
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time; the others wait.
-
-    Raises:
-        DataError: the lock file cannot be written.
-    """
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error}); set METANB_DATA to a folder you can write") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _read(path: Path, stamp: str, verify: bool) -> Content | None:
     """None unless whole: this decoder and stamp, the recorded size, shape and (if small, or to `verify`) digest."""
     try:
@@ -111,27 +92,21 @@ def _read(path: Path, stamp: str, verify: bool) -> Content | None:
 
 
 def _write(path: Path, stamp: str, names: list[str], blocks: Iterator[np.ndarray]) -> None:
-    """Class by class, so that a set need not fit in memory; put in place only when whole. The caller holds the lock."""
-    record, part = path.with_suffix(".json"), path.with_suffix(".part")
-    try:
-        first = next(blocks)
-        shape = (len(names), *first.shape)
-        sha = _header(names, shape)
-        with open(part, "wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for block in chain([first], blocks):
-                sha.update(block.tobytes())
-                stream.write(block.tobytes())
-        meta = {"decoder": DECODER, "stamp": stamp, "bytes": part.stat().st_size, "shape": shape}
-        meta |= {"digest": sha.hexdigest()[:16], "classes": names}
+    """Write class by class, so that a set need not fit in memory. The caller holds the lock."""
+    record = path.with_suffix(".json")
+    first = next(blocks)
+    shape = (len(names), *first.shape)
+    sha = _header(names, shape)
+    with files.writing(record):
         record.unlink(missing_ok=True)  # so that no reader pairs the new images with the old record
-        os.replace(part, path)
-        part.write_text(json.dumps(meta), encoding="utf-8")
-        os.replace(part, record)
-    except OSError as error:
-        raise DataError(f"cannot write the cache {path} ({error}); make room, or set METANB_DATA elsewhere") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with files.replacing(path) as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in chain([first], blocks):
+            sha.update(block.tobytes())
+            stream.write(block.tobytes())
+    meta = {"decoder": DECODER, "stamp": stamp, "bytes": path.stat().st_size, "shape": shape}
+    meta |= {"digest": sha.hexdigest()[:16], "classes": names}
+    files.replace(record, json.dumps(meta).encode())
 
 
 def _header(names: Sequence[str], shape: tuple[int, ...]) -> "hashlib._Hash":

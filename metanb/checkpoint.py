@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from metanb import disk, provenance
+from metanb import files, provenance
 from metanb.nets import ConvNet
 from metanb.records import RecordError
 from metanb.settings import Settings
@@ -35,11 +35,11 @@ class State:
     saved: str = ""
 
     def save(self, path: Path) -> None:
-        """Replace the checkpoint, as `metanb.disk.replace` does. The caller holds the lock."""
+        """Replace the checkpoint, as `metanb.files.replace` does. The caller holds the lock."""
         self.saved = provenance.now()
         plain, stream = {name: getattr(self, name) for name in PLAIN}, io.BytesIO()
         torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, stream)
-        disk.replace(path, stream.getvalue())
+        files.replace(path, stream.getvalue())
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RecordError for one that is torn, of another design, or of other data."""
@@ -74,7 +74,7 @@ def go_on_from(shorter: Path, path: Path) -> None:
     them, are nothing to go on from: the run then starts anew. The caller holds the lock of `path`.
     """
     if not path.exists() and "optimiser" in read(shorter):
-        disk.replace(path, shorter.read_bytes())
+        files.replace(path, shorter.read_bytes())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The grids of runs as data: what a scale's results rest on, and what there is of it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -30,6 +30,88 @@ class Planned:
     settings: Settings
 
 
+def base_runs(
+    scale: Scale,
+    dataset: Dataset,
+    ways: int,
+    shots: int,
+    seeds: Iterable[int],
+    algorithms: Iterable[str] = ("maml", "fomaml", "finetune"),
+) -> list[Settings]:
+    """Plain runs of one setting: every seed of the first algorithm, then of the second, and so on."""
+    seeds = list(seeds)
+    return [
+        preset(scale, dataset, ways, shots, algorithm=algorithm, seed=seed)
+        for algorithm in algorithms
+        for seed in seeds
+    ]
+
+
+def few_class_runs(
+    scale: Scale, dataset: Dataset, ways: int, shots: int, classes: Iterable[int], draws: Iterable[int]
+) -> list[Settings]:
+    """Runs that overfit: first-order MAML, five steps, on a few meta-train classes.
+
+    Args:
+        scale: of the runs.
+        dataset: the image set.
+        ways: N.
+        shots: K.
+        classes: numbers of meta-train classes.
+        draws: of the classes; each draw has a seed of its own.
+    """
+    draws = list(draws)
+    return [
+        preset(scale, dataset, ways, shots, train_classes=n, class_seed=draw, seed=draw, **FEW)
+        for n in classes
+        for draw in draws
+    ]
+
+
+def regularised_runs(
+    scale: Scale,
+    dataset: Dataset,
+    ways: int,
+    shots: int,
+    seeds: Iterable[int],
+    algorithm: str,
+    regulariser: str,
+    gamma: float | None = None,
+) -> list[Settings]:
+    """Runs with the coherence regulariser, one per seed, under one of its readings.
+
+    Args:
+        scale: of the runs.
+        dataset: the image set.
+        ways: N.
+        shots: K.
+        seeds: of the runs.
+        algorithm: "maml" or "fomaml".
+        regulariser: the reading, see READINGS.
+        gamma: its strength; None: the grid's for so many ways, see GAMMA.
+    """
+    if gamma is None:
+        gamma = GAMMA[5] if ways < 20 else GAMMA[20]
+    options: dict[str, Any] = {"algorithm": algorithm, "regulariser": regulariser, "gamma": gamma}
+    return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
+
+
+def first_head_runs(
+    scale: Scale, dataset: Dataset, ways: int, shots: int, seeds: Iterable[int], algorithm: str, head_init: str
+) -> list[Settings]:
+    """Runs from another initialisation of the head, one per seed."""
+    options = {"algorithm": algorithm, "head_init": head_init}
+    return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
+
+
+def new_head_runs(
+    scale: Scale, dataset: Dataset, ways: int, shots: int, seeds: Iterable[int], test_head: str
+) -> list[Settings]:
+    """Finetuning that meets meta-test tasks with another N-way head, one run per seed."""
+    options = {"algorithm": "finetune", "test_head": test_head}
+    return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
+
+
 def quick() -> list[Planned]:
     """The quick grid, one seed of everything before the second of anything; hours on two cores in all.
 
@@ -39,15 +121,15 @@ def quick() -> list[Planned]:
     """
     seeds: list[list[Planned]] = []
     for seed in range(5):
-        runs = list(_base("quick", "omniglot", 5, 1, seed))
-        runs += [
-            Planned("few-classes", preset("quick", "omniglot", train_classes=n, class_seed=seed, seed=seed, **FEW))
-            for n in (10, 20)
-        ]
-        runs += [*_regularised("quick", 5, seed, READINGS, GAMMA[5]), *_base("quick", "glyphs", 5, 1, seed)]
+        runs = _group("base", base_runs("quick", "omniglot", 5, 1, [seed]))
+        runs += _group("few-classes", few_class_runs("quick", "omniglot", 5, 1, (10, 20), [seed]))
+        runs += _regularised("quick", 5, seed, READINGS)
+        runs += _group("base", base_runs("quick", "glyphs", 5, 1, [seed]))
         if seed < 3:
-            runs += [*_base("quick", "omniglot", 20, 1, seed), *_base("quick", "omniglot", 5, 5, seed), *_heads(seed)]
-            runs += _regularised("quick", 20, seed, {"maml": ("adapted",), "fomaml": ("adapted",)}, GAMMA[20])
+            runs += _group("base", base_runs("quick", "omniglot", 20, 1, [seed]))
+            runs += _group("base", base_runs("quick", "omniglot", 5, 5, [seed]))
+            runs += _heads(seed)
+            runs += _regularised("quick", 20, seed, {"maml": ("adapted",), "fomaml": ("adapted",)})
         seeds.append(runs)
     return [planned for runs in seeds for planned in runs]
 
@@ -63,14 +145,14 @@ def paper() -> list[Planned]:
     five_shot: tuple[tuple[Dataset, int], ...] = (("omniglot", 5), ("omniglot", 20), ("mini-imagenet", 5))
     runs: list[Planned] = []
     for seed in range(5):
-        runs += _base("paper", "omniglot", 20, 1, seed, ("fomaml", "maml"))
+        runs += _group("base", base_runs("paper", "omniglot", 20, 1, [seed], ("fomaml", "maml")))
         runs += _regularised("paper", 20, seed, readings, middle)
-        runs += _base("paper", "mini-imagenet", 5, 1, seed, ("fomaml",))
-        runs += _base("paper", "omniglot", 5, 1, seed)
-        runs += _base("paper", "omniglot", 20, 1, seed, ("finetune",))
-        runs += _base("paper", "mini-imagenet", 5, 1, seed, ("maml", "finetune"))
+        runs += _group("base", base_runs("paper", "mini-imagenet", 5, 1, [seed], ("fomaml",)))
+        runs += _group("base", base_runs("paper", "omniglot", 5, 1, [seed]))
+        runs += _group("base", base_runs("paper", "omniglot", 20, 1, [seed], ("finetune",)))
+        runs += _group("base", base_runs("paper", "mini-imagenet", 5, 1, [seed], ("maml", "finetune")))
         for dataset, ways in five_shot:
-            runs += _base("paper", dataset, ways, 5, seed)
+            runs += _group("base", base_runs("paper", dataset, ways, 5, [seed]))
         for gamma in (weak, strong):
             runs += _regularised("paper", 20, seed, readings, gamma)
         runs += _regularised("paper", 20, seed, {"fomaml": ("random",), "maml": ("random",)}, middle)
@@ -79,7 +161,7 @@ def paper() -> list[Planned]:
 
 def smoke() -> list[Planned]:
     """Seconds each, and no data set to fetch: it shows that a machine, or a cluster, does what the others ask of it."""
-    return [planned for seed in range(2) for planned in _base("smoke", "glyphs", 5, 1, seed)]
+    return [planned for seed in range(2) for planned in _group("base", base_runs("smoke", "glyphs", 5, 1, [seed]))]
 
 
 GRIDS: dict[str, Callable[[], list[Planned]]] = {"smoke": smoke, "quick": quick, "paper": paper}
@@ -165,26 +247,27 @@ def table(
     )
 
 
-def _base(
-    scale: Scale, dataset: Dataset, ways: int, shots: int, seed: int,
-    algorithms: Iterable[str] = ("maml", "fomaml", "finetune"),
-) -> Iterator[Planned]:  # fmt: skip
-    for algorithm in algorithms:
-        yield Planned("base", preset(scale, dataset, ways, shots, algorithm=algorithm, seed=seed))
+def _group(name: str, runs: Iterable[Settings]) -> list[Planned]:
+    return [Planned(name, settings) for settings in runs]
 
 
 def _regularised(
-    scale: Scale, ways: int, seed: int, readings: Mapping[str, tuple[str, ...]], gamma: float
-) -> Iterator[Planned]:
+    scale: Scale, ways: int, seed: int, readings: Mapping[str, tuple[str, ...]], gamma: float | None = None
+) -> list[Planned]:
+    """One seed of the regulariser on Omniglot 1-shot, under several algorithms and readings."""
+    runs: list[Planned] = []
     for algorithm, names in readings.items():
         for name in names:
-            options: dict[str, Any] = {"algorithm": algorithm, "regulariser": name, "gamma": gamma, "seed": seed}
-            yield Planned("regulariser", preset(scale, "omniglot", ways, 1, **options))
+            runs += _group("regulariser", regularised_runs(scale, "omniglot", ways, 1, [seed], algorithm, name, gamma))
+    return runs
 
 
-def _heads(seed: int) -> Iterator[Planned]:
+def _heads(seed: int) -> list[Planned]:
+    """One seed of other heads on Omniglot 5-way 1-shot: at the start of training, and at meta-test."""
+    runs: list[Planned] = []
     for algorithm in ("maml", "fomaml"):
         for head in ("finn", "zero"):
-            yield Planned("head", preset("quick", "omniglot", algorithm=algorithm, head_init=head, seed=seed))
+            runs += _group("head", first_head_runs("quick", "omniglot", 5, 1, [seed], algorithm, head))
     for head in ("shared", "zero"):
-        yield Planned("head", preset("quick", "omniglot", algorithm="finetune", test_head=head, seed=seed))
+        runs += _group("head", new_head_runs("quick", "omniglot", 5, 1, [seed], head))
+    return runs

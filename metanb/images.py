@@ -77,8 +77,9 @@ def load(
         seed: glyphs only: of the faces' order and the jitter. The classes do not depend on it.
 
     Raises:
-        DataError: the data set is missing, has a wrong count, a missing class or an unreadable image, or the cache
-            cannot be written. (A cache that is damaged, half written or of other sources is rebuilt.)
+        DataError: the data set is missing, has a wrong count, a missing class or an unreadable image. (A cache that is
+            damaged, half written or of other sources is rebuilt.)
+        metanb.files.DiskError: the cache cannot be written.
         ValueError: an unknown name, or an option that this data set does not have.
     """
     _check_request(dataset, split, partition, rotations, seed)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metanb.cache import DataError, Source, locked, pixels
+from metanb import files
+from metanb.cache import DataError, Source, pixels
 
 HALVES = ("background", "evaluation")
 DRAWERS = 20  # of each character
@@ -67,7 +68,7 @@ def download(root: Path) -> None:
         DataError: torchvision could not; the message says which files to put where.
     """
     folder = root / "omniglot-py"
-    with locked(root / "cache" / "omniglot-download.lock"):
+    with files.locked(root / "cache" / "omniglot-download.lock", "the download of Omniglot"):
         for half in HALVES:
             top, archive = folder / f"images_{half}", folder / f"images_{half}.zip"
             if top.is_dir():

@@ -4,7 +4,7 @@ import base64
 import io
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pandas as pd
@@ -12,7 +12,10 @@ import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
 from metanb.svg import inline
-from metanb.tasks import Tasks
+
+if TYPE_CHECKING:
+    from metanb.tasks import Tasks
+
 
 STYLE = {
     "svg.fonttype": "none",
@@ -78,7 +81,7 @@ def looks(n: int) -> list[tuple[Any, Any]]:
     return [(colour, DASHES[i % len(DASHES)]) for i, colour in enumerate(sns.color_palette("colorblind", n))]
 
 
-def tasks_picture(tasks: Tasks, name: str, caption: str) -> Figure:
+def tasks_picture(tasks: "Tasks", name: str, caption: str) -> Figure:
     """Tasks as pictures: a row a task, support images left of the bar, query images right, a column a class.
 
     Shows the first image of each class and role. The data have a row a picture: its bytes (0 to 255) in hexadecimal.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metanb import checkpoint, disk, images, provenance, records, weights
+from metanb import checkpoint, files, images, provenance, records, weights
 from metanb.experiment import meta_test_tasks, nets_after, resolve
 from metanb.settings import Settings, from_dict
 from metanb.stages import KINDS, stage
@@ -84,7 +84,7 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     }
     path = records.store() / f"{settings.id}.{kind}.json"
     content = {"kind": kind, "settings": settings.to_dict(), "provenance": origin, "values": _plain(values)}
-    disk.replace(path, _text(content | {"sha256": _digest(content)}).encode())
+    files.replace(path, _text(content | {"sha256": _digest(content)}).encode())
     return _read(path, kind, settings)
 
 

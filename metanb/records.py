@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 import platformdirs
 
-from metanb import disk
+from metanb import files
 from metanb.settings import Settings, from_dict
 
 FILES = ("settings.json", "provenance.json", "measures.csv")
@@ -103,8 +103,8 @@ def checkpoint(run_id: str) -> Path:
 
 
 def lock(run_id: str, patience: float = -1) -> AbstractContextManager[None]:
-    """Keeps two processes off one run, as `metanb.disk.locked` does; the store is made if it is not there."""
-    return disk.locked(store() / f"{run_id}.lock", f"run {run_id}", patience)
+    """Keeps two processes off one run, as `metanb.files.locked` does; the store is made if it is not there."""
+    return files.locked(store() / f"{run_id}.lock", f"run {run_id}", patience)
 
 
 def places() -> list[Path]:
@@ -180,15 +180,15 @@ def write(settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, 
     """
     content = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.9g").encode()
     provenance = provenance | {"measures_sha256": hashlib.sha256(content).hexdigest()}
-    files = {
+    contents = {
         "settings.json": _json(settings.to_dict()),
         "provenance.json": _json(provenance),
         "measures.csv": content,
     }
-    return put(folder, _name(settings, max(row["epoch"] for row in rows)), files)
+    return put(folder, _name(settings, max(row["epoch"] for row in rows)), contents)
 
 
-def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
+def put(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
     """A record's files as the folder `name` in `folder`, as `write` does it. The caller holds the run's lock.
 
     The files are FILES and, where weights are kept, WEIGHTS, which the caller has checked.
@@ -199,10 +199,10 @@ def put(folder: Path, name: str, files: dict[str, bytes]) -> Record:
     for left in folder.glob(f".{run_of(name)}*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
-        with disk.writing(folder / name):
+        with files.writing(folder / name):
             scratch.mkdir(parents=True)
-            for file, content in files.items():
-                disk.write(scratch / file, content)
+            for file, content in contents.items():
+                files.write_synced(scratch / file, content)
             record = _read(scratch, name)
             there = reached(folder, record.settings)
             if record.epochs > max(there, default=-1):
@@ -227,8 +227,8 @@ def attach_weights(record: Record, content: bytes) -> Path:
     checksum = {"weights_sha256": hashlib.sha256(content).hexdigest()}
     # The checksum goes first: a kill in between leaves a record without weights, not one with
     # weights that nothing vouches for.
-    disk.replace(record.path / "provenance.json", _json(record.provenance | checksum))
-    disk.replace(record.path / WEIGHTS, content)
+    files.replace(record.path / "provenance.json", _json(record.provenance | checksum))
+    files.replace(record.path / WEIGHTS, content)
     return record.path / WEIGHTS
 
 

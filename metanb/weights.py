@@ -42,7 +42,7 @@ def keep(record: Record) -> Path:
     Raises:
         NoWeightsError: the store has no checkpoint of the run, or one of another epoch or training.
         RecordError: the record, the checkpoint, or weights that are kept already are damaged.
-        metanb.disk.DiskError: the record's folder cannot be written.
+        metanb.files.DiskError: the record's folder cannot be written.
         filelock.Timeout: another process is training the run.
     """
     with records.lock(record.settings.id, PATIENCE):

@@ -22,6 +22,7 @@ from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
 from metanb import cache, glyphs, images, mini_imagenet, omniglot
+from metanb.files import DiskError
 from metanb.images import DataError, ImageSet, check, data_root, fetch, load
 from tests.bad_days import shown
 
@@ -196,7 +197,7 @@ def test_a_damaged_cache_is_rebuilt(tree: Path, damage: str, capsys: pytest.Capt
     assert (again.images == first.images).all() and again.classes == first.classes and again.digest == first.digest
     assert (npy.read_bytes(), npy.with_suffix(".json").read_bytes()) == whole
     shown("The cache of images is damaged", "".join(capsys.readouterr()))
-    assert not list(npy.parent.glob("*.part"))
+    assert not list(npy.parent.glob("*.[0-9]*"))
 
 
 def test_a_damaged_cache_without_its_tree_is_an_error(tree: Path) -> None:
@@ -245,7 +246,7 @@ def test_wrong_counts_and_bad_images(tree: Path) -> None:
     assert "has 6 characters, not 5: unknown Delta/character01 (1 in all)" in one_line(error)
 
     extra.rmdir()
-    assert not list((tree / "cache").glob("*.npy")) and not list((tree / "cache").glob("*.part"))
+    assert not list((tree / "cache").glob("*.npy")) and not list((tree / "cache").glob("*.[0-9]*"))
     load("omniglot", "train", root=tree)
 
 
@@ -543,7 +544,9 @@ def test_requests_that_make_no_sense(tmp_path: Path) -> None:
 
 def test_an_unwritable_root_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match="cannot write .*cache.*; set METANB_DATA to a folder you can write") as error:
+    with pytest.raises(
+        DiskError, match="cannot write .*cache.*: make room, or name another folder .*METANB_DATA"
+    ) as error:
         load("glyphs", "train", root=tmp_path)
     shown("The data folder may not be written", f"Error: {error.value}")
 
@@ -552,7 +555,7 @@ def test_a_full_disk_is_named_and_leaves_no_scrap(tree: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(DataError) as error:
+        with pytest.raises(DiskError) as error:
             load("omniglot", "valid", root=tree)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

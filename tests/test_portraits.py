@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb import checkpoint, disk, experiment, portraits, records, stages
+from metanb import checkpoint, experiment, files, portraits, records, stages
 from metanb.portraits import portrait
 from metanb.settings import preset
 
@@ -110,8 +110,8 @@ def test_a_full_disk_leaves_nothing(store, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(disk.DiskError, match="No space"):
-        patch.setattr(disk.os, "replace", full)
+    with monkeypatch.context() as patch, pytest.raises(files.DiskError, match="No space"):
+        patch.setattr(files.os, "replace", full)
         portrait("interpolation", TINY, "cpu")
     assert not list(store.glob(f"{TINY.id}.interpolation.[!l]*"))  # but for the lock
     assert portrait("interpolation", TINY, "cpu").path.exists()

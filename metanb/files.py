@@ -1,0 +1,99 @@
+"""Files that are whole or absent, and locks: the one way in which metanb writes to a disk."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+
+class DiskError(OSError):
+    """A file cannot be written; the message names it, the reason and the remedy."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn any OSError inside into a DiskError that names the path."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        raise DiskError(
+            f"cannot write {path} ({error.strerror or error}): make room, or name another folder "
+            "(for runs METANB_STORE, for images METANB_DATA); what was there is whole"
+        ) from error
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk.
+
+    A file that is renamed after that is whole even after a power cut.
+    """
+    with open(path, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content replaces the file `path` when the block ends.
+
+    A process that is killed leaves the old file or the new one, and so does an error inside. The
+    caller holds the lock.
+
+    Raises:
+        DiskError: the content cannot be written; the old file stays.
+    """
+    scratch = path.with_suffix(f".{os.getpid()}")
+    # Remove what a process left that was killed while it wrote.
+    for leftover in path.parent.glob(f"{path.stem}.[0-9]*"):
+        if leftover.suffix[1:].isdigit():
+            leftover.unlink(missing_ok=True)
+    try:
+        with writing(path):
+            with open(scratch, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file, as `replacing` does."""
+    with replacing(path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def locked(path: Path, what: str, patience: float = -1) -> Iterator[None]:
+    """Hold a lock; where another process holds it, wait and say so on standard error.
+
+    Args:
+        path: the lock file; its folder is made if it is missing. The lock of a process that ends,
+            in whatever way, is free.
+        what: name of the thing that is locked, for the message.
+        patience: seconds to wait; -1: without end.
+
+    Raises:
+        DiskError: the lock file cannot be written.
+        filelock.Timeout: the lock is still held after `patience` seconds.
+    """
+    lock = FileLock(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+    if not lock.is_locked:
+        print(f"waiting for {what}: another process is at it", file=sys.stderr)
+        lock.acquire(timeout=patience)
+    try:
+        yield
+    finally:
+        lock.release()
