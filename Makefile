@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml
 
 # The page "On this machine": one notebook, trained live into a store of its own, so that no earlier run is read instead.
 # One thread: these networks are too small for two.
-$(LIVE): $(INSTALLED) notebooks/2-flatness.ipynb $(wildcard metanb/*.py)
+$(LIVE): $(INSTALLED) notebooks/2-flatness.ipynb $(shell find metanb -name '*.py')
 	@rm -rf .live
 	OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/runs' $(BIN)/metanb run notebooks/2-flatness.ipynb \
 	    -p dataset glyphs -p scale smoke -o .live/2-flatness.ipynb

@@ -121,7 +121,10 @@ def grid(
     if keep_weights and not plain:
         raise click.UsageError("--keep-weights is for runs of group 'base': --only leaves none")
     if archives or export or keep_weights:
-        from metanb import archive, weights  # torch is slow to import, and --list does without
+        from metanb import (
+            archive,
+            weights,  # torch is slow to import, and --list does without
+        )
 
     for path in archives:
         for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
@@ -156,8 +159,8 @@ def grid(
               help="folders of records  [default: results/ of a checkout, and the local store]")  # fmt: skip
 def claims(machines: bool, folders: tuple[Path, ...]) -> None:
     """Print the ledger: each claim of the paper on each cell of recorded runs, with its effect and its verdict."""
-    from metanb import claims as rules
     from metanb import records, verdicts
+    from metanb.claims import rules
 
     places = folders or tuple(records.places())
     found = records.read_all(*(place for place in places if place.is_dir()))

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metanb import claims, grid, hours, verdicts
+from metanb import grid, hours, verdicts
+from metanb.claims import rules
 from metanb.grid import Planned
 from metanb.records import Record
 from metanb.settings import preset
@@ -20,7 +21,7 @@ import book_numbers
 
 
 def test_headline_counts_the_verdicts_of_the_papers_form():
-    rows = claims.ledger(cell({"hessian_norm": np.exp(-TIME)}) + cell({}, algorithm="fomaml"))
+    rows = rules.ledger(cell({"hessian_norm": np.exp(-TIME)}) + cell({}, algorithm="fomaml"))
     c1 = [row for row in rows if row.claim == "C1"]
     assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
     assert book_numbers.headline(c1, "first peak") == "not testable in any run so far"
@@ -31,7 +32,7 @@ def test_headline_counts_the_verdicts_of_the_papers_form():
 
 
 def test_ledger_table_has_a_line_for_each_row_that_says_something():
-    rows = [row for row in claims.ledger(cell({}) + cell({}, [0, 1], algorithm="fomaml")) if row.claim == "C1"]
+    rows = [row for row in rules.ledger(cell({}) + cell({}, [0, 1], algorithm="fomaml")) if row.claim == "C1"]
     rows = [
         *rows,
         *(replace(row, verdict=verdicts.TOO_SHORT) for row in rows[:3]),
@@ -46,7 +47,7 @@ def test_ledger_table_has_a_line_for_each_row_that_says_something():
 def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
     """Of C2 one is turned; a seed that came later changes nothing, and a run that went on is not compared."""
     runs = cell({"support_loss": np.exp(-TIME)}) + [run.upto(8) for run in cell({}, algorithm="fomaml")]
-    rows = [row for row in claims.ledger(runs) if row.claim == "C2"]
+    rows = [row for row in rules.ledger(runs) if row.claim == "C2"]
     columns = {"claim": "C2", "variant": "", "runs": [" ".join(row.ids) for row in rows], "verdict": "not reproduced"}
     before = pd.DataFrame(columns | {"reached": [row.reached for row in rows]})
     said = book_numbers.rules_changed([*runs, record(7, {})], before)
@@ -54,7 +55,7 @@ def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
     (line,) = said.splitlines()[4:]
     assert line == ("| C2 | not reproduced | reproduced | 1 | <small>MAML, Omniglot 5-way 1-shot, quick</small> |")
     assert book_numbers.rules_changed(runs[:3] + cell({}, algorithm="fomaml"), before).startswith("Of 1 rows 1 turned")
-    c4 = next(row for row in claims.ledger(runs[:3]) if row.claim == "C4")
+    c4 = next(row for row in rules.ledger(runs[:3]) if row.claim == "C4")
     untestable = before.assign(claim="C4", verdict="not testable: too few epochs after the best").iloc[:1]
     assert c4.verdict == verdicts.NO_CASE and before.runs[0] == " ".join(c4.ids)
     said = book_numbers.rules_changed(runs, untestable)
@@ -136,11 +137,11 @@ def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
     runs = [large(seed, 0.9, epochs) for seed, epochs in enumerate((10, 10, 8))]
     few, short = runs[:2], [run.upto(2) for run in runs]
     for chosen in (few, short):  # too few runs, too few epochs
-        rows = claims.ledger(chosen)
+        rows = rules.ledger(chosen)
         assert book_numbers.paper_reach(chosen, rows) == "of which none has a verdict yet"
         missing = book_numbers.paper_missing(chosen, rows)
         assert "Omniglot 5-way 1-shot (MAML, first-order MAML, finetuning)" in missing
         assert missing.count("the regulariser") == 1
-    rows = claims.ledger(runs)
+    rows = rules.ledger(runs)
     assert book_numbers.paper_reach(runs, rows) == "trained for 4,000 to 5,000 of 60,000 iterations"
     assert "Omniglot 5-way 1-shot (first-order MAML, finetuning)" in book_numbers.paper_missing(runs, rows)

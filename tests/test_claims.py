@@ -17,8 +17,9 @@ import pytest
 from scipy import stats
 
 from metanb import cells as cells_module
-from metanb import claims, verdicts
+from metanb import verdicts
 from metanb.cells import late_values
+from metanb.claims import rules
 from metanb.effects import correlation_power, holm, interval
 from metanb.records import Record, RecordError
 from metanb.settings import Settings, preset
@@ -54,16 +55,16 @@ def cell(curves, seeds=range(3), **settings):
 
 
 def verdict(runs, claim, variant="", algorithm="maml"):
-    (row,) = (r for r in claims.ledger(runs) if (r.claim, r.variant, r.algorithm) == (claim, variant, algorithm))
+    (row,) = (r for r in rules.ledger(runs) if (r.claim, r.variant, r.algorithm) == (claim, variant, algorithm))
     return row.verdict
 
 
 CURVES = [
     ("C1", "", "hessian_norm", -1),
-    ("C1", claims.SCALE_FREE, "adaptive_sharpness", -1),
+    ("C1", rules.SCALE_FREE, "adaptive_sharpness", -1),
     ("C2", "", "support_loss", -1),
     ("C3", "", "distance", 1),
-    ("C3", claims.RELATIVE, "distance", 1),
+    ("C3", rules.RELATIVE, "distance", 1),
 ]
 
 
@@ -80,7 +81,7 @@ def test_trends(claim, variant, measure, direction):
 def test_weights_that_grow_with_the_distance_undo_it():
     runs = cell({"distance": np.exp(TIME), "body_norm": np.exp(2 * TIME)})
     assert verdict(runs, "C3") == verdicts.REPRODUCED
-    assert verdict(runs, "C3", claims.RELATIVE) == verdicts.CONTRARY
+    assert verdict(runs, "C3", rules.RELATIVE) == verdicts.CONTRARY
 
 
 PEAK = np.r_[1, 2, 3, 2, 1, np.ones(7)]
@@ -100,7 +101,7 @@ PEAK = np.r_[1, 2, 3, 2, 1, np.ones(7)]
 def test_first_peak(hessian_norm, first_epoch, expected):
     options = {"epoch_iterations": first_epoch, "iterations": 100 * first_epoch}
     runs = cell({"hessian_norm": hessian_norm}, **options)
-    (row,) = (row for row in claims.ledger(runs) if row.variant == "first peak")
+    (row,) = (row for row in rules.ledger(runs) if row.variant == "first peak")
     assert row.verdict == expected and row.detail == f"epoch 1 is measured after {first_epoch} iterations"
     assert verdict(runs[:2], "C1", "first peak") == verdicts.TOO_FEW
 
@@ -144,9 +145,9 @@ def test_a_fall_is_that_of_the_second_half():
     test, valid = (np.r_[0.1, np.ones(5), np.linspace(0.9, end, 6)] for end in (0.5, 0.6))
     curves = {"query_accuracy": test, "valid_accuracy": valid, "hessian_norm": np.exp(-2 * TIME)}
     curves["hessian_norm"][:6] = 1e6
-    (row,) = (row for row in claims.ledger(cell(curves, wobble=1e-6)) if (row.claim, row.variant) == ("C4", ""))
+    (row,) = (row for row in rules.ledger(cell(curves, wobble=1e-6)) if (row.claim, row.variant) == ("C4", ""))
     assert row.effect == pytest.approx(-2 * 5 / 12, abs=1e-4)
-    assert f"epochs 7 to 12; {claims.RUNS_ALONE}: accuracy -40.00 points (" in row.detail
+    assert f"epochs 7 to 12; {rules.RUNS_ALONE}: accuracy -40.00 points (" in row.detail
     assert "on meta-validation tasks -30.00 points (" in row.detail
 
 
@@ -160,7 +161,7 @@ def test_the_finding_that_is_least_sure_sets_p(loosest):
         test, valid, log = (np.r_[np.zeros(6), by[seed] * np.arange(6) / 5] for by in changes)
         curves = {"query_accuracy": 0.9 + test, "valid_accuracy": 0.9 + valid, "hessian_norm": np.exp(log)}
         runs.append(record(seed, curves, wobble=0.0))
-    (row,) = (row for row in claims.ledger(runs) if (row.claim, row.variant) == ("C4", ""))
+    (row,) = (row for row in rules.ledger(runs) if (row.claim, row.variant) == ("C4", ""))
     assert row.p == pytest.approx(max(stats.ttest_1samp(values, 0).pvalue for values in changes))
     assert row.p == pytest.approx(stats.ttest_1samp(changes[loosest], 0).pvalue) and row.effect == pytest.approx(-2.0)
 
@@ -188,7 +189,7 @@ def test_noise_does_not_get_worse(network, tasks):
                 for (_, settings), test, valid in zip(KEPT, *sets, strict=False):
                     curves = {"query_accuracy": 0.7 + 0.02 * test, "valid_accuracy": 0.7 + 0.02 * valid}
                     runs.append(Bare(settings, curves | {"hessian_norm": np.exp(-5 * TIME + 0.01 * rng.random(12))}))
-                counts[rho] += claims._flatter_while_worse(runs, "hessian_norm", "").verdict == verdicts.REPRODUCED
+                counts[rho] += rules._flatter_while_worse(runs, "hessian_norm", "").verdict == verdicts.REPRODUCED
     level = 0.05 if tasks else LEVEL
     for rho in KINDS.values():
         assert counts[rho] / NOISY < level + 4 * math.sqrt(level * (1 - level) / NOISY), rho
@@ -205,7 +206,7 @@ def test_a_fall_under_shared_tasks_is_seen():
                                 "hessian_norm": np.exp(-TIME + 0.05 * rng.normal(size=EPOCHS))})
                 for (_, settings), test, valid in zip(KEPT, *sets, strict=False)
             ]  # fmt: skip
-            seen += claims._flatter_while_worse(runs, "hessian_norm", "").verdict == verdicts.REPRODUCED
+            seen += rules._flatter_while_worse(runs, "hessian_norm", "").verdict == verdicts.REPRODUCED
     assert seen / NOISY > 0.8
 
 
@@ -243,9 +244,9 @@ UP, DOWN, WEAK = (0.2 * np.arange(10), 0.2 * np.arange(10)[::-1], np.tile([0.2, 
     ],
 )
 def test_goes_with(claim, measure, across, together, n, expected):
-    (row,) = (row for row in claims.ledger(follow_each_other(measure, across, together, n)) if row.claim == claim)
+    (row,) = (row for row in rules.ledger(follow_each_other(measure, across, together, n)) if row.claim == claim)
     assert row.verdict == expected
-    assert ("too few runs to compare across them" in row.detail) == (n < claims.ACROSS)
+    assert ("too few runs to compare across them" in row.detail) == (n < rules.ACROSS)
 
 
 def test_what_falls_while_accuracy_rises_is_the_opposite_and_what_does_neither_is_not_seen():
@@ -256,7 +257,7 @@ def test_what_falls_while_accuracy_rises_is_the_opposite_and_what_does_neither_i
 
 def test_the_power_of_the_runs_that_there_are_is_told():
     for n, share in ((5, 41), (10, 87)):
-        (row,) = (r for r in claims.ledger(follow_each_other("trajectory_coherence", WEAK, n=n)) if r.claim == "C5")
+        (row,) = (r for r in rules.ledger(follow_each_other("trajectory_coherence", WEAK, n=n)) if r.claim == "C5")
         assert row.detail.endswith(f"so many runs show a true r of 0.8 in {share} % of cases")
 
 
@@ -266,17 +267,17 @@ def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, le
     rng, counts = np.random.default_rng(7), Counter()
     with bare():
         for _ in range(100):
-            levels = rng.multivariate_normal([0, 0], [[1, claims.STRONG], [claims.STRONG, 1]], size=n)
+            levels = rng.multivariate_normal([0, 0], [[1, rules.STRONG], [rules.STRONG, 1]], size=n)
             runs = []
             for seed, (a, c) in enumerate(levels):
                 swing = noise(rng, 0.5, 1)[0]
                 curves = {"query_accuracy": a + 0.1 * swing, "trajectory_coherence": c + 0.1 * swing}
                 runs.append(Bare(replace(QUICK, seed=seed), curves))
-            counts[claims._goes_with(verdicts.BY_NAME["C5"], runs).verdict] += 1
+            counts[rules._goes_with(verdicts.BY_NAME["C5"], runs).verdict] += 1
     assert counts[verdicts.POWERLESS] >= 100 * least
     assert counts[verdicts.PARTLY] <= 25 * (n == 10)
     if n > 3:  # as often as the power says, within four standard errors
-        power = correlation_power(n, claims.STRONG)
+        power = correlation_power(n, rules.STRONG)
         assert counts[verdicts.REPRODUCED] / 100 == pytest.approx(power, abs=4 * math.sqrt(power * (1 - power) / 100))
 
 
@@ -287,7 +288,7 @@ def coherent(level, fit=0.5, accuracy=0.6, **settings):
 
 
 def beside_maml(runs):
-    (row,) = (row for row in claims.ledger(runs) if row.variant == "fresh head, beside MAML")
+    (row,) = (row for row in rules.ledger(runs) if row.variant == "fresh head, beside MAML")
     return row
 
 
@@ -336,7 +337,7 @@ def test_orthogonal_has_the_larger_p_of_what_it_rests_on(ours, theirs, expected)
     assert row.p == pytest.approx(max(p) if expected == verdicts.REPRODUCED else p[0])
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(0.0, 0.01), (0.0, claims.ORTHOGONAL)], ids=["near 0", "at the bound"])
+@pytest.mark.parametrize(("ours", "theirs"), [(0.0, 0.01), (0.0, rules.ORTHOGONAL)], ids=["near 0", "at the bound"])
 def test_noise_does_not_set_finetuning_apart(ours, theirs):
     """Finetuning is near 0, meta-training too, or just not away from it: *reproduced* in 2.5 % of cells at most."""
     rng, names = np.random.default_rng(6), []
@@ -349,7 +350,7 @@ def test_noise_does_not_set_finetuning_apart(ours, theirs):
                     curves |= {"support_loss_before": np.ones(EPOCHS), "support_loss": 0.5 + 0.1 * rng.random(EPOCHS)}
                     curves |= {"query_accuracy": 0.6 + 0.1 * rng.random(EPOCHS)}
                     runs[algorithm].append(Bare(replace(QUICK, seed=seed, algorithm=algorithm), curves))
-            names.append(claims._orthogonal(runs["finetune"], runs["maml"], "maml").verdict)
+            names.append(rules._orthogonal(runs["finetune"], runs["maml"], "maml").verdict)
     assert set(names) <= {verdicts.REPRODUCED, verdicts.PARTLY}
     assert names.count(verdicts.REPRODUCED) / CELLS < LEVEL + ERRORS
 
@@ -377,11 +378,11 @@ def test_helps(gain, expected):
         shifted = level + gain + 0.004 * rng.normal()
         with_it.append(record(seed, {"query_accuracy": shifted}, wobble=0.0, regulariser="adapted", gamma=1.0))
     assert verdict(base + with_it, "C8", "adapted, γ = 1") == expected
-    rows = [row for row in claims.ledger(base[1:] + with_it) if row.claim == "C8"]
+    rows = [row for row in rules.ledger(base[1:] + with_it) if row.claim == "C8"]
     assert [row.runs for row in rows] == [4]  # the one without a partner does not count
-    assert [row.verdict for row in claims.ledger(with_it) if row.claim == "C8"] == [verdicts.TOO_FEW]
+    assert [row.verdict for row in rules.ledger(with_it) if row.claim == "C8"] == [verdicts.TOO_FEW]
     if gain == 0.02:
-        (row,) = (row for row in claims.ledger(base + with_it) if row.claim == "C8")
+        (row,) = (row for row in rules.ledger(base + with_it) if row.claim == "C8")
         assert row.effect == pytest.approx(2.0, abs=0.5) and row.change.endswith("points")
 
 
@@ -416,7 +417,7 @@ def further_pairs(late, further, epochs=EPOCHS, error=0.0):
 
 
 def c8(runs):
-    (row,) = (row for row in claims.ledger(runs) if row.claim == "C8")
+    (row,) = (row for row in rules.ledger(runs) if row.claim == "C8")
     return row
 
 
@@ -454,14 +455,14 @@ def test_more_tasks_show_the_papers_gain_more_often():
                         curves = {"query_accuracy": np.full(EPOCHS, late), "relative_move": np.ones(EPOCHS)}
                         runs.append(Bare(replace(QUICK, seed=seed), curves, final=(end, 0.0) if further else None))
                     cells_of.append(runs)
-                counts[further] += claims._helps(*cells_of).verdict == verdicts.REPRODUCED
+                counts[further] += rules._helps(*cells_of).verdict == verdicts.REPRODUCED
     assert counts[1] / CELLS > 0.9 and counts[0] / CELLS < 0.5
 
 
 TREND = {  # rows whose interval has the error over tasks, and the measure that has it
-    ("C1", ""): "hessian_norm", ("C1", claims.SCALE_FREE): "adaptive_sharpness", ("C1", "first peak"): "hessian_norm",
-    ("C2", ""): "support_loss", ("C3", ""): "distance", ("C3", claims.RELATIVE): "distance", ("C4", ""): "hessian_norm",
-    ("C4", claims.SCALE_FREE): "adaptive_sharpness",
+    ("C1", ""): "hessian_norm", ("C1", rules.SCALE_FREE): "adaptive_sharpness", ("C1", "first peak"): "hessian_norm",
+    ("C2", ""): "support_loss", ("C3", ""): "distance", ("C3", rules.RELATIVE): "distance", ("C4", ""): "hessian_norm",
+    ("C4", rules.SCALE_FREE): "adaptive_sharpness",
 }  # fmt: skip
 
 
@@ -476,7 +477,7 @@ def test_an_error_over_tasks_that_explains_an_effect_undoes_it(claim, variant):
     for error in (0.02, 3.0):
         errors = {measure: np.r_[0.0, error * values]}
         runs = [record(seed, falls | {measure: values}, errors=errors) for seed in range(3)]
-        (found[error],) = (row for row in claims.ledger(runs) if (row.claim, row.variant) == (claim, variant))
+        (found[error],) = (row for row in rules.ledger(runs) if (row.claim, row.variant) == (claim, variant))
     assert found[0.02].verdict == verdicts.REPRODUCED
     assert found[3.0].verdict in (verdicts.NOT_SEEN, verdicts.TOO_COARSE)
     assert found[0.02].effect == pytest.approx(found[3.0].effect) and found[0.02].p < 0.05 < found[3.0].p
@@ -503,31 +504,31 @@ def test_a_gain_on_further_tasks_carries_their_error():
     both = np.var(gains, ddof=1) / 3 + 2 * 1.5**2
     freedom = 2 * (both / (np.var(gains, ddof=1) / 3)) ** 2
     assert row.high - row.effect == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(both))
-    assert row.verdict == verdicts.UNCLEAR and claims.RUNS_ALONE not in row.detail
+    assert row.verdict == verdicts.UNCLEAR and rules.RUNS_ALONE not in row.detail
 
 
 def test_rows_say_where_the_error_over_tasks_is_not_in():
-    rows = claims.ledger(everything())
-    assert {row.claim for row in rows if claims.RUNS_ALONE in row.detail} == {"C4", "C5", "C6", "C8"}
-    assert all(claims.RUNS_ALONE in row.detail for row in rows if row.claim in ("C4", "C5", "C6", "C8"))
+    rows = rules.ledger(everything())
+    assert {row.claim for row in rows if rules.RUNS_ALONE in row.detail} == {"C4", "C5", "C6", "C8"}
+    assert all(rules.RUNS_ALONE in row.detail for row in rows if row.claim in ("C4", "C5", "C6", "C8"))
 
 
 def test_stopped_runs_are_judged_where_three_have_got_to():
     """By hand: of runs that reached 12, 8, 6 and 5 epochs, three reach 6; the fourth is left out."""
     whole = [record(seed, {"support_loss": np.exp(-TIME * (1 + seed))}, wobble=0.0) for seed in range(4)]
     runs = [run.upto(epochs) for run, epochs in zip(whole, (12, 8, 6, 5), strict=True)]
-    (row,) = (row for row in claims.ledger(runs) if row.claim == "C2")
+    (row,) = (row for row in rules.ledger(runs) if row.claim == "C2")
     assert row.runs == 3 and row.ids == tuple(run.settings.id for run in runs[:3])
     assert (row.scale, row.reached) == ("quick", "900 of 1,800 iterations")
     assert row.effect == pytest.approx(np.mean([-5 / 12 * (1 + seed) for seed in range(3)]))
-    assert claims.ledger([run.upto(3) for run in whole]) == []  # no quarter to speak of
+    assert rules.ledger([run.upto(3) for run in whole]) == []  # no quarter to speak of
 
 
 def test_a_regulariser_is_compared_at_the_epoch_that_both_have_reached():
     base = [record(s, {"query_accuracy": np.r_[np.full(6, 0.5), np.full(6, 0.9)]}, wobble=0.0) for s in range(3)]
     options = {"wobble": 0.0, "regulariser": "adapted", "gamma": 1.0}
     with_it = [record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(6) for s in range(3)]
-    (row,) = (row for row in claims.ledger(base + with_it) if row.claim == "C8")
+    (row,) = (row for row in rules.ledger(base + with_it) if row.claim == "C8")
     assert row.effect == pytest.approx(10.0)
 
 
@@ -536,14 +537,14 @@ def test_more_runs_never_undo_pairs():
     options = {"regulariser": "adapted", "gamma": 1.0}
     with_it = [record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(8) for s in range(3)]
     base = [record(s, {}).upto(epochs) for s, epochs in enumerate((12, 12, 8, 12))]
-    found = [[row for row in claims.ledger([*with_it, *chosen]) if row.claim == "C8"] for chosen in (base[:3], base)]
+    found = [[row for row in rules.ledger([*with_it, *chosen]) if row.claim == "C8"] for chosen in (base[:3], base)]
     assert found[0][0].runs == 3
     assert [replace(rows[0], p_holm=0.0) for rows in found] == [replace(found[0][0], p_holm=0.0)] * 2
 
 
 def test_a_short_run_leaves_the_others_of_its_cell():
     runs = [run.upto(epochs) for run, epochs in zip(cell({}), (12, 12, 3), strict=True)]
-    rows = claims.ledger(runs)
+    rows = rules.ledger(runs)
     assert len(rows) > 5 and {(row.runs, row.verdict) for row in rows} == {(2, verdicts.TOO_FEW)}
 
 
@@ -561,11 +562,11 @@ def test_curves_with_gaps_or_without_numbers_are_refused_by_name():
     missing = whole[whole.measure != "distance"]
     for measures in (holes, wrong, missing):
         with pytest.raises(RecordError, match=rf"distance.*{runs[0].settings.id}.*delete the folder"):
-            claims.ledger([replace(runs[0], measures=measures), *runs[1:]])
+            rules.ledger([replace(runs[0], measures=measures), *runs[1:]])
 
 
 def test_cells_that_differ_are_told_apart():
-    rows = claims.ledger(cell({}) + cell({}, inner_lr=0.1, meta_batch=2))
+    rows = rules.ledger(cell({}) + cell({}, inner_lr=0.1, meta_batch=2))
     assert {row.apart for row in rows} == {"", "inner_lr=0.1, meta_batch=2"}
     assert "(inner_lr=0.1, meta_batch=2)" in verdicts.table(rows).to_string()
 
@@ -583,7 +584,7 @@ def everything(seeds=range(3)):
 
 
 def test_cells_differ_by_seeds_alone():
-    found = claims.cells(everything())
+    found = rules.cells(everything())
     assert [len(one) for one in found] == [3] * 5
     assert [[run.settings.seed for run in one] for one in found] == [[0, 1, 2]] * 5
 
@@ -591,11 +592,11 @@ def test_cells_differ_by_seeds_alone():
 def test_order_of_records_does_not_matter():
     runs = everything()
     shuffled = [runs[i] for i in np.random.default_rng(0).permutation(len(runs))]
-    assert verdicts.as_json(claims.ledger(shuffled)) == verdicts.as_json(claims.ledger(runs))
+    assert verdicts.as_json(rules.ledger(shuffled)) == verdicts.as_json(rules.ledger(runs))
 
 
 def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
-    rows = claims.ledger(everything())
+    rows = rules.ledger(everything())
     assert {row.claim for row in rows} == {claim.name for claim in verdicts.CLAIMS}
     judged = [row for row in rows if row.verdict not in verdicts.UNJUDGED]
     assert [row.p_holm for row in judged] == pytest.approx(holm([row.p for row in judged]))
@@ -606,7 +607,7 @@ def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
 
 
 def test_table_and_json():
-    rows = claims.ledger([*everything(), *cell({}, [7], ways=20, regulariser="adapted", gamma=1.0)])
+    rows = rules.ledger([*everything(), *cell({}, [7], ways=20, regulariser="adapted", gamma=1.0)])
     shown = verdicts.table(rows)
     assert len(shown) == len(rows) and list(shown.verdict) == [row.verdict for row in rows]
     read = json.loads(verdicts.as_json(rows))
@@ -623,7 +624,7 @@ def test_table_and_json():
 
 def test_scales_stand_one_below_the_other():
     large = cell({"support_loss": np.exp(-TIME)}, filters=64, iterations=60_000, epoch_iterations=500)
-    rows = [row for row in claims.ledger([*cell({}), *(run.upto(8) for run in large)]) if row.claim == "C2"]
+    rows = [row for row in rules.ledger([*cell({}), *(run.upto(8) for run in large)]) if row.claim == "C2"]
     shown = verdicts.by_scale([rows[0], replace(rows[0], algorithm="fomaml"), rows[1]])
     assert list(shown.index) == [
         ("C2", "MAML", "quick"),
@@ -644,7 +645,7 @@ def test_scales_stand_one_below_the_other():
     ],
 )
 def test_effects_are_shown_in_their_unit(unit, shown):
-    row = replace(claims.ledger(cell({}))[0], effect=math.log(2), low=0.0, high=math.log(4), unit=unit, detail="so")
+    row = replace(rules.ledger(cell({}))[0], effect=math.log(2), low=0.0, high=math.log(4), unit=unit, detail="so")
     assert row.change == shown
     assert row.sentence.startswith("**C1; MAML, Omniglot 5-way 1-shot: not reproduced.** ")
     assert row.sentence.endswith(f" {shown}; so.")
@@ -678,12 +679,12 @@ def bare():
         def read(run, measure, column="mean"):
             return run.curves[measure] if column == "mean" else run.errors.get(measure, np.zeros(EPOCHS))
 
-        for module in (claims, cells_module):
+        for module in (rules, cells_module):
             patch.setattr(module, "curve", read)
-        patch.setattr(claims, "final_accuracy", lambda run: run.final)
-        patch.setattr(claims, "untrained", lambda run, measure: UNTRAINED[measure])
+        patch.setattr(rules, "final_accuracy", lambda run: run.final)
+        patch.setattr(rules, "untrained", lambda run, measure: UNTRAINED[measure])
         for name in ("scale_of", "apart"):
-            patch.setattr(claims, name, cache(getattr(claims, name)))
+            patch.setattr(rules, name, cache(getattr(rules, name)))
         patch.setattr(Settings, "unseeded", property(cache(Settings.unseeded.fget)))
         yield
 
@@ -725,9 +726,9 @@ def noisy_ledger(rng, rho):
         for measure in ("query_accuracy", "valid_accuracy"):
             curves[measure] = 0.7 + 0.02 * (shared + 5 * np.log(curves[measure]))
         curves["support_loss"] *= 0.1  # adaptation works
-        curves["trajectory_coherence"] = claims.ORTHOGONAL + 0.1 * np.log(curves["trajectory_coherence"])
+        curves["trajectory_coherence"] = rules.ORTHOGONAL + 0.1 * np.log(curves["trajectory_coherence"])
         runs.append(Bare(settings, curves))
-    return claims.ledger(runs)
+    return rules.ledger(runs)
 
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
@@ -749,9 +750,9 @@ RULES = {  # by claim and variant: the verdicts that noise gets at the nominal r
     ("C1", "first peak"): [SEEN],
     ("C2", ""): [SEEN, (verdicts.CONTRARY,)],
     ("C3", ""): [SEEN, (verdicts.CONTRARY,)],
-    ("C3", claims.RELATIVE): [SEEN, (verdicts.CONTRARY,)],
+    ("C3", rules.RELATIVE): [SEEN, (verdicts.CONTRARY,)],
     ("C4", ""): [SEEN, (verdicts.CONTRARY,)],
-    ("C4", claims.SCALE_FREE): [SEEN, (verdicts.CONTRARY,)],
+    ("C4", rules.SCALE_FREE): [SEEN, (verdicts.CONTRARY,)],
     ("C5", ""): [SEEN, (verdicts.CONTRARY,)],
     ("C6", ""): [SEEN, (verdicts.CONTRARY,)],
     ("C7", "fresh head, beside MAML"): [SEEN, (verdicts.CONTRARY,)],
@@ -769,15 +770,15 @@ def test_noise_gets_a_verdict_as_rarely_as_its_level_says(rates, claim, variant)
 
 def test_noise_is_judged_and_what_is_no_noise_is_seen(rates):
     """The rates above are of rules that do see: the one measure that falls, in every ledger; chance, in some."""
-    assert rates["C1", claims.SCALE_FREE] == {verdicts.REPRODUCED: CELLS}
-    for key in (("C1", ""), ("C5", ""), ("C8", "adapted, γ = 1"), ("C3", claims.RELATIVE)):
+    assert rates["C1", rules.SCALE_FREE] == {verdicts.REPRODUCED: CELLS}
+    for key in (("C1", ""), ("C5", ""), ("C8", "adapted, γ = 1"), ("C3", rules.RELATIVE)):
         assert sum(found for name, found in rates[key].items() if name in (*SEEN, verdicts.CONTRARY)) > 0, key
     for claim in ("C5", "C6"):  # asks for three findings at once
         assert rates[claim, ""][verdicts.REPRODUCED] < 0.02 * CELLS
 
 
 def test_turned_tells_the_verdicts_that_differ():
-    rows = [row for row in claims.ledger([record(s, {}) for s in range(3)]) if row.claim == "C1"]
+    rows = [row for row in rules.ledger([record(s, {}) for s in range(3)]) if row.claim == "C1"]
     others = [replace(row, scale="paper", reached="5,000 of 60,000 iterations") for row in rows]
     assert verdicts.turned(rows, others) == "No verdict is another one there."
     others[0] = replace(others[0], verdict=verdicts.REPRODUCED)
@@ -788,14 +789,14 @@ def test_turned_tells_the_verdicts_that_differ():
 
 def test_few_epochs_are_not_detrended():
     runs = cell({"query_accuracy": 0.5 + 0.1 * TIME, "trajectory_coherence": TIME})
-    of = {n: next(row for row in claims.ledger([run.upto(n) for run in runs]) if row.claim == "C5") for n in (5, 6)}
+    of = {n: next(row for row in rules.ledger([run.upto(n) for run in runs]) if row.claim == "C5") for n in (5, 6)}
     assert "too few epochs to detrend: 5" in of[5].detail and "detrended r" not in of[5].detail
     assert "detrended r = " in of[6].detail
 
 
 @pytest.mark.parametrize("direction", [-1, 1])
 def test_an_effect_that_is_no_number_shows_nothing(direction):
-    assert claims.by_interval(interval([math.nan] * 3), 3, direction) == verdicts.NOT_SEEN
+    assert rules.by_interval(interval([math.nan] * 3), 3, direction) == verdicts.NOT_SEEN
 
 
 def test_late_values_are_means_over_the_last_quarter_of_each_run():

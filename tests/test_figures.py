@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from metanb import claims, figures, pictures, summary, verdicts
+from metanb import figures, pictures, summary, verdicts
+from metanb.claims import rules
 from metanb.tasks import Tasks
 from tests.test_claims import TIME, record
 
@@ -122,8 +123,8 @@ def test_forest_shows_every_row_with_its_interval():
     base = [record(s, {"query_accuracy": np.full(12, 0.5)}, wobble=0.0) for s in range(3)]
     gained = [record(s, {"query_accuracy": np.full(12, 0.51 + 0.001 * s)}, wobble=0.0, regulariser="outer", gamma=2.0)
               for s in range(3)]  # fmt: skip
-    rows = [row for row in claims.ledger(base + gained) if row.claim == "C8"]
-    lonely = [row for row in claims.ledger(gained) if row.claim == "C8"]
+    rows = [row for row in rules.ledger(base + gained) if row.claim == "C8"]
+    lonely = [row for row in rules.ledger(gained) if row.claim == "C8"]
     figure = summary.forest(rows + lonely, "c8", "See the gain.", "points", paper=1.33)
     shown = parts(figure)
     assert "MAML, 5-way 1-shot: outer, γ = 2: +1.10 (+0.85 to +1.35)" in shown.image["aria-label"]
@@ -135,7 +136,7 @@ def test_one_wide_interval_does_not_squeeze_the_others():
     base = [record(s, {"query_accuracy": np.full(12, 0.5)}, wobble=0.0) for s in range(3)]
     gained = [record(s, {"query_accuracy": np.full(12, 0.51)}, wobble=0.0, regulariser="outer", gamma=2.0)
               for s in range(3)]  # fmt: skip
-    (row,) = (row for row in claims.ledger(base + gained) if row.claim == "C8")
+    (row,) = (row for row in rules.ledger(base + gained) if row.claim == "C8")
     rows = [replace(row, effect=0.1, low=-1.0, high=1.0)] * 3
 
     def ticks(rows):
@@ -156,7 +157,7 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     paper = [record(s, {}, algorithm=name, **large) for s in range(3) for name in ("maml", "fomaml")]
     strengths = [record(s, {"query_accuracy": 0.5 + 0.1 * TIME}, regulariser="adapted", gamma=gamma, **large)
                  for s in range(3) for gamma in (0.1, 0.3)]  # fmt: skip
-    rows = claims.ledger([record(s, {}) for s in range(3)] + falling + heads + paper + strengths)
+    rows = rules.ledger([record(s, {}) for s in range(3)] + falling + heads + paper + strengths)
     html = summary.overview(rows, {f"C{i}": f"page.html#c{i}" for i in range(1, 9)}, "ledger.html")
     shown = [row for row in rows if row.as_in_paper and row.verdict != verdicts.TOO_FEW]
     marks = re.findall(r'<a href="ledger.html#([\w-]+)" title="([^"]*)"', html)

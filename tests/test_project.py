@@ -126,7 +126,8 @@ def test_a_wheel_holds_what_the_package_reads(tmp_path):
     subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"metanb/{path.name}" for path in (ROOT / "metanb").iterdir() if path.is_file()} <= held
+    package = {str(path.relative_to(ROOT)) for path in tracked() if path.is_relative_to(ROOT / "metanb")}
+    assert package <= held
     assert {"metanb/py.typed", "metanb/vinyals.csv"} <= held
     licences = f"metanb-{PROJECT['version']}.dist-info/licenses/"
     assert {f"{licences}LICENSE", f"{licences}NOTICE"} <= held

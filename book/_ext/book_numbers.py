@@ -12,8 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from metanb import bench, claims, figures, grid, hours, summary
+from metanb import bench, figures, grid, hours, summary
 from metanb.cells import cells
+from metanb.claims import rules
 from metanb.hours import CORE, Estimate, Timings, in_units
 from metanb.records import Record, read_all
 from metanb.settings import NAMES, Settings, apart, preset, scale_of
@@ -31,8 +32,8 @@ CLAIM_PAGES = {
     for name in names
 }  # fmt: skip
 CONTROLS = {  # forms that the landing page counts besides the paper's
-    "c1_first_peak": ("C1", "first peak"), "c1_scale_free": ("C1", claims.SCALE_FREE),
-    "c3_relative": ("C3", claims.RELATIVE), "c4_scale_free": ("C4", claims.SCALE_FREE),
+    "c1_first_peak": ("C1", "first peak"), "c1_scale_free": ("C1", rules.SCALE_FREE),
+    "c3_relative": ("C3", rules.RELATIVE), "c4_scale_free": ("C4", rules.SCALE_FREE),
 }  # fmt: skip
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
@@ -114,7 +115,7 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
     """
     then = before.set_index(["claim", "variant", "runs", "reached"]).verdict.to_dict()
     ids = {run_id for runs in before.runs for run_id in runs.split()}
-    rows = claims.ledger(run for run in recorded if run.settings.id in ids)
+    rows = rules.ledger(run for run in recorded if run.settings.id in ids)
     turned: dict[tuple[str, str, str], list[str]] = {}
     compared = still = 0
     for row in rows:
@@ -342,14 +343,14 @@ def gpu_table(recorded: list[Record]) -> str:
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
     recorded = all_recorded()
-    rows = claims.ledger(recorded)
+    rows = rules.ledger(recorded)
     of = {name: [row for row in rows if row.claim == name] for name in CLAIMS}
     names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
     names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
-    names["across"], names["min_epochs"] = number(claims.ACROSS), number(claims.MIN_EPOCHS)
-    names["peak_by"] = number(claims.PEAK_BY)
-    names["strong"], names["power"] = number(claims.STRONG), f"{100 * claims.POWER:.0f} %"
+    names["across"], names["min_epochs"] = number(rules.ACROSS), number(rules.MIN_EPOCHS)
+    names["peak_by"] = number(rules.PEAK_BY)
+    names["strong"], names["power"] = number(rules.STRONG), f"{100 * rules.POWER:.0f} %"
     names["gpu_hours"] = gpu_table(recorded)
     names["paper_cost"] = cost_table(recorded)
     names["bandwidths"] = ", ".join(f"{gpu} {rate:g} TB/s" for gpu, rate in hours.BANDWIDTH.items())
@@ -360,7 +361,7 @@ def substitutions() -> dict[str, str]:
     names["holm"] = HOLM_MEANING
     names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
     names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
-    names["orthogonal"] = number(claims.ORTHOGONAL)
+    names["orthogonal"] = number(rules.ORTHOGONAL)
     names["paper_gain"] = f"{PAPER_GAIN:.2f}"
     names["ledger_rows"] = number(sum(row.verdict not in UNJUDGED for row in rows))
     names["ledger_untestable"] = number(sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in rows))

@@ -1,0 +1,1 @@
+"""From records to verdicts: statistics of runs, cells of runs, the rules, the ledger."""
