@@ -7,11 +7,11 @@ A reproduction of Guiroy, Verma and Pal, "Towards Understanding Generalization i
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from metanb.records import Record
+from metanb.runs.records import Record
 from metanb.settings import Settings, preset
 
 if TYPE_CHECKING:
-    from metanb.experiment import run, run_all, trained_net
+    from metanb.runs.experiment import run, run_all, trained_net
 
 __all__ = ["Record", "Settings", "preset", "run", "run_all", "trained_net"]
 __version__ = version("metanb")
@@ -20,7 +20,7 @@ __version__ = version("metanb")
 def __getattr__(name: str) -> Any:
     """`run`, `run_all` and `trained_net` import torch, which takes seconds: only where they are asked for."""
     if name in ("run", "run_all", "trained_net"):
-        from metanb import experiment
+        from metanb.runs import experiment
 
         return getattr(experiment, name)
     raise AttributeError(f"module 'metanb' has no attribute {name!r}: choose from {', '.join(__all__)}")

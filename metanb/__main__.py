@@ -11,7 +11,7 @@ from typing import Any, TextIO, get_args
 
 import click
 
-from metanb import images
+from metanb.data import image_sets
 from metanb.files import DiskError
 from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, from_dict, preset
 
@@ -55,7 +55,7 @@ def train(
     scale: Scale | None, device: str, until: int | None, file: TextIO | None, together: int | None, **options: Any
 ) -> None:
     """Train one run, or several, and record them; one that was interrupted goes on, one that is recorded is read."""
-    from metanb.experiment import run_all  # torch and higher are slow to import: only where they are used
+    from metanb.runs.experiment import run_all  # torch and higher are slow to import: only where they are used
 
     given = {name: value for name, value in options.items() if value is not None}
     if file and (beside := sorted(given) + ["scale"] * bool(scale)):
@@ -109,8 +109,8 @@ def grid(
     until: int | None, budget: float, archives: tuple[Path, ...], keep_weights: bool, export: Path | None,
 ) -> None:  # fmt: skip
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
-    from metanb import grid as grids
-    from metanb import hours, runner
+    from metanb.grids import definitions as grids
+    from metanb.grids import hours, runner
 
     if only_list and (export or keep_weights):
         raise click.UsageError("--list only looks: to keep or pack, give --budget 0 in its place")
@@ -121,10 +121,7 @@ def grid(
     if keep_weights and not plain:
         raise click.UsageError("--keep-weights is for runs of group 'base': --only leaves none")
     if archives or export or keep_weights:
-        from metanb import (
-            archive,
-            weights,  # torch is slow to import, and --list does without
-        )
+        from metanb.runs import archive, weights
 
     for path in archives:
         for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
@@ -159,8 +156,8 @@ def grid(
               help="folders of records  [default: results/ of a checkout, and the local store]")  # fmt: skip
 def claims(machines: bool, folders: tuple[Path, ...]) -> None:
     """Print the ledger: each claim of the paper on each cell of recorded runs, with its effect and its verdict."""
-    from metanb import records, verdicts
-    from metanb.claims import rules
+    from metanb.claims import rules, verdicts
+    from metanb.runs import records
 
     places = folders or tuple(records.places())
     found = records.read_all(*(place for place in places if place.is_dir()))
@@ -231,9 +228,9 @@ def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None
     side by side, and what each of the engine's features brings. Keep the machine quiet; on a CPU give one thread:
     OMP_NUM_THREADS=1.
     """
-    from metanb import bench as benchmark
-    from metanb.experiment import resolve
-    from metanb.throughput import CELLS
+    from metanb.bench import report as benchmark
+    from metanb.bench.throughput import CELLS
+    from metanb.runs.experiment import resolve
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -260,11 +257,11 @@ def data() -> None:
 def check(dataset: tuple[Dataset, ...]) -> None:
     """Check image sets, all of them when none is named; one that is not there makes the exit code 1."""
     failed = False
-    click.echo(f"data root: {images.data_root()}")
+    click.echo(f"data root: {image_sets.data_root()}")
     for name in dataset or get_args(Dataset):
         try:
-            click.echo(f"{name}: {images.check(name)}")
-        except (images.DataError, DiskError) as error:
+            click.echo(f"{name}: {image_sets.check(name)}")
+        except (image_sets.DataError, DiskError) as error:
             failed = True
             click.echo(f"{name}: {error}", err=True)
     sys.exit(1 if failed else 0)
@@ -274,7 +271,7 @@ def check(dataset: tuple[Dataset, ...]) -> None:
 @click.argument("dataset", type=click.Choice(get_args(Dataset)))
 def fetch(dataset: Dataset) -> None:
     """Fetch an image set, as far as its terms allow."""
-    click.echo(f"{dataset}: {images.fetch(dataset)}")
+    click.echo(f"{dataset}: {image_sets.fetch(dataset)}")
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 import torch
 
-from metanb import training
-from metanb.checkpoint import State
-from metanb.engine import Engine
+from metanb.maml.engine import Engine
+from metanb.runs import training
+from metanb.runs.checkpoint import State
 
 PLAIN = Engine()
 

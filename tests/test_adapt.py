@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import grad
 
-from metanb.adapt import accuracy, adapt, flatten, logits, losses, unflatten
-from metanb.nets import ConvNet
-from metanb.tasks import Tasks
+from metanb.data.tasks import Tasks
+from metanb.maml.inner_loop import accuracy, adapt, flatten, logits, losses, unflatten
+from metanb.maml.network import ConvNet
 from tests.test_nets import Reference, make
 
 OMNIGLOT, SMALL_IMAGENET = (1, 28, 28), (3, 32, 32)

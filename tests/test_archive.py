@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb import archive, checkpoint, experiment, records, training, weights
-from metanb.archive import ArchiveError
+from metanb.runs import archive, checkpoint, experiment, records, training, weights
+from metanb.runs.archive import ArchiveError
 from metanb.settings import preset
 from tests.bad_days import shown
 

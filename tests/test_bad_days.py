@@ -21,8 +21,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from metanb import checkpoint, experiment, meta, omniglot, records, runner
-from metanb.grid import GRIDS, Planned
+from metanb.data import omniglot
+from metanb.grids import runner
+from metanb.grids.definitions import GRIDS, Planned
+from metanb.maml import outer_loop
+from metanb.runs import checkpoint, experiment, records
 from metanb.settings import preset
 from tests.bad_days import rows, shown
 from tests.test_main import call
@@ -288,7 +291,7 @@ def test_two_processes_want_one_run(store, tmp_path):
 )
 def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, monkeypatch, error):
     """In the last epoch. The errors are torch's own; the GPU is not there."""
-    honest, calls = meta.losses, []
+    honest, calls = outer_loop.losses, []
 
     def losses(*arguments):
         calls.append(1)
@@ -297,7 +300,7 @@ def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, mo
         return honest(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(meta, "losses", losses)
+        patch.setattr(outer_loop, "losses", losses)
         shown("The GPU runs out of memory", metanb_fails(*TRAIN))
     assert checkpoint.read(store / f"{RUN.id}.pt")["epoch"] == 1
     metanb(*TRAIN)

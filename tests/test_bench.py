@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from metanb import bench, peers, throughput
+from metanb.bench import peers, throughput
+from metanb.bench import report as benchmark
 from metanb.settings import preset
 
 CPU = torch.device("cpu")
@@ -22,31 +23,31 @@ def small(monkeypatch):
     strided = preset("paper", "omniglot", 3, filters=8, meta_batch=4, queries=2)
     strided = replace(strided, test_tasks=4)
     pooled = preset("paper", "mini-imagenet", 3, filters=4, meta_batch=2, queries=2, inner_steps=2)
-    monkeypatch.setattr(bench, "UNITS", {"U1": ("small", strided), "U4": ("small", pooled)})
-    monkeypatch.setattr(bench, "HESSIAN_TASKS", 3)
+    monkeypatch.setattr(benchmark, "UNITS", {"U1": ("small", strided), "U4": ("small", pooled)})
+    monkeypatch.setattr(benchmark, "HESSIAN_TASKS", 3)
 
 
 @pytest.mark.parametrize("unit", ["U1", "U4"])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_errors_tell_right_from_wrong(unit, first_order):
-    found = {timing.candidate: timing for timing in bench.gradients(unit, first_order, 1, CPU, rate=1e11)}
+    found = {timing.candidate: timing for timing in benchmark.gradients(unit, first_order, 1, CPU, rate=1e11)}
     wrong = "torch.func vmap, F.batch_norm"
-    assert {bench.OURS, bench.BASE, "bare autograd loop, F.batch_norm", wrong} <= found.keys()
+    assert {benchmark.OURS, benchmark.BASE, "bare autograd loop, F.batch_norm", wrong} <= found.keys()
     for name, timing in found.items():
-        assert (timing.error64 > bench.WRONG) == (name == wrong and not first_order), timing
+        assert (timing.error64 > benchmark.WRONG) == (name == wrong and not first_order), timing
         assert timing.error < 1e-4 or name == wrong
         assert timing.ms > 0 and timing.ms_low <= timing.ms <= timing.ms_high
-    assert found[bench.BASE].ratio == 1.0
+    assert found[benchmark.BASE].ratio == 1.0
 
 
 def test_result_is_plain_and_readable(tmp_path):
-    result = bench.run(["U1", "H"], 1, CPU)
-    bench.write(result, tmp_path / "bench.json")
-    table = bench.table(json.loads((tmp_path / "bench.json").read_text()))
+    result = benchmark.run(["U1", "H"], 1, CPU)
+    benchmark.write(result, tmp_path / "bench.json")
+    table = benchmark.table(json.loads((tmp_path / "bench.json").read_text()))
     assert set(table.unit) == {"U1", "H"}
     assert result["measuring"] > 0
     assert result["best_gflops"] > 1 and result["environment"]["device"]
-    ours = next(row for row in result["timings"] if row["unit"] == "H" and row["candidate"] == bench.OURS)
+    ours = next(row for row in result["timings"] if row["unit"] == "H" and row["candidate"] == benchmark.OURS)
     assert ours["error"] < 2e-3
 
 
@@ -69,9 +70,9 @@ def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
     forward = 2 * 4 * 3 * 8 * (10 * outputs[0] + 72 * sum(outputs[1:]) + 3)
     assert 6 * forward < operations < 20 * forward
     assert traffic > 4 * 4 * 3 * 8 * sum(outputs)
-    monkeypatch.setattr(bench.throughput, "TOGETHER", (1,))
-    result = bench.run(["R1"], 1, CPU)
-    table = bench.rates_table(json.loads(json.dumps(result)))
+    monkeypatch.setattr(benchmark.throughput, "TOGETHER", (1,))
+    result = benchmark.run(["R1"], 1, CPU)
+    table = benchmark.rates_table(json.loads(json.dumps(result)))
     assert list(table.runs) == [1] and list(table["times higher"]) == [""]
 
 
@@ -92,5 +93,5 @@ def test_exact_norm_is_the_dense_one():
 
 
 def test_best_rate_counts_operations():
-    rate = bench.best_rate(CPU)
+    rate = benchmark.best_rate(CPU)
     assert 1e9 < rate < 1e14 and np.isfinite(rate)

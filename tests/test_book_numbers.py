@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metanb import grid, hours, verdicts
-from metanb.claims import rules
-from metanb.grid import Planned
-from metanb.records import Record
+from metanb.claims import rules, verdicts
+from metanb.grids import definitions, hours
+from metanb.grids.definitions import Planned
+from metanb.runs.records import Record
 from metanb.settings import preset
 from tests.test_claims import TIME, cell, record
 
@@ -98,7 +98,7 @@ def test_the_cost_of_the_paper_by_device(monkeypatch):
     """Two runs of an hour share a GPU, one takes an hour of a core; the grid is their settings."""
     maml, other = preset("paper", "omniglot", 20), preset("paper", "omniglot", 20, algorithm="fomaml")
     planned = [Planned("a", replace(one, seed=seed)) for one in (maml, other) for seed in range(4)]
-    monkeypatch.setattr(grid, "paper", lambda: planned)
+    monkeypatch.setattr(definitions, "paper", lambda: planned)
     runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200") for seed in range(2)]
     lines = book_numbers.cost_table([*runs, timed(other, 3600.0, "AMD EPYC (AVX2)")]).splitlines()
     assert lines[0].split("|")[-3:-1] == [" All 8 runs ", " Hours of the device "]

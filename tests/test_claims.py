@@ -16,12 +16,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from metanb import cells as cells_module
-from metanb import verdicts
-from metanb.cells import late_values
-from metanb.claims import rules
-from metanb.effects import correlation_power, holm, interval
-from metanb.records import Record, RecordError
+from metanb.claims import cells as cells_module
+from metanb.claims import rules, verdicts
+from metanb.claims.cells import late_values
+from metanb.claims.run_stats import correlation_power, holm, interval
+from metanb.runs.records import Record, RecordError
 from metanb.settings import Settings, preset
 
 EPOCHS = 12

@@ -13,8 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from metanb import __main__, experiment, grid, records
-from metanb.grid import Planned
+from metanb import __main__
+from metanb.grids import definitions
+from metanb.grids.definitions import Planned
+from metanb.runs import experiment, records
 from metanb.settings import preset, scale_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +43,7 @@ def snakemake(folder, *config, options=("--cores", "1", "--keep-going")):
 
 
 def test_smoke_is_well_formed():
-    settings = [one.settings for one in grid.smoke()]
+    settings = [one.settings for one in definitions.smoke()]
     assert len({one.id for one in settings}) == len(settings) == 6
     assert all(scale_of(one) == "smoke" and one.dataset == "glyphs" for one in settings)
     assert [one.seed for one in settings] == [0, 0, 0, 1, 1, 1]
@@ -50,7 +52,7 @@ def test_smoke_is_well_formed():
 
 def test_the_command_line_offers_every_grid():
     (name,) = [one for one in __main__.grid.params if one.name == "name"]
-    assert list(name.type.choices) == list(grid.GRIDS)
+    assert list(name.type.choices) == list(definitions.GRIDS)
 
 
 def test_missing_by_hand(tmp_path):
@@ -59,9 +61,9 @@ def test_missing_by_hand(tmp_path):
 
     settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]  # 6 epochs of 10 iterations
     planned, recorded = [Planned("a", one) for one in settings], [record(settings[0], 6), record(settings[1], 2)]
-    assert grid.missing(planned, recorded) == settings[1:]
-    assert grid.missing(planned, recorded, until=20) == settings[2:]
-    assert grid.missing(planned, recorded, until=21) == settings[1:]
+    assert definitions.missing(planned, recorded) == settings[1:]
+    assert definitions.missing(planned, recorded, until=20) == settings[2:]
+    assert definitions.missing(planned, recorded, until=21) == settings[1:]
 
 
 def test_texts_of_jobs_beside_the_records_are_no_records(store):
@@ -77,9 +79,9 @@ def test_texts_of_jobs_beside_the_records_are_no_records(store):
 def test_what_is_recorded_is_no_job_and_what_is_missing_is_one(store, tmp_path):
     code, said = snakemake(tmp_path, "grid=smoke", "only=*-s1-*", options=("--dry-run",))
     assert code == 0 and "0 runs are recorded, 3 are missing" in said, said
-    assert all(f"run={one.settings.id}" in said for one in grid.select(grid.smoke(), "*-s1-*"))
+    assert all(f"run={one.settings.id}" in said for one in definitions.select(definitions.smoke(), "*-s1-*"))
     assert not list(tmp_path.glob("store/*"))
-    committed = next(one.settings for one in grid.quick() if (ROOT / "results" / one.settings.id).is_dir())
+    committed = next(one.settings for one in definitions.quick() if (ROOT / "results" / one.settings.id).is_dir())
     code, said = snakemake(tmp_path, "grid=quick", f"only={committed.id}", options=("--dry-run",))
     assert code == 0 and "1 runs are recorded, 0 are missing" in said and "rule train" not in said, said
 
@@ -87,7 +89,7 @@ def test_what_is_recorded_is_no_job_and_what_is_missing_is_one(store, tmp_path):
 @needs_snakemake
 def test_a_torn_checkpoint_fails_its_job_alone_and_keeps_its_log(store, tmp_path):
     """Then the cause is removed, the same command makes that job, and a longer run goes on from where it stood."""
-    bad, good = (one.settings for one in grid.select(grid.smoke(), "*finetune*"))
+    bad, good = (one.settings for one in definitions.select(definitions.smoke(), "*finetune*"))
     store.mkdir()
     records.checkpoint(bad.id).write_text("torn")
     call = ("grid=smoke", "only=*finetune*", "until=10")

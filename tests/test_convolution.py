@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-from metanb import convolution
-from metanb.convolution import EPS, batch_norm, convolve, linear, max_pool, moments, patches
+from metanb.maml import kernels
+from metanb.maml.kernels import EPS, batch_norm, convolve, linear, max_pool, moments, patches
 
 T, B, C, OUT = 2, 2, 2, 3
 
@@ -25,9 +25,9 @@ def conv2d(x: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
 @pytest.fixture(params=["direct", "matrix product", "in parts"])
 def kernel(request, monkeypatch) -> str:
     """All kernels, whatever the device and the size of the images."""
-    monkeypatch.setattr(convolution, "DIRECT_FROM", 0 if request.param == "direct" else 10**9)
+    monkeypatch.setattr(kernels, "DIRECT_FROM", 0 if request.param == "direct" else 10**9)
     if request.param == "in parts":
-        monkeypatch.setattr(convolution, "_parts", lambda a, b: 2)
+        monkeypatch.setattr(kernels, "_parts", lambda a, b: 2)
     return request.param
 
 
@@ -67,11 +67,11 @@ def test_rows_times_a_weight_by_finite_differences(kernel):
 def test_rows_in_parts_are_whole_and_keep_a_gpu_busy(shape):
     n_tasks, rows, m, n = shape
     a, b = (torch.empty(n_tasks, rows, size, device="meta") for size in (m, n))
-    parts = convolution._parts(a, b)
-    tiles = n_tasks * parts * -(-m // convolution.TILE) * -(-n // convolution.TILE)
+    parts = kernels._parts(a, b)
+    tiles = n_tasks * parts * -(-m // kernels.TILE) * -(-n // kernels.TILE)
     assert moments(a, b).shape == (n_tasks, m, n)
     assert rows % parts == 0
-    assert convolution.TILES // 2 < tiles <= 2 * convolution.TILES or parts == 1
+    assert kernels.TILES // 2 < tiles <= 2 * kernels.TILES or parts == 1
 
 
 def test_no_gradient_that_is_not_asked_for():
@@ -92,7 +92,7 @@ def test_single_precision_kernels_agree(stride, monkeypatch):
     x, weight, u = (randn(*shape).float() for shape in ((2, 5, 14, 14, 64), (2, 64, 3, 3, 64), (2, 64, 3, 3, 64)))
     results = []
     for threshold in (0, 10**9):
-        monkeypatch.setattr(convolution, "DIRECT_FROM", threshold)
+        monkeypatch.setattr(kernels, "DIRECT_FROM", threshold)
         x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
         y = convolve(x, weight, stride)
         (by_weight,) = grad(y.square().sum(), weight, create_graph=True)

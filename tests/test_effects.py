@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metanb import effects
+from metanb.claims import run_stats
 
 EPOCHS = 12
 
@@ -28,16 +28,16 @@ def at_most(hits, level):
 @pytest.mark.parametrize(("against", "level"), [(0.0, 0.95), (0.3, 0.99)])
 def test_interval_is_scipys(against, level):
     values = np.random.default_rng(0).normal(size=5)
-    found = effects.interval(values, against, level)
+    found = run_stats.interval(values, against, level)
     expected = stats.ttest_1samp(values, against)
     bounds = expected.confidence_interval(level)
     assert found == pytest.approx((values.mean(), bounds.low, bounds.high, expected.pvalue))
 
 
 def test_interval_of_one_value_and_of_equal_values():
-    assert effects.interval([1.0]) == (1.0, -np.inf, np.inf, 1.0)
-    assert effects.interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0, 0.0)
-    assert effects.interval([2.0, 2.0], against=2.0).p == 1.0
+    assert run_stats.interval([1.0]) == (1.0, -np.inf, np.inf, 1.0)
+    assert run_stats.interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0, 0.0)
+    assert run_stats.interval([2.0, 2.0], against=2.0).p == 1.0
 
 
 def test_interval_with_a_shared_error_is_the_wider_of_two():
@@ -49,15 +49,15 @@ def test_interval_with_a_shared_error_is_the_wider_of_two():
         freedom = sum(squares) ** 2 / (squares[0] ** 2 / 3)
         half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(squares))
         p = 2 * stats.t.sf(abs(values.mean() - 0.5) / np.sqrt(sum(squares)), freedom)
-        found = effects.interval(values, 0.5, shared=scale * shared)
+        found = run_stats.interval(values, 0.5, shared=scale * shared)
         assert found.high - found.mean == pytest.approx(max(half, alone.high - values.mean()))
         assert found.low + found.high == pytest.approx(2 * found.mean)
         assert found.p == pytest.approx(max(p, stats.ttest_1samp(values, 0.5).pvalue))
-    assert effects.interval(values, shared=np.zeros(4)) == effects.interval(values)
-    equal = effects.interval([2.0, 2.0], shared=[3.0, 3.0])  # the runs have all of it in common
+    assert run_stats.interval(values, shared=np.zeros(4)) == run_stats.interval(values)
+    equal = run_stats.interval([2.0, 2.0], shared=[3.0, 3.0])  # the runs have all of it in common
     assert equal[:3] == pytest.approx((2, 2 - 3 * stats.norm.ppf(0.975), 2 + 3 * stats.norm.ppf(0.975)))
     assert equal.p == pytest.approx(2 * stats.norm.sf(2 / 3))
-    assert effects.interval([1.0], shared=[0.1]) == (1.0, -np.inf, np.inf, 1.0)
+    assert run_stats.interval([1.0], shared=[0.1]) == (1.0, -np.inf, np.inf, 1.0)
 
 
 def drawn(rng, draws, errors, together):
@@ -73,15 +73,15 @@ def test_errors_over_tasks_are_those_of_simulated_curves_or_more(together):
     curve = np.linspace(1.0, 3.0, 8)
     curves = curve + drawn(rng, 4000, errors, together)
     for effect, bound in (
-        (effects.trend, effects.trend_error(curve, errors)), (effects.change, effects.change_error(errors))
+        (run_stats.trend, run_stats.trend_error(curve, errors)), (run_stats.change, run_stats.change_error(errors))
     ):  # fmt: skip
         found = np.std([effect(one) for one in curves])
         if together:
             assert found < 0.95 * bound
         else:
             assert found == pytest.approx(bound, rel=0.05)
-    assert effects.late_error(errors) == pytest.approx(errors[-2:].mean())
-    assert np.std([effects.late(one) for one in curves]) == pytest.approx(effects.late_error(errors), rel=0.05)
+    assert run_stats.late_error(errors) == pytest.approx(errors[-2:].mean())
+    assert np.std([run_stats.late(one) for one in curves]) == pytest.approx(run_stats.late_error(errors), rel=0.05)
 
 
 def shared_tasks(rng, cells, runs, share, tasks=60):
@@ -97,9 +97,9 @@ def shared_tasks(rng, cells, runs, share, tasks=60):
 
 
 EFFECTS = {
-    "trend": lambda curve, errors: (effects.trend(curve), effects.trend_error(curve, errors)),
-    "change": lambda curve, errors: (effects.change(np.log(curve)), effects.change_error(errors / curve)),
-    "late": lambda curve, errors: (effects.late(curve) - 1, effects.late_error(errors)),
+    "trend": lambda curve, errors: (run_stats.trend(curve), run_stats.trend_error(curve, errors)),
+    "change": lambda curve, errors: (run_stats.change(np.log(curve)), run_stats.change_error(errors / curve)),
+    "late": lambda curve, errors: (run_stats.late(curve) - 1, run_stats.late_error(errors)),
 }
 
 
@@ -118,13 +118,13 @@ def test_shared_tasks_do_not_pass_for_an_effect(runs, share):
         pairs = np.array(
             [[effect(c, e) for c, e in zip(*cell, strict=True)] for cell in zip(means, errors, strict=True)]
         )
-        found = [effects.interval(cell[:, 0], shared=cell[:, 1]) for cell in pairs]
-        alone = [effects.interval(cell[:, 0]) for cell in pairs]
+        found = [run_stats.interval(cell[:, 0], shared=cell[:, 1]) for cell in pairs]
+        alone = [run_stats.interval(cell[:, 0]) for cell in pairs]
         for side in (1, -1):
             assert at_most([side * one.mean > 0 and one.low * one.high > 0 for one in found], 0.025), name
         if share == 0.5:
             assert np.mean([one.low * one.high > 0 for one in alone]) > 0.05 + 0.05, name
-    found = [effects.first_peak(*cell).low > 0 for cell in zip(means, errors, strict=True)]
+    found = [run_stats.first_peak(*cell).low > 0 for cell in zip(means, errors, strict=True)]
     assert at_most(found, 0.025)
 
 
@@ -134,35 +134,35 @@ def test_an_effect_is_seen_all_the_same():
     means, errors = (values * np.linspace(1.0, 0.75, EPOCHS) for values in (means, errors))
     for name in ("trend", "change"):
         pairs = with_errors(EFFECTS[name], means, errors)
-        seen = [effects.interval(cell[:, 0], shared=cell[:, 1]).high < 0 for cell in pairs]
+        seen = [run_stats.interval(cell[:, 0], shared=cell[:, 1]).high < 0 for cell in pairs]
         assert np.mean(seen) > 0.8
 
 
 def test_trend_and_late_in_closed_form():
     curve = np.array([8.0, 4.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])  # quarters of two: (8+4)/2 = 6, (2+1)/2 = 1.5
-    assert effects.late(curve) == 1.5
-    assert effects.trend(curve) == pytest.approx(np.log(1.5 / 6.0))
+    assert run_stats.late(curve) == 1.5
+    assert run_stats.trend(curve) == pytest.approx(np.log(1.5 / 6.0))
     with pytest.raises(ValueError, match="4 epochs"):
-        effects.trend(curve[:3])
+        run_stats.trend(curve[:3])
     with pytest.raises(ValueError, match="positive"):
-        effects.trend(-curve)
+        run_stats.trend(-curve)
 
 
 def test_change_is_numpys_line():
     curve = np.random.default_rng(0).normal(size=9)
-    assert effects.change(curve) == pytest.approx(8 * np.polyfit(np.arange(9), curve, 1)[0])
-    assert effects.change([1.0, 2.0, 3.0]) == pytest.approx(2.0)
+    assert run_stats.change(curve) == pytest.approx(8 * np.polyfit(np.arange(9), curve, 1)[0])
+    assert run_stats.change([1.0, 2.0, 3.0]) == pytest.approx(2.0)
 
 
 def test_correlation_is_numpys():
     x, y = np.random.default_rng(0).normal(size=(2, 20))
-    r, p = effects.correlation(x, y)
+    r, p = run_stats.correlation(x, y)
     assert r == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert p == pytest.approx(2 * stats.t.sf(abs(r) * np.sqrt(18 / (1 - r**2)), 18))
-    assert effects.correlation(x, np.ones(20)) == (0.0, 1.0)
-    assert effects.correlation(x, 2 * x) == pytest.approx((1.0, 0.0), abs=1e-12)
-    assert effects.correlation(x[:2], y[:2]) == tuple(stats.pearsonr(x[:2], y[:2]))
-    assert effects.correlation(x[:5], y[:5]) == pytest.approx(tuple(stats.pearsonr(x[:5], y[:5])))
+    assert run_stats.correlation(x, np.ones(20)) == (0.0, 1.0)
+    assert run_stats.correlation(x, 2 * x) == pytest.approx((1.0, 0.0), abs=1e-12)
+    assert run_stats.correlation(x[:2], y[:2]) == tuple(stats.pearsonr(x[:2], y[:2]))
+    assert run_stats.correlation(x[:5], y[:5]) == pytest.approx(tuple(stats.pearsonr(x[:5], y[:5])))
 
 
 @pytest.mark.parametrize("runs", [3, 5, 10])
@@ -173,30 +173,30 @@ def test_power_is_the_share_of_simulated_groups_of_runs_in_which_the_correlation
     x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
     seen_r = (x * y).sum(axis=1) / np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
     t = seen_r * np.sqrt((runs - 2) / (1 - seen_r**2))
-    power = effects.correlation_power(runs, r)
+    power = run_stats.correlation_power(runs, r)
     simulated = np.mean(t > stats.t.ppf(0.975, runs - 2))
     assert power == pytest.approx(simulated, abs=4 * np.sqrt(power * (1 - power) / 20_000))
 
 
 def test_power_without_a_correlation_is_the_level_and_two_runs_have_none():
-    assert effects.correlation_power(7, 0.0) == pytest.approx(0.025)
-    assert effects.correlation_power(2, 0.9) == 0.0
+    assert run_stats.correlation_power(7, 0.0) == pytest.approx(0.025)
+    assert run_stats.correlation_power(2, 0.9) == 0.0
 
 
 def test_detrended_is_the_residual_of_least_squares():
     curve, t = np.random.default_rng(0).normal(size=EPOCHS), np.log(np.arange(1, EPOCHS + 1))
     design = np.stack([np.ones(EPOCHS), t, t**2], 1)
     expected = curve - design @ np.linalg.lstsq(design, curve, rcond=None)[0]
-    assert effects.detrended(curve) == pytest.approx(expected, abs=1e-10)
-    assert effects.detrended(3 - t + 2 * t**2) == pytest.approx(0.0, abs=1e-10)
+    assert run_stats.detrended(curve) == pytest.approx(expected, abs=1e-10)
+    assert run_stats.detrended(3 - t + 2 * t**2) == pytest.approx(0.0, abs=1e-10)
 
 
 def test_mean_correlation_is_taken_of_fishers_z():
-    found = effects.mean_correlation([0.5, 0.7, 0.9])
+    found = run_stats.mean_correlation([0.5, 0.7, 0.9])
     z = np.arctanh([0.5, 0.7, 0.9])
     bounds = stats.ttest_1samp(z, 0).confidence_interval(0.95)
     assert found[:3] == pytest.approx(np.tanh([z.mean(), bounds.low, bounds.high]))
-    assert effects.mean_correlation([1.0, 1.0]).mean == pytest.approx(1.0)
+    assert run_stats.mean_correlation([1.0, 1.0]).mean == pytest.approx(1.0)
 
 
 def test_holm_is_the_step_down_procedure():
@@ -211,43 +211,43 @@ def test_holm_is_the_step_down_procedure():
         return out
 
     p = np.random.default_rng(0).random(7) ** 3
-    adjusted = effects.holm(p)
+    adjusted = run_stats.holm(p)
     for level in np.linspace(0.001, 0.999, 200):
         assert ((adjusted <= level) == rejected(p, level)).all()
-    assert len(effects.holm([])) == 0
+    assert len(run_stats.holm([])) == 0
 
 
 def test_first_peak_finds_a_peak_that_runs_share():
     curve = np.array([1, 2, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1.0])
     curves = curve * np.exp(0.05 * np.random.default_rng(0).normal(size=(4, EPOCHS)))
-    found = effects.first_peak(curves)
+    found = run_stats.first_peak(curves)
     assert found.mean == pytest.approx(np.log(4), abs=0.1)
     rises = np.log(curves[:, 2] / curves[:, 0])  # five epochs to choose from: 2 to 6
     expected = stats.ttest_1samp(rises, 0)
     bounds = expected.confidence_interval(0.99)
     assert found[1:] == pytest.approx((bounds.low, bounds.high, 5 * expected.pvalue))
     with pytest.raises(ValueError, match="4 epochs"):
-        effects.first_peak(curves[:, :3])
+        run_stats.first_peak(curves[:, :3])
 
 
 @pytest.mark.parametrize("runs", [3, 5])
 @pytest.mark.parametrize("rho", [0.0, 0.5])
 def test_noise_has_a_first_peak_as_rarely_as_its_level_says(runs, rho):
     cells = np.exp(0.2 * noise(np.random.default_rng(1), 600, runs, rho))
-    assert at_most([effects.first_peak(cell).low > 0 for cell in cells], 0.025)
+    assert at_most([run_stats.first_peak(cell).low > 0 for cell in cells], 0.025)
 
 
 @pytest.mark.parametrize("runs", [3, 5])
 def test_noise_has_a_trend_as_often_as_its_level_says(runs):
     cells = np.exp(0.2 * noise(np.random.default_rng(2), 1500, runs))
-    found = [effects.interval(effects.trend(curve) for curve in cell) for cell in cells]
+    found = [run_stats.interval(run_stats.trend(curve) for curve in cell) for cell in cells]
     for hits in ([one.low > 0 for one in found], [one.high < 0 for one in found]):
         assert at_most(hits, 0.025) and np.mean(hits) > 0.005
 
 
 def test_effects_know_nothing_of_claims():
     """The statistics cannot tell which result is hoped for: they import nothing of metanb."""
-    tree = ast.parse(Path(effects.__file__).read_text())
+    tree = ast.parse(Path(run_stats.__file__).read_text())
     names = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     names += [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
     assert not [name for name in names if name.startswith("metanb")]

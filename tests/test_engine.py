@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from metanb import engine, images
-from metanb.adapt import flatten
-from metanb.engine import Engine
-from metanb.meta import meta_gradient
-from metanb.nets import ConvNet
+from metanb.data import image_sets
+from metanb.data.tasks import Tasks, sample_tasks
+from metanb.maml import engine
+from metanb.maml.engine import Engine
+from metanb.maml.inner_loop import flatten
+from metanb.maml.network import ConvNet
+from metanb.maml.outer_loop import meta_gradient
 from metanb.settings import preset
-from metanb.tasks import Tasks, sample_tasks
 from tests.rounding import TF32, rounded
 
 GPU = torch.device("cuda")
@@ -70,7 +71,7 @@ def test_tf32_is_not_harmless(order):
     beside the products that it is the difference of.
     """
     settings = preset("paper", "glyphs", 20, algorithm=order)
-    tasks = sample_tasks(images.load("glyphs", "train"), 2, 20, 1, 1, np.random.default_rng(0))
+    tasks = sample_tasks(image_sets.load("glyphs", "train"), 2, 20, 1, 1, np.random.default_rng(0))
     torch.manual_seed(0)
     single = ConvNet(tuple(tasks.support_x.shape[2:]), 20, settings.filters)
     in_double = Tasks(*(x.double() if x.is_floating_point() else x for x in tasks.tensors()))

@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metanb import experiment, images, provenance, records, training
+from metanb.data import image_sets
+from metanb.data.tasks import sample_tasks
+from metanb.runs import experiment, machine, records, training
 from metanb.settings import CHOICES, preset
-from metanb.tasks import sample_tasks
 from tests.bad_days import shown
 from tests.cohorts import new_cohort
 
@@ -60,13 +61,13 @@ def test_measures_are_there_at_each_epoch(store):
 def test_processors_of_one_name_are_told_apart(monkeypatch, capability):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr("pathlib.Path.read_text", lambda _: "flags\t: avx2\nmodel name\t: AMD EPYC\n")
-    assert provenance.device_name(torch.device("cpu")) == f"AMD EPYC ({capability})"
+    assert machine.device_name(torch.device("cpu")) == f"AMD EPYC ({capability})"
 
 
 def test_measures_against_a_plain_loop(store):
     """Loss, accuracy, distance and gradients of the trained network, task by task, without higher or chunks."""
     record, net = experiment.run(TINY, "cpu"), experiment.trained_net(TINY, "cpu").double()
-    tasks = sample_tasks(images.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, training.TEST]))
+    tasks = sample_tasks(image_sets.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, training.TEST]))
     found = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
     gradients = []
     for t in range(5):
@@ -129,7 +130,7 @@ def test_finetuning_learns_all_classes_and_is_kept(store):
     options = {"filters": 8, "iterations": 60, "epoch_iterations": 20, "outer_lr": 0.01}
     settings = replace(TINY, algorithm="finetune", **options)
     run, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu")
-    classes = len(images.load("glyphs", "train").classes)
+    classes = len(image_sets.load("glyphs", "train").classes)
     assert net.head.out_features == classes
     losses = run.curve("train_loss")["mean"]
     assert losses.iloc[0] == pytest.approx(np.log(classes), abs=0.7) and losses.iloc[-1] < losses.iloc[0] - 0.1
@@ -289,7 +290,7 @@ def test_final_accuracy_against_a_plain_loop(store):
     """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
     settings = replace(TINY, iterations=4, final_tasks=130)
     record, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu").double()
-    test, found = images.load("glyphs", "test"), []
+    test, found = image_sets.load("glyphs", "test"), []
     for part, n in enumerate((60, 60, 10)):
         tasks = sample_tasks(test, n, 5, 1, 2, np.random.default_rng([0, 3 + part]))
         for x, y, query_x, query_y in zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True):

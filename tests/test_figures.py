@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from metanb import figures, pictures, summary, verdicts
-from metanb.claims import rules
-from metanb.tasks import Tasks
+from metanb.claims import rules, verdicts
+from metanb.data.tasks import Tasks
+from metanb.figures import ledger as summary
+from metanb.figures import runs as figures
+from metanb.figures import style
 from tests.test_claims import TIME, record
 
 
@@ -186,10 +188,10 @@ def test_drawing_twice_gives_the_same_bytes(runs):
 def test_pictures_of_tasks_and_steps():
     y = torch.arange(3).repeat(2, 1)
     x = torch.rand(2, 3, 1, 28, 28)
-    shown = parts(pictures.tasks_picture(Tasks(x, y, x, y), "tasks", "Two tasks."))
+    shown = parts(style.tasks_picture(Tasks(x, y, x, y), "tasks", "Two tasks."))
     assert "2 rows" in shown.image["aria-label"] and "3 support classes" in shown.image["aria-label"]
     data = pd.DataFrame({"step": [0, 1], "loss": [1.5, 0.25]})
-    shown = parts(pictures.steps(data, "steps", "Watch.", "loss (nats)"))
+    shown = parts(style.steps(data, "steps", "Watch.", "loss (nats)"))
     assert "loss: from 1.5 to 0.25" in shown.image["aria-label"]
     assert payload(shown.link["href"]).decode() == "step,loss\n0,1.5\n1,0.25\n"
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from metanb import convolution, fusing
-from metanb.meta import meta_gradient
-from metanb.nets import ConvNet
-from metanb.tasks import Tasks
+from metanb.data.tasks import Tasks
+from metanb.maml import fusing, kernels
+from metanb.maml.network import ConvNet
+from metanb.maml.outer_loop import meta_gradient
 from tests.bad_days import shown
 
 
@@ -31,7 +31,7 @@ def gradient(side):
 
 def test_compiled_chains_give_the_gradient_that_they_give_as_written(fresh, monkeypatch, capsys):
     """By matrix products over patches, as on a GPU; traced by torch.compile, and run as traced."""
-    monkeypatch.setattr(convolution, "_direct", lambda *_: False)
+    monkeypatch.setattr(kernels, "_direct", lambda *_: False)
     honest, compiled = torch.compile, []
 
     def traced(function, **options):
@@ -77,7 +77,7 @@ def test_a_compiler_that_fails_is_named_once_and_done_without(fresh, monkeypatch
         return call
 
     monkeypatch.setattr(torch, "compile", fails)
-    monkeypatch.setattr(convolution, "_direct", lambda *_: False)
+    monkeypatch.setattr(kernels, "_direct", lambda *_: False)
     expected = gradient(20)  # shapes that no other test has compiled
     with fusing.fused(True):
         assert torch.equal(gradient(20), expected)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from metanb import experiment, fusing, images, training
-from metanb.engine import Engine, choose, precision
-from metanb.fusing import fused
-from metanb.measures import measure
+from metanb.data import image_sets
+from metanb.data.tasks import sample_tasks, scaled
+from metanb.landscape.measures import measure
+from metanb.maml import fusing
+from metanb.maml.engine import Engine, choose, precision
+from metanb.maml.fusing import fused
+from metanb.runs import experiment, training
 from metanb.settings import REGULARISERS, preset
-from metanb.tasks import sample_tasks, scaled
 from tests.cohorts import new_cohort
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -74,7 +76,7 @@ def test_measures_are_the_cpus(algorithm):
     settings = replace(SMALL, algorithm=algorithm, filters=16)
     net = experiment.new_net(settings, experiment.load(settings, "train"))
     rng = np.random.default_rng(0)
-    pool = images.load("glyphs", "test")
+    pool = image_sets.load("glyphs", "test")
     test, valid = (sample_tasks(pool, 9, settings.ways, 1, 3, rng) for _ in range(2))
     expected = measure(net, test, valid, settings)
     found = measure(net.to(GPU), test.to(GPU), valid.to(GPU), settings)

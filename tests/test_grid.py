@@ -13,10 +13,11 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from metanb import checkpoint, experiment, grid, records, runner
 from metanb.__main__ import cli, main
-from metanb.grid import Planned
-from metanb.hours import CORE, Estimate, Timings
+from metanb.grids import definitions, runner
+from metanb.grids.definitions import Planned
+from metanb.grids.hours import CORE, Estimate, Timings
+from metanb.runs import checkpoint, experiment, records
 from metanb.settings import preset, scale_of
 from tests.bad_days import shown
 
@@ -30,11 +31,11 @@ def store(tmp_path, monkeypatch):
 
 
 def states(planned, recorded):
-    return grid.table(planned, recorded, Timings(recorded), CORE).state.tolist()
+    return definitions.table(planned, recorded, Timings(recorded), CORE).state.tolist()
 
 
 def test_quick_is_well_formed():
-    planned = grid.quick()
+    planned = definitions.quick()
     ids = [one.settings.id for one in planned]
     assert len(set(ids)) == len(ids)
     seeds = [one.settings.seed for one in planned]
@@ -53,21 +54,21 @@ def test_quick_is_well_formed():
 
 
 def test_select():
-    planned = grid.quick()
-    assert {one.group for one in grid.select(planned, "few-classes")} == {"few-classes"}
-    assert {one.settings.algorithm for one in grid.select(planned, "*-5w1s-maml-s0-*")} == {"maml"}
-    assert all("20w" in one.settings.id for one in grid.select(planned, "20w"))
-    assert grid.select(planned) == planned
-    runs = [one.settings.id for one in grid.select(planned, "*-maml-s1-*", "*-maml-s[01]-*")]
+    planned = definitions.quick()
+    assert {one.group for one in definitions.select(planned, "few-classes")} == {"few-classes"}
+    assert {one.settings.algorithm for one in definitions.select(planned, "*-5w1s-maml-s0-*")} == {"maml"}
+    assert all("20w" in one.settings.id for one in definitions.select(planned, "20w"))
+    assert definitions.select(planned) == planned
+    runs = [one.settings.id for one in definitions.select(planned, "*-maml-s1-*", "*-maml-s[01]-*")]
     assert len(runs) == len(set(runs)) > 2
     assert ["-s1-" in run for run in runs] == sorted(("-s1-" in run for run in runs), reverse=True)
     with pytest.raises(ValueError, match="'nothing'.*few-classes"):
-        grid.select(planned, "nothing")
+        definitions.select(planned, "nothing")
 
 
 @pytest.mark.parametrize("which", [0, 5, -1])
 def test_command_trains_the_very_settings(which, monkeypatch):
-    settings, asked = grid.quick()[which].settings, []
+    settings, asked = definitions.quick()[which].settings, []
 
     def run_all(wanted, device, until, together):
         asked.append((*wanted, device, until))
@@ -114,9 +115,9 @@ def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(store, tmp_path
     lines = []
     failed = runner.run(planned[:1] + planned[2:], 1, "cpu", lines.append, together=5)
     assert failed == [] and sum("query accuracy" in line for line in lines) == 3
-    made = grid.made(planned[:1] + planned[2:])
+    made = definitions.made(planned[:1] + planned[2:])
     assert [record.provenance["together"] for record in made] == [2, 2, 1]
-    monkeypatch.setattr(grid, "made", lambda planned: [])
+    monkeypatch.setattr(definitions, "made", lambda planned: [])
     (failure,) = runner.run([planned[1]], 1, "cpu", lines.append, together=5)
     assert failure.startswith(planned[1].settings.id) and "damaged" in failure
 
@@ -160,17 +161,17 @@ def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_p
 
     monkeypatch.setattr(runner, "monotonic", clock)
     assert runner.run(planned[1:], 1, "cpu", lambda line: None, until=4) == []  # epochs of 3 iterations
-    (short,) = grid.made(planned)
+    (short,) = definitions.made(planned)
     assert (short.settings.seed, short.epochs) == (1, 2)
     planned, reach = planned[:1], 2
     assert runner.run(planned, 1, "cpu", lines.append, budget=9) == []
-    (found,) = grid.made(planned)
+    (found,) = definitions.made(planned)
     assert not found.finished and found.epochs >= 2 and "final_accuracy" in set(found.measures.measure)
     assert lines[-1] == f"stopped: {longer.id} at iteration {3 * found.epochs:,}, {found.path}"
     assert states(planned, [found]) == [f"to {3 * found.epochs:,}"]
     reach = found.epochs + 2
     assert runner.run(planned[:1], 1, "cpu", lambda line: None, budget=9) == []
-    (further,) = grid.made(planned)
+    (further,) = definitions.made(planned)
     assert further.epochs >= reach and not found.path.exists()
     shared = further.measures.merge(found.measures, on=["epoch", "measure"])
     assert (shared.mean_x == shared.mean_y).all() and len(shared) > 20 * found.epochs
@@ -179,7 +180,7 @@ def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_p
 def test_grids_move_between_machines(store, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "places", lambda: [records.store()])
     planned = [Planned("base", replace(TINY, seed=seed)) for seed in range(2)]
-    monkeypatch.setitem(grid.GRIDS, "paper", lambda: planned)
+    monkeypatch.setitem(definitions.GRIDS, "paper", lambda: planned)
     options = ["--only", "s0", "--keep-weights", "--export", str(tmp_path / "out")]
     done = CliRunner().invoke(cli, ["grid", "paper", *options])
     kept = store / TINY.id / records.WEIGHTS
@@ -197,7 +198,7 @@ def test_grids_move_between_machines(store, tmp_path, monkeypatch):
 
 
 def test_paper_is_well_formed():
-    planned = grid.paper()
+    planned = definitions.paper()
     settings = [one.settings for one in planned]
     assert len({one.id for one in settings}) == len(settings)
     assert [one.seed for one in settings] == sorted(one.seed for one in settings)
@@ -206,8 +207,8 @@ def test_paper_is_well_formed():
     sets = [("omniglot", n, k) for n in (5, 20) for k in (1, 5)] + [("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
     assert base == {(*one, algorithm) for one in sets for algorithm in ("maml", "fomaml", "finetune")}
     strengths = Counter((one.regulariser, one.gamma) for one in settings if one.gamma)
-    middle = grid.PAPER_GAMMAS[1]
-    assert strengths == dict.fromkeys((("adapted", gamma) for gamma in grid.PAPER_GAMMAS), 10) | {
+    middle = definitions.PAPER_GAMMAS[1]
+    assert strengths == dict.fromkeys((("adapted", gamma) for gamma in definitions.PAPER_GAMMAS), 10) | {
         ("random", middle): 10
     }
     assert all((one.dataset, one.ways, one.shots) == ("omniglot", 20, 1) for one in settings if one.gamma)
@@ -216,7 +217,9 @@ def test_paper_is_well_formed():
 
 def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "places", lambda: [store])
-    monkeypatch.setitem(grid.GRIDS, "paper", lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)])
+    monkeypatch.setitem(
+        definitions.GRIDS, "paper", lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)]
+    )
     experiment.run(TINY, "cpu", until=6)
     monkeypatch.setattr(Timings, "estimate", lambda *_: Estimate(40.0))
     for until, n, epochs in ((6, 1, 2), (9, 0, 4)):
@@ -227,11 +230,11 @@ def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
 
 
 def test_at_paper_scale_has_the_runs_of_the_groups_that_are_asked_for(store, monkeypatch):
-    monkeypatch.setattr(grid, "made", list)  # as if all were recorded
-    base = [one.settings for one in grid.at_paper_scale("omniglot", 20, 1)]
+    monkeypatch.setattr(definitions, "made", list)  # as if all were recorded
+    base = [one.settings for one in definitions.at_paper_scale("omniglot", 20, 1)]
     assert len(base) == 15 and {s.regulariser for s in base} == {"none"}
     assert [s.algorithm for s in base] == ["maml"] * 5 + ["fomaml"] * 5 + ["finetune"] * 5
-    both = [one.settings for one in grid.at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])]
+    both = [one.settings for one in definitions.at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])]
     assert len(both) == 55 and {(s.dataset, s.ways, s.shots) for s in both} == {("omniglot", 20, 1)}
 
 
@@ -257,7 +260,7 @@ def test_claims_prints_the_ledger(store, monkeypatch):
 def test_a_failing_grid_ends_in_one_line_and_not_zero(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
     bad = preset("smoke", "mini-imagenet", iterations=10)
-    monkeypatch.setitem(grid.GRIDS, "quick", lambda: [Planned("absent", bad), Planned("there", TINY)])
+    monkeypatch.setitem(definitions.GRIDS, "quick", lambda: [Planned("absent", bad), Planned("there", TINY)])
     monkeypatch.setattr(sys, "argv", ["metanb", "grid", "quick", "--only", "absent"])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -16,11 +16,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from metanb import bench, grid, hours, provenance, records
 from metanb.__main__ import cli
-from metanb.grid import Planned
-from metanb.hours import CORE, Timings
-from metanb.records import Record
+from metanb.bench import report as benchmark
+from metanb.grids import definitions, hours
+from metanb.grids.definitions import Planned
+from metanb.grids.hours import CORE, Timings
+from metanb.runs import machine, records
+from metanb.runs.records import Record
 from metanb.settings import preset
 
 H200, H100, A100 = "NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
@@ -244,9 +246,9 @@ def test_the_work_model_weighs_as_the_recorded_benchmark_within_a_third():
     path = Path(hours.__file__).parents[1] / "results" / "bench.json"
     ratios = []
     for timing in json.loads(path.read_text())["timings"]:
-        if timing["candidate"] == bench.OURS and timing["unit"] in bench.UNITS:
+        if timing["candidate"] == benchmark.OURS and timing["unit"] in benchmark.UNITS:
             algorithm = "maml" if timing["order"] == "second" else "fomaml"
-            unit = replace(bench.UNITS[timing["unit"]][1], algorithm=algorithm)
+            unit = replace(benchmark.UNITS[timing["unit"]][1], algorithm=algorithm)
             unmeasured = replace(unit, epoch_iterations=unit.iterations, test_tasks=2)
             ratios.append(minutes(Timings([]), unmeasured, CORE) / timing["ms"])
     assert len(ratios) == 8
@@ -266,7 +268,7 @@ def test_the_kind_of_device_that_is_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: A100)
     assert [timings.kind_here(device) for device in devices] == [CORE, A100, A100, A100]
-    assert hours.kind_of(provenance.device_name(torch.device("cpu"))) == CORE
+    assert hours.kind_of(machine.device_name(torch.device("cpu"))) == CORE
 
 
 def test_times_come_from_every_record_that_can_be_read(tmp_path, monkeypatch):
@@ -295,7 +297,7 @@ def test_list_tells_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "places", lambda: [tmp_path])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     planned = [Planned("a", MINI), Planned("b", preset("paper", "glyphs"))]
-    monkeypatch.setitem(grid.GRIDS, "paper", lambda: planned)
+    monkeypatch.setitem(definitions.GRIDS, "paper", lambda: planned)
     command = "grid paper --list --device cuda --processes 3"
     done = CliRunner().invoke(cli, command.split())
     assert done.exit_code == 0, done.output

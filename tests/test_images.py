@@ -21,9 +21,9 @@ import pytest
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
-from metanb import cache, glyphs, images, mini_imagenet, omniglot
+from metanb.data import cache, glyphs, image_sets, mini_imagenet, omniglot
+from metanb.data.image_sets import DataError, ImageSet, check, data_root, fetch, load
 from metanb.files import DiskError
-from metanb.images import DataError, ImageSet, check, data_root, fetch, load
 from tests.bad_days import shown
 
 # half, split of Vinyals et al., character: 3 + 2 of the background half, 1 + 1 of the evaluation half
@@ -427,7 +427,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_glyph_splits(glyph_root: Path) -> None:
-    found = {split: load("glyphs", split, root=glyph_root) for split in images.SPLITS}
+    found = {split: load("glyphs", split, root=glyph_root) for split in image_sets.SPLITS}
     counts = {split: len(each.classes) for split, each in found.items()}
     assert 280 <= sum(counts.values()) <= 340 and counts["train"] > counts["test"] > counts["valid"] >= 20
     names = [name for each in found.values() for name in each.classes]
@@ -591,7 +591,7 @@ def test_the_shipped_split() -> None:
     for split, (count, digest) in published.items():
         names = sorted(name for _, name in omniglot.members("vinyals", split))
         assert len(names) == count and hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] == digest
-    parts = {split: {name for _, name in omniglot.members("background", split)} for split in images.SPLITS}
+    parts = {split: {name for _, name in omniglot.members("background", split)} for split in image_sets.SPLITS}
     assert {split: len(names) for split, names in parts.items()} == {"train": 792, "valid": 172, "test": 659}
     assert len(set.union(*parts.values())) == 1623
     background = {name for half, _, name in omniglot.roster() if half == "background"}
@@ -622,12 +622,12 @@ def test_the_real_omniglot_loads_in_under_a_second() -> None:
 
 
 def test_keep_is_nested_seeded_and_says_what_it_holds():
-    everything = images.load("glyphs", "train")
-    few, more, other = (images.keep(everything, n, seed) for n, seed in ((6, 1), (9, 1), (6, 2)))
+    everything = image_sets.load("glyphs", "train")
+    few, more, other = (image_sets.keep(everything, n, seed) for n, seed in ((6, 1), (9, 1), (6, 2)))
     assert set(few.classes) < set(more.classes) and set(few.classes) != set(other.classes)
     for name, drawings in zip(few.classes, few.images, strict=True):
         assert (drawings == everything.images[everything.classes.index(name)]).all()
     assert len({few.digest, more.digest, other.digest, everything.digest}) == 4
-    assert images.keep(everything, 6, 1).digest == few.digest and not few.images.flags.writeable
-    with pytest.raises(images.DataError, match=f"has {len(everything.classes)} classes, not 100000"):
-        images.keep(everything, 100_000, 0)
+    assert image_sets.keep(everything, 6, 1).digest == few.digest and not few.images.flags.writeable
+    with pytest.raises(image_sets.DataError, match=f"has {len(everything.classes)} classes, not 100000"):
+        image_sets.keep(everything, 100_000, 0)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metanb.adapt import flatten, losses
-from metanb.landscape import (
+from metanb.landscape.hessian import (
     LandscapeError,
     coherence,
     distance,
@@ -21,7 +20,8 @@ from metanb.landscape import (
     summarise,
     trajectory_coherence,
 )
-from metanb.nets import ConvNet
+from metanb.maml.inner_loop import flatten, losses
+from metanb.maml.network import ConvNet
 
 TOL = 1e-3
 

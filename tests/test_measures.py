@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metanb import landscape
-from metanb.adapt import flatten, losses
-from metanb.landscape import adaptive_sharpness, hessian_norms, trajectory_coherence
-from metanb.measures import measure, starts
-from metanb.nets import ConvNet
+from metanb.data.tasks import Tasks
+from metanb.landscape import hessian
+from metanb.landscape.hessian import adaptive_sharpness, hessian_norms, trajectory_coherence
+from metanb.landscape.measures import measure, starts
+from metanb.maml.inner_loop import flatten, losses
+from metanb.maml.network import ConvNet
 from metanb.settings import preset
-from metanb.tasks import Tasks
 
 WAYS, TASKS = 3, 10  # more tasks than are measured at once
 
@@ -82,7 +82,7 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
     net, test, valid = new_net(WAYS if algorithm == "maml" else 11), tasks(2), tasks(2, seed=1)
     found = measure(net, test, valid, chosen)
     learner, theta = starts(net, chosen, TASKS, stream=0)
-    assert TASKS > landscape.tasks_at_once(torch.device("cpu"))  # so that they are measured in chunks
+    assert TASKS > hessian.tasks_at_once(torch.device("cpu"))  # so that they are measured in chunks
     expected, rows = by_hand(learner, test, theta, chosen.inner_lr, 2)
     for name, value in expected.items():
         assert found[name].mean == pytest.approx(value, rel=1e-7 if "accuracy" in name else 1e-9), name

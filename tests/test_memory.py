@@ -3,25 +3,27 @@
 import pytest
 import torch
 
-from metanb import convolution, grid, landscape, measures
-from metanb.adapt import flatten
-from metanb.meta import meta_gradient
-from metanb.nets import ConvNet
+from metanb.data.tasks import Tasks
+from metanb.grids import definitions
+from metanb.landscape import hessian, measures
+from metanb.maml import kernels
+from metanb.maml.inner_loop import flatten
+from metanb.maml.network import ConvNet
+from metanb.maml.outer_loop import meta_gradient
 from metanb.settings import IMAGE_SHAPES, preset
-from metanb.tasks import Tasks
 from tests.memory import Peak
 
 CARD = 24e9 - 1e9  # bytes of a card of 24 GB, less what the driver and the libraries take
 CELLS = {
     (s.dataset, s.ways, s.shots, s.algorithm, s.regulariser): s
-    for s in (planned.settings for planned in grid.paper())
+    for s in (planned.settings for planned in definitions.paper())
     if s.algorithm != "finetune" and s.regulariser in ("none", "adapted")
 }
 
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(convolution, "_direct", lambda *_: False)
+    monkeypatch.setattr(kernels, "_direct", lambda *_: False)
 
 
 def one_task(settings, queries):
@@ -56,7 +58,7 @@ def test_five_seeds_of_every_cell_of_the_papers_grid_fit_a_card_of_24_gb():
             meta_gradient(net, tasks, settings.inner_lr, settings.inner_steps, first_order=settings.first_order,
                           adapt_norm=True, chunk=1, regulariser=settings.regulariser, gamma=settings.gamma,
                           theta=theta)  # fmt: skip
-        assert 5 * settings.meta_batch * peak.bytes + landscape.GPU_BYTES < CARD, cell
+        assert 5 * settings.meta_batch * peak.bytes + hessian.GPU_BYTES < CARD, cell
 
 
 @pytest.mark.parametrize(
@@ -65,15 +67,15 @@ def test_five_seeds_of_every_cell_of_the_papers_grid_fit_a_card_of_24_gb():
 def test_measuring_a_task_takes_no_more_than_is_set_aside_for_it(dataset, ways, shots, monkeypatch):
     """A Lanczos basis of 33 vectors is counted whole, although ten products are enough to see the peak."""
     settings = preset("paper", dataset, ways, shots)
-    monkeypatch.setattr(landscape, "hessian_norms", few_products(landscape.hessian_norms))
+    monkeypatch.setattr(hessian, "hessian_norms", few_products(hessian.hessian_norms))
     net, tasks = one_task(settings, settings.test_queries)
     theta = flatten(net).detach()[None]
     with Peak() as peak:
         measures._of_tasks(net, theta, tasks, settings)
     set_aside = measures._bytes_of_a_task(net, theta, tasks)
     assert 0.2 * set_aside < peak.bytes < set_aside
-    assert landscape.tasks_at_once(torch.device("cuda"), set_aside) == landscape.GPU_BYTES // set_aside
-    assert landscape.tasks_at_once(torch.device("cpu"), set_aside) == 8
+    assert hessian.tasks_at_once(torch.device("cuda"), set_aside) == hessian.GPU_BYTES // set_aside
+    assert hessian.tasks_at_once(torch.device("cpu"), set_aside) == 8
 
 
 def few_products(honest):

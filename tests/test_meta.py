@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metanb import images
-from metanb.adapt import flatten
-from metanb.convolution import EPS
-from metanb.lanczos import directions
-from metanb.meta import chunk_size, meta_gradient, omega, pulled, supervised_gradient
-from metanb.nets import ConvNet
+from metanb.data import image_sets
+from metanb.data.tasks import Tasks, sample_tasks
+from metanb.landscape.lanczos import directions
+from metanb.maml.inner_loop import flatten
+from metanb.maml.kernels import EPS
+from metanb.maml.network import ConvNet
+from metanb.maml.outer_loop import chunk_size, meta_gradient, omega, pulled, supervised_gradient
 from metanb.settings import CHOICES, REGULARISERS, preset
-from metanb.tasks import Tasks, sample_tasks
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_orders_differ(setup):
 
 def test_float32_is_as_exact_as_plain_float32():
     """On printed characters, whose flat background and few edges are hard on variances: rounding, and no more."""
-    pool = images.load("glyphs", "test")
+    pool = image_sets.load("glyphs", "test")
     for seed in range(5):
         torch.manual_seed(seed)
         single, double = ConvNet((1, 28, 28), 5, 64), ConvNet((1, 28, 28), 5, 64).double()

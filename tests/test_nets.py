@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.nets import ConvNet
+from metanb.maml.network import ConvNet
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 84, 84), (1, 9, 12)]
 

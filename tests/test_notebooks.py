@@ -15,7 +15,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from metanb import grid, svg
+from metanb.figures import svg
+from metanb.grids import definitions
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -94,7 +95,7 @@ def test_what_a_reader_is_told_to_type_is_understood(name):
         assert flag != "-p" or re.search(rf"^{given} = ", parameters, re.MULTILINE), given
     for words in lines[1:]:
         assert words[:2] == ["metanb", "grid"] and words[3] == "--only" and len(words) == 5
-        assert grid.select(grid.GRIDS[words[2]](), words[4])
+        assert definitions.select(definitions.GRIDS[words[2]](), words[4])
 
 
 def test_readme_shows_what_the_notebook_drew():

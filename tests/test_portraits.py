@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb import checkpoint, experiment, files, portraits, records, stages
-from metanb.portraits import portrait
+from metanb import files
+from metanb.landscape import portrait as stages
+from metanb.runs import checkpoint, experiment, portraits, records
+from metanb.runs.portraits import portrait
 from metanb.settings import preset
 
 TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2)

@@ -128,7 +128,7 @@ def test_a_wheel_holds_what_the_package_reads(tmp_path):
     held = set(zipfile.ZipFile(wheel).namelist())
     package = {str(path.relative_to(ROOT)) for path in tracked() if path.is_relative_to(ROOT / "metanb")}
     assert package <= held
-    assert {"metanb/py.typed", "metanb/vinyals.csv"} <= held
+    assert {"metanb/py.typed", "metanb/data/vinyals.csv"} <= held
     licences = f"metanb-{PROJECT['version']}.dist-info/licenses/"
     assert {f"{licences}LICENSE", f"{licences}NOTICE"} <= held
     assert {name.split("/")[0] for name in held} == {"metanb", f"metanb-{PROJECT['version']}.dist-info"}

@@ -6,8 +6,8 @@ import os
 import pandas as pd
 import pytest
 
-from metanb import records
-from metanb.records import PROVENANCE, RecordError
+from metanb.runs import records
+from metanb.runs.records import PROVENANCE, RecordError
 from metanb.settings import Settings
 from tests.bad_days import shown
 

@@ -6,14 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb import bench, experiment, peers, portraits, stages
-from metanb.adapt import flatten
-from metanb.engine import Engine
-from metanb.lanczos import directions
-from metanb.meta import meta_gradient
-from metanb.nets import ConvNet
+from metanb.bench import peers
+from metanb.bench import report as benchmark
+from metanb.data.tasks import Tasks
+from metanb.landscape import portrait
+from metanb.landscape.lanczos import directions
+from metanb.maml.engine import Engine
+from metanb.maml.inner_loop import flatten
+from metanb.maml.network import ConvNet
+from metanb.maml.outer_loop import meta_gradient
+from metanb.runs import experiment, portraits
 from metanb.settings import REGULARISERS, preset
-from metanb.tasks import Tasks
 from tests.second_device import SECOND, Elsewhere, second_device
 
 TINY = preset("smoke", "glyphs", ways=2, filters=2, iterations=2, epoch_iterations=1, test_tasks=3, test_queries=2,
@@ -98,7 +101,7 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
 
 @pytest.mark.parametrize("kind", portraits.KINDS)
 def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, monkeypatch, request):
-    monkeypatch.setattr(stages, "PRODUCTS", 6)
+    monkeypatch.setattr(portrait, "PRODUCTS", 6)
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
     here = portraits.portrait(kind, TINY, "cpu")
     here.path.unlink()
@@ -119,7 +122,7 @@ def test_the_bench_compares_there_and_leaves_the_network_there():
         plain = peers.plain_net(net)
         assert peers.exact_norm(plain, there.support_x[0], there.support_y[0]) == pytest.approx(norm)
         torch.testing.assert_close(peers.exact_gradient(net, there, settings), exact)
-        peer, *_ = peers.PEERS[bench.BASE]
+        peer, *_ = peers.PEERS[benchmark.BASE]
         peer(plain, there, settings.inner_lr, settings.inner_steps, False)
         torch.testing.assert_close(peers.gradient(plain).cpu().double(), exact, rtol=1e-3, atol=1e-5)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metanb import spectrum
-from metanb.adapt import flatten, logits
-from metanb.lanczos import LandscapeError, directions
-from metanb.nets import ConvNet
+from metanb.landscape import spectrum
+from metanb.landscape.lanczos import LandscapeError, directions
+from metanb.maml.inner_loop import flatten, logits
+from metanb.maml.network import ConvNet
 from tests.test_landscape import conv_net, dense_eigenvalues, quadratic, randn
 
 TASKS = 2

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb import experiment, landscape, stages
-from metanb.adapt import flatten, losses
-from metanb.measures import measure
+from metanb.landscape import hessian, portrait
+from metanb.landscape.measures import measure
+from metanb.maml.inner_loop import flatten, losses
+from metanb.runs import experiment
 from metanb.settings import preset
 
 TINY = preset("smoke", "glyphs", filters=4, test_tasks=5, test_queries=2, inner_steps=2, test_steps=3)
@@ -20,7 +21,7 @@ def both():
     images = experiment.load(TINY, "train")
     net, other = (experiment.new_net(replace(TINY, seed=seed), images) for seed in (0, 1))
     tasks = experiment.meta_test_tasks(TINY)
-    return [stages.stage(TINY, epoch, one, tasks) for epoch, one in ((0, net), (3, other))]
+    return [portrait.stage(TINY, epoch, one, tasks) for epoch, one in ((0, net), (3, other))]
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,10 @@ def test_stage_keeps_each_inner_step(both):
 
 
 def test_surfaces(both):
-    found = stages.surfaces(both)
+    found = portrait.surfaces(both)
     at = found["at"]
     reach = max(float(stage["paths"].abs().max()) for stage in found["stages"])
-    assert float(at[0]) == pytest.approx(stages.BEYOND[0] * reach) and len(at) == stages.DRAWN
+    assert float(at[0]) == pytest.approx(portrait.BEYOND[0] * reach) and len(at) == portrait.DRAWN
     for stage, drawn in zip(both, found["stages"], strict=True):
         moved = (stage.paths[-1, :2] - stage.paths[0, :2]).double()
         lengths, cosine = moved.norm(dim=1), torch.cosine_similarity(*moved, dim=0)
@@ -64,7 +65,7 @@ def test_surfaces(both):
 
 
 def test_interpolations(both, measured):
-    found = stages.interpolations(both)
+    found = portrait.interpolations(both)
     alpha = found["alpha"].tolist()
     assert found["n"] == 5 and (alpha[0], alpha[-1]) == (-0.5, 2) and {0, 1} <= set(alpha)
     for stage, drawn, stats in zip(both, found["stages"], measured, strict=True):
@@ -81,10 +82,10 @@ def test_interpolations(both, measured):
 
 
 def test_spectra_against_dense_ones(both, monkeypatch):
-    monkeypatch.setattr(stages, "DIRECTIONS", 10)
-    monkeypatch.setattr(stages, "SPECTRUM_TASKS", 2)
+    monkeypatch.setattr(portrait, "DIRECTIONS", 10)
+    monkeypatch.setattr(portrait, "SPECTRUM_TASKS", 2)
     stage = both[0]
-    found = stages.spectra([stage])
+    found = portrait.spectra([stage])
     (drawn,) = found["stages"]
     x, y = stage.tasks.support_x.double(), stage.tasks.support_y
     net = experiment.new_net(TINY, experiment.load(TINY, "train")).double()
@@ -107,7 +108,7 @@ def test_spectra_against_dense_ones(both, monkeypatch):
         at = int((found["counted"] - 0.3).abs().argmin())
         count = (sign * true > found["counted"][at]).sum(1).double().mean()
         assert float(drawn[side][at]) == pytest.approx(float(count), rel=0.3)
-    norms = landscape.hessian_norms(
+    norms = hessian.hessian_norms(
         lambda p: losses(stage.net, p, stage.tasks[0:2].support_x, y[:2]), stage.paths[-1, :2]
     )
     torch.testing.assert_close(torch.maximum(drawn["largest"], -drawn["smallest"]), norms.norms, rtol=2e-3, atol=0)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from metanb import svg
-from metanb.pictures import STYLE
+from metanb.figures import svg
+from metanb.figures.style import STYLE
 
 
 @pytest.fixture

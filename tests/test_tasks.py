@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from metanb.images import DataError, ImageSet
-from metanb.tasks import Tasks, draw_images, pixels_of, sample_tasks
+from metanb.data.image_sets import DataError, ImageSet
+from metanb.data.tasks import Tasks, draw_images, pixels_of, sample_tasks
 
 
 def signed(classes: int, per_class: int, channels: int = 1) -> ImageSet:

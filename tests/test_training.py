@@ -16,11 +16,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from metanb import checkpoint, experiment, records, training
 from metanb.__main__ import main
-from metanb.engine import Engine
+from metanb.data.tasks import scaled
+from metanb.maml.engine import Engine
+from metanb.runs import checkpoint, experiment, records, training
 from metanb.settings import REGULARISERS, preset
-from metanb.tasks import scaled
 from tests.bad_days import shown
 from tests.cohorts import new_cohort
 

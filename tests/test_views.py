@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from metanb import views
-from metanb.portraits import Portrait
+from metanb.figures import portraits as views
+from metanb.landscape.portrait import ALPHAS, BEYOND, COUNTED
+from metanb.runs.portraits import Portrait
 from metanb.settings import preset
-from metanb.stages import ALPHAS, BEYOND, COUNTED
 
 MADE = {"drawn": "2026-01-02T03:04:05+00:00", "device": "a processor", "torch": "2.0", "code": "abc", "weights": {}}
 

@@ -17,10 +17,13 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save
 
-from metanb import checkpoint, experiment, grid, images, portraits, records, trained_net, weights
+from metanb import trained_net
 from metanb.__main__ import cli
-from metanb.grid import Planned
-from metanb.records import RecordError
+from metanb.data import image_sets
+from metanb.grids import definitions
+from metanb.grids.definitions import Planned
+from metanb.runs import checkpoint, experiment, portraits, records, weights
+from metanb.runs.records import RecordError
 from metanb.settings import CHOICES, IMAGE_SHAPES, preset
 from tests.bad_days import shown
 from tests.test_main import call
@@ -72,7 +75,7 @@ def only_weights(monkeypatch):
             raise AssertionError("only the kept weights are to be read")
 
         monkeypatch.setattr(experiment, "_train", forbidden)
-        monkeypatch.setattr(images, "load", forbidden)
+        monkeypatch.setattr(image_sets, "load", forbidden)
         monkeypatch.setattr(checkpoint, "read", forbidden)
 
     return forbid
@@ -125,7 +128,7 @@ def test_weights_kept_come_before_the_checkpoint(store):
 
 
 def test_the_net_of_a_checkpoint_needs_no_images(store, monkeypatch):
-    monkeypatch.setattr(images, "load", None)  # calling it would raise
+    monkeypatch.setattr(image_sets, "load", None)  # calling it would raise
     assert same(trained_net(FINETUNED, "cpu").state_dict(), trained(FINETUNED))
 
 
@@ -156,8 +159,8 @@ def test_a_portrait_tells_of_kept_weights_where_they_are_from(store):
 @pytest.mark.parametrize("dataset", CHOICES["dataset"])
 def test_shapes_of_images_are_those_of_the_sets(dataset):
     try:
-        found = images.load(dataset, "valid").images.shape[2:]
-    except images.DataError:
+        found = image_sets.load(dataset, "valid").images.shape[2:]
+    except image_sets.DataError:
         pytest.skip(f"no {dataset} here")
     assert found == IMAGE_SHAPES[dataset]
 
@@ -275,7 +278,7 @@ def test_damaged_weights_are_refused_by_name(store, damage, settings):
 
 
 def test_a_weights_file_is_damaged(store, capsys, monkeypatch):
-    monkeypatch.setitem(grid.GRIDS, "smoke", lambda: [Planned("base", TINY)])
+    monkeypatch.setitem(definitions.GRIDS, "smoke", lambda: [Planned("base", TINY)])
     path = weights.keep(record_of(TINY))
     os.truncate(path, path.stat().st_size // 2)
     for option in (["--keep-weights"], ["--export", str(store.parent / "out")]):
@@ -335,7 +338,7 @@ def test_a_grid_keeps_the_weights_of_one_run_per_plain_cell(store, monkeypatch):
     regularised = replace(TINY, regulariser="adapted", gamma=1.0)
     absent = replace(TINY, algorithm="fomaml")
     planned = [Planned("base", one) for one in (STOPPED, TINY, FINETUNED, absent)]
-    monkeypatch.setitem(grid.GRIDS, "smoke", lambda: [*planned, Planned("other", regularised)])
+    monkeypatch.setitem(definitions.GRIDS, "smoke", lambda: [*planned, Planned("other", regularised)])
     kept = [record_of(one).path / records.WEIGHTS for one in (TINY, FINETUNED)]
     lines = keep_by_grid()
     assert lines[:2] == [f"weights: {path}" for path in kept]
@@ -350,7 +353,7 @@ def test_a_grid_keeps_the_weights_of_one_run_per_plain_cell(store, monkeypatch):
 
 
 def test_a_grid_takes_the_lowest_seed_whose_checkpoint_is_that_of_its_record(store, monkeypatch):
-    monkeypatch.setitem(grid.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)])
+    monkeypatch.setitem(definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)])
     another_training(records.checkpoint(TINY.id))
     (line,) = keep_by_grid()
     assert line == f"weights: {record_of(STOPPED).path / records.WEIGHTS}"
@@ -360,7 +363,7 @@ def test_a_grid_takes_the_lowest_seed_whose_checkpoint_is_that_of_its_record(sto
 
 
 def test_a_grid_passes_over_a_run_that_is_training(store, monkeypatch):
-    monkeypatch.setitem(grid.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)])
+    monkeypatch.setitem(definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)])
     monkeypatch.setattr(weights, "PATIENCE", 0.1)
     with FileLock(store / f"{TINY.id}.lock"):
         line = keep_by_grid()[-1]

@@ -12,13 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from metanb import bench, figures, grid, hours, summary
-from metanb.cells import cells
+from metanb.bench import report as bench
 from metanb.claims import rules
-from metanb.hours import CORE, Estimate, Timings, in_units
-from metanb.records import Record, read_all
+from metanb.claims.cells import cells
+from metanb.claims.verdicts import HOLM_MEANING, PAPER_GAIN, PUBLISHED, REPRODUCED, TOO_FEW, UNJUDGED, Row
+from metanb.figures import ledger as summary
+from metanb.figures import runs as figures
+from metanb.grids import definitions, hours
+from metanb.grids.hours import CORE, Estimate, Timings, in_units
+from metanb.runs.records import Record, read_all
 from metanb.settings import NAMES, Settings, apart, preset, scale_of
-from metanb.verdicts import HOLM_MEANING, PAPER_GAIN, PUBLISHED, REPRODUCED, TOO_FEW, UNJUDGED, Row
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE = ROOT / "book" / "verdicts-before.csv"  # made by the rules of then, from the records of now
@@ -198,7 +201,7 @@ def against_best_peer(timings: pd.DataFrame, order: str) -> str:
 
 
 def benchmark() -> dict[str, str]:
-    """The recorded benchmark, `results/bench.json`, as tables; names and units are `metanb.bench`'s."""
+    """The recorded benchmark, `results/bench.json`, as tables; names and units are `metanb.bench.report`'s."""
     result = json.loads((ROOT / "results" / "bench.json").read_text())
     timings, where = pd.DataFrame(result["timings"]), result["environment"]
     ours = timings[(timings.candidate == bench.OURS) & (timings.unit != "H")]
@@ -272,7 +275,7 @@ def paper_missing(recorded: list[Record], rows: list[Row]) -> str:
     """What of the paper's experiments has no verdict at its scale, in words."""
     there = {run.settings.unseeded for run in judged_at_paper_scale(recorded, rows)}
     left: dict[str, list[str]] = {}
-    for one in (planned.settings for planned in grid.paper() if planned.settings.seed == 0):
+    for one in (planned.settings for planned in definitions.paper() if planned.settings.seed == 0):
         setting = f"{NAMES[one.dataset]} {one.setting}"
         what = "the regulariser" if one.regulariser != "none" else NAMES[one.algorithm]
         if one.unseeded not in there and what not in left.setdefault(setting, []):
@@ -289,7 +292,7 @@ def iterations(cell: list[Record]) -> str:
 
 def cost_table(recorded: list[Record]) -> str:
     """The paper's runs on each kind of device: one of each main setting, and all of its grid."""
-    timings, planned = Timings(recorded), [run.settings for run in grid.paper()]
+    timings, planned = Timings(recorded), [run.settings for run in definitions.paper()]
     by_bandwidth = sorted(hours.BANDWIDTH, key=lambda gpu: -hours.BANDWIDTH[gpu])
     others = [gpu for gpu in timings.gpus if gpu not in hours.BANDWIDTH]
     rows = []
@@ -375,8 +378,8 @@ def substitutions() -> dict[str, str]:
     names["runs_by_scale"] = runs_by_scale(recorded)
     names["accuracy"] = accuracy_table(recorded)
     names["final_tasks"] = number(preset("paper").final_tasks)
-    names["paper_runs"] = number(len(grid.paper()))
-    quick = [run.settings for run in grid.quick()]
+    names["paper_runs"] = number(len(definitions.paper()))
+    quick = [run.settings for run in definitions.quick()]
     names["quick_runs"] = number(len(quick))
     names["quick_hours"] = in_units(Timings(recorded).left(quick, [], CORE).minutes)
     return names | benchmark()

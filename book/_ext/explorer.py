@@ -1,7 +1,9 @@
-"""Sphinx extension: the page "Explore the runs" gets the recorded curves, as a script, and what draws them.
+"""Sphinx extension: the page "Explore the runs" gets the recorded curves, as a script, and what
+draws them.
 
-A page that is opened from a file may not fetch another file, but it may name one as a script: so the data are one.
-A curve is a string of numbers, shorter than a list of them. All of it is loaded on that page alone.
+A page that is opened from a file may not fetch another file, but it may name one as a script: so
+the data are one. A curve is a string of numbers, shorter than a list of them. All of it is loaded
+on that page alone.
 """
 
 import json
@@ -14,9 +16,9 @@ import pandas as pd
 import seaborn as sns
 from book_numbers import all_recorded, number
 
-from metanb.cells import cells
-from metanb.figures import LABELS
-from metanb.records import Record
+from metanb.claims.cells import cells
+from metanb.figures.runs import LABELS
+from metanb.runs.records import Record
 from metanb.settings import NAMES, apart, scale_of
 
 PAGE = "book/explore"
@@ -24,7 +26,8 @@ DATA = "explorer-data.js"  # made at build time
 SCRIPTS = ("uplot/uPlot.iife.min.js", DATA, "explorer-panel.js", "explorer.js")
 STYLES = ("uplot/uPlot.min.css", "explorer.css")
 DIGITS, ERROR_DIGITS = 4, 2  # significant ones, of means and of their standard errors
-LOG = ("hessian_norm", "adaptive_sharpness", "support_loss")  # drawn on a logarithmic axis unless the reader objects
+# drawn on a logarithmic axis unless the reader objects
+LOG = ("hessian_norm", "adaptive_sharpness", "support_loss")
 
 PALE = ("#fbafe4", "#ece133")  # colours of the palette that fade on white
 ALONE = {  # labels that lean on the one before, as they read in a list
@@ -39,10 +42,11 @@ def explored(records: Iterable[Record]) -> dict[str, Any]:
     Returns:
         measures: name, label, whether its axis starts logarithmic, for all of LABELS.
         colours: of lines, apart for the colour-blind, too.
-        cells: in the order of `metanb.cells.cells`: dataset, setting, scale, algorithm and variant (what else sets the
-            cell apart, or nothing) in words; iterations, those behind the epochs 0, 1, ...; runs. A run: id, seed,
-            means and errors (standard errors of the means over tasks), each a string of a number an epoch for each of
-            `measures`, in that order; an empty string where the measure was not recorded.
+        cells: in the order of `metanb.claims.cells.cells`: dataset, setting, scale, algorithm and
+            variant (what else sets the cell apart, or nothing) in words; iterations, those behind
+            the epochs 0, 1, ...; runs. A run: id, seed, means and errors (standard errors of the
+            means over tasks), each a string of a number an epoch for each of `measures`, in that
+            order; an empty string where the measure was not recorded.
     """
     return {
         "measures": [

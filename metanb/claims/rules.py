@@ -1,14 +1,16 @@
-"""Each claim's test on records: an effect, its 95 % interval, and a verdict by a rule written here first.
+"""Each claim's test on records: an effect, its 95 % interval, and a verdict by a rule written here
+first.
 
-A cell is one (data set, setting, algorithm, scale): its runs differ by the seeds alone. The statistics are those of
-`metanb.effects`, and know nothing of claims; a claim says only which sign the paper expects. A rule that asks for a
-95 % interval on one side of 0 is one that noise satisfies in 2.5 % of cells. Many cells are tested, so each row also
-has Holm's corrected p-value.
+A cell is one (data set, setting, algorithm, scale): its runs differ by the seeds alone. The
+statistics are those of `metanb.claims.run_stats`, and know nothing of claims; a claim says only
+which sign the paper expects. A rule that asks for a 95 % interval on one side of 0 is one that
+noise satisfies in 2.5 % of cells. Many cells are tested, so each row also has Holm's corrected
+p-value.
 
 Runs of a cell are measured on the same tasks. The error of having drawn these tasks is in the
-interval as far as the records tell it, see `metanb.effects.interval`: they hold each epoch's error
-over tasks, not how one epoch's goes with another's. Where it is not in, a row's detail says
-RUNS_ALONE.
+interval as far as the records tell it, see `metanb.claims.run_stats.interval`: they hold each
+epoch's error over tasks, not how one epoch's goes with another's. Where it is not in, a row's
+detail says RUNS_ALONE.
 
     C1 to C3  the trend of a curve over meta-training, see `_trend`; C1's first peak apart, see `_first_peak`
     C4        `_flatter_while_worse`
@@ -23,8 +25,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from metanb.cells import cells, curve, even, final_accuracy, late_errors, late_values, level, pairs, untrained
-from metanb.effects import (
+from metanb.claims.cells import cells, curve, even, final_accuracy, late_errors, late_values, level, pairs, untrained
+from metanb.claims.run_stats import (
     Interval,
     change,
     change_error,
@@ -38,9 +40,7 @@ from metanb.effects import (
     trend,
     trend_error,
 )
-from metanb.records import Record
-from metanb.settings import NAMES, apart, scale_of
-from metanb.verdicts import (
+from metanb.claims.verdicts import (
     BY_NAME,
     CLAIMS,
     CONTRARY,
@@ -65,6 +65,8 @@ from metanb.verdicts import (
     Claim,
     Row,
 )
+from metanb.runs.records import Record
+from metanb.settings import NAMES, apart, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
 STRONG = 0.8  # a true correlation across runs that a test should see
@@ -89,8 +91,8 @@ def by_interval(found: Interval, runs: int, direction: int) -> str:
 def ledger(records: Iterable[Record]) -> list[Row]:
     """Every claim on every cell that it is about, in the claims' order.
 
-    Runs that were stopped early count: see `even`. Those of fewer than MIN_EPOCHS epochs are left out. Raises
-    RecordError for a run whose curves have gaps or are not finite.
+    Runs that were stopped early count: see `even`. Those of fewer than MIN_EPOCHS epochs are left
+    out. Raises RecordError for a run whose curves have gaps or are not finite.
     """
     whole = cells(run for run in records if run.epochs >= MIN_EPOCHS)
     groups = [even(cell) for cell in whole]
@@ -124,10 +126,11 @@ RELATIVE = "over the weights' norm"  # not free of scale, but of its growth by a
 
 
 def _curve_rows(claim: Claim, cell: list[Record]) -> list[Row]:
-    """C1 to C3: the trend, and for C1 and C3 the same with an eye on the weights' scale, which changes both measures.
+    """C1 to C3: the trend, and for C1 and C3 the same with an eye on the weights' scale, which
+    changes both measures.
 
-    C1 has a scale-free form. C3's other form divides the distance by the norm of the convolutions' weights: enough to
-    tell whether it grows faster than they do, and no more.
+    C1 has a scale-free form. C3's other form divides the distance by the norm of the convolutions'
+    weights: enough to tell whether it grows faster than they do, and no more.
     """
     rows = [_trend(claim, cell, claim.measure, "")]
     if claim.name == "C1":
@@ -138,7 +141,9 @@ def _curve_rows(claim: Claim, cell: list[Record]) -> list[Row]:
 
 
 def _trend(claim: Claim, cell: list[Record], measure: str, variant: str, over: str = "") -> Row:
-    """The log ratio of a curve's mean over the last quarter of epochs to that over the first, over runs and tasks."""
+    """The log ratio of a curve's mean over the last quarter of epochs to that over the first, over
+    runs and tasks.
+    """
     units = [curve(run, over) if over else 1.0 for run in cell]
     curves, errors = (
         [curve(run, measure, column) / unit for run, unit in zip(cell, units, strict=True)]
@@ -149,10 +154,12 @@ def _trend(claim: Claim, cell: list[Record], measure: str, variant: str, over: s
 
 
 def _first_peak(cell: list[Record]) -> Row:
-    """C1's first peak: the highest epoch of the first half over epoch 1, its interval widened for having been chosen.
+    """C1's first peak: the highest epoch of the first half over epoch 1, its interval widened for
+    having been chosen.
 
-    An epoch of the first half that is two standard errors above epoch 1 is what noise gives more often than not, for
-    there are several to choose from: hence the wider interval, see `first_peak`.
+    An epoch of the first half that is two standard errors above epoch 1 is what noise gives more
+    often than not, for there are several to choose from: hence the wider interval, see
+    `first_peak`.
 
     Where none is seen it may have come before epoch 1. In an iteration Adam moves a weight by about
     the outer learning rate, 0.001, and the first weights of a convolution are about 0.02 to 0.03 in
@@ -173,7 +180,8 @@ def _first_peak(cell: list[Record]) -> Row:
 
 
 def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
-    """C4: in the second half of meta-training accuracy on new tasks falls, and so does the Hessian norm.
+    """C4: in the second half of meta-training accuracy on new tasks falls, and so does the Hessian
+    norm.
 
     The changes are least-squares lines over the epochs of the second half, one a run. The half is
     fixed beforehand: from a best epoch that is chosen on the runs themselves, accuracy falls by the
@@ -186,9 +194,10 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
         NO_CASE     accuracy's change does not lie below 0 on both sets, with its interval
         then        by the interval of the change of the log Hessian norm
 
-    The error over tasks is in that interval, but not in accuracy's, where hardly a fall would be seen:
-    most of accuracy's error is that some tasks are harder, of which a change on the same tasks is
-    free, and the records do not tell the rest. That is what the second set of tasks is for.
+    The error over tasks is in that interval, but not in accuracy's, where hardly a fall would be
+    seen: most of accuracy's error is that some tasks are harder, of which a change on the same
+    tasks is free, and the records do not tell the rest. That is what the second set of tasks is
+    for.
     """
     first = cell[0].epochs // 2
     found = Interval(math.nan, -math.inf, math.inf, 1.0)
@@ -318,8 +327,9 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     of a pair had met different ones, which can only widen it. Over the few meta-test tasks that
     would be several times the paper's gain, so there the interval is over runs alone.
 
-    Controls get rows too: one that helps as much speaks against coherence as the reason. An interval that holds 0 and
-    the paper's gain as well is UNCLEAR: to call that not reproduced would be to blame the paper for our few runs.
+    Controls get rows too: one that helps as much speaks against coherence as the reason. An
+    interval that holds 0 and the paper's gain as well is UNCLEAR: to call that not reproduced would
+    be to blame the paper for our few runs.
     """
     paired = pairs(cell, base)
     runs, others = [run for run, _ in paired], [other for _, other in paired]
@@ -334,7 +344,8 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     found = interval(gains, shared=errors) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
     settings = cell[0].settings
     variant = f"{settings.regulariser}, γ = {settings.gamma:g}"
-    moves = late_values(runs if settings.regulariser != "outer" else [], "relative_move")  # a penalty moves nothing
+    # a penalty moves nothing
+    moves = late_values(runs if settings.regulariser != "outer" else [], "relative_move")
     tasks = (
         f"{settings.final_tasks} tasks after the last epoch" if further
         else f"{settings.test_tasks} tasks, late in meta-training, {RUNS_ALONE}"

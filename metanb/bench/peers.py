@@ -1,0 +1,230 @@
+"""The same meta-gradient by other means: plain `higher`, and the libraries and recipes that people use today.
+
+For `metanb bench` alone. Each peer takes (net, tasks, lr, steps, first_order) and leaves the gradient of the mean query
+loss in the net's `.grad`. They share one plain network, so that only the method differs; it holds the weights of ours.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
+
+from metanb.data.tasks import Tasks
+from metanb.maml.kernels import EPS
+from metanb.maml.network import Block, ConvNet
+from metanb.settings import Settings
+
+Peer = Callable[[nn.Module, Tasks, float, int, bool], None]
+
+
+class PrimitiveNorm(nn.Module):
+    """Batch norm by the batch's own statistics, written as mean, variance and rsqrt."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        centred = x - x.mean((0, 2, 3), keepdim=True)
+        scale = self.weight[:, None, None] * (centred.square().mean((0, 2, 3), keepdim=True) + EPS).rsqrt()
+        return centred * scale + self.bias[:, None, None]
+
+
+class NativeNorm(PrimitiveNorm):
+    """The same by `F.batch_norm`, whose second derivative is wrong under `torch.func.vmap`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=EPS)
+
+
+def plain_net(net: ConvNet, norm: type[PrimitiveNorm] = PrimitiveNorm) -> nn.Sequential:
+    """The paper's ConvNet in ordinary layers, one task at a time, with the weights of ours."""
+    layers: list[nn.Module] = []
+    for block in net.blocks:
+        assert isinstance(block, Block)
+        outputs, _, _, inputs = block.weight.shape
+        conv = nn.Conv2d(inputs, outputs, 3, stride=block.stride, padding=1, bias=False)
+        conv.weight = _copy(_channels_first(net, block.weight))
+        scaled = norm(outputs)
+        scaled.weight, scaled.bias = _copy(block.gamma), _copy(block.beta)
+        layers += [conv, scaled, nn.ReLU()] + ([nn.MaxPool2d(2)] if block.pool else [])
+    head = nn.Linear(*reversed(net.head.weight.shape))
+    head.weight, head.bias = _copy(_channels_first(net, net.head.weight)), _copy(net.head.bias)
+    return nn.Sequential(*layers, _SpatialMean() if net.strided else nn.Flatten(), head)
+
+
+def _copy(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+
+
+class _SpatialMean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def gradient(net: nn.Module) -> Tensor:
+    """The net's `.grad`s as one vector [P], in the layout of plain layers whichever way the net holds them."""
+    found = [p.grad for p in net.parameters() if p.grad is not None]
+    if isinstance(net, ConvNet):
+        found = [_channels_first(net, grad) for grad in found]
+    return torch.cat([grad.flatten() for grad in found])
+
+
+def _channels_first(net: ConvNet, weight: Tensor) -> Tensor:
+    """A weight of ours, or its gradient, as a plain layer holds it: ours has a pixel's channels side by side."""
+    if weight.dim() == 4:
+        return weight.permute(0, 3, 1, 2)
+    if weight.dim() == 2 and not net.strided:
+        side = net.image_shape[1] // 16
+        return weight.unflatten(1, (side, -1, net.filters)).permute(0, 3, 1, 2).flatten(1)
+    return weight
+
+
+def each(tasks: Tasks) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Support images and labels, query images and labels, of one task after another."""
+    return zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True)
+
+
+def plain_higher(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
+    """`higher`, one task at a time, as its documentation shows it."""
+    import higher
+
+    sgd = torch.optim.SGD(net.parameters(), lr=lr)
+    for x, y, query_x, query_y in each(tasks):
+        with higher.innerloop_ctx(net, sgd, copy_initial_weights=False, track_higher_grads=not first_order) as (
+            fast,
+            inner,
+        ):
+            for _ in range(steps):
+                inner.step(F.cross_entropy(fast(x), y))
+            loss = F.cross_entropy(fast(query_x), query_y) / len(tasks)
+            if not first_order:
+                loss.backward()
+                continue
+            for p, g in zip(net.parameters(), torch.autograd.grad(loss, list(fast.parameters())), strict=True):
+                p.grad = g if p.grad is None else p.grad + g
+
+
+def bare_loop(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
+    """Autograd without a library, one task at a time: functional weights and a plain SGD update."""
+    names, theta = zip(*net.named_parameters(), strict=True)
+
+    def loss(params: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        named = dict(zip(names, params, strict=True))
+        return F.cross_entropy(torch.func.functional_call(net, named, (x,)), y)
+
+    for x, y, query_x, query_y in each(tasks):
+        params = theta
+        for _ in range(steps):
+            slopes = torch.autograd.grad(loss(params, x, y), params, create_graph=not first_order)
+            params = tuple(p - lr * slope for p, slope in zip(params, slopes, strict=True))
+        (loss(params, query_x, query_y) / len(tasks)).backward()
+
+
+def torchopt(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
+    """TorchOpt's MetaSGD, one task at a time."""
+    import torchopt as library
+
+    start = library.extract_state_dict(net, by="reference")
+    for x, y, query_x, query_y in each(tasks):
+        inner = library.MetaSGD(net, lr=lr)
+        for _ in range(steps):
+            inner.step(F.cross_entropy(net(x), y))
+        (F.cross_entropy(net(query_x), query_y) / len(tasks)).backward()
+        library.recover_state_dict(net, start)
+
+
+def torch_func(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
+    """`torch.func`: vmap of a task's adaptation over all tasks, then backward, as in PyTorch's own MAML example."""
+    theta: dict[str, Tensor] = dict(net.named_parameters())
+
+    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(net, params, (x,)), y)
+
+    def task(x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+        params = theta
+        for _ in range(steps):
+            slope = torch.func.grad(loss)(params, x, y)
+            params = {n: p - lr * (slope[n].detach() if first_order else slope[n]) for n, p in params.items()}
+        return loss(params, query_x, query_y)
+
+    torch.func.vmap(task)(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y).mean().backward()
+
+
+def hessian_norm_pyhessian(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    """|lambda| max of one task by PyHessian: power iteration, at most 20 products."""
+    from pyhessian import hessian
+
+    found = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=x.is_cuda)
+    values, _ = found.eigenvalues(maxIter=20, tol=1e-3, top_n=1)
+    return abs(values[0])
+
+
+def hessian_norm_curvlinops(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    """|lambda| max of one task by curvlinops' Hessian operator and scipy's Lanczos, to its tolerance of 1e-3."""
+    from curvlinops import HessianLinearOperator
+
+    operator = HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)])
+    return float(abs(eigsh(operator.to_scipy(), k=1, which="LM", tol=1e-3, return_eigenvectors=False)[0]))
+
+
+def exact_gradient(net: ConvNet, tasks: Tasks, settings: Settings) -> Tensor:
+    """The meta-gradient in float64, by autograd alone, one task at a time, on the CPU."""
+    lr, steps, first_order = settings.inner_lr, settings.inner_steps, settings.first_order
+    plain = plain_net(net).double().cpu()
+    names, theta = zip(*plain.named_parameters(), strict=True)
+    total = torch.zeros(sum(p.numel() for p in theta), dtype=torch.float64)
+    for x, y, query_x, query_y in each(tasks.to("cpu")):
+        params = list(theta)
+        for images, labels, last in [(x, y, False)] * steps + [(query_x, query_y, True)]:
+            output = torch.func.functional_call(plain, dict(zip(names, params, strict=True)), (images.double(),))
+            by = theta if last else params
+            slope = torch.autograd.grad(F.cross_entropy(output, labels), by, create_graph=not (last or first_order))
+            params = [p - lr * g for p, g in zip(params, slope, strict=True)]
+        total += torch.cat([g.flatten() for g in slope]) / len(tasks)
+    return total
+
+
+def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
+    """|lambda| max of one task's Hessian in float64, by scipy's Lanczos to rounding."""
+    double = deepcopy(plain).double().cpu()
+    params = list(double.parameters())
+    slope = torch.autograd.grad(F.cross_entropy(double(x.cpu().double()), y.cpu()), params, create_graph=True)
+    flat = torch.cat([g.flatten() for g in slope])
+
+    def product(v: np.ndarray) -> np.ndarray:
+        found = torch.autograd.grad(flat, params, torch.from_numpy(v), retain_graph=True)
+        return torch.cat([g.flatten() for g in found]).numpy()
+
+    operator = LinearOperator((len(flat),) * 2, matvec=product, dtype=np.float64)
+    (value,) = eigsh(operator, k=1, which="LM", tol=1e-8, return_eigenvectors=False, v0=np.ones(len(flat)))
+    return float(abs(value))
+
+
+# name -> (function, library it needs)
+HESSIAN_PEERS: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], float], str]] = {
+    "PyHessian, at most 20 iterations": (hessian_norm_pyhessian, "pyhessian"),
+    "curvlinops + scipy eigsh": (hessian_norm_curvlinops, "curvlinops"),
+}
+
+# name -> (function, norm of its network, library it needs, orders it has)
+PEERS: dict[str, tuple[Peer, type[PrimitiveNorm], str, str]] = {
+    "higher, one task at a time": (plain_higher, PrimitiveNorm, "higher", "second first"),
+    "higher, F.batch_norm": (plain_higher, NativeNorm, "higher", "second first"),
+    "bare autograd loop, F.batch_norm": (bare_loop, NativeNorm, "torch", "second first"),
+    "TorchOpt": (torchopt, PrimitiveNorm, "torchopt", "second"),
+    "torch.func vmap, own batch norm": (torch_func, PrimitiveNorm, "torch", "second first"),
+    "torch.func vmap, F.batch_norm": (torch_func, NativeNorm, "torch", "second first"),
+}
+
+
+def installed(library: str) -> bool:
+    """Whether a peer's library can be imported; the extra `bench` brings them all."""
+    return find_spec(library) is not None

@@ -1,0 +1,1 @@
+"""From records, rows and portraits to figures and tables."""

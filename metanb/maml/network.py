@@ -1,0 +1,149 @@
+"""The paper's network: four blocks of 3x3 convolution, batch norm and ReLU, then a linear head (Finn et al. 2017).
+
+One module serves one task or many at once. Its weights may carry a leading task dimension, so that one `higher`
+functional net adapts a whole chunk of tasks: images are then [T, B, C, H, W], each task convolved with its own weights.
+
+Images that pass more than once are handed over as `Patches`. The first block then needs no pass over its activations
+for batch norm: images are constants, so the mean and the variance of its convolution follow from the covariance of
+their 3x3 patches, which is taken once and holds for every inner step. Large images that pass once are convolved as they
+are; small ones become patches in any case, which are cheap at stride 2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metanb.maml.kernels import EPS, batch_norm, convolve, linear, max_pool, moments, out_side, windows
+from metanb.settings import CHOICES
+
+STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger ones by max-pooling
+
+
+class Patches(NamedTuple):
+    """A chunk of image batches as the first block reads them."""
+
+    rows: Tensor  #: [T, B*H'*W', 9*C + 1]: each 3x3 patch, and a 1 for the bias
+    mean: Tensor  #: [T, 9*C, 1] of the patches
+    covariance: Tensor  #: [T, 9*C, 9*C] float64, of the patches
+    size: tuple[int, ...]  #: B, H', W'
+
+
+class Block(nn.Module):
+    """Convolution (3x3, padding 1, no bias: batch norm would remove it), batch norm, ReLU and, if `pool`, max-pooling.
+
+    The weight is [outputs, 3, 3, inputs]. Parameters may carry a leading task dimension.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, pool: bool) -> None:
+        super().__init__()
+        weight = nn.init.xavier_uniform_(torch.empty(outputs, inputs, 3, 3))
+        self.weight = nn.Parameter(weight.permute(0, 2, 3, 1).contiguous())
+        self.gamma = nn.Parameter(torch.ones(outputs))
+        self.beta = nn.Parameter(torch.zeros(outputs))
+        self.stride, self.pool = stride, pool
+
+    def forward(self, x: Tensor | Patches) -> Tensor:
+        """[T, B, H, W, inputs] or `Patches` -> [T, B, H', W', outputs]."""
+        weight, gamma, beta = _with_tasks(self.weight, 4), _with_tasks(self.gamma, 1), _with_tasks(self.beta, 1)
+        if isinstance(x, Patches):
+            weight = weight.flatten(2)
+            exact = weight.double()  # neighbouring pixels are alike: an edge filter's variance is a small difference
+            variance = (exact @ x.covariance * exact).sum(-1)
+            weight = weight * (gamma * (variance + EPS).rsqrt().to(gamma.dtype)).unsqueeze(-1)
+            bias = beta.unsqueeze(-1) - weight @ x.mean
+            y = linear(x.rows, torch.cat([weight, bias], -1))
+            y = y.view(-1, *x.size, y.shape[-1])
+            y = y if self.pool else y.relu()
+        else:
+            y = batch_norm(convolve(x, weight, self.stride), gamma, beta, relu=not self.pool)
+        if self.pool:  # before the ReLU, which then runs on a quarter of the pixels
+            y = max_pool(y).relu()
+        return y
+
+
+class ConvNet(nn.Module):
+    """The paper's ConvNet for images (C, H, W) and `ways` classes.
+
+    Images up to 28x28 (Omniglot): stride-2 convolutions, spatial mean, linear head. Larger ones (mini-ImageNet, 84x84):
+    stride 1 and a 2x2 max-pool in each block, then all features into the linear head. Batch norm always uses the
+    batch's own statistics. `head_init` is the head's start: "torch" (`nn.Linear`'s), "finn" (as in Finn et al.'s code:
+    standard normal after a spatial mean, xavier-uniform otherwise; zero bias) or "zero".
+
+    Raises:
+        ValueError: an unknown `head_init`, or images too small for four max-pools.
+    """
+
+    def __init__(self, image_shape: tuple[int, ...], ways: int, filters: int = 64, head_init: str = "torch") -> None:
+        super().__init__()
+        if head_init not in CHOICES["head_init"]:
+            raise ValueError(f"head_init is {head_init!r}: use one of {', '.join(CHOICES['head_init'])}")
+        channels, height, width = image_shape
+        self.image_shape, self.ways, self.filters, self.head_init = tuple(image_shape), ways, filters, head_init
+        self.strided = max(height, width) <= STRIDED_UP_TO
+        if not self.strided and min(height, width) < 16:
+            raise ValueError(f"image_shape is {self.image_shape}: four max-pools need a side of at least 16 pixels")
+        self.stride = 2 if self.strided else 1
+        self.blocks = nn.ModuleList(
+            Block(channels if i == 0 else filters, filters, self.stride, pool=not self.strided) for i in range(4)
+        )
+        features = filters if self.strided else filters * (height // 16) * (width // 16)
+        self.head = nn.utils.skip_init(nn.Linear, features, ways)
+        self.reset_head(head_init)
+
+    @property
+    def activations(self) -> int:
+        """How many numbers the convolutions give for one image."""
+        side, total = self.image_shape[1:], 0
+        for _ in self.blocks:
+            if self.strided:
+                side = tuple(out_side(length, self.stride) for length in side)
+            total += side[0] * side[1] * self.filters
+            if not self.strided:
+                side = tuple(length // 2 for length in side)
+        return total
+
+    def reset_head(self, head_init: str) -> None:
+        """Draw the head anew, as at the start, from torch's random state."""
+        self.head.reset_parameters()
+        if head_init == "finn":
+            (nn.init.normal_ if self.strided else nn.init.xavier_uniform_)(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+        elif head_init == "zero":
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def patches(self, x: Tensor) -> Patches:
+        """Images [T, B, C, H, W] as the first block reads them: taken once, they serve any number of passes."""
+        padded = F.pad(x.permute(0, 1, 3, 4, 2), (0, 0, 1, 1, 1, 1))
+        padded = padded - padded.mean((1, 2, 3), keepdim=True)  # removed by batch norm anyway
+        views = windows(padded, self.stride)
+        rows = views.new_ones(*views.shape[:4], 9 * x.shape[2] + 1)
+        rows[..., :-1].unflatten(-1, (3, -1)).copy_(views)
+        rows = rows.flatten(1, 3)
+        exact = rows.double()
+        found = moments(exact, exact) / rows.shape[1]
+        mean = found[:, :-1, -1:]
+        covariance = found[:, :-1, :-1] - mean @ mean.transpose(1, 2)
+        return Patches(rows, mean.to(x.dtype), covariance, tuple(views.shape[1:4]))
+
+    def forward(self, x: Tensor | Patches) -> Tensor:
+        """Logits [B, ways] of x [B, C, H, W]; with weights [T, ...], [T, B, ways] of x [T, B, C, H, W] or `Patches`."""
+        if isinstance(x, Tensor):
+            if x.dim() == 4:
+                return self(x.unsqueeze(0)).squeeze(0)
+            x = self.patches(x) if self.strided else x.permute(0, 1, 3, 4, 2)
+        for block in self.blocks:
+            x = block(x)
+        assert isinstance(x, Tensor)  # a block has made it one
+        features = x.mean((2, 3)) if self.strided else x.flatten(2)
+        weight, bias = _with_tasks(self.head.weight, 2), _with_tasks(self.head.bias, 1)
+        return torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2))
+
+
+def _with_tasks(parameter: Tensor, dim: int) -> Tensor:
+    """A parameter of `dim` dimensions as that of one task, [1, ...]; one that has a task dimension as it is."""
+    return parameter.unsqueeze(0) if parameter.dim() == dim else parameter

@@ -1,0 +1,1 @@
+"""From settings to a record on disk: training, checkpoints, weights, provenance."""
