@@ -1,7 +1,8 @@
 """metanb: gradient-based meta-learning through `higher`, and the landscape it finds.
 
-A reproduction of Guiroy, Verma and Pal, "Towards Understanding Generalization in Gradient-Based Meta-Learning"
-(arXiv:1907.07287). `run(preset("smoke", "glyphs"))` trains or reads a run; the book tells the rest.
+A reproduction of Guiroy, Verma and Pal, "Towards Understanding Generalization in Gradient-Based
+Meta-Learning" (arXiv:1907.07287). `run(preset("smoke", "glyphs"))` trains or reads a run; the book
+tells the rest.
 """
 
 from importlib.metadata import version
@@ -23,4 +24,6 @@ def __getattr__(name: str) -> Any:
         from metanb.runs import experiment
 
         return getattr(experiment, name)
-    raise AttributeError(f"module 'metanb' has no attribute {name!r}: choose from {', '.join(__all__)}")
+    raise AttributeError(
+        f"module 'metanb' has no attribute {name!r}: choose from {', '.join(__all__)}"
+    )

@@ -15,7 +15,14 @@ from metanb.data import image_sets
 from metanb.files import DiskError
 from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, from_dict, preset
 
-MEASURES = ("query_accuracy", "hessian_norm", "support_loss", "distance", "trajectory_coherence", "gradient_coherence")
+MEASURES = (
+    "query_accuracy",
+    "hessian_norm",
+    "support_loss",
+    "distance",
+    "trajectory_coherence",
+    "gradient_coherence",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,37 +41,74 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
             option = click.option(flag, type=click.Choice(CHOICES[field.name]), help=meaning)
         else:
             low, high = RANGES[field.name]
-            option = click.option(flag, type=type(field.default), help=f"{meaning} [{low:,} to {high:,}]")
+            option = click.option(
+                flag, type=type(field.default), help=f"{meaning} [{low:,} to {high:,}]"
+            )
         command = option(command)
     return command
 
 
 @cli.command()
-@click.option("--scale", type=click.Choice(get_args(Scale)),
-              help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's own, hours on a GPU  "
-              "[default: smoke]")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU where there is one")
-@click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
-              help="stop after the epoch that reaches this iteration; the record says how far the run got")  # fmt: skip
-@click.option("--runs", "file", type=click.File(),
-              help="a file with a run's settings.json, or a JSON list of such; -: standard input")  # fmt: skip
-@click.option("--together", metavar="RUNS", type=click.IntRange(min=1),
-              help="train so many at once that differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]")  # fmt: skip
+@click.option(
+    "--scale",
+    type=click.Choice(get_args(Scale)),
+    help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's own, hours on a GPU  "
+    "[default: smoke]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, or auto: a GPU where there is one",
+)
+@click.option(
+    "--until",
+    metavar="ITERATIONS",
+    type=click.IntRange(min=1),
+    help="stop after the epoch that reaches this iteration; the record says how far the run got",
+)
+@click.option(
+    "--runs",
+    "file",
+    type=click.File(),
+    help="a file with a run's settings.json, or a JSON list of such; -: standard input",
+)
+@click.option(
+    "--together",
+    metavar="RUNS",
+    type=click.IntRange(min=1),
+    help="train so many at once that differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]",
+)
 @_settings_options
 def train(
-    scale: Scale | None, device: str, until: int | None, file: TextIO | None, together: int | None, **options: Any
+    scale: Scale | None,
+    device: str,
+    until: int | None,
+    file: TextIO | None,
+    together: int | None,
+    **options: Any,
 ) -> None:
     """Train one run, or several, and record them; one that was interrupted goes on, one that is recorded is read."""
-    from metanb.runs.experiment import run_all  # torch and higher are slow to import: only where they are used
+    # torch and higher are slow to import: only where they are used
+    from metanb.runs.experiment import run_all
 
     given = {name: value for name, value in options.items() if value is not None}
     if file and (beside := sorted(given) + ["scale"] * bool(scale)):
-        raise click.UsageError(f"--runs names every setting: leave out --{beside[0].replace('_', '-')}")
-    chosen = _read_runs(file) if file else [preset(scale or "smoke", **({"dataset": "glyphs"} | given))]
+        raise click.UsageError(
+            f"--runs names every setting: leave out --{beside[0].replace('_', '-')}"
+        )
+    chosen = (
+        _read_runs(file) if file else [preset(scale or "smoke", **({"dataset": "glyphs"} | given))]
+    )
     for settings in chosen:
-        click.echo(f"run {settings.id}: {settings.iterations} iterations, {settings.epochs} epochs", err=True)
+        click.echo(
+            f"run {settings.id}: {settings.iterations} iterations, {settings.epochs} epochs",
+            err=True,
+        )
     for record in run_all(chosen, device, until, together):
-        table = record.measures.pivot(index="epoch", columns="measure", values="mean")[list(MEASURES)]
+        table = record.measures.pivot(index="epoch", columns="measure", values="mean")[
+            list(MEASURES)
+        ]
         click.echo(table.iloc[[0, -1]].to_string(float_format="%.4g"))
         click.echo(f"record: {record.path}")
 
@@ -85,29 +129,73 @@ def _read_runs(file: TextIO) -> list[Settings]:
 
 @cli.command()
 @click.argument("name", metavar="GRID", type=click.Choice(["smoke", "quick", "paper"]))
-@click.option("--list", "only_list", is_flag=True, help="list the runs, what is recorded, and the time they take")
-@click.option("--only", metavar="PATTERN", multiple=True,
-              help="runs whose group or id matches, as in 'base' or '*-5w1s-*'; repeated: in that order")  # fmt: skip
-@click.option("--processes", type=click.IntRange(min=1), help="at a time  [default: 2 on a CPU, 1 on a GPU]")
-@click.option("--together", metavar="RUNS", type=click.IntRange(min=1),
-              help="runs in a batch, which differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]")  # fmt: skip
+@click.option(
+    "--list",
+    "only_list",
+    is_flag=True,
+    help="list the runs, what is recorded, and the time they take",
+)
+@click.option(
+    "--only",
+    metavar="PATTERN",
+    multiple=True,
+    help="runs whose group or id matches, as in 'base' or '*-5w1s-*'; repeated: in that order",
+)
+@click.option(
+    "--processes", type=click.IntRange(min=1), help="at a time  [default: 2 on a CPU, 1 on a GPU]"
+)
+@click.option(
+    "--together",
+    metavar="RUNS",
+    type=click.IntRange(min=1),
+    help="runs in a batch, which differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
-@click.option("--until", metavar="ITERATIONS", type=click.IntRange(min=1),
-              help="stop each run after the epoch that reaches this iteration")  # fmt: skip
-@click.option("--budget", metavar="MINUTES", type=click.FloatRange(min=0), default=float("inf"),
-              help="stop then, and record the runs in progress as far as they got; 0: run nothing")  # fmt: skip
-@click.option("--import", "archives", multiple=True, type=click.Path(exists=True, path_type=Path),
-              help="first take over what an archive, or a folder of archives, holds")  # fmt: skip
-@click.option("--keep-weights", is_flag=True,
-              help="at the end keep the trained weights of one run per cell of group 'base' beside "
-              "its record in the store; to publish them, copy the record's folder")  # fmt: skip
-@click.option("--export", type=click.Path(file_okay=False, path_type=Path),
-              help="at the end pack the store's records, kept weights and unfinished checkpoints "
-              "into a folder")  # fmt: skip
+@click.option(
+    "--until",
+    metavar="ITERATIONS",
+    type=click.IntRange(min=1),
+    help="stop each run after the epoch that reaches this iteration",
+)
+@click.option(
+    "--budget",
+    metavar="MINUTES",
+    type=click.FloatRange(min=0),
+    default=float("inf"),
+    help="stop then, and record the runs in progress as far as they got; 0: run nothing",
+)
+@click.option(
+    "--import",
+    "archives",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="first take over what an archive, or a folder of archives, holds",
+)
+@click.option(
+    "--keep-weights",
+    is_flag=True,
+    help="at the end keep the trained weights of one run per cell of group 'base' beside "
+    "its record in the store; to publish them, copy the record's folder",
+)
+@click.option(
+    "--export",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="at the end pack the store's records, kept weights and unfinished checkpoints "
+    "into a folder",
+)
 def grid(
-    name: str, only_list: bool, only: tuple[str, ...], processes: int | None, together: int | None, device: str,
-    until: int | None, budget: float, archives: tuple[Path, ...], keep_weights: bool, export: Path | None,
-) -> None:  # fmt: skip
+    name: str,
+    only_list: bool,
+    only: tuple[str, ...],
+    processes: int | None,
+    together: int | None,
+    device: str,
+    until: int | None,
+    budget: float,
+    archives: tuple[Path, ...],
+    keep_weights: bool,
+    export: Path | None,
+) -> None:
     """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
     from metanb.grids import definitions as grids
     from metanb.grids import hours, runner
@@ -139,7 +227,11 @@ def grid(
         total = f"{len(planned)} runs, {len(planned) - len(missing)} recorded"
         click.echo(f"{total}; the others take {left}" if missing else f"{total}, which is all")
         return
-    failed = runner.run(planned, processes, device, click.echo, budget, until, together) if budget else []
+    failed = (
+        runner.run(planned, processes, device, click.echo, budget, until, together)
+        if budget
+        else []
+    )
     if keep_weights:
         for line in weights.keep_one_per_cell(plain):
             click.echo(line)
@@ -147,13 +239,22 @@ def grid(
         for path in archive.write([one.settings for one in planned], export, name):
             click.echo(f"exported: {path}")
     if failed:
-        raise click.ClickException(f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}")
+        raise click.ClickException(
+            f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}"
+        )
 
 
 @cli.command()
-@click.option("--json", "machines", is_flag=True, help="for machines: a list of objects, with all details")
-@click.option("--records", "folders", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="folders of records  [default: results/ of a checkout, and the local store]")  # fmt: skip
+@click.option(
+    "--json", "machines", is_flag=True, help="for machines: a list of objects, with all details"
+)
+@click.option(
+    "--records",
+    "folders",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="folders of records  [default: results/ of a checkout, and the local store]",
+)
 def claims(machines: bool, folders: tuple[Path, ...]) -> None:
     """Print the ledger: each claim of the paper on each cell of recorded runs, with its effect and its verdict."""
     from metanb.claims import rules, verdicts
@@ -177,22 +278,40 @@ def claims(machines: bool, folders: tuple[Path, ...]) -> None:
 
 @cli.command(name="run")
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="set a parameter of the notebook")
-@click.option("-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="where the executed notebook goes  "
-              "[default: NOTEBOOK's name in the current folder, with -out]")  # fmt: skip
-def run_notebook(notebook: Path, parameters: tuple[tuple[str, str], ...], output: Path | None) -> None:
+@click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="set a parameter of the notebook",
+)
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="where the executed notebook goes  "
+    "[default: NOTEBOOK's name in the current folder, with -out]",
+)
+def run_notebook(
+    notebook: Path, parameters: tuple[tuple[str, str], ...], output: Path | None
+) -> None:
     """Execute a notebook through papermill, with other parameters than its own."""
     try:
         import papermill
         import yaml
         from papermill.inspection import inspect_notebook
     except ImportError as error:
-        raise click.ClickException("running a notebook needs papermill: pip install 'metanb[book]'") from error
+        raise click.ClickException(
+            "running a notebook needs papermill: pip install 'metanb[book]'"
+        ) from error
 
     known = inspect_notebook(str(notebook))
     for name, _ in parameters:
         if name not in known:
-            raise click.UsageError(f"{notebook.name} has no parameter {name!r}: choose from {', '.join(known)}")
+            raise click.UsageError(
+                f"{notebook.name} has no parameter {name!r}: choose from {', '.join(known)}"
+            )
     output = output or Path(f"{notebook.stem}-out.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     values = {}
@@ -200,12 +319,16 @@ def run_notebook(notebook: Path, parameters: tuple[tuple[str, str], ...], output
         try:
             values[name] = yaml.safe_load(value)  # "[0, 1]" is a list, "3" a number
         except yaml.YAMLError:
-            raise click.UsageError(f"{name}={value!r} cannot be read: write a word, a number or a [list]") from None
+            raise click.UsageError(
+                f"{name}={value!r} cannot be read: write a word, a number or a [list]"
+            ) from None
     for name in ("METANB_STORE", "METANB_DATA"):  # the notebook runs in its own folder
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
     try:
-        papermill.execute_notebook(str(notebook), str(output), parameters=values, cwd=str(notebook.parent))
+        papermill.execute_notebook(
+            str(notebook), str(output), parameters=values, cwd=str(notebook.parent)
+        )
     except papermill.PapermillExecutionError as error:
         raise click.ClickException(
             f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}"
@@ -214,19 +337,32 @@ def run_notebook(notebook: Path, parameters: tuple[tuple[str, str], ...], output
 
 
 @cli.command()
-@click.option("--unit", "units", type=click.Choice(["U1", "U2", "U3", "U4", "H", "R1", "R2"]), multiple=True,
-              help="default: all; R1 and R2 on a GPU alone")  # fmt: skip
-@click.option("--repeats", default=7, show_default=True, type=click.IntRange(min=1), help="rounds; medians are shown")
+@click.option(
+    "--unit",
+    "units",
+    type=click.Choice(["U1", "U2", "U3", "U4", "H", "R1", "R2"]),
+    multiple=True,
+    help="default: all; R1 and R2 on a GPU alone",
+)
+@click.option(
+    "--repeats",
+    default=7,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="rounds; medians are shown",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
-@click.option("-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="write the result as JSON")
+@click.option(
+    "-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="write the result as JSON"
+)
 def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None) -> None:
     """Time the meta-gradient and the Hessian norm against plain higher and other libraries, errors beside times.
 
-    U1: Omniglot 5-way 1-shot. U2: the same with 15 query images a class. U3: Omniglot 20-way 1-shot, 5 steps.
-    U4: mini-ImageNet 5-way 1-shot, 5 steps. H: Hessian norms of 16 tasks. Peers come with the extra `bench`.
-    R1 and R2: whole iterations per second of 20-way MAML and of first-order MAML on mini-ImageNet, for several runs
-    side by side, and what each of the engine's features brings. Keep the machine quiet; on a CPU give one thread:
-    OMP_NUM_THREADS=1.
+    U1: Omniglot 5-way 1-shot. U2: the same with 15 query images a class. U3: Omniglot 20-way
+    1-shot, 5 steps. U4: mini-ImageNet 5-way 1-shot, 5 steps. H: Hessian norms of 16 tasks. Peers
+    come with the extra `bench`. R1 and R2: whole iterations per second of 20-way MAML and of
+    first-order MAML on mini-ImageNet, for several runs side by side, and what each of the engine's
+    features brings. Keep the machine quiet; on a CPU give one thread: OMP_NUM_THREADS=1.
     """
     from metanb.bench import report as benchmark
     from metanb.bench.throughput import CELLS
@@ -241,7 +377,9 @@ def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None
         click.echo(benchmark.table(result).to_string(index=False))
     if result["rates"]:
         click.echo(benchmark.rates_table(result).to_string(index=False))
-    click.echo(f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}")
+    click.echo(
+        f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}"
+    )
     if output:
         benchmark.write(result, output)
         click.echo(f"result: {output}")
@@ -276,7 +414,8 @@ def fetch(dataset: Dataset) -> None:
 
 def main() -> None:
     """Entry point: every error that a user can mend is one line and a non-zero exit."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a grid stops its runs, too
+    # as Ctrl-C: a grid stops its runs, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -285,11 +424,16 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; a run that was training goes on from its last epoch when asked for again", err=True)
+        click.echo(
+            "stopped; a run that was training goes on from its last epoch when asked for again",
+            err=True,
+        )
         sys.exit(130)
     # Ours say all in one line, torch's go on.
     except (RuntimeError, ArithmeticError, ValueError, OSError, MemoryError) as error:
-        click.echo(f"Error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True)
+        click.echo(
+            f"Error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True
+        )
         sys.exit(1)
 
 

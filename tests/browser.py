@@ -1,7 +1,8 @@
 """A headless Chromium for the tests that read the built book as its readers do: fixtures, shared through conftest.py.
 
-`browser` is one Chromium a test file; `page` is a fresh tab of it. Whatever file uses them is skipped where there is no
-Chromium. No request leaves the machine: a name that is not 127.0.0.1 does not resolve, and `Watch` says who asked.
+`browser` is one Chromium a test file; `page` is a fresh tab of it. Whatever file uses them is
+skipped where there is no Chromium. No request leaves the machine: a name that is not 127.0.0.1 does
+not resolve, and `Watch` says who asked.
 """
 
 import contextlib
@@ -17,7 +18,11 @@ import pytest
 
 HTML = Path(__file__).resolve().parent.parent / "_build" / "html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-first-run", "--disable-sync"]
+FLAGS = [
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--no-first-run",
+    "--disable-sync",
+]
 DESKTOP, PHONE = (1400, 900), (390, 844)  # CSS pixels, width and height
 
 
@@ -29,7 +34,12 @@ class Watch:
         page.on("console", lambda message: message.type == "error" and self._add(message.text))
         page.on("pageerror", lambda error: self._add(f"uncaught {error}"))
         page.on("requestfailed", lambda request: self._add(f"failed: {request.url[:200]}"))
-        page.on("response", lambda response: response.status >= 400 and self._add(f"{response.status}: {response.url}"))
+        page.on(
+            "response",
+            lambda response: (
+                response.status >= 400 and self._add(f"{response.status}: {response.url}")
+            ),
+        )
         page.on("request", lambda request: self._ask(request.url))
 
     def _add(self, line: str) -> None:
@@ -48,7 +58,10 @@ def address(page: str) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    """A headless Chromium. Of a module, not of the session: Playwright's event loop must end before a notebook runs."""
+    """A headless Chromium.
+
+    Of a module, not of the session: Playwright's event loop must end before a notebook runs.
+    """
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)})")
@@ -57,7 +70,9 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=FLAGS, chromium_sandbox=False)
+        started = playwright.chromium.launch(
+            executable_path=found, args=FLAGS, chromium_sandbox=False
+        )
         yield started
         started.close()
 
@@ -78,7 +93,10 @@ def tab(browser, size: tuple[int, int] = DESKTOP, theme: str = "light") -> Itera
 
 @pytest.fixture
 def page(browser) -> Iterator:
-    """A fresh tab at desktop width. The test fails if the tab had a console error or asked for something elsewhere."""
+    """A fresh tab at desktop width.
+
+    The test fails if the tab had a console error or asked for something elsewhere.
+    """
     with tab(browser) as opened:
         yield opened
         assert not opened.watch.complaints, "\n".join(opened.watch.complaints)
@@ -92,7 +110,9 @@ def served() -> Iterator[str]:
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML)) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=HTML)
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

@@ -16,7 +16,11 @@ def new_cohort(runs, engine=PLAIN, device="cpu", dtype=torch.float32):
     states = []
     for settings, train in zip(runs, sets, strict=True):
         net = training.new_net(settings, train).to(dtype)
-        states.append(State(settings, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), {}, epoch=0))
+        states.append(
+            State(
+                settings, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), {}, epoch=0
+            )
+        )
     pool = training.TrainingImages(sets, device, engine.resident)
     cohort = training.Cohort(states, sets, pool, device, engine)
     cohort.net.to(dtype)

@@ -8,7 +8,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 _aten = torch.ops.aten
-PRODUCTS = {_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm, _aten.convolution, _aten.convolution_backward}
+PRODUCTS = {
+    _aten.mm,
+    _aten.bmm,
+    _aten.addmm,
+    _aten.baddbmm,
+    _aten.convolution,
+    _aten.convolution_backward,
+}
 SUMMED = {_aten.addmm, _aten.baddbmm}  # their first argument is added, and not rounded
 DROPPED = 13  # bits of float32's fraction that TF32 does not have
 

@@ -1,7 +1,8 @@
 """A second device in software, where there is no GPU: tensors that lie elsewhere, and refuse to meet those that do not.
 
-Operations run on the CPU. But torch is told another device, so that the code for a GPU is taken, and what a GPU would
-refuse is refused: an operation on tensors of both devices. It says nothing of a GPU's own rounding, speed or memory.
+Operations run on the CPU. But torch is told another device, so that the code for a GPU is taken,
+and what a GPU would refuse is refused: an operation on tensors of both devices. It says nothing of
+a GPU's own rounding, speed or memory.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 SECOND = torch.device("meta")  # autograd serves no other device that is neither here nor missing
 _aten = torch.ops.aten
 CROSSING = {_aten._to_copy, _aten.copy_}  # may read one device and write another
-INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}  # takes indices from the CPU, too
+# takes indices from the CPU, too
+INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 
 
 class Elsewhere(Tensor):
@@ -28,7 +30,10 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Elsewhere":
         """`inner`'s shape and type, and the second device."""
-        options: dict[str, Any] = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
+        options: dict[str, Any] = {
+            "strides": inner.stride(),
+            "storage_offset": inner.storage_offset(),
+        }
         options |= {"dtype": inner.dtype, "device": SECOND}
         made = Tensor._make_wrapper_subclass(cls, inner.shape, **options)
         made.inner = inner
@@ -66,9 +71,12 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if packet not in CROSSING:
         checked = tensors[:1] if packet in INDEXING and there[0] else tensors
         if any(there) and any(x.dim() and not isinstance(x, Elsewhere) for x in checked):
-            raise RuntimeError(f"Expected all tensors to be on the same device: {func} got some of each")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device: {func} got some of each"
+            )
     on_second = any(there)
-    if packet is not _aten.empty and (device := kwargs.get("device")) is not None:  # `skip_init` means the real "meta"
+    # `skip_init` means the real "meta"
+    if packet is not _aten.empty and (device := kwargs.get("device")) is not None:
         on_second = torch.device(device) == SECOND
         kwargs = kwargs | {"device": torch.device("cpu")}
     plain_args, plain_kwargs = tree_map_only(Elsewhere, lambda x: x.inner, (args, kwargs))

@@ -28,7 +28,9 @@ def make_tasks(n_tasks, shape, ways=5, queries=2, dtype=torch.float64) -> Tasks:
 
 def meta_gradient(net, tasks, lr, steps, **options) -> torch.Tensor:
     params = adapt(net, tasks, lr, steps, **options)
-    gradients = grad(losses(net, params, tasks.query_x, tasks.query_y).mean(), list(net.parameters()))
+    gradients = grad(
+        losses(net, params, tasks.query_x, tasks.query_y).mean(), list(net.parameters())
+    )
     return torch.cat([g.flatten() for g in gradients])
 
 
@@ -36,11 +38,18 @@ def one_at_a_time(net, tasks, lr, steps, first_order=False, adapt_norm=True) -> 
     """The meta-gradient by `higher` as its documentation has it: a context a task, on a net of torch's layers."""
     reference = Reference(net)
     names = [name for name, _ in reference.named_parameters()]
-    adapted = [p for name, p in reference.named_parameters() if adapt_norm or not name.startswith(("gamma", "beta"))]
+    adapted = [
+        p
+        for name, p in reference.named_parameters()
+        if adapt_norm or not name.startswith(("gamma", "beta"))
+    ]
     total = 0
     for t in range(len(tasks)):
         with higher.innerloop_ctx(
-            reference, torch.optim.SGD(adapted, lr=lr), copy_initial_weights=False, track_higher_grads=not first_order
+            reference,
+            torch.optim.SGD(adapted, lr=lr),
+            copy_initial_weights=False,
+            track_higher_grads=not first_order,
         ) as (fnet, inner):
             for _ in range(steps):
                 inner.step(F.cross_entropy(fnet(tasks.support_x[t]), tasks.support_y[t]))
@@ -96,7 +105,9 @@ def test_meta_gradient_by_plain_autograd():
     params = list(initial)
 
     def loss(x, y):
-        return F.cross_entropy(torch.func.functional_call(net, dict(zip(names, params, strict=True)), (x[0],)), y[0])
+        return F.cross_entropy(
+            torch.func.functional_call(net, dict(zip(names, params, strict=True)), (x[0],)), y[0]
+        )
 
     for _ in range(3):
         gradients = grad(loss(tasks.support_x, tasks.support_y), params, create_graph=True)
@@ -113,7 +124,9 @@ def test_meta_gradient_by_finite_differences(steps):
 
     def query_loss(theta):
         torch.nn.utils.vector_to_parameters(theta, net.parameters())
-        return losses(net, adapt(net, tasks, 0.1, steps), tasks.query_x, tasks.query_y).mean().item()
+        return (
+            losses(net, adapt(net, tasks, 0.1, steps), tasks.query_x, tasks.query_y).mean().item()
+        )
 
     for direction in torch.randn(5, len(start), dtype=torch.float64):
         slope = (query_loss(start + h * direction) - query_loss(start - h * direction)) / (2 * h)
@@ -166,14 +179,17 @@ def test_flat_parameters_come_back_as_the_nets():
         assert torch.equal(back, p.expand(2, *p.shape))
     output = logits(net, flat, tasks.query_x)
     torch.testing.assert_close(output, torch.stack([net(x) for x in tasks.query_x]))
-    expected = torch.stack([F.cross_entropy(o, y) for o, y in zip(output, tasks.query_y, strict=True)])
+    expected = torch.stack(
+        [F.cross_entropy(o, y) for o, y in zip(output, tasks.query_y, strict=True)]
+    )
     torch.testing.assert_close(losses(net, flat, tasks.query_x, tasks.query_y), expected)
     right = (output.argmax(-1) == tasks.query_y).double().mean(1)
     torch.testing.assert_close(accuracy(net, flat, tasks.query_x, tasks.query_y).double(), right)
 
 
 @pytest.mark.parametrize(
-    ("lr", "steps", "named"), [(0.0, 1, "lr is 0.0"), (-1.0, 1, "lr is -1"), (0.1, -1, "steps is -1")]
+    ("lr", "steps", "named"),
+    [(0.0, 1, "lr is 0.0"), (-1.0, 1, "lr is -1"), (0.1, -1, "steps is -1")],
 )
 def test_errors_name_the_value(lr, steps, named):
     with pytest.raises(ValueError, match=named):
@@ -221,6 +237,8 @@ for _ in range(40):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(faults[39] - faults[29])
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     faults = int(run.stdout)
     assert faults < 100  # of 10 tensors with 9,766 pages each, all faulted in without the call

@@ -15,7 +15,9 @@ from metanb.runs.archive import ArchiveError
 from metanb.settings import preset
 from tests.bad_days import shown
 
-TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2)
+TINY = preset(
+    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2
+)
 STOPPED = replace(TINY, seed=1)
 
 
@@ -68,7 +70,9 @@ def _members(path):
 def _rezip(path, members, digests=None):
     """The members as an archive with a true manifest, or with the digests given."""
     members = {name: content for name, content in members.items() if name != archive.MANIFEST}
-    digests = digests or {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+    digests = digests or {
+        name: hashlib.sha256(content).hexdigest() for name, content in members.items()
+    }
     with zipfile.ZipFile(path, "w") as file:
         for name, content in {**members, archive.MANIFEST: json.dumps(digests).encode()}.items():
             file.writestr(name, content)
@@ -81,7 +85,8 @@ def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
     stopped = f"{STOPPED.id}-to-6"
     files = ("settings.json", "provenance.json", "measures.csv")
     expected = {f"{folder}/{file}" for folder in (TINY.id, stopped) for file in files}
-    assert _members(path).keys() == expected | {archive.MANIFEST, f"{STOPPED.id}.pt"}  # no finished checkpoint
+    # no finished checkpoint
+    assert _members(path).keys() == expected | {archive.MANIFEST, f"{STOPPED.id}.pt"}
     first, second = stores("first"), stores("second")
     said = archive.read(path)
     assert len(said) == 3 and all("\n" not in line for line in said)
@@ -100,7 +105,10 @@ def test_a_run_that_was_killed_before_its_record_is_packed(stores, tmp_path):
 
 
 def test_packing_twice_gives_the_same_bytes(stores, tmp_path):
-    one, two = (archive.write([TINY, STOPPED], tmp_path / name, "tiny")[0].read_bytes() for name in ("a", "b"))
+    one, two = (
+        archive.write([TINY, STOPPED], tmp_path / name, "tiny")[0].read_bytes()
+        for name in ("a", "b")
+    )
     assert one == two
 
 
@@ -110,7 +118,9 @@ def test_what_is_as_far_stays(stores, tmp_path):
     there = {file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()}
     record, kept = archive.read(path)
     assert record == f"record {records.find(STOPPED).path}" and kept.endswith("is as far already")
-    assert {file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()} == there
+    assert {
+        file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()
+    } == there
 
 
 def test_volumes_hold_whole_runs_below_the_limit(stores, tmp_path, monkeypatch):
@@ -126,7 +136,9 @@ def test_volumes_hold_whole_runs_below_the_limit(stores, tmp_path, monkeypatch):
 
 def test_an_archive_is_not_replaced_by_one_that_holds_less(stores, tmp_path, monkeypatch):
     size = sum(map(len, _members(archive.write([STOPPED], tmp_path / "out", "tiny")[0]).values()))
-    with pytest.raises(ArchiveError, match=rf"tiny-01.zip holds runs .*{STOPPED.id}: name another folder"):
+    with pytest.raises(
+        ArchiveError, match=rf"tiny-01.zip holds runs .*{STOPPED.id}: name another folder"
+    ):
         archive.write([TINY], tmp_path / "out", "tiny")
     other = tmp_path / "out" / "tiny-01.2024.zip"  # somebody else's
     other.write_bytes(b"mine")
@@ -134,7 +146,8 @@ def test_an_archive_is_not_replaced_by_one_that_holds_less(stores, tmp_path, mon
         patch.setattr(archive, "LIMIT", size)
         assert len(archive.write([TINY, STOPPED], tmp_path / "out", "tiny")) == 2
     (path,) = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
-    assert sorted((tmp_path / "out").iterdir()) == [other, path]  # no volume of the earlier two is left
+    # no volume of the earlier two is left
+    assert sorted((tmp_path / "out").iterdir()) == [other, path]
 
 
 def _truncate(path):
@@ -189,7 +202,11 @@ def test_foreign_members_are_refused(stores, tmp_path, name):
 
 def test_a_record_that_is_none_is_refused_and_leaves_nothing(stores, tmp_path):
     (path,) = archive.write([TINY], tmp_path / "out", "tiny")
-    members = {name: content for name, content in _members(path).items() if not name.endswith("provenance.json")}
+    members = {
+        name: content
+        for name, content in _members(path).items()
+        if not name.endswith("provenance.json")
+    }
     second = stores("second")
     with pytest.raises(records.RecordError, match=TINY.id):
         archive.read(_rezip(path, members))
@@ -295,7 +312,9 @@ def test_weights_that_are_not_their_records_are_refused(stores, tmp_path, change
         members |= change(members, TINY.id)
     second = stores("second")
     changed = _rezip(tmp_path / "changed.zip", members)
-    with pytest.raises(ArchiveError, match=rf"changed.zip holds {TINY.id}/weights.*whole one") as error:
+    with pytest.raises(
+        ArchiveError, match=rf"changed.zip holds {TINY.id}/weights.*whole one"
+    ) as error:
         archive.read(changed)
     assert "\n" not in str(error.value) and "unpickled" not in capsys.readouterr().out
     assert not second.exists()
@@ -332,14 +351,18 @@ def test_weights_in_archives_of_an_earlier_version_serve_to_measure(stores, tmp_
 
 
 def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkeypatch, made):
-    trained, later = (net.state_dict() for net in experiment.nets_after(STOPPED, [2, 4], "cpu").values())
-    shutil.copytree(made[0], tmp_path / "first", dirs_exist_ok=True)  # the run is where it was stopped
+    trained, later = (
+        net.state_dict() for net in experiment.nets_after(STOPPED, [2, 4], "cpu").values()
+    )
+    # the run is where it was stopped
+    shutil.copytree(made[0], tmp_path / "first", dirs_exist_ok=True)
     shutil.rmtree(stores("first") / STOPPED.id)
     path = _earlier_archive(tmp_path / "tiny-weights-01.zip", STOPPED)
     stores("second")
     record, _ = archive.read(path)
     assert record.endswith(f"{STOPPED.id}-to-6")
-    assert not records.checkpoint(STOPPED.id).exists()  # the run itself could not go on from weights alone
+    # the run itself could not go on from weights alone
+    assert not records.checkpoint(STOPPED.id).exists()
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "_train", None)
         state = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
@@ -352,7 +375,9 @@ def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkey
         archive.read(lone)
 
 
-@pytest.mark.parametrize("content", [{"epoch": 1, "net": _Runs()}, torch.zeros(2), {"epoch": 1}, None])
+@pytest.mark.parametrize(
+    "content", [{"epoch": 1, "net": _Runs()}, torch.zeros(2), {"epoch": 1}, None]
+)
 def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
     stream = io.BytesIO(b"no checkpoint")
     if content is not None:

@@ -1,8 +1,8 @@
 """Bad days, for real: a disk that is full, a store that may not be written, a kill at the worst moments, memory gone.
 
-Evidence: after each, the same command makes the very bytes of an undisturbed run, the store holds no scrap, and a
-neighbour's record is as it was. What is said is what the book's page shows; some of its rows are tests elsewhere, and
-the first test here sees to it that none is without.
+Evidence: after each, the same command makes the very bytes of an undisturbed run, the store holds
+no scrap, and a neighbour's record is as it was. What is said is what the book's page shows; some of
+its rows are tests elsewhere, and the first test here sees to it that none is without.
 """
 
 import ast
@@ -32,7 +32,9 @@ from tests.test_main import call
 
 TINY = {"filters": 4, "iterations": 2, "epoch_iterations": 1, "test_tasks": 4, "test_queries": 2}
 RUN, NEIGHBOUR = (preset("smoke", "glyphs", **TINY, seed=seed) for seed in (0, 1))
-OPTIONS = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+OPTIONS = [
+    word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))
+]
 TRAIN = ["train", "--device", "cpu", *OPTIONS]
 
 
@@ -89,7 +91,10 @@ def metanb_fails(capsys, monkeypatch):
     def run(*arguments):
         code, out, err = call(capsys, monkeypatch, *arguments)
         assert code in (1, 2) and "Traceback" not in err + out
-        assert sum(line.startswith("Error: ") for line in err.splitlines()) == 1 and "record: " not in out
+        assert (
+            sum(line.startswith("Error: ") for line in err.splitlines()) == 1
+            and "record: " not in out
+        )
         return err
 
     return run
@@ -98,7 +103,9 @@ def metanb_fails(capsys, monkeypatch):
 def is_undisturbed(store, undisturbed, besides=()):
     """Whether the run stands in the store to the byte, with its checkpoint and lock and no scrap besides."""
     names = {RUN.id, f"{RUN.id}.pt", f"{RUN.id}.lock", NEIGHBOUR.id}
-    same = (store / RUN.id / "measures.csv").read_bytes() == (undisturbed / RUN.id / "measures.csv").read_bytes()
+    same = (store / RUN.id / "measures.csv").read_bytes() == (
+        undisturbed / RUN.id / "measures.csv"
+    ).read_bytes()
     return same and {path.name for path in store.iterdir()} - set(besides) == names
 
 
@@ -170,7 +177,10 @@ def test_a_full_disk(metanb, metanb_fails, tmp_path, undisturbed, monkeypatch, r
 
     with filled(store) if kind == "disk" else file_limit(1000):
         shown("The disk is full", metanb_fails(*TRAIN))
-    assert (checkpoint.read(store / f"{RUN.id}.pt")["epoch"], content(store / f"{RUN.id}-to-1")) == before
+    assert (
+        checkpoint.read(store / f"{RUN.id}.pt")["epoch"],
+        content(store / f"{RUN.id}-to-1"),
+    ) == before
     metanb(*TRAIN)
     assert is_undisturbed(store, undisturbed) and records.find(RUN).provenance["resumed"] == 1
 
@@ -183,7 +193,9 @@ def test_a_full_disk(metanb, metanb_fails, tmp_path, undisturbed, monkeypatch, r
     assert content(store / NEIGHBOUR.id) == content(undisturbed / NEIGHBOUR.id)
 
 
-def test_a_store_that_may_not_be_written(metanb, metanb_fails, tmp_path, undisturbed, monkeypatch, request):
+def test_a_store_that_may_not_be_written(
+    metanb, metanb_fails, tmp_path, undisturbed, monkeypatch, request
+):
     store = tmp_path / "store"
     if os.getuid() == 0:  # whom no permission stops, but a disk that is mounted read-only
         disk_ = mounted(store, "1m")
@@ -209,7 +221,8 @@ def test_a_truncated_record(metanb, metanb_fails, store, undisturbed):
     shown("A record is truncated", metanb_fails("claims", "--records", store))
     shutil.rmtree(table.parent)  # the remedy
     metanb(*TRAIN)
-    assert is_undisturbed(store, undisturbed) and records.find(RUN).provenance["resumed"] == 1  # from the checkpoint
+    # from the checkpoint
+    assert is_undisturbed(store, undisturbed) and records.find(RUN).provenance["resumed"] == 1
 
 
 # Processes and power
@@ -240,20 +253,25 @@ def test_a_kill_or_a_power_cut_at_each_moment(metanb, store, undisturbed, tmp_pa
         patch.setattr(os, "rename", watched("rename"))
         metanb(*TRAIN, "--until", 1)
         metanb(*TRAIN)
-    assert len(moments) == 3 + 1 + 2  # checkpoints; the record so far; the whole one, for which the former makes way
+    # checkpoints; the record so far; the whole one, for which the former makes way
+    assert len(moments) == 3 + 1 + 2
     shown("The process is killed, or the power fails", "")
     shorter = f"{RUN.id}-to-1"
     for moment in moments:
         monkeypatch.setenv("METANB_STORE", str(moment))
         records.read_all(moment)  # none is torn
         metanb(*TRAIN)
-        assert is_undisturbed(moment, undisturbed, besides=[shorter] if moment == moments[-1] else [])
+        assert is_undisturbed(
+            moment, undisturbed, besides=[shorter] if moment == moments[-1] else []
+        )
 
 
 def start(store, *options):
     command = [sys.executable, "-m", "metanb", *TRAIN, *options]
     environment = os.environ | {"METANB_STORE": str(store)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_two_processes_want_one_run(store, tmp_path):
@@ -309,7 +327,8 @@ def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, mo
 
 SHORT_OF_MEMORY = """
 import resource, sys
-import torch._dynamo  # by torch's optimisers, when a run begins: no module should be what does not fit
+# by torch's optimisers, when a run begins: no module should be what does not fit
+import torch._dynamo
 from metanb import experiment
 from metanb.__main__ import main
 pages = int(open("/proc/self/statm").read().split()[0])
@@ -318,17 +337,22 @@ main()
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux alone tells how much memory a process has")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="Linux alone tells how much memory a process has"
+)
 @pytest.mark.parametrize("room", [3 * 2**29, 2**29])
 def test_the_machine_runs_out_of_memory(store, room):
     """After epoch 0, for one large array: torch's of 2.4 GB, or numpy's of a quarter of that, made before it.
 
-    What is asked for at once leaves room to say so; a library short of its last few bytes may crash instead.
+    What is asked for at once leaves room to say so; a library short of its last few bytes may crash
+    instead.
     """
     large = ["--ways", "40", "--queries", "19", "--meta-batch", "1024"]
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(room), *TRAIN, *large]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     shown("The machine runs out of memory", done.stderr)
     assert [checkpoint.read(path)["epoch"] for path in store.glob("*.pt")] == [0]
 
@@ -340,7 +364,11 @@ def test_a_run_that_diverges(metanb_fails, store):
     """Ten inner steps of 20 and third derivatives by the regulariser: nothing is made up."""
     steep = {"inner_steps": 10, "inner_lr": 20.0, "regulariser": "through", "gamma": 1e6}
     settings = preset("smoke", "glyphs", **TINY, **steep)
-    options = [word for name, value in steep.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    options = [
+        word
+        for name, value in steep.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     said = metanb_fails(*TRAIN, *options)
     shown("A run diverges", said)
     kept = checkpoint.read(store / f"{settings.id}.pt")["epoch"]
@@ -380,11 +408,15 @@ def test_a_download_that_is_cut_short(metanb_fails, tmp_path, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), CutShort) as server:
         server.asked = asked = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(Omniglot, "download_url_prefix", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(
+            Omniglot, "download_url_prefix", f"http://127.0.0.1:{server.server_port}"
+        )
         monkeypatch.setenv("METANB_DATA", str(tmp_path))
         shown("A download fails", metanb_fails("data", "fetch", "omniglot"))
         first = len(asked)
         shown("A download fails", metanb_fails("data", "fetch", "omniglot"))
         server.shutdown()
     assert len(asked) == 2 * first  # what had come was fetched anew
-    assert not any((tmp_path / "omniglot-py" / f"images_{half}").exists() for half in omniglot.HALVES)
+    assert not any(
+        (tmp_path / "omniglot-py" / f"images_{half}").exists() for half in omniglot.HALVES
+    )

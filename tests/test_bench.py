@@ -1,7 +1,7 @@
 """The benchmark: every candidate is checked by the errors it reports, on a unit small enough for a test.
 
-Evidence: the float64 reference shares no code with the engine; right candidates must agree with it to float32 rounding,
-and the known-wrong one (native batch norm under vmap) must not.
+Evidence: the float64 reference shares no code with the engine; right candidates must agree with it
+to float32 rounding, and the known-wrong one (native batch norm under vmap) must not.
 """
 
 import json
@@ -30,9 +30,17 @@ def small(monkeypatch):
 @pytest.mark.parametrize("unit", ["U1", "U4"])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_errors_tell_right_from_wrong(unit, first_order):
-    found = {timing.candidate: timing for timing in benchmark.gradients(unit, first_order, 1, CPU, rate=1e11)}
+    found = {
+        timing.candidate: timing
+        for timing in benchmark.gradients(unit, first_order, 1, CPU, rate=1e11)
+    }
     wrong = "torch.func vmap, F.batch_norm"
-    assert {benchmark.OURS, benchmark.BASE, "bare autograd loop, F.batch_norm", wrong} <= found.keys()
+    assert {
+        benchmark.OURS,
+        benchmark.BASE,
+        "bare autograd loop, F.batch_norm",
+        wrong,
+    } <= found.keys()
     for name, timing in found.items():
         assert (timing.error64 > benchmark.WRONG) == (name == wrong and not first_order), timing
         assert timing.error < 1e-4 or name == wrong
@@ -47,7 +55,11 @@ def test_result_is_plain_and_readable(tmp_path):
     assert set(table.unit) == {"U1", "H"}
     assert result["measuring"] > 0
     assert result["best_gflops"] > 1 and result["environment"]["device"]
-    ours = next(row for row in result["timings"] if row["unit"] == "H" and row["candidate"] == benchmark.OURS)
+    ours = next(
+        row
+        for row in result["timings"]
+        if row["unit"] == "H" and row["candidate"] == benchmark.OURS
+    )
     assert ours["error"] < 2e-3
 
 
@@ -59,7 +71,9 @@ def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
     monkeypatch.setattr(throughput, "_copy_rate", lambda *_: 1e9)
     one, two = throughput.rates("R1", CPU, 2, (1, 2))
     for rate in (one, two):
-        assert rate.ms_low <= rate.ms <= rate.ms_high and rate.measuring > 0 and np.isnan(rate.memory)
+        assert (
+            rate.ms_low <= rate.ms <= rate.ms_high and rate.measuring > 0 and np.isnan(rate.memory)
+        )
         assert rate.rate == pytest.approx(rate.runs * 1e3 / rate.ms)
     for share in ("matrix_share", "copy_share"):
         work_of_one, work_of_two = (getattr(rate, share) * rate.ms for rate in (one, two))
@@ -87,9 +101,13 @@ def test_exact_norm_is_the_dense_one():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     x, y = torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
-    dense = torch.func.hessian(lambda w: torch.nn.functional.cross_entropy(x @ w[:12].view(3, 4).T + w[12:], y))
+    dense = torch.func.hessian(
+        lambda w: torch.nn.functional.cross_entropy(x @ w[:12].view(3, 4).T + w[12:], y)
+    )
     flat = torch.cat([p.detach().flatten() for p in net.parameters()])
-    assert peers.exact_norm(net, x, y) == pytest.approx(float(torch.linalg.eigvalsh(dense(flat)).abs().max()), rel=1e-5)
+    assert peers.exact_norm(net, x, y) == pytest.approx(
+        float(torch.linalg.eigvalsh(dense(flat)).abs().max()), rel=1e-5
+    )
 
 
 def test_best_rate_counts_operations():

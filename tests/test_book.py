@@ -1,6 +1,7 @@
 """The built book: every page is there, whole, and readable without a network.
 
-Evidence: the HTML, CSS and SVG files themselves, parsed by BeautifulSoup. Links are followed on disk.
+Evidence: the HTML, CSS and SVG files themselves, parsed by BeautifulSoup. Links are followed on
+disk.
 """
 
 import re
@@ -18,11 +19,21 @@ HTML = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 EXTERNAL = re.compile(r"^\s*(https?:)?//", re.IGNORECASE)
-# Elements that load what they name as soon as the page opens. A link to elsewhere that a reader may click is fine.
+# Elements that load what they name as soon as the page opens. A link to elsewhere that a reader may
+# click is fine.
 LOADING = {
-    "script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src",
-    "object": "data", "image": "href", "use": "href", "link": "href",
-}  # fmt: skip
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+    "image": "href",
+    "use": "href",
+    "link": "href",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +51,9 @@ def article(soups: dict[Path, BeautifulSoup], page: str) -> BeautifulSoup:
 
 
 def test_first_page_leads_into_the_book(soups):
-    target = soups[HTML / "index.html"].find("meta", attrs={"http-equiv": re.compile("refresh", re.IGNORECASE)})
+    target = soups[HTML / "index.html"].find(
+        "meta", attrs={"http-equiv": re.compile("refresh", re.IGNORECASE)}
+    )
     assert target["content"].split("url=")[1] == f"{TOC['root']}.html"
 
 
@@ -64,13 +77,23 @@ def test_nothing_is_loaded_from_elsewhere(soups):
             for element in soup.find_all(name):
                 if name == "link" and element.get("rel") in (["canonical"], ["next"], ["prev"]):
                     continue
-                outside += [f"{path.name}: {element}"] if EXTERNAL.match(element.get(attribute, "")) else []
-                outside += [f"{path.name}: {element}"] if EXTERNAL.search(element.get("srcset", "")) else []
+                outside += (
+                    [f"{path.name}: {element}"]
+                    if EXTERNAL.match(element.get(attribute, ""))
+                    else []
+                )
+                outside += (
+                    [f"{path.name}: {element}"]
+                    if EXTERNAL.search(element.get("srcset", ""))
+                    else []
+                )
         inline = [style.get_text() for style in soup.find_all("style")] + [
             e["style"] for e in soup.find_all(style=True)
         ]
         outside += [
-            f"{path.name}: {css[:200]}" for css in inline if re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", css)
+            f"{path.name}: {css[:200]}"
+            for css in inline
+            if re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", css)
         ]
         scripts = " ".join(script.get_text() for script in soup.find_all("script"))
         outside += [f"{path.name}: {url}" for url in re.findall(r"https?://[^\s\"'`<>]+", scripts)]
@@ -92,7 +115,9 @@ def test_links_and_images_lead_somewhere(soups):
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.exists():
                 broken.append(f"{path.relative_to(HTML)}: {link}")
-            elif parts.fragment and target in ids and parts.fragment not in ids[target] | {"", "top"}:
+            elif (
+                parts.fragment and target in ids and parts.fragment not in ids[target] | {"", "top"}
+            ):
                 broken.append(f"{path.relative_to(HTML)}: {link}")
     assert broken == []
 
@@ -109,14 +134,18 @@ def test_every_picture_has_a_text_alternative(soups):
         for path, soup in soups.items()
         for image in soup.find_all(["img", "svg"])
         if image.get("aria-hidden") != "true"
-        and not (image.get("alt") or (image.get("role") == "img" and image.get("aria-label")) or "").strip()
+        and not (
+            image.get("alt") or (image.get("role") == "img" and image.get("aria-label")) or ""
+        ).strip()
     ]
     assert silent == []
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_headings_are_in_order(soups, page):
-    levels = [int(heading.name[1]) for heading in article(soups, page).find_all(re.compile("^h[1-6]$"))]
+    levels = [
+        int(heading.name[1]) for heading in article(soups, page).find_all(re.compile("^h[1-6]$"))
+    ]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels)), levels
 
@@ -129,12 +158,19 @@ def test_formulas_and_numbers_are_resolved(soups, page):
     text = found.get_text()
     assert "{{" not in text and "}}" not in text
     assert not re.search(r"\$|\\[(\[a-z]", text), "a formula was left as text"
-    assert not re.search(r"\{(cite|doc|ref|numref|eq|download)\S*\}", text), "a role was left as text"
+    assert not re.search(r"\{(cite|doc|ref|numref|eq|download)\S*\}", text), (
+        "a role was left as text"
+    )
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("book/glossary", "book/bibliography")])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in ("book/glossary", "book/bibliography")]
+)
 def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
-    terms = [dt.find(string=True, recursive=False).strip() for dt in article(soups, "book/glossary").select("dt")]
+    terms = [
+        dt.find(string=True, recursive=False).strip()
+        for dt in article(soups, "book/glossary").select("dt")
+    ]
     assert len(terms) > 12
     found = BeautifulSoup(str(article(soups, page)), "html.parser")
     apart = "h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output, .metanb-overview, .sig"
@@ -143,7 +179,9 @@ def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
     for element in found.select("a:not(.glossary-link)"):
         element.extract()
     for term in sorted(terms, key=len, reverse=True):
-        word = re.compile(rf"(?<![\w-])[{term[0]}{term[0].upper()}]{re.escape(term[1:])}s?(?![\w-])")
+        word = re.compile(
+            rf"(?<![\w-])[{term[0]}{term[0].upper()}]{re.escape(term[1:])}s?(?![\w-])"
+        )
         uses = found.find_all(string=word)
         if uses:
             link = uses[0].parent
@@ -156,7 +194,8 @@ def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
 @pytest.mark.parametrize("name", [f"C{number}" for number in range(1, 9)])
 def test_landing_page_gives_each_claim_a_verdict(soups, name):
     rows = [
-        [cell.get_text(strip=True) for cell in row.find_all("td")] for row in article(soups, TOC["root"]).find_all("tr")
+        [cell.get_text(strip=True) for cell in row.find_all("td")]
+        for row in article(soups, TOC["root"]).find_all("tr")
     ]
     claims = [row for row in rows if len(row) == 4 and row[0] == name]
     assert len(claims) == 1

@@ -26,13 +26,24 @@ def test_headline_counts_the_verdicts_of_the_papers_form():
     assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
     assert book_numbers.headline(c1, "first peak") == "not testable in any run so far"
     more = [*c1, *(replace(row, verdict=verdicts.NO_CASE) for row in c1 if not row.variant)]
-    assert book_numbers.headline(more).endswith("; **not reproduced** in 1 of 2; not testable in 2 more")
-    assert book_numbers.headline([replace(row, verdict=verdicts.TOO_FEW) for row in c1]) == "not yet run"
-    assert "not testable" in book_numbers.headline([replace(row, verdict=verdicts.TOO_SHORT) for row in c1])
+    assert book_numbers.headline(more).endswith(
+        "; **not reproduced** in 1 of 2; not testable in 2 more"
+    )
+    assert (
+        book_numbers.headline([replace(row, verdict=verdicts.TOO_FEW) for row in c1])
+        == "not yet run"
+    )
+    assert "not testable" in book_numbers.headline(
+        [replace(row, verdict=verdicts.TOO_SHORT) for row in c1]
+    )
 
 
 def test_ledger_table_has_a_line_for_each_row_that_says_something():
-    rows = [row for row in rules.ledger(cell({}) + cell({}, [0, 1], algorithm="fomaml")) if row.claim == "C1"]
+    rows = [
+        row
+        for row in rules.ledger(cell({}) + cell({}, [0, 1], algorithm="fomaml"))
+        if row.claim == "C1"
+    ]
     rows = [
         *rows,
         *(replace(row, verdict=verdicts.TOO_SHORT) for row in rows[:3]),
@@ -46,24 +57,47 @@ def test_ledger_table_has_a_line_for_each_row_that_says_something():
 
 def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
     """Of C2 one is turned; a seed that came later changes nothing, and a run that went on is not compared."""
-    runs = cell({"support_loss": np.exp(-TIME)}) + [run.upto(8) for run in cell({}, algorithm="fomaml")]
+    runs = cell({"support_loss": np.exp(-TIME)}) + [
+        run.upto(8) for run in cell({}, algorithm="fomaml")
+    ]
     rows = [row for row in rules.ledger(runs) if row.claim == "C2"]
-    columns = {"claim": "C2", "variant": "", "runs": [" ".join(row.ids) for row in rows], "verdict": "not reproduced"}
+    columns = {
+        "claim": "C2",
+        "variant": "",
+        "runs": [" ".join(row.ids) for row in rows],
+        "verdict": "not reproduced",
+    }
     before = pd.DataFrame(columns | {"reached": [row.reached for row in rows]})
     said = book_numbers.rules_changed([*runs, record(7, {})], before)
     assert said.startswith("Of 2 rows 1 turned.")
     (line,) = said.splitlines()[4:]
-    assert line == ("| C2 | not reproduced | reproduced | 1 | <small>MAML, Omniglot 5-way 1-shot, quick</small> |")
-    assert book_numbers.rules_changed(runs[:3] + cell({}, algorithm="fomaml"), before).startswith("Of 1 rows 1 turned")
+    assert line == (
+        "| C2 | not reproduced | reproduced | 1 | <small>MAML, Omniglot 5-way 1-shot, quick</small> |"
+    )
+    assert book_numbers.rules_changed(runs[:3] + cell({}, algorithm="fomaml"), before).startswith(
+        "Of 1 rows 1 turned"
+    )
     c4 = next(row for row in rules.ledger(runs[:3]) if row.claim == "C4")
-    untestable = before.assign(claim="C4", verdict="not testable: too few epochs after the best").iloc[:1]
+    untestable = before.assign(
+        claim="C4", verdict="not testable: too few epochs after the best"
+    ).iloc[:1]
     assert c4.verdict == verdicts.NO_CASE and before.runs[0] == " ".join(c4.ids)
     said = book_numbers.rules_changed(runs, untestable)
-    assert said.startswith("Of 1 rows 0 turned. 1 more are not testable as they were, for another reason.")
+    assert said.startswith(
+        "Of 1 rows 0 turned. 1 more are not testable as they were, for another reason."
+    )
 
 
 def large(seed, accuracy, epochs):
-    run = record(seed, {}, filters=64, meta_batch=32, iterations=60_000, epoch_iterations=500, final_tasks=600)
+    run = record(
+        seed,
+        {},
+        filters=64,
+        meta_batch=32,
+        iterations=60_000,
+        epoch_iterations=500,
+        final_tasks=600,
+    )
     run = run.upto(epochs)
     final = {"epoch": epochs, "iteration": 500 * epochs, "measure": "final_accuracy"}
     final |= {"mean": accuracy, "sem": 0.01 * (1 + seed), "n": 600}
@@ -74,7 +108,10 @@ def large(seed, accuracy, epochs):
 def test_accuracy_stands_beside_the_published_one(epochs, reached):
     runs = [large(seed, 0.98 + 0.01 * seed, epochs[seed]) for seed in range(2)]
     (line,) = book_numbers.accuracy_table(runs + cell({})).splitlines()[2:]
-    assert line == f"| Omniglot, 5-way 1-shot | MAML | {reached} | 98.5 % (98.0 to 99.0) | ± 3.9 | 2 | 600 | 98.7 % |"
+    assert (
+        line
+        == f"| Omniglot, 5-way 1-shot | MAML | {reached} | 98.5 % (98.0 to 99.0) | ± 3.9 | 2 | 600 | 98.7 % |"
+    )
     (line,) = book_numbers.accuracy_table(runs[:1]).splitlines()[2:]
     assert "| 98.0 % | ± 2.0 | 1 | 600 |" in line
     assert book_numbers.accuracy_table(cell({})) == "No run at the paper's scale is recorded yet."
@@ -86,17 +123,23 @@ def test_accuracy_stands_beside_the_published_one(epochs, reached):
 
 def timed(settings, seconds, device, epochs=120):
     origin = {
-        "device": device, "wall_seconds": seconds, "cpu_seconds": seconds, "resumed": 0,
+        "device": device,
+        "wall_seconds": seconds,
+        "cpu_seconds": seconds,
+        "resumed": 0,
         "started": "2026-01-01T00:00:00+00:00",
         "finished": (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).isoformat(),
-    }  # fmt: skip
+    }
     measures = pd.DataFrame({"epoch": range(epochs + 1)})
     return Record(settings, measures, origin, Path(settings.id))
 
 
 def test_the_cost_of_the_paper_by_device(monkeypatch):
     """Two runs of an hour share a GPU, one takes an hour of a core; the grid is their settings."""
-    maml, other = preset("paper", "omniglot", 20), preset("paper", "omniglot", 20, algorithm="fomaml")
+    maml, other = (
+        preset("paper", "omniglot", 20),
+        preset("paper", "omniglot", 20, algorithm="fomaml"),
+    )
     planned = [Planned("a", replace(one, seed=seed)) for one in (maml, other) for seed in range(4)]
     monkeypatch.setattr(definitions, "paper", lambda: planned)
     runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200") for seed in range(2)]
@@ -105,7 +148,8 @@ def test_the_cost_of_the_paper_by_device(monkeypatch):
     rows = {line.split("|")[1].split("<")[0].strip(): line.split("|")[2:-1] for line in lines[2:]}
     assert list(rows) == [*hours.BANDWIDTH, hours.CORE]
     h200, consumer, core = (
-        [value.strip() for value in rows[kind]] for kind in ("NVIDIA H200", "NVIDIA GeForce RTX 4090", hours.CORE)
+        [value.strip() for value in rows[kind]]
+        for kind in ("NVIDIA H200", "NVIDIA GeForce RTX 4090", hours.CORE)
     )
     assert h200[:3] == ["2", "30 min", "unknown"] and h200[3].startswith("≈ ")
     assert h200[4:] == ["over 2.0 h<br><small>4 of 8 runs unknown</small>", "over 2"]
@@ -126,8 +170,14 @@ def test_what_runs_took_on_a_gpu_is_told_with_their_share():
 
 
 def test_best_peer_is_the_fastest_whose_gradient_is_right():
-    rows = [("metanb", "U1", 10.0, 1e-14), ("slow", "U1", 40.0, 0.0), ("right", "U1", 25.0, 1e-13),
-            ("wrong", "U1", 5.0, 1e-3), ("metanb", "U4", 8.0, 0.0), ("slow", "U4", 12.0, 0.0)]  # fmt: skip
+    rows = [
+        ("metanb", "U1", 10.0, 1e-14),
+        ("slow", "U1", 40.0, 0.0),
+        ("right", "U1", 25.0, 1e-13),
+        ("wrong", "U1", 5.0, 1e-3),
+        ("metanb", "U4", 8.0, 0.0),
+        ("slow", "U4", 12.0, 0.0),
+    ]
     timings = pd.DataFrame(rows, columns=["candidate", "unit", "ms", "error64"])
     timings = pd.concat([timings.assign(order="second"), timings.assign(order="first", ms=1.0)])
     assert book_numbers.against_best_peer(timings, "second") == "2.50 (U1), 1.50 (U4)"
@@ -144,4 +194,6 @@ def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
         assert missing.count("the regulariser") == 1
     rows = rules.ledger(runs)
     assert book_numbers.paper_reach(runs, rows) == "trained for 4,000 to 5,000 of 60,000 iterations"
-    assert "Omniglot 5-way 1-shot (first-order MAML, finetuning)" in book_numbers.paper_missing(runs, rows)
+    assert "Omniglot 5-way 1-shot (first-order MAML, finetuning)" in book_numbers.paper_missing(
+        runs, rows
+    )

@@ -1,7 +1,8 @@
 """The built book as a reader's browser shows it: desktop and phone, light and dark, without a network.
 
-Evidence: a headless Chromium, which lays out the pages and runs their scripts, and axe-core's rules for accessibility.
-What can be seen in the files themselves is tested in test_book.py, which needs no browser.
+Evidence: a headless Chromium, which lays out the pages and runs their scripts, and axe-core's rules
+for accessibility. What can be seen in the files themselves is tested in test_book.py, which needs
+no browser.
 """
 
 from pathlib import Path
@@ -31,10 +32,12 @@ WIDER_THAN_THE_PAGE = """() => {
 
 def axe(page, **options) -> list[str]:
     """What axe-core finds that is serious or critical, one line each."""
-    page.add_style_tag(content="*, ::before, ::after { transition: none !important }")  # colours, not changes of colour
+    # colours, not changes of colour
+    page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
     page.evaluate(AXE.read_text())
     found = page.evaluate(
-        "options => axe.run(document, options)", {"resultTypes": ["violations"], "preload": False, **options}
+        "options => axe.run(document, options)",
+        {"resultTypes": ["violations"], "preload": False, **options},
     )
     return [
         f"{rule['id']}: {node['target']} {node['html'][:120]}: {node['failureSummary'][:200]}"

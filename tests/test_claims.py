@@ -36,15 +36,23 @@ MEASURES = (
 def record(seed, curves=None, wobble=0.01, errors=None, **settings):
     """A run with the curves given for epochs 1 to 12, and about 1 elsewhere.
 
-    Epoch 0 is far off, and must not count but for UNTRAINED. `errors` are those over tasks, by measure, else 0.
+    Epoch 0 is far off, and must not count but for UNTRAINED. `errors` are those over tasks, by
+    measure, else 0.
     """
     settings = preset("quick", "omniglot", seed=seed, **settings)
     rng = np.random.default_rng([seed, int(settings.id[-8:], 16)])
     rows = []
     for measure in MEASURES:
         values = np.asarray((curves or {}).get(measure, np.ones(EPOCHS)), dtype=float)
-        values = np.r_[UNTRAINED.get(measure, 1000.0), values * np.exp(wobble * rng.normal(size=EPOCHS))]
-        columns = {"iteration": 0, "measure": measure, "mean": values, "sem": (errors or {}).get(measure, 0.0)}
+        values = np.r_[
+            UNTRAINED.get(measure, 1000.0), values * np.exp(wobble * rng.normal(size=EPOCHS))
+        ]
+        columns = {
+            "iteration": 0,
+            "measure": measure,
+            "mean": values,
+            "sem": (errors or {}).get(measure, 0.0),
+        }
         rows.append(pd.DataFrame({"epoch": range(EPOCHS + 1), **columns}))
     return Record(settings, pd.concat(rows), {}, Path(settings.id))
 
@@ -54,7 +62,11 @@ def cell(curves, seeds=range(3), **settings):
 
 
 def verdict(runs, claim, variant="", algorithm="maml"):
-    (row,) = (r for r in rules.ledger(runs) if (r.claim, r.variant, r.algorithm) == (claim, variant, algorithm))
+    (row,) = (
+        r
+        for r in rules.ledger(runs)
+        if (r.claim, r.variant, r.algorithm) == (claim, variant, algorithm)
+    )
     return row.verdict
 
 
@@ -101,7 +113,10 @@ def test_first_peak(hessian_norm, first_epoch, expected):
     options = {"epoch_iterations": first_epoch, "iterations": 100 * first_epoch}
     runs = cell({"hessian_norm": hessian_norm}, **options)
     (row,) = (row for row in rules.ledger(runs) if row.variant == "first peak")
-    assert row.verdict == expected and row.detail == f"epoch 1 is measured after {first_epoch} iterations"
+    assert (
+        row.verdict == expected
+        and row.detail == f"epoch 1 is measured after {first_epoch} iterations"
+    )
     assert verdict(runs[:2], "C1", "first peak") == verdicts.TOO_FEW
 
 
@@ -109,10 +124,15 @@ UP_AND_DOWN = np.r_[0.5, 0.6, 0.7, 0.8, np.linspace(0.78, 0.4, 8)]
 
 
 @pytest.mark.parametrize(
-    ("slope", "expected"), [(-1, verdicts.REPRODUCED), (1, verdicts.CONTRARY), (0, verdicts.NOT_SEEN)]
+    ("slope", "expected"),
+    [(-1, verdicts.REPRODUCED), (1, verdicts.CONTRARY), (0, verdicts.NOT_SEEN)],
 )
 def test_flatter_while_worse(slope, expected):
-    curves = {"query_accuracy": UP_AND_DOWN, "valid_accuracy": UP_AND_DOWN, "hessian_norm": np.exp(slope * TIME)}
+    curves = {
+        "query_accuracy": UP_AND_DOWN,
+        "valid_accuracy": UP_AND_DOWN,
+        "hessian_norm": np.exp(slope * TIME),
+    }
     runs = cell(curves, algorithm="fomaml", train_classes=10)
     assert verdict(runs, "C4", algorithm="fomaml") == expected
     assert verdict(runs[:2], "C4", algorithm="fomaml") == verdicts.TOO_FEW
@@ -123,17 +143,33 @@ LEVEL_AFTER = np.r_[UP_AND_DOWN[:4], np.full(8, 0.7)]
 
 @pytest.mark.parametrize(
     ("valid", "test"),
-    [(LEVEL_AFTER, LEVEL_AFTER), (UP_AND_DOWN, TIME), (UP_AND_DOWN, LEVEL_AFTER), (LEVEL_AFTER, UP_AND_DOWN)],
-    ids=["level after the best", "test still rises", "a fall in validation alone", "a fall in test alone"],
+    [
+        (LEVEL_AFTER, LEVEL_AFTER),
+        (UP_AND_DOWN, TIME),
+        (UP_AND_DOWN, LEVEL_AFTER),
+        (LEVEL_AFTER, UP_AND_DOWN),
+    ],
+    ids=[
+        "level after the best",
+        "test still rises",
+        "a fall in validation alone",
+        "a fall in test alone",
+    ],
 )
 def test_without_a_fall_of_accuracy_there_is_no_case(valid, test):
     curves = {"query_accuracy": test, "valid_accuracy": valid, "hessian_norm": np.exp(-TIME)}
     assert verdict(cell(curves, wobble=0.001), "C4") == verdicts.NO_CASE
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [(6, verdicts.TOO_SHORT), (7, verdicts.REPRODUCED)])
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(6, verdicts.TOO_SHORT), (7, verdicts.REPRODUCED)]
+)
 def test_the_second_half_must_have_four_epochs(epochs, expected):
-    curves = {"query_accuracy": 1 - TIME / 2, "valid_accuracy": 1 - TIME / 2, "hessian_norm": np.exp(-TIME)}
+    curves = {
+        "query_accuracy": 1 - TIME / 2,
+        "valid_accuracy": 1 - TIME / 2,
+        "hessian_norm": np.exp(-TIME),
+    }
     runs = [run.upto(epochs) for run in cell(curves, wobble=0.001)]
     assert verdict(runs, "C4") == expected
     assert verdict(runs[:2], "C4") == verdicts.TOO_FEW
@@ -144,7 +180,11 @@ def test_a_fall_is_that_of_the_second_half():
     test, valid = (np.r_[0.1, np.ones(5), np.linspace(0.9, end, 6)] for end in (0.5, 0.6))
     curves = {"query_accuracy": test, "valid_accuracy": valid, "hessian_norm": np.exp(-2 * TIME)}
     curves["hessian_norm"][:6] = 1e6
-    (row,) = (row for row in rules.ledger(cell(curves, wobble=1e-6)) if (row.claim, row.variant) == ("C4", ""))
+    (row,) = (
+        row
+        for row in rules.ledger(cell(curves, wobble=1e-6))
+        if (row.claim, row.variant) == ("C4", "")
+    )
     assert row.effect == pytest.approx(-2 * 5 / 12, abs=1e-4)
     assert f"epochs 7 to 12; {rules.RUNS_ALONE}: accuracy -40.00 points (" in row.detail
     assert "on meta-validation tasks -30.00 points (" in row.detail
@@ -158,17 +198,27 @@ def test_the_finding_that_is_least_sure_sets_p(loosest):
     runs = []
     for seed in range(3):
         test, valid, log = (np.r_[np.zeros(6), by[seed] * np.arange(6) / 5] for by in changes)
-        curves = {"query_accuracy": 0.9 + test, "valid_accuracy": 0.9 + valid, "hessian_norm": np.exp(log)}
+        curves = {
+            "query_accuracy": 0.9 + test,
+            "valid_accuracy": 0.9 + valid,
+            "hessian_norm": np.exp(log),
+        }
         runs.append(record(seed, curves, wobble=0.0))
     (row,) = (row for row in rules.ledger(runs) if (row.claim, row.variant) == ("C4", ""))
     assert row.p == pytest.approx(max(stats.ttest_1samp(values, 0).pvalue for values in changes))
-    assert row.p == pytest.approx(stats.ttest_1samp(changes[loosest], 0).pvalue) and row.effect == pytest.approx(-2.0)
+    assert row.p == pytest.approx(
+        stats.ttest_1samp(changes[loosest], 0).pvalue
+    ) and row.effect == pytest.approx(-2.0)
 
 
-SHARED = {  # parts of accuracy's variance: the run's own on both sets; that of the tasks of a set, in all runs
-    "apart": (0.0, 0.0), "one network": (1.0, 0.0), "half the network's": (0.5, 0.0),
-    "30 % the tasks'": (0.5, 0.3), "50 % the tasks'": (0.5, 0.5),
-}  # fmt: skip
+# parts of accuracy's variance: the run's own on both sets; that of the tasks of a set, in all runs
+SHARED = {
+    "apart": (0.0, 0.0),
+    "one network": (1.0, 0.0),
+    "half the network's": (0.5, 0.0),
+    "30 % the tasks'": (0.5, 0.3),
+    "50 % the tasks'": (0.5, 0.5),
+}
 
 
 @pytest.mark.parametrize(("network", "tasks"), SHARED.values(), ids=SHARED)
@@ -180,15 +230,27 @@ def test_noise_does_not_get_worse(network, tasks):
             for _ in range(NOISY):
                 both = noise(rng, rho, RUNS)  # what the network does on either set
                 sets = [
-                    math.sqrt(1 - tasks) * (math.sqrt(network) * both + math.sqrt(1 - network) * noise(rng, rho, RUNS))
+                    math.sqrt(1 - tasks)
+                    * (math.sqrt(network) * both + math.sqrt(1 - network) * noise(rng, rho, RUNS))
                     + math.sqrt(tasks) * noise(rng, rho, 1)
                     for _ in range(2)
                 ]
                 runs = []
                 for (_, settings), test, valid in zip(KEPT, *sets, strict=False):
-                    curves = {"query_accuracy": 0.7 + 0.02 * test, "valid_accuracy": 0.7 + 0.02 * valid}
-                    runs.append(Bare(settings, curves | {"hessian_norm": np.exp(-5 * TIME + 0.01 * rng.random(12))}))
-                counts[rho] += rules._flatter_while_worse(runs, "hessian_norm", "").verdict == verdicts.REPRODUCED
+                    curves = {
+                        "query_accuracy": 0.7 + 0.02 * test,
+                        "valid_accuracy": 0.7 + 0.02 * valid,
+                    }
+                    runs.append(
+                        Bare(
+                            settings,
+                            curves | {"hessian_norm": np.exp(-5 * TIME + 0.01 * rng.random(12))},
+                        )
+                    )
+                counts[rho] += (
+                    rules._flatter_while_worse(runs, "hessian_norm", "").verdict
+                    == verdicts.REPRODUCED
+                )
     level = 0.05 if tasks else LEVEL
     for rho in KINDS.values():
         assert counts[rho] / NOISY < level + 4 * math.sqrt(level * (1 - level) / NOISY), rho
@@ -199,13 +261,24 @@ def test_a_fall_under_shared_tasks_is_seen():
     rng, seen = np.random.default_rng(10), 0
     with bare():
         for _ in range(NOISY):
-            sets = [0.1 * np.minimum(0, 0.5 - TIME) * 1.6 + 0.02 * noise(rng, 0.5, RUNS) for _ in range(2)]
+            sets = [
+                0.1 * np.minimum(0, 0.5 - TIME) * 1.6 + 0.02 * noise(rng, 0.5, RUNS)
+                for _ in range(2)
+            ]
             runs = [
-                Bare(settings, {"query_accuracy": 0.7 + test, "valid_accuracy": 0.7 + valid,
-                                "hessian_norm": np.exp(-TIME + 0.05 * rng.normal(size=EPOCHS))})
+                Bare(
+                    settings,
+                    {
+                        "query_accuracy": 0.7 + test,
+                        "valid_accuracy": 0.7 + valid,
+                        "hessian_norm": np.exp(-TIME + 0.05 * rng.normal(size=EPOCHS)),
+                    },
+                )
                 for (_, settings), test, valid in zip(KEPT, *sets, strict=False)
-            ]  # fmt: skip
-            seen += rules._flatter_while_worse(runs, "hessian_norm", "").verdict == verdicts.REPRODUCED
+            ]
+            seen += (
+                rules._flatter_while_worse(runs, "hessian_norm", "").verdict == verdicts.REPRODUCED
+            )
     assert seen / NOISY > 0.8
 
 
@@ -224,17 +297,24 @@ def follow_each_other(measure, across, together=True, n=5):
     return runs
 
 
-UP, DOWN, WEAK = (0.2 * np.arange(10), 0.2 * np.arange(10)[::-1], np.tile([0.2, 0.0, 0.8, 0.0, 0.4], 2))
+UP, DOWN, WEAK = (
+    0.2 * np.arange(10),
+    0.2 * np.arange(10)[::-1],
+    np.tile([0.2, 0.0, 0.8, 0.0, 0.4], 2),
+)
 
 
-@pytest.mark.parametrize(("claim", "measure"), [("C5", "trajectory_coherence"), ("C6", "gradient_coherence")])
+@pytest.mark.parametrize(
+    ("claim", "measure"), [("C5", "trajectory_coherence"), ("C6", "gradient_coherence")]
+)
 @pytest.mark.parametrize(
     ("across", "together", "n", "expected"),
     [
         (UP, True, 5, verdicts.REPRODUCED),
         (UP, True, 10, verdicts.REPRODUCED),
         (DOWN, True, 5, verdicts.PARTLY),  # runs say the opposite
-        (WEAK, True, 5, verdicts.POWERLESS),  # across runs by chance only, r = 0.2, of too few to tell
+        # across runs by chance only, r = 0.2, of too few to tell
+        (WEAK, True, 5, verdicts.POWERLESS),
         (UP, True, 4, verdicts.POWERLESS),  # too few to compare across runs at all
         (WEAK, True, 10, verdicts.PARTLY),  # enough runs, and not seen across them
         (UP, False, 5, verdicts.PARTLY),  # a shared trend only
@@ -243,20 +323,30 @@ UP, DOWN, WEAK = (0.2 * np.arange(10), 0.2 * np.arange(10)[::-1], np.tile([0.2, 
     ],
 )
 def test_goes_with(claim, measure, across, together, n, expected):
-    (row,) = (row for row in rules.ledger(follow_each_other(measure, across, together, n)) if row.claim == claim)
+    (row,) = (
+        row
+        for row in rules.ledger(follow_each_other(measure, across, together, n))
+        if row.claim == claim
+    )
     assert row.verdict == expected
     assert ("too few runs to compare across them" in row.detail) == (n < rules.ACROSS)
 
 
 def test_what_falls_while_accuracy_rises_is_the_opposite_and_what_does_neither_is_not_seen():
-    falling = [record(s, {"query_accuracy": TIME, "trajectory_coherence": 2 - TIME}) for s in range(3)]
+    falling = [
+        record(s, {"query_accuracy": TIME, "trajectory_coherence": 2 - TIME}) for s in range(3)
+    ]
     assert verdict(falling, "C5") == verdicts.CONTRARY
     assert verdict(cell({"query_accuracy": TIME}), "C5") == verdicts.NOT_SEEN
 
 
 def test_the_power_of_the_runs_that_there_are_is_told():
     for n, share in ((5, 41), (10, 87)):
-        (row,) = (r for r in rules.ledger(follow_each_other("trajectory_coherence", WEAK, n=n)) if r.claim == "C5")
+        (row,) = (
+            r
+            for r in rules.ledger(follow_each_other("trajectory_coherence", WEAK, n=n))
+            if r.claim == "C5"
+        )
         assert row.detail.endswith(f"so many runs show a true r of 0.8 in {share} % of cases")
 
 
@@ -270,14 +360,19 @@ def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, le
             runs = []
             for seed, (a, c) in enumerate(levels):
                 swing = noise(rng, 0.5, 1)[0]
-                curves = {"query_accuracy": a + 0.1 * swing, "trajectory_coherence": c + 0.1 * swing}
+                curves = {
+                    "query_accuracy": a + 0.1 * swing,
+                    "trajectory_coherence": c + 0.1 * swing,
+                }
                 runs.append(Bare(replace(QUICK, seed=seed), curves))
             counts[rules._goes_with(verdicts.BY_NAME["C5"], runs).verdict] += 1
     assert counts[verdicts.POWERLESS] >= 100 * least
     assert counts[verdicts.PARTLY] <= 25 * (n == 10)
     if n > 3:  # as often as the power says, within four standard errors
         power = correlation_power(n, rules.STRONG)
-        assert counts[verdicts.REPRODUCED] / 100 == pytest.approx(power, abs=4 * math.sqrt(power * (1 - power) / 100))
+        assert counts[verdicts.REPRODUCED] / 100 == pytest.approx(
+            power, abs=4 * math.sqrt(power * (1 - power) / 100)
+        )
 
 
 def coherent(level, fit=0.5, accuracy=0.6, **settings):
@@ -305,10 +400,14 @@ def test_orthogonal():
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
-@pytest.mark.parametrize("baseline", [{"fit": 10.0}, {"fit": 1.0}, {"accuracy": 0.1}, {"accuracy": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "baseline", [{"fit": 10.0}, {"fit": 1.0}, {"accuracy": 0.1}, {"accuracy": 0.2}], ids=str
+)
 def test_orthogonality_of_a_baseline_that_does_not_work_is_not_testable(level, baseline):
     """Support loss up or level in adaptation; accuracy below that of the untrained network, 0.2, or level with it."""
-    row = beside_maml(coherent(level, algorithm="finetune", wobble=1e-4, **baseline) + coherent(0.3))
+    row = beside_maml(
+        coherent(level, algorithm="finetune", wobble=1e-4, **baseline) + coherent(0.3)
+    )
     assert row.verdict == verdicts.NO_BASELINE and row.verdict in verdicts.UNJUDGED
     assert f"support loss from 1.00 to {baseline.get('fit', 0.5):.2f}; its accuracy " in row.detail
     assert row.detail.endswith("%, untrained 20.0 %")
@@ -328,7 +427,10 @@ def test_orthogonal_has_the_larger_p_of_what_it_rests_on(ours, theirs, expected)
     runs = []
     for algorithm, levels in (("finetune", ours), ("maml", theirs)):
         for seed, level in enumerate(levels):
-            curves = {"trajectory_coherence": np.full(EPOCHS, level), "support_loss": np.full(EPOCHS, 0.5)}
+            curves = {
+                "trajectory_coherence": np.full(EPOCHS, level),
+                "support_loss": np.full(EPOCHS, 0.5),
+            }
             runs.append(record(seed, curves, wobble=0.0, algorithm=algorithm))
     p = [stats.ttest_1samp(values, 0.05).pvalue for values in (ours, theirs)]
     row = beside_maml(runs)
@@ -336,7 +438,9 @@ def test_orthogonal_has_the_larger_p_of_what_it_rests_on(ours, theirs, expected)
     assert row.p == pytest.approx(max(p) if expected == verdicts.REPRODUCED else p[0])
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(0.0, 0.01), (0.0, rules.ORTHOGONAL)], ids=["near 0", "at the bound"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(0.0, 0.01), (0.0, rules.ORTHOGONAL)], ids=["near 0", "at the bound"]
+)
 def test_noise_does_not_set_finetuning_apart(ours, theirs):
     """Finetuning is near 0, meta-training too, or just not away from it: *reproduced* in 2.5 % of cells at most."""
     rng, names = np.random.default_rng(6), []
@@ -346,16 +450,25 @@ def test_noise_does_not_set_finetuning_apart(ours, theirs):
             for algorithm, level in (("finetune", ours), ("maml", theirs)):
                 for seed in range(RUNS):
                     curves = {"trajectory_coherence": level + 0.002 * noise(rng, 0.5, 1)[0]}
-                    curves |= {"support_loss_before": np.ones(EPOCHS), "support_loss": 0.5 + 0.1 * rng.random(EPOCHS)}
+                    curves |= {
+                        "support_loss_before": np.ones(EPOCHS),
+                        "support_loss": 0.5 + 0.1 * rng.random(EPOCHS),
+                    }
                     curves |= {"query_accuracy": 0.6 + 0.1 * rng.random(EPOCHS)}
-                    runs[algorithm].append(Bare(replace(QUICK, seed=seed, algorithm=algorithm), curves))
+                    runs[algorithm].append(
+                        Bare(replace(QUICK, seed=seed, algorithm=algorithm), curves)
+                    )
             names.append(rules._orthogonal(runs["finetune"], runs["maml"], "maml").verdict)
     assert set(names) <= {verdicts.REPRODUCED, verdicts.PARTLY}
     assert names.count(verdicts.REPRODUCED) / CELLS < LEVEL + ERRORS
 
 
 def test_every_test_head_is_set_beside_meta_training():
-    runs = coherent(0.01, algorithm="finetune", test_head="zero") + coherent(0.3) + coherent(0.4, algorithm="fomaml")
+    runs = (
+        coherent(0.01, algorithm="finetune", test_head="zero")
+        + coherent(0.3)
+        + coherent(0.4, algorithm="fomaml")
+    )
     for name in ("MAML", "first-order MAML"):
         assert verdict(runs, "C7", f"zero head, beside {name}", "finetune") == verdicts.REPRODUCED
 
@@ -366,7 +479,8 @@ def test_orthogonal_compares_with_the_same_settings_only():
 
 
 @pytest.mark.parametrize(
-    ("gain", "expected"), [(0.02, verdicts.REPRODUCED), (-0.02, verdicts.CONTRARY), (0.0, verdicts.NOT_SEEN)]
+    ("gain", "expected"),
+    [(0.02, verdicts.REPRODUCED), (-0.02, verdicts.CONTRARY), (0.0, verdicts.NOT_SEEN)],
 )
 def test_helps(gain, expected):
     rng = np.random.default_rng(0)
@@ -375,7 +489,9 @@ def test_helps(gain, expected):
         level = np.full(EPOCHS, 0.5 + 0.1 * seed)  # seeds differ far more than the gain: pairs tell
         base.append(record(seed, {"query_accuracy": level}, wobble=0.0))
         shifted = level + gain + 0.004 * rng.normal()
-        with_it.append(record(seed, {"query_accuracy": shifted}, wobble=0.0, regulariser="adapted", gamma=1.0))
+        with_it.append(
+            record(seed, {"query_accuracy": shifted}, wobble=0.0, regulariser="adapted", gamma=1.0)
+        )
     assert verdict(base + with_it, "C8", "adapted, γ = 1") == expected
     rows = [row for row in rules.ledger(base[1:] + with_it) if row.claim == "C8"]
     assert [row.runs for row in rows] == [4]  # the one without a partner does not count
@@ -387,7 +503,11 @@ def test_helps(gain, expected):
 
 @pytest.mark.parametrize(
     ("gains", "expected"),
-    [((-1, 0, 4), verdicts.UNCLEAR), ((-0.4, 0, 0.4), verdicts.NOT_SEEN), ((3, 3.1, 3.2), verdicts.REPRODUCED)],
+    [
+        ((-1, 0, 4), verdicts.UNCLEAR),
+        ((-0.4, 0, 0.4), verdicts.NOT_SEEN),
+        ((3, 3.1, 3.2), verdicts.REPRODUCED),
+    ],
 )
 def test_an_interval_that_holds_no_gain_and_the_papers_tells_nothing(gains, expected):
     runs = []
@@ -400,7 +520,13 @@ def test_an_interval_that_holds_no_gain_and_the_papers_tells_nothing(gains, expe
 
 def measured_once(run, accuracy, error):
     """The run with this accuracy on 600 further tasks after its last epoch."""
-    last = {"epoch": run.epochs, "iteration": 0, "measure": "final_accuracy", "mean": accuracy, "sem": error}
+    last = {
+        "epoch": run.epochs,
+        "iteration": 0,
+        "measure": "final_accuracy",
+        "mean": accuracy,
+        "sem": error,
+    }
     return replace(run, measures=pd.concat([run.measures, pd.DataFrame([last])]))
 
 
@@ -408,7 +534,10 @@ def further_pairs(late, further, epochs=EPOCHS, error=0.0):
     """Pairs of runs that differ by `late` points on the meta-test tasks and by `further` on the 600 others."""
     runs = []
     for seed, (one, other) in enumerate(zip(late, further, strict=True)):
-        for gains, options in (((0, 0), {}), ((one, other), {"regulariser": "adapted", "gamma": 1.0})):
+        for gains, options in (
+            ((0, 0), {}),
+            ((one, other), {"regulariser": "adapted", "gamma": 1.0}),
+        ):
             curves = {"query_accuracy": np.full(EPOCHS, 0.5 + gains[0] / 100)}
             run = record(seed, curves, wobble=0.0, final_tasks=600, **options).upto(epochs)
             runs.append(measured_once(run, 0.5 + gains[1] / 100, error))
@@ -426,7 +555,9 @@ def test_a_gain_is_judged_on_the_further_tasks_where_all_runs_of_all_pairs_have_
     assert row.verdict == verdicts.REPRODUCED and row.effect == pytest.approx(2.0)
     assert row.detail.startswith("accuracy on 600 tasks after the last epoch")
     assert row.p == pytest.approx(stats.ttest_1samp((1.9, 2.0, 2.1), 0).pvalue)
-    lacking = replace(runs[0], measures=runs[0].measures[runs[0].measures.measure != "final_accuracy"])
+    lacking = replace(
+        runs[0], measures=runs[0].measures[runs[0].measures.measure != "final_accuracy"]
+    )
     row = c8([lacking, *runs[1:]])
     assert row.effect == pytest.approx(0.0, abs=1e-9) and row.verdict == verdicts.UNCLEAR
     assert row.detail.startswith("accuracy on 60 tasks, late in meta-training")
@@ -450,19 +581,36 @@ def test_more_tasks_show_the_papers_gain_more_often():
                 for gain in (verdicts.PAPER_GAIN, 0.0):
                     runs = []
                     for seed in range(RUNS):
-                        late, end = (0.5 + (gain + rng.normal(scale=s / math.sqrt(2))) / 100 for s in (1.5, 0.5))
-                        curves = {"query_accuracy": np.full(EPOCHS, late), "relative_move": np.ones(EPOCHS)}
-                        runs.append(Bare(replace(QUICK, seed=seed), curves, final=(end, 0.0) if further else None))
+                        late, end = (
+                            0.5 + (gain + rng.normal(scale=s / math.sqrt(2))) / 100
+                            for s in (1.5, 0.5)
+                        )
+                        curves = {
+                            "query_accuracy": np.full(EPOCHS, late),
+                            "relative_move": np.ones(EPOCHS),
+                        }
+                        runs.append(
+                            Bare(
+                                replace(QUICK, seed=seed),
+                                curves,
+                                final=(end, 0.0) if further else None,
+                            )
+                        )
                     cells_of.append(runs)
                 counts[further] += rules._helps(*cells_of).verdict == verdicts.REPRODUCED
     assert counts[1] / CELLS > 0.9 and counts[0] / CELLS < 0.5
 
 
 TREND = {  # rows whose interval has the error over tasks, and the measure that has it
-    ("C1", ""): "hessian_norm", ("C1", rules.SCALE_FREE): "adaptive_sharpness", ("C1", "first peak"): "hessian_norm",
-    ("C2", ""): "support_loss", ("C3", ""): "distance", ("C3", rules.RELATIVE): "distance", ("C4", ""): "hessian_norm",
+    ("C1", ""): "hessian_norm",
+    ("C1", rules.SCALE_FREE): "adaptive_sharpness",
+    ("C1", "first peak"): "hessian_norm",
+    ("C2", ""): "support_loss",
+    ("C3", ""): "distance",
+    ("C3", rules.RELATIVE): "distance",
+    ("C4", ""): "hessian_norm",
     ("C4", rules.SCALE_FREE): "adaptive_sharpness",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("claim", "variant"), TREND)
@@ -476,21 +624,33 @@ def test_an_error_over_tasks_that_explains_an_effect_undoes_it(claim, variant):
     for error in (0.02, 3.0):
         errors = {measure: np.r_[0.0, error * values]}
         runs = [record(seed, falls | {measure: values}, errors=errors) for seed in range(3)]
-        (found[error],) = (row for row in rules.ledger(runs) if (row.claim, row.variant) == (claim, variant))
+        (found[error],) = (
+            row for row in rules.ledger(runs) if (row.claim, row.variant) == (claim, variant)
+        )
     assert found[0.02].verdict == verdicts.REPRODUCED
     assert found[3.0].verdict in (verdicts.NOT_SEEN, verdicts.TOO_COARSE)
-    assert found[0.02].effect == pytest.approx(found[3.0].effect) and found[0.02].p < 0.05 < found[3.0].p
+    assert (
+        found[0.02].effect == pytest.approx(found[3.0].effect)
+        and found[0.02].p < 0.05 < found[3.0].p
+    )
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
-    [(0.001, 0.001, verdicts.REPRODUCED), (0.001, 0.2, verdicts.PARTLY), (0.1, 0.001, verdicts.NOT_SEEN)],
+    [
+        (0.001, 0.001, verdicts.REPRODUCED),
+        (0.001, 0.2, verdicts.PARTLY),
+        (0.1, 0.001, verdicts.NOT_SEEN),
+    ],
 )
 def test_coherences_carry_their_errors_over_tasks(ours, theirs, expected):
     """Finetuning is at 0.01, meta-training at 0.3: either may be 0.05 by the choice of tasks."""
     runs = []
     for error, coherence, algorithm in ((ours, 0.01, "finetune"), (theirs, 0.3, "maml")):
-        curves = {"trajectory_coherence": np.full(EPOCHS, coherence), "support_loss": np.full(EPOCHS, 0.5)}
+        curves = {
+            "trajectory_coherence": np.full(EPOCHS, coherence),
+            "support_loss": np.full(EPOCHS, 0.5),
+        }
         errors = {"trajectory_coherence": error}
         runs += [record(seed, curves, errors=errors, algorithm=algorithm) for seed in range(3)]
     assert beside_maml(runs).verdict == expected
@@ -509,12 +669,16 @@ def test_a_gain_on_further_tasks_carries_their_error():
 def test_rows_say_where_the_error_over_tasks_is_not_in():
     rows = rules.ledger(everything())
     assert {row.claim for row in rows if rules.RUNS_ALONE in row.detail} == {"C4", "C5", "C6", "C8"}
-    assert all(rules.RUNS_ALONE in row.detail for row in rows if row.claim in ("C4", "C5", "C6", "C8"))
+    assert all(
+        rules.RUNS_ALONE in row.detail for row in rows if row.claim in ("C4", "C5", "C6", "C8")
+    )
 
 
 def test_stopped_runs_are_judged_where_three_have_got_to():
     """By hand: of runs that reached 12, 8, 6 and 5 epochs, three reach 6; the fourth is left out."""
-    whole = [record(seed, {"support_loss": np.exp(-TIME * (1 + seed))}, wobble=0.0) for seed in range(4)]
+    whole = [
+        record(seed, {"support_loss": np.exp(-TIME * (1 + seed))}, wobble=0.0) for seed in range(4)
+    ]
     runs = [run.upto(epochs) for run, epochs in zip(whole, (12, 8, 6, 5), strict=True)]
     (row,) = (row for row in rules.ledger(runs) if row.claim == "C2")
     assert row.runs == 3 and row.ids == tuple(run.settings.id for run in runs[:3])
@@ -524,9 +688,14 @@ def test_stopped_runs_are_judged_where_three_have_got_to():
 
 
 def test_a_regulariser_is_compared_at_the_epoch_that_both_have_reached():
-    base = [record(s, {"query_accuracy": np.r_[np.full(6, 0.5), np.full(6, 0.9)]}, wobble=0.0) for s in range(3)]
+    base = [
+        record(s, {"query_accuracy": np.r_[np.full(6, 0.5), np.full(6, 0.9)]}, wobble=0.0)
+        for s in range(3)
+    ]
     options = {"wobble": 0.0, "regulariser": "adapted", "gamma": 1.0}
-    with_it = [record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(6) for s in range(3)]
+    with_it = [
+        record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(6) for s in range(3)
+    ]
     (row,) = (row for row in rules.ledger(base + with_it) if row.claim == "C8")
     assert row.effect == pytest.approx(10.0)
 
@@ -534,11 +703,18 @@ def test_a_regulariser_is_compared_at_the_epoch_that_both_have_reached():
 def test_more_runs_never_undo_pairs():
     """Three pairs to epoch 8; another run without the regulariser, further than those, changes nothing."""
     options = {"regulariser": "adapted", "gamma": 1.0}
-    with_it = [record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(8) for s in range(3)]
+    with_it = [
+        record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(8) for s in range(3)
+    ]
     base = [record(s, {}).upto(epochs) for s, epochs in enumerate((12, 12, 8, 12))]
-    found = [[row for row in rules.ledger([*with_it, *chosen]) if row.claim == "C8"] for chosen in (base[:3], base)]
+    found = [
+        [row for row in rules.ledger([*with_it, *chosen]) if row.claim == "C8"]
+        for chosen in (base[:3], base)
+    ]
     assert found[0][0].runs == 3
-    assert [replace(rows[0], p_holm=0.0) for rows in found] == [replace(found[0][0], p_holm=0.0)] * 2
+    assert [replace(rows[0], p_holm=0.0) for rows in found] == [
+        replace(found[0][0], p_holm=0.0)
+    ] * 2
 
 
 def test_a_short_run_leaves_the_others_of_its_cell():
@@ -548,19 +724,28 @@ def test_a_short_run_leaves_the_others_of_its_cell():
 
 
 def test_orthogonality_is_compared_at_the_epoch_that_both_have_reached():
-    rising = {"trajectory_coherence": np.r_[np.full(6, 0.01), np.full(6, 0.4)], "support_loss": np.full(EPOCHS, 0.5)}
+    rising = {
+        "trajectory_coherence": np.r_[np.full(6, 0.01), np.full(6, 0.4)],
+        "support_loss": np.full(EPOCHS, 0.5),
+    }
     ours = [run.upto(6) for run in cell(rising, algorithm="finetune")]
-    assert verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune") == verdicts.PARTLY
+    assert (
+        verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune") == verdicts.PARTLY
+    )
 
 
 def test_curves_with_gaps_or_without_numbers_are_refused_by_name():
     runs = cell({})
     whole = runs[0].measures
     holes = whole[~((whole.measure == "distance") & (whole.epoch == 1))]
-    wrong = whole.assign(**{"mean": whole["mean"].where(~((whole.measure == "distance") & (whole.epoch == 7)))})
+    wrong = whole.assign(
+        **{"mean": whole["mean"].where(~((whole.measure == "distance") & (whole.epoch == 7)))}
+    )
     missing = whole[whole.measure != "distance"]
     for measures in (holes, wrong, missing):
-        with pytest.raises(RecordError, match=rf"distance.*{runs[0].settings.id}.*delete the folder"):
+        with pytest.raises(
+            RecordError, match=rf"distance.*{runs[0].settings.id}.*delete the folder"
+        ):
             rules.ledger([replace(runs[0], measures=measures), *runs[1:]])
 
 
@@ -575,11 +760,13 @@ def everything(seeds=range(3)):
         run
         for seed in seeds
         for run in (
-            record(seed), record(seed, algorithm="fomaml"), record(seed, algorithm="finetune"),
+            record(seed),
+            record(seed, algorithm="fomaml"),
+            record(seed, algorithm="finetune"),
             record(seed, regulariser="outer", gamma=2.0),
             record(seed, algorithm="fomaml", train_classes=10, class_seed=seed),
         )
-    ]  # fmt: skip
+    ]
 
 
 def test_cells_differ_by_seeds_alone():
@@ -612,24 +799,43 @@ def test_table_and_json():
     read = json.loads(verdicts.as_json(rows))
     assert [one["claim"] for one in read] == [row.claim for row in rows]
     (lonely,) = (one for one in read if one["setting"] == "20-way 1-shot" and one["claim"] == "C8")
-    assert lonely["effect"] is None and lonely["runs"] == 0 and lonely["paper"] == "94.05 % to 95.38 %"
+    assert (
+        lonely["effect"] is None and lonely["runs"] == 0 and lonely["paper"] == "94.05 % to 95.38 %"
+    )
     assert list(shown) == [
-        "claim", "data", "algorithm", "scale", "effect", "95 % interval", "runs", "verdict", "paper"
-    ]  # fmt: skip
+        "claim",
+        "data",
+        "algorithm",
+        "scale",
+        "effect",
+        "95 % interval",
+        "runs",
+        "verdict",
+        "paper",
+    ]
     assert set(verdicts.table(rows, corrected=True)) - set(shown) == {"p, Holm"}
     trend = next(row for row in rows if row.claim == "C1")
-    assert trend.change == f"× {np.exp(trend.effect):.2f} ({np.exp(trend.low):.2f} to {np.exp(trend.high):.2f})"
+    assert (
+        trend.change
+        == f"× {np.exp(trend.effect):.2f} ({np.exp(trend.low):.2f} to {np.exp(trend.high):.2f})"
+    )
 
 
 def test_scales_stand_one_below_the_other():
-    large = cell({"support_loss": np.exp(-TIME)}, filters=64, iterations=60_000, epoch_iterations=500)
-    rows = [row for row in rules.ledger([*cell({}), *(run.upto(8) for run in large)]) if row.claim == "C2"]
+    large = cell(
+        {"support_loss": np.exp(-TIME)}, filters=64, iterations=60_000, epoch_iterations=500
+    )
+    rows = [
+        row
+        for row in rules.ledger([*cell({}), *(run.upto(8) for run in large)])
+        if row.claim == "C2"
+    ]
     shown = verdicts.by_scale([rows[0], replace(rows[0], algorithm="fomaml"), rows[1]])
     assert list(shown.index) == [
         ("C2", "MAML", "quick"),
         ("C2", "MAML", "paper (4,000)"),
         ("C2", "first-order MAML", "quick"),
-    ]  # fmt: skip
+    ]
     assert list(shown.verdict) == [verdicts.NOT_SEEN, verdicts.REPRODUCED, verdicts.NOT_SEEN]
     assert shown["95 % interval"].iloc[1] == rows[1].change
 
@@ -644,12 +850,22 @@ def test_scales_stand_one_below_the_other():
     ],
 )
 def test_effects_are_shown_in_their_unit(unit, shown):
-    row = replace(rules.ledger(cell({}))[0], effect=math.log(2), low=0.0, high=math.log(4), unit=unit, detail="so")
+    row = replace(
+        rules.ledger(cell({}))[0],
+        effect=math.log(2),
+        low=0.0,
+        high=math.log(4),
+        unit=unit,
+        detail="so",
+    )
     assert row.change == shown
     assert row.sentence.startswith("**C1; MAML, Omniglot 5-way 1-shot: not reproduced.** ")
     assert row.sentence.endswith(f" {shown}; so.")
     none = replace(row, effect=math.nan)
-    assert none.change == "–" and none.sentence == "**C1; MAML, Omniglot 5-way 1-shot: not reproduced**; so."
+    assert (
+        none.change == "–"
+        and none.sentence == "**C1; MAML, Omniglot 5-way 1-shot: not reproduced**; so."
+    )
     bound = 1.0 if unit == verdicts.CORRELATION else math.inf
     single = replace(row, runs=1, low=-bound, high=bound)
     assert single.change == re.sub(r"\(.*\)", "(no interval)", shown)
@@ -663,7 +879,8 @@ class Bare(NamedTuple):
     epochs: int = EPOCHS
     finished: bool = True
     final: tuple[float, float] | None = None  # accuracy on further tasks, and its error
-    errors: dict = MappingProxyType({})  # by measure, those of its epochs over tasks; 0 if not given
+    # by measure, those of its epochs over tasks; 0 if not given
+    errors: dict = MappingProxyType({})
 
     def upto(self, _):
         """All of it: no run was stopped."""
@@ -676,7 +893,11 @@ def bare():
     with pytest.MonkeyPatch.context() as patch:
 
         def read(run, measure, column="mean"):
-            return run.curves[measure] if column == "mean" else run.errors.get(measure, np.zeros(EPOCHS))
+            return (
+                run.curves[measure]
+                if column == "mean"
+                else run.errors.get(measure, np.zeros(EPOCHS))
+            )
 
         for module in (rules, cells_module):
             patch.setattr(module, "curve", read)
@@ -714,8 +935,8 @@ KEPT = [
 def noisy_ledger(rng, rho):
     """MAML, finetuning and a regulariser, all of one distribution, over RUNS seeds; nothing goes with anything.
 
-    Accuracy's noise is in half shared by validation and test. One measure does change: adaptive sharpness falls, so
-    C4's scale-free verdict hangs on accuracy alone.
+    Accuracy's noise is in half shared by validation and test. One measure does change: adaptive
+    sharpness falls, so C4's scale-free verdict hangs on accuracy alone.
     """
     runs = []
     for _, settings in KEPT:
@@ -725,7 +946,9 @@ def noisy_ledger(rng, rho):
         for measure in ("query_accuracy", "valid_accuracy"):
             curves[measure] = 0.7 + 0.02 * (shared + 5 * np.log(curves[measure]))
         curves["support_loss"] *= 0.1  # adaptation works
-        curves["trajectory_coherence"] = rules.ORTHOGONAL + 0.1 * np.log(curves["trajectory_coherence"])
+        curves["trajectory_coherence"] = rules.ORTHOGONAL + 0.1 * np.log(
+            curves["trajectory_coherence"]
+        )
         runs.append(Bare(settings, curves))
     return rules.ledger(runs)
 
@@ -741,10 +964,12 @@ def rates(request):
     return counts
 
 
-# Some ninety rates are checked: within this many standard errors all of them pass with 99 % if the rules are right.
+# Some ninety rates are checked: within this many standard errors all of them pass with 99 % if the
+# rules are right.
 ERRORS = 4 * math.sqrt(LEVEL * (1 - LEVEL) / CELLS)
 SEEN = (verdicts.REPRODUCED, verdicts.PARTLY, verdicts.POWERLESS)
-RULES = {  # by claim and variant: the verdicts that noise gets at the nominal rate, each set on its own
+# by claim and variant: the verdicts that noise gets at the nominal rate, each set on its own
+RULES = {
     ("C1", ""): [SEEN, (verdicts.CONTRARY,)],
     ("C1", "first peak"): [SEEN],
     ("C2", ""): [SEEN, (verdicts.CONTRARY,)],
@@ -771,7 +996,10 @@ def test_noise_is_judged_and_what_is_no_noise_is_seen(rates):
     """The rates above are of rules that do see: the one measure that falls, in every ledger; chance, in some."""
     assert rates["C1", rules.SCALE_FREE] == {verdicts.REPRODUCED: CELLS}
     for key in (("C1", ""), ("C5", ""), ("C8", "adapted, γ = 1"), ("C3", rules.RELATIVE)):
-        assert sum(found for name, found in rates[key].items() if name in (*SEEN, verdicts.CONTRARY)) > 0, key
+        assert (
+            sum(found for name, found in rates[key].items() if name in (*SEEN, verdicts.CONTRARY))
+            > 0
+        ), key
     for claim in ("C5", "C6"):  # asks for three findings at once
         assert rates[claim, ""][verdicts.REPRODUCED] < 0.02 * CELLS
 
@@ -788,7 +1016,10 @@ def test_turned_tells_the_verdicts_that_differ():
 
 def test_few_epochs_are_not_detrended():
     runs = cell({"query_accuracy": 0.5 + 0.1 * TIME, "trajectory_coherence": TIME})
-    of = {n: next(row for row in rules.ledger([run.upto(n) for run in runs]) if row.claim == "C5") for n in (5, 6)}
+    of = {
+        n: next(row for row in rules.ledger([run.upto(n) for run in runs]) if row.claim == "C5")
+        for n in (5, 6)
+    }
     assert "too few epochs to detrend: 5" in of[5].detail and "detrended r" not in of[5].detail
     assert "detrended r = " in of[6].detail
 
@@ -799,6 +1030,8 @@ def test_an_effect_that_is_no_number_shows_nothing(direction):
 
 
 def test_late_values_are_means_over_the_last_quarter_of_each_run():
-    runs = [record(seed, {"distance": seed + np.arange(1, EPOCHS + 1)}, wobble=0) for seed in (0, 5)]
+    runs = [
+        record(seed, {"distance": seed + np.arange(1, EPOCHS + 1)}, wobble=0) for seed in (0, 5)
+    ]
     assert late_values(runs, "distance") == pytest.approx([11, 16])  # epochs 10, 11 and 12
     assert len(late_values([], "distance")) == 0

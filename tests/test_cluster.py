@@ -1,7 +1,8 @@
 """Grids as jobs: what the Snakefile asks of metanb, checked by hand, and Snakemake itself on the tiniest of runs.
 
-Evidence: counts worked out by hand; records of `metanb train`, made by no Snakemake; and where Snakemake is
-installed, its exit codes and the files that it leaves. A real SLURM is tried by hand: tests/slurm.sh.
+Evidence: counts worked out by hand; records of `metanb train`, made by no Snakemake; and where
+Snakemake is installed, its exit codes and the files that it leaves. A real SLURM is tried by hand:
+tests/slurm.sh.
 """
 
 import importlib.util
@@ -21,7 +22,8 @@ from metanb.settings import preset, scale_of
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_snakemake = pytest.mark.skipif(
-    importlib.util.find_spec("snakemake") is None, reason="Snakemake is not installed: pip install 'metanb[cluster]'"
+    importlib.util.find_spec("snakemake") is None,
+    reason="Snakemake is not installed: pip install 'metanb[cluster]'",
 )
 
 
@@ -33,12 +35,24 @@ def store(tmp_path, monkeypatch):
 
 def snakemake(folder, *config, options=("--cores", "1", "--keep-going")):
     """Snakemake on the repository's Snakefile, in a folder of its own: its exit code, and all that it said."""
-    words = ["--snakefile", ROOT / "Snakefile", "--directory", folder, *options, "--config", *config]
+    words = [
+        "--snakefile",
+        ROOT / "Snakefile",
+        "--directory",
+        folder,
+        *options,
+        "--config",
+        *config,
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", *words],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     return done.returncode, done.stdout
 
 
@@ -59,15 +73,21 @@ def test_missing_by_hand(tmp_path):
     def record(settings, epochs):
         return records.Record(settings, pd.DataFrame({"epoch": range(epochs + 1)}), {}, tmp_path)
 
-    settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]  # 6 epochs of 10 iterations
-    planned, recorded = [Planned("a", one) for one in settings], [record(settings[0], 6), record(settings[1], 2)]
+    # 6 epochs of 10 iterations
+    settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]
+    planned, recorded = (
+        [Planned("a", one) for one in settings],
+        [record(settings[0], 6), record(settings[1], 2)],
+    )
     assert definitions.missing(planned, recorded) == settings[1:]
     assert definitions.missing(planned, recorded, until=20) == settings[2:]
     assert definitions.missing(planned, recorded, until=21) == settings[1:]
 
 
 def test_texts_of_jobs_beside_the_records_are_no_records(store):
-    tiny = preset("smoke", "glyphs", filters=4, iterations=4, epoch_iterations=2, test_tasks=3, test_queries=2)
+    tiny = preset(
+        "smoke", "glyphs", filters=4, iterations=4, epoch_iterations=2, test_tasks=3, test_queries=2
+    )
     record = experiment.run(tiny, "cpu")
     for ending in ("out", "log"):
         (store / f"{tiny.id}.{ending}").write_text("a job's\n")
@@ -79,11 +99,18 @@ def test_texts_of_jobs_beside_the_records_are_no_records(store):
 def test_what_is_recorded_is_no_job_and_what_is_missing_is_one(store, tmp_path):
     code, said = snakemake(tmp_path, "grid=smoke", "only=*-s1-*", options=("--dry-run",))
     assert code == 0 and "0 runs are recorded, 3 are missing" in said, said
-    assert all(f"run={one.settings.id}" in said for one in definitions.select(definitions.smoke(), "*-s1-*"))
+    assert all(
+        f"run={one.settings.id}" in said
+        for one in definitions.select(definitions.smoke(), "*-s1-*")
+    )
     assert not list(tmp_path.glob("store/*"))
-    committed = next(one.settings for one in definitions.quick() if (ROOT / "results" / one.settings.id).is_dir())
+    committed = next(
+        one.settings for one in definitions.quick() if (ROOT / "results" / one.settings.id).is_dir()
+    )
     code, said = snakemake(tmp_path, "grid=quick", f"only={committed.id}", options=("--dry-run",))
-    assert code == 0 and "1 runs are recorded, 0 are missing" in said and "rule train" not in said, said
+    assert (
+        code == 0 and "1 runs are recorded, 0 are missing" in said and "rule train" not in said
+    ), said
 
 
 @needs_snakemake
@@ -95,7 +122,10 @@ def test_a_torn_checkpoint_fails_its_job_alone_and_keeps_its_log(store, tmp_path
     call = ("grid=smoke", "only=*finetune*", "until=10")
     code, said = snakemake(tmp_path, *call)
     assert code != 0 and bad.id in said, said
-    assert "cannot be read" in (store / f"{bad.id}.log").read_text() and not (store / f"{bad.id}.out").exists()
+    assert (
+        "cannot be read" in (store / f"{bad.id}.log").read_text()
+        and not (store / f"{bad.id}.out").exists()
+    )
     assert records.checkpoint(bad.id).read_text() == "torn"
     made = records.find(good, 1)
     assert made.iterations == 10 and made.provenance["threads"] == 1
@@ -104,7 +134,8 @@ def test_a_torn_checkpoint_fails_its_job_alone_and_keeps_its_log(store, tmp_path
     code, said = snakemake(tmp_path, *call)
     assert code == 0 and "1 runs are recorded, 1 are missing" in said, said
     assert records.find(bad, 1).iterations == 10
-    code, said = snakemake(tmp_path, "grid=smoke", f"only={good.id}", "until=20")  # its .out of until=10 is there
+    # its .out of until=10 is there
+    code, said = snakemake(tmp_path, "grid=smoke", f"only={good.id}", "until=20")
     assert code == 0, said
     further = records.find(good, 2)
     assert further.provenance["resumed"] == 1 and not made.path.exists()

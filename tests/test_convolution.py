@@ -19,7 +19,9 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def conv2d(x: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
     """The convolution of torch, task by task, in this module's layout."""
     tasks = zip(x.permute(0, 1, 4, 2, 3), weight.permute(0, 1, 4, 2, 3), strict=True)
-    return torch.stack([F.conv2d(a, w, stride=stride, padding=1).permute(0, 2, 3, 1) for a, w in tasks])
+    return torch.stack(
+        [F.conv2d(a, w, stride=stride, padding=1).permute(0, 2, 3, 1) for a, w in tasks]
+    )
 
 
 @pytest.fixture(params=["direct", "matrix product", "in parts"])
@@ -43,7 +45,9 @@ def test_convolution_is_torchs_to_third_order(kernel, stride, shared, size):
         for _ in range(3):
             by_x, by_weight = grad(value.sin().sum(), (x, weight), create_graph=True)
             results += [by_x, by_weight]
-            value = by_x.square().sum() * by_weight / (by_x.square().sum() * by_weight.norm()).detach()
+            value = (
+                by_x.square().sum() * by_weight / (by_x.square().sum() * by_weight.norm()).detach()
+            )
     for mine, torchs in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, torchs, rtol=1e-10, atol=1e-12)
 
@@ -63,7 +67,9 @@ def test_rows_times_a_weight_by_finite_differences(kernel):
     assert gradgradcheck(lambda w: linear(rows, w).square(), weight)
 
 
-@pytest.mark.parametrize("shape", [(4, 529200, 32, 27), (16, 980, 64, 576), (1, 7, 64, 64), (2, 62, 3, 3)])
+@pytest.mark.parametrize(
+    "shape", [(4, 529200, 32, 27), (16, 980, 64, 576), (1, 7, 64, 64), (2, 62, 3, 3)]
+)
 def test_rows_in_parts_are_whole_and_keep_a_gpu_busy(shape):
     n_tasks, rows, m, n = shape
     a, b = (torch.empty(n_tasks, rows, size, device="meta") for size in (m, n))
@@ -89,7 +95,10 @@ def test_no_gradient_that_is_not_asked_for():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_single_precision_kernels_agree(stride, monkeypatch):
     """Only single precision uses oneDNN: its kernels, at a size of the paper's nets."""
-    x, weight, u = (randn(*shape).float() for shape in ((2, 5, 14, 14, 64), (2, 64, 3, 3, 64), (2, 64, 3, 3, 64)))
+    x, weight, u = (
+        randn(*shape).float()
+        for shape in ((2, 5, 14, 14, 64), (2, 64, 3, 3, 64), (2, 64, 3, 3, 64))
+    )
     results = []
     for threshold in (0, 10**9):
         monkeypatch.setattr(kernels, "DIRECT_FROM", threshold)
@@ -104,7 +113,8 @@ def test_single_precision_kernels_agree(stride, monkeypatch):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_patches_are_unfolded_images(stride):
     x = randn(T, B, 5, 4, C)
-    unfolded = F.unfold(x.flatten(0, 1).permute(0, 3, 1, 2), 3, padding=1, stride=stride)  # [T*B, C*9, rows]
+    # [T*B, C*9, rows]
+    unfolded = F.unfold(x.flatten(0, 1).permute(0, 3, 1, 2), 3, padding=1, stride=stride)
     expected = unfolded.view(T, B, C, 9, -1).permute(0, 1, 4, 3, 2).reshape(T, -1, 9 * C)
     assert torch.equal(patches(x, stride), expected)
 
@@ -112,7 +122,9 @@ def test_patches_are_unfolded_images(stride):
 @pytest.mark.parametrize("relu", [False, True])
 def test_batch_norm_is_torchs_with_its_second_derivatives(relu):
     x, gamma, beta = randn(1, B, 3, 4, C), randn(1, C, seed=1), randn(1, C, seed=2)
-    torchs = F.batch_norm(x[0].permute(0, 3, 1, 2), None, None, gamma[0], beta[0], training=True, eps=EPS)
+    torchs = F.batch_norm(
+        x[0].permute(0, 3, 1, 2), None, None, gamma[0], beta[0], training=True, eps=EPS
+    )
     torchs = torchs.permute(0, 2, 3, 1).unsqueeze(0)
     ours = batch_norm(x, gamma, beta, relu)
     derivatives = []
@@ -136,7 +148,10 @@ def test_third_derivatives_of_batch_norm_are_those_of_its_primitives(relu):
     def primitive(x, gamma, beta):
         samples = x.flatten(1, 3)
         centred = samples - samples.mean(1, keepdim=True)
-        y = centred * (centred.square().mean(1, keepdim=True) + EPS).rsqrt() * gamma[:, None] + beta[:, None]
+        y = (
+            centred * (centred.square().mean(1, keepdim=True) + EPS).rsqrt() * gamma[:, None]
+            + beta[:, None]
+        )
         return (y.relu() if relu else y).view_as(x)
 
     inputs = randn(T, B, 2, 3, C), randn(T, C, seed=1), randn(T, C, seed=2)

@@ -55,7 +55,9 @@ def test_interval_with_a_shared_error_is_the_wider_of_two():
         assert found.p == pytest.approx(max(p, stats.ttest_1samp(values, 0.5).pvalue))
     assert run_stats.interval(values, shared=np.zeros(4)) == run_stats.interval(values)
     equal = run_stats.interval([2.0, 2.0], shared=[3.0, 3.0])  # the runs have all of it in common
-    assert equal[:3] == pytest.approx((2, 2 - 3 * stats.norm.ppf(0.975), 2 + 3 * stats.norm.ppf(0.975)))
+    assert equal[:3] == pytest.approx(
+        (2, 2 - 3 * stats.norm.ppf(0.975), 2 + 3 * stats.norm.ppf(0.975))
+    )
     assert equal.p == pytest.approx(2 * stats.norm.sf(2 / 3))
     assert run_stats.interval([1.0], shared=[0.1]) == (1.0, -np.inf, np.inf, 1.0)
 
@@ -73,15 +75,18 @@ def test_errors_over_tasks_are_those_of_simulated_curves_or_more(together):
     curve = np.linspace(1.0, 3.0, 8)
     curves = curve + drawn(rng, 4000, errors, together)
     for effect, bound in (
-        (run_stats.trend, run_stats.trend_error(curve, errors)), (run_stats.change, run_stats.change_error(errors))
-    ):  # fmt: skip
+        (run_stats.trend, run_stats.trend_error(curve, errors)),
+        (run_stats.change, run_stats.change_error(errors)),
+    ):
         found = np.std([effect(one) for one in curves])
         if together:
             assert found < 0.95 * bound
         else:
             assert found == pytest.approx(bound, rel=0.05)
     assert run_stats.late_error(errors) == pytest.approx(errors[-2:].mean())
-    assert np.std([run_stats.late(one) for one in curves]) == pytest.approx(run_stats.late_error(errors), rel=0.05)
+    assert np.std([run_stats.late(one) for one in curves]) == pytest.approx(
+        run_stats.late_error(errors), rel=0.05
+    )
 
 
 def shared_tasks(rng, cells, runs, share, tasks=60):
@@ -92,20 +97,28 @@ def shared_tasks(rng, cells, runs, share, tasks=60):
     common = noise(rng, cells, tasks, 0.5)[:, None]
     own = noise(rng, cells * runs, tasks, 0.5).reshape(cells, runs, tasks, EPOCHS)
     whole = noise(rng, cells, runs, 0.5) / np.sqrt(tasks)
-    values = 1 + 0.3 * (np.sqrt(share) * common + np.sqrt((1 - share) / 2) * (own + whole[:, :, None]))
+    values = 1 + 0.3 * (
+        np.sqrt(share) * common + np.sqrt((1 - share) / 2) * (own + whole[:, :, None])
+    )
     return values.mean(axis=2), values.std(axis=2, ddof=1) / np.sqrt(tasks)
 
 
 EFFECTS = {
     "trend": lambda curve, errors: (run_stats.trend(curve), run_stats.trend_error(curve, errors)),
-    "change": lambda curve, errors: (run_stats.change(np.log(curve)), run_stats.change_error(errors / curve)),
+    "change": lambda curve, errors: (
+        run_stats.change(np.log(curve)),
+        run_stats.change_error(errors / curve),
+    ),
     "late": lambda curve, errors: (run_stats.late(curve) - 1, run_stats.late_error(errors)),
 }
 
 
 def with_errors(effect, means, errors):
     """The effect of each run and its error over tasks, [cells, runs, 2]."""
-    flat = [effect(*run) for run in zip(means.reshape(-1, EPOCHS), errors.reshape(-1, EPOCHS), strict=True)]
+    flat = [
+        effect(*run)
+        for run in zip(means.reshape(-1, EPOCHS), errors.reshape(-1, EPOCHS), strict=True)
+    ]
     return np.array(flat).reshape(*means.shape[:2], 2)
 
 
@@ -116,12 +129,17 @@ def test_shared_tasks_do_not_pass_for_an_effect(runs, share):
     means, errors = shared_tasks(np.random.default_rng(11), 400, runs, share)
     for name, effect in EFFECTS.items():
         pairs = np.array(
-            [[effect(c, e) for c, e in zip(*cell, strict=True)] for cell in zip(means, errors, strict=True)]
+            [
+                [effect(c, e) for c, e in zip(*cell, strict=True)]
+                for cell in zip(means, errors, strict=True)
+            ]
         )
         found = [run_stats.interval(cell[:, 0], shared=cell[:, 1]) for cell in pairs]
         alone = [run_stats.interval(cell[:, 0]) for cell in pairs]
         for side in (1, -1):
-            assert at_most([side * one.mean > 0 and one.low * one.high > 0 for one in found], 0.025), name
+            assert at_most(
+                [side * one.mean > 0 and one.low * one.high > 0 for one in found], 0.025
+            ), name
         if share == 0.5:
             assert np.mean([one.low * one.high > 0 for one in alone]) > 0.05 + 0.05, name
     found = [run_stats.first_peak(*cell).low > 0 for cell in zip(means, errors, strict=True)]
@@ -139,7 +157,8 @@ def test_an_effect_is_seen_all_the_same():
 
 
 def test_trend_and_late_in_closed_form():
-    curve = np.array([8.0, 4.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])  # quarters of two: (8+4)/2 = 6, (2+1)/2 = 1.5
+    # quarters of two: (8+4)/2 = 6, (2+1)/2 = 1.5
+    curve = np.array([8.0, 4.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])
     assert run_stats.late(curve) == 1.5
     assert run_stats.trend(curve) == pytest.approx(np.log(1.5 / 6.0))
     with pytest.raises(ValueError, match="4 epochs"):

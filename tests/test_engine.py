@@ -35,7 +35,9 @@ def test_everything_is_on_for_a_gpu_less_what_is_left_out_and_tf32_on_request(mo
     assert engine.choose(GPU, together=5) == Engine(1, resident=True, compile=True, tf32=True)
     assert engine.choose(cpu, together=5) == Engine()
     monkeypatch.setenv("METANB_WITHOUT", "speed")
-    with pytest.raises(ValueError, match="'speed': choose from together, resident, compile, graph, tf32"):
+    with pytest.raises(
+        ValueError, match="'speed': choose from together, resident, compile, graph, tf32"
+    ):
         engine.choose(GPU)
 
 
@@ -67,8 +69,8 @@ def test_rounding_by_hand():
 def test_tf32_is_not_harmless(order):
     """An untrained network, printed characters, the paper's 20-way setting: 5 % off at least, where float32 is exact.
 
-    So it is off unless asked for. Batch norm divides by the deviation of what it is given, which early on is small
-    beside the products that it is the difference of.
+    So it is off unless asked for. Batch norm divides by the deviation of what it is given, which
+    early on is small beside the products that it is the difference of.
     """
     settings = preset("paper", "glyphs", 20, algorithm=order)
     tasks = sample_tasks(image_sets.load("glyphs", "train"), 2, 20, 1, 1, np.random.default_rng(0))
@@ -86,6 +88,14 @@ def test_tf32_is_not_harmless(order):
 
 def gradient(net, tasks, settings):
     theta = flatten(net).detach()[None].requires_grad_()
-    meta_gradient(net, tasks, settings.inner_lr, settings.inner_steps, first_order=settings.first_order,
-                  adapt_norm=True, chunk=2, theta=theta)  # fmt: skip
+    meta_gradient(
+        net,
+        tasks,
+        settings.inner_lr,
+        settings.inner_steps,
+        first_order=settings.first_order,
+        adapt_norm=True,
+        chunk=2,
+        theta=theta,
+    )
     return theta.grad[0].double()

@@ -20,7 +20,9 @@ from metanb.settings import CHOICES, preset
 from tests.bad_days import shown
 from tests.cohorts import new_cohort
 
-TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2)
+TINY = preset(
+    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2
+)
 
 
 @pytest.fixture
@@ -60,21 +62,27 @@ def test_measures_are_there_at_each_epoch(store):
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 def test_processors_of_one_name_are_told_apart(monkeypatch, capability):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr("pathlib.Path.read_text", lambda _: "flags\t: avx2\nmodel name\t: AMD EPYC\n")
+    monkeypatch.setattr(
+        "pathlib.Path.read_text", lambda _: "flags\t: avx2\nmodel name\t: AMD EPYC\n"
+    )
     assert machine.device_name(torch.device("cpu")) == f"AMD EPYC ({capability})"
 
 
 def test_measures_against_a_plain_loop(store):
     """Loss, accuracy, distance and gradients of the trained network, task by task, without higher or chunks."""
     record, net = experiment.run(TINY, "cpu"), experiment.trained_net(TINY, "cpu").double()
-    tasks = sample_tasks(image_sets.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, training.TEST]))
+    tasks = sample_tasks(
+        image_sets.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, training.TEST])
+    )
     found = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
     gradients = []
     for t in range(5):
         theta = dict(net.named_parameters())
         loss = F.cross_entropy(net(tasks.support_x[t].double()), tasks.support_y[t])
         slope = torch.autograd.grad(loss, list(theta.values()))
-        moved = {name: p - TINY.inner_lr * g for (name, p), g in zip(theta.items(), slope, strict=True)}
+        moved = {
+            name: p - TINY.inner_lr * g for (name, p), g in zip(theta.items(), slope, strict=True)
+        }
         output = torch.func.functional_call(net, moved, (tasks.query_x[t].double(),))
         after = torch.func.functional_call(net, moved, (tasks.support_x[t].double(),))
         gradients.append(torch.cat([g.flatten() for g in slope]))
@@ -86,8 +94,12 @@ def test_measures_against_a_plain_loop(store):
         last = record.curve(name).iloc[-1]
         assert last["mean"] == pytest.approx(float(sum(values).detach() / 5), rel=1e-4), name
         assert last["n"] == 5
-    inner = torch.stack([a @ b for i, a in enumerate(gradients) for j, b in enumerate(gradients) if i != j]).mean()
-    assert record.curve("gradient_coherence").iloc[-1]["mean"] == pytest.approx(float(inner), rel=1e-3)
+    inner = torch.stack(
+        [a @ b for i, a in enumerate(gradients) for j, b in enumerate(gradients) if i != j]
+    ).mean()
+    assert record.curve("gradient_coherence").iloc[-1]["mean"] == pytest.approx(
+        float(inner), rel=1e-3
+    )
 
 
 def test_every_algorithm_has_a_gradient_of_its_own():
@@ -118,7 +130,13 @@ def test_every_kind_of_run_repeats_to_the_bit(tmp_path, monkeypatch, options):
         monkeypatch.setenv("METANB_STORE", str(tmp_path / folder))
         run = experiment.run(settings, "cpu")
     assert measures(tmp_path / "a", settings) == measures(tmp_path / "b", settings)
-    assert np.isfinite(run.measures[["mean", "sem"]].drop(index=run.measures[run.measures.n == 0].index)).all().all()
+    assert (
+        np.isfinite(
+            run.measures[["mean", "sem"]].drop(index=run.measures[run.measures.n == 0].index)
+        )
+        .all()
+        .all()
+    )
     moves = set(run.measures.measure) & {"relative_move"}
     assert bool(moves) == ("regulariser" in options)
     if moves:
@@ -133,7 +151,10 @@ def test_finetuning_learns_all_classes_and_is_kept(store):
     classes = len(image_sets.load("glyphs", "train").classes)
     assert net.head.out_features == classes
     losses = run.curve("train_loss")["mean"]
-    assert losses.iloc[0] == pytest.approx(np.log(classes), abs=0.7) and losses.iloc[-1] < losses.iloc[0] - 0.1
+    assert (
+        losses.iloc[0] == pytest.approx(np.log(classes), abs=0.7)
+        and losses.iloc[-1] < losses.iloc[0] - 0.1
+    )
 
 
 def test_few_classes_are_the_data_that_a_run_records(store):
@@ -146,11 +167,32 @@ def test_few_classes_are_the_data_that_a_run_records(store):
 
 
 def _start(settings, folder):
-    options = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in
-               ("dataset", "filters", "iterations", "epoch_iterations", "test_tasks", "test_queries")]  # fmt: skip
+    options = [
+        f"--{name.replace('_', '-')}={getattr(settings, name)}"
+        for name in (
+            "dataset",
+            "filters",
+            "iterations",
+            "epoch_iterations",
+            "test_tasks",
+            "test_queries",
+        )
+    ]
     environment = os.environ | {"METANB_STORE": str(folder)}
-    command = [sys.executable, "-m", "metanb", "train", "--scale", "smoke", "--device", "cpu", *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "metanb",
+        "train",
+        "--scale",
+        "smoke",
+        "--device",
+        "cpu",
+        *options,
+    ]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_killed_twice_and_resumed_equals_unkilled(tmp_path):
@@ -205,7 +247,8 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
 
     monkeypatch.setattr(training, "meta_gradient", diverges)
     with pytest.raises(
-        experiment.DivergedError, match=rf"{TINY.id}: loss is nan.*iteration 5.*inner_lr.*epoch 2 is kept"
+        experiment.DivergedError,
+        match=rf"{TINY.id}: loss is nan.*iteration 5.*inner_lr.*epoch 2 is kept",
     ):
         experiment.run(TINY, "cpu")
     assert torch.load(store / f"{TINY.id}.pt", weights_only=True)["epoch"] == 2
@@ -230,7 +273,9 @@ def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
         return replace(honest(dataset, split, **options), digest="0" * 16)
 
     monkeypatch.setattr(training.images, "load", other)
-    with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt was made from other data: delete it") as error:
+    with pytest.raises(
+        records.RecordError, match=rf"{TINY.id}.pt was made from other data: delete it"
+    ) as error:
         experiment.run(TINY, "cpu")
     shown("A checkpoint was made from other data", f"Error: {error.value}")
     monkeypatch.setattr(training.images, "load", honest)
@@ -242,7 +287,10 @@ def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
         raise training.LandscapeError("no Hessian norm there")
 
     monkeypatch.setattr(training.landscape, "hessian_norms", fails)
-    with pytest.raises(experiment.DivergedError, match=rf"{TINY.id}: no Hessian norm there, after epoch 0.*inner_lr"):
+    with pytest.raises(
+        experiment.DivergedError,
+        match=rf"{TINY.id}: no Hessian norm there, after epoch 0.*inner_lr",
+    ):
         experiment.run(TINY, "cpu")
 
 
@@ -261,18 +309,23 @@ def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypat
     stops.calls = [1, 1]
     with pytest.raises(KeyboardInterrupt):
         experiment.run(settings, "cpu")
-    assert experiment.record_so_far(settings, "cpu") is None  # the untrained network alone is no run
+    # the untrained network alone is no run
+    assert experiment.record_so_far(settings, "cpu") is None
     stops.calls = [1]
     with pytest.raises(KeyboardInterrupt):
         experiment.run(settings, "cpu")
     monkeypatch.setattr(training, "measure_together", honest)
     stopped = experiment.record_so_far(settings, "cpu")
-    assert stopped.epochs == 2 and not stopped.finished and stopped.path.name == f"{settings.id}-to-4"
+    assert (
+        stopped.epochs == 2 and not stopped.finished and stopped.path.name == f"{settings.id}-to-4"
+    )
     whole = experiment.run(settings, "cpu")
     assert whole.finished and whole.provenance["resumed"] == 2 and not stopped.path.exists()
     early = whole.measures[(whole.measures.epoch <= 2)].reset_index(drop=True)
     assert early.equals(stopped.measures[stopped.measures.measure != "final_accuracy"])
-    assert list(stopped.curve("final_accuracy").index) == [2] and list(whole.curve("final_accuracy").index) == [6]
+    assert list(stopped.curve("final_accuracy").index) == [2] and list(
+        whole.curve("final_accuracy").index
+    ) == [6]
     assert experiment.record_so_far(settings, "cpu").path == whole.path
 
 
@@ -293,10 +346,15 @@ def test_final_accuracy_against_a_plain_loop(store):
     test, found = image_sets.load("glyphs", "test"), []
     for part, n in enumerate((60, 60, 10)):
         tasks = sample_tasks(test, n, 5, 1, 2, np.random.default_rng([0, 3 + part]))
-        for x, y, query_x, query_y in zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True):
+        for x, y, query_x, query_y in zip(
+            tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True
+        ):
             theta = dict(net.named_parameters())
             slope = torch.autograd.grad(F.cross_entropy(net(x.double()), y), list(theta.values()))
-            moved = {name: p - settings.inner_lr * g for (name, p), g in zip(theta.items(), slope, strict=True)}
+            moved = {
+                name: p - settings.inner_lr * g
+                for (name, p), g in zip(theta.items(), slope, strict=True)
+            }
             output = torch.func.functional_call(net, moved, (query_x.double(),))
             found.append(float((output.argmax(1) == query_y).double().mean()))
     last = record.curve("final_accuracy").iloc[-1]

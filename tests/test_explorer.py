@@ -1,7 +1,7 @@
 """The page "Explore the runs": its data, and the page in use.
 
-Evidence: the csv and json files of the records, read here by the standard library; in a real browser, what the page
-then says, and what its canvases hold.
+Evidence: the csv and json files of the records, read here by the standard library; in a real
+browser, what the page then says, and what its canvases hold.
 """
 
 import csv
@@ -21,7 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = HTML / "_static" / "explorer-data.js"
 PAGE = "book/explore"
 NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
-PLAIN = {"filters": 32, "regulariser": "none", "head_init": "torch", "test_head": "fresh", "train_classes": 0}  # quick
+# quick
+PLAIN = {
+    "filters": 32,
+    "regulariser": "none",
+    "head_init": "torch",
+    "test_head": "fresh",
+    "train_classes": 0,
+}
 
 
 @cache
@@ -31,7 +38,10 @@ def recorded() -> dict[str, tuple[dict, dict]]:
     for path in sorted((ROOT / "results").glob("*/measures.csv")):
         with path.open() as file:
             rows = {(row["measure"], int(row["epoch"])): row for row in csv.DictReader(file)}
-        found[path.parent.name.partition("-to-")[0]] = json.loads((path.parent / "settings.json").read_text()), rows
+        found[path.parent.name.partition("-to-")[0]] = (
+            json.loads((path.parent / "settings.json").read_text()),
+            rows,
+        )
     return found
 
 
@@ -46,7 +56,11 @@ def drawn() -> dict:
 def cell(**settings) -> list[str]:
     """The ids of the runs at quick scale with these settings, and otherwise unchanged ones."""
     wanted = PLAIN | settings
-    return [run for run, (has, _) in recorded().items() if all(has[name] == value for name, value in wanted.items())]
+    return [
+        run
+        for run, (has, _) in recorded().items()
+        if all(has[name] == value for name, value in wanted.items())
+    ]
 
 
 MAML = {"dataset": "omniglot", "ways": 5, "shots": 1, "algorithm": "maml"}
@@ -80,7 +94,9 @@ def test_curves_are_those_of_the_records():
                 assert len(values) == len(sems) == (epochs if there else 0)
                 for epoch in range(len(values)):
                     row = there.get(epoch, {"mean": "nan", "sem": "nan"})
-                    assert values[epoch] == pytest.approx(float(row["mean"]), rel=5.1e-4, nan_ok=True)
+                    assert values[epoch] == pytest.approx(
+                        float(row["mean"]), rel=5.1e-4, nan_ok=True
+                    )
                     assert sems[epoch] == pytest.approx(float(row["sem"]), rel=5.1e-2, nan_ok=True)
                     if epoch in there:
                         assert one["iterations"][epoch] == int(row["iteration"])
@@ -88,7 +104,9 @@ def test_curves_are_those_of_the_records():
 
 def test_every_measure_that_is_a_curve_is_there():
     names = {measure["name"] for measure in drawn()["measures"]}
-    assert {measure for _, rows in recorded().values() for measure, _ in rows} - names == {"final_accuracy"}
+    assert {measure for _, rows in recorded().values() for measure, _ in rows} - names == {
+        "final_accuracy"
+    }
 
 
 def test_runs_of_a_cell_differ_by_their_seeds_alone():
@@ -98,7 +116,8 @@ def test_runs_of_a_cell_differ_by_their_seeds_alone():
         assert len({from_dict(has).unseeded for has in settings}) == 1
         assert one["setting"] == f"{settings[0]['ways']}-way {settings[0]['shots']}-shot"
     words = [
-        tuple(one[key] for key in ("dataset", "setting", "scale", "algorithm", "variant")) for one in drawn()["cells"]
+        tuple(one[key] for key in ("dataset", "setting", "scale", "algorithm", "variant"))
+        for one in drawn()["cells"]
     ]
     assert len(set(words)) == len(words)  # so that a reader can tell any two cells apart
 
@@ -108,7 +127,9 @@ def test_page_is_light_and_its_scripts_are_loaded_on_it_alone():
     assert DATA.stat().st_size < 450_000
     assert sum(path.stat().st_size for path in set(own)) < 500_000
     assert sum(path.stat().st_size for path in (HTML / "_static" / "uplot").iterdir()) < 150_000
-    assert [path.stem for path in HTML.rglob("*.html") if re.search("explorer|uPlot", path.read_text())] == ["explore"]
+    assert [
+        path.stem for path in HTML.rglob("*.html") if re.search("explorer|uPlot", path.read_text())
+    ] == ["explore"]
 
 
 # ---- The page in use
@@ -121,9 +142,9 @@ def numbers(text: str) -> list[float]:
 def said(page, name: str, measure: str) -> list[float]:
     """The numbers in the summary's words on a cell and a measure: first mean, last mean, iterations."""
     sentence = page.locator("#explore-summary").inner_text().split(f"{measure}: ")[1]
-    (found,) = re.findall(rf"(?:^|; ){re.escape(name)} from ({NUMBER}) .*? to ({NUMBER}) after ({NUMBER}) ", sentence)[
-        :1
-    ]
+    (found,) = re.findall(
+        rf"(?:^|; ){re.escape(name)} from ({NUMBER}) .*? to ({NUMBER}) after ({NUMBER}) ", sentence
+    )[:1]
     return numbers(" ".join(found))
 
 
@@ -131,7 +152,9 @@ def table(page) -> dict[str, list[list[float]]]:
     """The table under the curves: for each row its cells' numbers, mean, least and greatest."""
     rows = page.locator("#explore-table tbody tr").all()
     return {
-        row.locator("th").inner_text().strip(): [numbers(td) for td in row.locator("td").all_inner_texts()]
+        row.locator("th").inner_text().strip(): [
+            numbers(td) for td in row.locator("td").all_inner_texts()
+        ]
         for row in rows
     }
 
@@ -171,7 +194,9 @@ def test_page_opens_from_a_file_with_curves_and_says_what_they_are(page):
             ends = [mean(runs, measure, 1), mean(runs, measure, last(runs)), 1800]
             assert said(page, name, label) == close(ends)
         row = table(page)[f"{name}: {len(runs)} runs"]
-        assert row == [close(spread(runs, m, last(runs))) for m in ("hessian_norm", "query_accuracy")]
+        assert row == [
+            close(spread(runs, m, last(runs))) for m in ("hessian_norm", "query_accuracy")
+        ]
     assert page.locator("#explore-panels canvas").count() == 2
     assert page.locator("#explore-problem").is_hidden()
 
@@ -206,7 +231,8 @@ def test_settings_that_set_a_cell_apart_and_kept_runs_can_be_compared(page):
     twenty = cell(**MAML | {"ways": 20})
     five, names = cell(**MAML), ["MAML (20-way 1-shot): 3 runs", "MAML (5-way 1-shot): 5 runs"]
     assert len(table(page)) == 3 + 2
-    assert table(page)[names[0]][0] == close([*spread(twenty, "hessian_norm", 12), 1200])  # where it ended
+    # where it ended
+    assert table(page)[names[0]][0] == close([*spread(twenty, "hessian_norm", 12), 1200])
     assert table(page)[names[1]][0] == close(spread(five, "hessian_norm", 12))
     page.get_by_role("slider", name="Iteration").press("Home")
     assert table(page)[names[0]][0] == close(spread(twenty, "hessian_norm", 0))
@@ -231,7 +257,10 @@ def test_pointing_at_a_run_shows_its_values_in_both_panels(page):
     over = page.locator("#explore-plot0 .u-over")
     over.scroll_into_view_if_needed()
     area = over.bounding_box()
-    runs, seen = {"MAML": cell(**MAML), "first-order MAML": cell(**MAML | {"algorithm": "fomaml"})}, []
+    runs, seen = (
+        {"MAML": cell(**MAML), "first-order MAML": cell(**MAML | {"algorithm": "fomaml"})},
+        [],
+    )
     for y in range(0, int(area["height"]), 3):
         page.mouse.move(area["x"] + area["width"] * 900 / 1800, area["y"] + y)
         tips = [page.locator(f"#explore-plot{place} .tip") for place in (0, 1)]
@@ -247,7 +276,10 @@ def test_pointing_at_a_run_shows_its_values_in_both_panels(page):
         seen.append(float(rows["query_accuracy", 6]["mean"]))
     assert len(set(seen)) >= 6  # ten runs, some as good as on top of each other
     assert seen == sorted(seen, reverse=True)  # from the top to the bottom
-    assert page.get_by_role("slider", name="Iteration").get_attribute("aria-valuetext") == "900 of 1,800"
+    assert (
+        page.get_by_role("slider", name="Iteration").get_attribute("aria-valuetext")
+        == "900 of 1,800"
+    )
 
 
 def test_address_keeps_the_view(browser, page):
@@ -272,8 +304,11 @@ def test_a_link_may_name_any_run(page):
     runs = cell(**MAML | {"ways": 20, "algorithm": "finetune"})
     page.goto(address(PAGE) + f"#runs={runs[-1]},not-a-run&show=valid_accuracy")
     assert choice(page, "Setting").input_value() == "20-way 1-shot"
-    assert table(page) == {f"finetuning: {len(runs)} runs": [close(spread(runs, "valid_accuracy", 12))]}
-    page.evaluate(f"location.hash = 'runs={cell(dataset='glyphs', algorithm='maml')[0]}'")  # a link on the page itself
+    assert table(page) == {
+        f"finetuning: {len(runs)} runs": [close(spread(runs, "valid_accuracy", 12))]
+    }
+    # a link on the page itself
+    page.evaluate(f"location.hash = 'runs={cell(dataset='glyphs', algorithm='maml')[0]}'")
     page.wait_for_function("document.getElementById('explore-dataset').value === 'Glyphs'")
 
 
@@ -311,14 +346,20 @@ def test_mean_ends_where_the_first_run_was_stopped(browser):
             run[key] = [" ".join(curve.split()[:6]) for curve in run[key]]
     with tab(browser) as page:
         script = f"window.METANB_RUNS={json.dumps(data)};"
-        page.route("**/explorer-data.js*", lambda route: route.fulfill(body=script, content_type="text/javascript"))
+        page.route(
+            "**/explorer-data.js*",
+            lambda route: route.fulfill(body=script, content_type="text/javascript"),
+        )
         page.goto(address(PAGE))
         ends = [mean(runs, "query_accuracy", 1), mean(runs, "query_accuracy", 5), 750]
         assert said(page, "MAML", "Query accuracy") == close(ends)
         assert table(page)["MAML: 5 runs"] == [[], []]
         open_each(page)
-        first, *_, stopped = page.locator("#explore-each tbody tr").filter(has_text=re.compile(r"^\s*MAML")).all()
-        assert len(numbers(first.locator("td").last.inner_text())) == 2  # it went on: mean and standard error
+        first, *_, stopped = (
+            page.locator("#explore-each tbody tr").filter(has_text=re.compile(r"^\s*MAML")).all()
+        )
+        # it went on: mean and standard error
+        assert len(numbers(first.locator("td").last.inner_text())) == 2
         assert stopped.locator("td").last.inner_text() == "–"
         assert not page.watch.complaints
 
@@ -334,7 +375,9 @@ def test_a_finger_shows_values_that_stay(browser):
     page.locator("#explore-plot0 .tip").wait_for()
     name, value = page.locator("#explore-plot0 .tip").inner_text().split(": ")
     run = cell(**MAML)[int(name.removeprefix("MAML, seed "))]
-    assert numbers(value)[0] == pytest.approx(float(recorded()[run][1]["query_accuracy", 6]["mean"]), rel=1e-3)
+    assert numbers(value)[0] == pytest.approx(
+        float(recorded()[run][1]["query_accuracy", 6]["mean"]), rel=1e-3
+    )
     assert "at=900" in page.url
     context.close()
 

@@ -61,7 +61,9 @@ def runs():
 
 
 def test_curves_show_and_hand_out_the_records(runs):
-    figure = figures.curves(runs, ["hessian_norm", "distance"], "flat", "See it fall.", log=["hessian_norm"])
+    figure = figures.curves(
+        runs, ["hessian_norm", "distance"], "flat", "See it fall.", log=["hessian_norm"]
+    )
     shown = parts(figure)
     table = pd.read_csv(io.BytesIO(payload(shown.link["href"])))
     assert shown.link["download"] == "flat.csv"
@@ -71,8 +73,14 @@ def test_curves_show_and_hand_out_the_records(runs):
         drawn = chosen[chosen.measure == "hessian_norm"]["mean"]
         assert np.allclose(drawn, run.curve("hessian_norm")["mean"], rtol=1e-5)
     assert shown.image["role"] == "img"
-    assert "See it fall." in shown.text and "mean of 3 runs" in shown.text and "60 meta-test tasks" in shown.text
-    first = np.mean([run.curve("distance")["mean"].loc[1] for run in runs if run.settings.algorithm == "maml"])
+    assert (
+        "See it fall." in shown.text
+        and "mean of 3 runs" in shown.text
+        and "60 meta-test tasks" in shown.text
+    )
+    first = np.mean(
+        [run.curve("distance")["mean"].loc[1] for run in runs if run.settings.algorithm == "maml"]
+    )
     assert f"distance from θ_s (L2), MAML: from {first:.3g}" in shown.image["aria-label"]
 
 
@@ -85,9 +93,15 @@ def test_means_end_where_the_first_run_does(runs):
 
 def test_a_published_value_is_drawn_and_said(runs):
     plain = figures.curves(runs, ["query_accuracy"], "k", "c")
-    figure = figures.curves(runs, ["query_accuracy"], "k", "c", known={"query_accuracy": (0.987, "Finn et al.")})
+    figure = figures.curves(
+        runs, ["query_accuracy"], "k", "c", known={"query_accuracy": (0.987, "Finn et al.")}
+    )
     assert "Finn et al." in re.sub(r"<[^>]+>", "", figure.svg) and "Finn et al." not in plain.svg
-    assert "Finn et al.: 0.987" in figure.alt and "Dotted" in figure.caption and "Dotted" not in plain.caption
+    assert (
+        "Finn et al.: 0.987" in figure.alt
+        and "Dotted" in figure.caption
+        and "Dotted" not in plain.caption
+    )
 
 
 def test_captions_count_what_each_line_rests_on(runs):
@@ -102,15 +116,18 @@ def test_every_run_is_drawn_in_a_scatter():
     many = [whole(seed, "maml") for seed in range(8)]
     svg = figures.scatter(many, "distance", "query_accuracy", "c5", "c").svg
     dots = Counter(re.findall(r'style="fill: (#\w+); stroke: \1"', svg))
-    assert set(dots.values()) == {12 + 1} and len(dots) == 8  # a dot an epoch, and one in the legend
+    # a dot an epoch, and one in the legend
+    assert set(dots.values()) == {12 + 1} and len(dots) == 8
 
 
 def test_scatter_says_each_labels_correlations(runs):
     shown = parts(figures.scatter(runs, "distance", "query_accuracy", "c5", "See the cloud."))
     table = pd.read_csv(io.BytesIO(payload(shown.link["href"])))
     assert len(table) == 6 * 12 and table.epoch.min() == 1
-    r = [np.corrcoef(chosen.distance, chosen.query_accuracy)[0, 1]
-         for _, chosen in table[table.run == "MAML"].groupby("seed")]  # fmt: skip
+    r = [
+        np.corrcoef(chosen.distance, chosen.query_accuracy)[0, 1]
+        for _, chosen in table[table.run == "MAML"].groupby("seed")
+    ]
     assert f"MAML: r between {min(r):.2f} and {max(r):.2f}" in shown.image["aria-label"]
 
 
@@ -123,8 +140,16 @@ def test_shares_say_where_each_part_ends(runs):
 
 def test_forest_shows_every_row_with_its_interval():
     base = [record(s, {"query_accuracy": np.full(12, 0.5)}, wobble=0.0) for s in range(3)]
-    gained = [record(s, {"query_accuracy": np.full(12, 0.51 + 0.001 * s)}, wobble=0.0, regulariser="outer", gamma=2.0)
-              for s in range(3)]  # fmt: skip
+    gained = [
+        record(
+            s,
+            {"query_accuracy": np.full(12, 0.51 + 0.001 * s)},
+            wobble=0.0,
+            regulariser="outer",
+            gamma=2.0,
+        )
+        for s in range(3)
+    ]
     rows = [row for row in rules.ledger(base + gained) if row.claim == "C8"]
     lonely = [row for row in rules.ledger(gained) if row.claim == "C8"]
     figure = summary.forest(rows + lonely, "c8", "See the gain.", "points", paper=1.33)
@@ -136,44 +161,64 @@ def test_forest_shows_every_row_with_its_interval():
 
 def test_one_wide_interval_does_not_squeeze_the_others():
     base = [record(s, {"query_accuracy": np.full(12, 0.5)}, wobble=0.0) for s in range(3)]
-    gained = [record(s, {"query_accuracy": np.full(12, 0.51)}, wobble=0.0, regulariser="outer", gamma=2.0)
-              for s in range(3)]  # fmt: skip
+    gained = [
+        record(s, {"query_accuracy": np.full(12, 0.51)}, wobble=0.0, regulariser="outer", gamma=2.0)
+        for s in range(3)
+    ]
     (row,) = (row for row in rules.ledger(base + gained) if row.claim == "C8")
     rows = [replace(row, effect=0.1, low=-1.0, high=1.0)] * 3
 
     def ticks(rows):
         svg = summary.forest(rows, "c8", "c", "points", paper=1.33).svg
         return [
-            float(found.replace("\N{MINUS SIGN}", "-")) for found in re.findall(r">([-\N{MINUS SIGN}]?\d+\.?\d*)<", svg)
+            float(found.replace("\N{MINUS SIGN}", "-"))
+            for found in re.findall(r">([-\N{MINUS SIGN}]?\d+\.?\d*)<", svg)
         ]
 
     wide = ticks([*rows, replace(row, effect=0.1, low=-90.0, high=90.0)])
     assert max(map(abs, wide)) < 4 and len(wide) >= 3  # the axis is the others'
-    assert summary.forest([replace(row, effect=np.nan)], "c8", "c", "points", paper=1.33).data.runs.size == 1
+    assert (
+        summary.forest(
+            [replace(row, effect=np.nan)], "c8", "c", "points", paper=1.33
+        ).data.runs.size
+        == 1
+    )
 
 
 def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     falling = [record(s, {"hessian_norm": np.exp(-TIME)}, algorithm="fomaml") for s in range(3)]
     heads = [record(s, {}, head_init="zero") for s in range(3)]
     large = {"filters": 64, "iterations": 60_000, "epoch_iterations": 500}
-    paper = [record(s, {}, algorithm=name, **large) for s in range(3) for name in ("maml", "fomaml")]
-    strengths = [record(s, {"query_accuracy": 0.5 + 0.1 * TIME}, regulariser="adapted", gamma=gamma, **large)
-                 for s in range(3) for gamma in (0.1, 0.3)]  # fmt: skip
+    paper = [
+        record(s, {}, algorithm=name, **large) for s in range(3) for name in ("maml", "fomaml")
+    ]
+    strengths = [
+        record(s, {"query_accuracy": 0.5 + 0.1 * TIME}, regulariser="adapted", gamma=gamma, **large)
+        for s in range(3)
+        for gamma in (0.1, 0.3)
+    ]
     rows = rules.ledger([record(s, {}) for s in range(3)] + falling + heads + paper + strengths)
     html = summary.overview(rows, {f"C{i}": f"page.html#c{i}" for i in range(1, 9)}, "ledger.html")
     shown = [row for row in rows if row.as_in_paper and row.verdict != verdicts.TOO_FEW]
     marks = re.findall(r'<a href="ledger.html#([\w-]+)" title="([^"]*)"', html)
     names = {verdict: name for verdict, (name, _) in summary.MARKS.items()}
-    said = [(row.anchor, f"{row.name}, {names[row.verdict]}: {row.change}, 3 runs") for row in shown]
+    said = [
+        (row.anchor, f"{row.name}, {names[row.verdict]}: {row.change}, 3 runs") for row in shown
+    ]
     assert sorted(marks) == sorted(said) and len(shown) >= 12
     assert sum("γ = 0.1" in title or "γ = 0.3" in title for _, title in marks) == 2  # side by side
     heads = re.findall(r'<th colspan="(\d)"[^>]*>([^/]*)</th>', html)
     setting = "Omniglot<br>5-way<br>1-shot<br>"
     assert sorted(heads) == sorted(
-        [("2", f"{setting}quick"), ("2", f"{setting}paper"), ("1", f"{setting}zero first head<br>quick")]
+        [
+            ("2", f"{setting}quick"),
+            ("2", f"{setting}paper"),
+            ("1", f"{setting}zero first head<br>quick"),
+        ]
     )
     scales = [head[1].rpartition(">")[2] for head in heads for _ in range(int(head[0]))]
-    for line in re.findall(r"<tr><th scope=.*?</tr>", html)[1:]:  # the columns stand below their heads
+    # the columns stand below their heads
+    for line in re.findall(r"<tr><th scope=.*?</tr>", html)[1:]:
         assert re.findall(r'<td class="(\w+)"', line) == scales
     assert html.count('<th scope="row">') == 8 and 'href="page.html#c8"' in html
     legend = html.split("metanb-legend")[1]
@@ -189,7 +234,9 @@ def test_pictures_of_tasks_and_steps():
     y = torch.arange(3).repeat(2, 1)
     x = torch.rand(2, 3, 1, 28, 28)
     shown = parts(style.tasks_picture(Tasks(x, y, x, y), "tasks", "Two tasks."))
-    assert "2 rows" in shown.image["aria-label"] and "3 support classes" in shown.image["aria-label"]
+    assert (
+        "2 rows" in shown.image["aria-label"] and "3 support classes" in shown.image["aria-label"]
+    )
     data = pd.DataFrame({"step": [0, 1], "loss": [1.5, 0.25]})
     shown = parts(style.steps(data, "steps", "Watch.", "loss (nats)"))
     assert "loss: from 1.5 to 0.25" in shown.image["aria-label"]
@@ -198,10 +245,16 @@ def test_pictures_of_tasks_and_steps():
 
 def test_runs_and_their_origin_in_words(runs):
     for run in runs:
-        run.provenance.update(cpu_seconds=90.0, finished="2026-01-02T03:04:05", device="CPU", torch="2.0", code="abc")
+        run.provenance.update(
+            cpu_seconds=90.0, finished="2026-01-02T03:04:05", device="CPU", torch="2.0", code="abc"
+        )
     runs[0].provenance["device"] = "GPU"
     table = figures.runs_table(runs)
-    late = [run.curve("query_accuracy")["mean"].iloc[-3:].mean() for run in runs if run.settings.algorithm == "fomaml"]
+    late = [
+        run.curve("query_accuracy")["mean"].iloc[-3:].mean()
+        for run in runs
+        if run.settings.algorithm == "fomaml"
+    ]
     assert table.loc["first-order MAML"].to_dict() == {
         "runs": 3,
         "iterations": 1800,

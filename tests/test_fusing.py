@@ -25,7 +25,9 @@ def gradient(side):
     net = ConvNet((1, side, side), 2, filters=4).double()
     x = torch.from_numpy(np.random.default_rng(0).random((2, 2, 1, side, side)))
     y = torch.arange(2).expand(2, 2)
-    meta_gradient(net, Tasks(x, y, x.flip(3), y), 0.1, 2, first_order=False, adapt_norm=True, chunk=2)
+    meta_gradient(
+        net, Tasks(x, y, x.flip(3), y), 0.1, 2, first_order=False, adapt_norm=True, chunk=2
+    )
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
@@ -44,13 +46,19 @@ def test_compiled_chains_give_the_gradient_that_they_give_as_written(fresh, monk
     with fusing.fused(True):
         found = gradient(28)
     assert {name.rstrip("0123456789") for name in compiled} == {
-        "_patches_", "_overlap_add_", "_normalise_", "_norm_gradient_", "_norm_second_traced_"
-    }  # fmt: skip
+        "_patches_",
+        "_overlap_add_",
+        "_normalise_",
+        "_norm_gradient_",
+        "_norm_second_traced_",
+    }
     assert (found - expected).norm() < 1e-12 * expected.norm()
     assert not capsys.readouterr().err
 
 
-def test_one_function_is_compiled_for_more_shapes_than_torch_compiles_one_code_object_for(fresh, monkeypatch):
+def test_one_function_is_compiled_for_more_shapes_than_torch_compiles_one_code_object_for(
+    fresh, monkeypatch
+):
     """At its limit, 8, torch runs a function as it is, without a word: the backend would not be called any more."""
     honest, graphs = torch.compile, []
 
@@ -62,7 +70,9 @@ def test_one_function_is_compiled_for_more_shapes_than_torch_compiles_one_code_o
     def doubled(x):
         return x * 2
 
-    monkeypatch.setattr(torch, "compile", lambda function, **options: honest(function, backend=counted, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: honest(function, backend=counted, **options)
+    )
     with fusing.fused(True):
         for size in range(2, 14):
             assert torch.equal(doubled(torch.ones(size)), torch.full((size,), 2.0))

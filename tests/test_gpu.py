@@ -18,12 +18,23 @@ from tests.cohorts import new_cohort
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 GPU = torch.device("cuda")
-SMALL = preset("smoke", "glyphs", filters=8, iterations=6, epoch_iterations=2, inner_steps=2, test_steps=2,
-               test_tasks=6, test_queries=3, final_tasks=6)  # fmt: skip
+SMALL = preset(
+    "smoke",
+    "glyphs",
+    filters=8,
+    iterations=6,
+    epoch_iterations=2,
+    inner_steps=2,
+    test_steps=2,
+    test_tasks=6,
+    test_queries=3,
+    final_tasks=6,
+)
 GRADIENTS = [{"algorithm": "finetune"}] + [
     {"algorithm": algorithm, "regulariser": name, "gamma": 0.0 if name == "none" else 0.3}
-    for algorithm in ("maml", "fomaml") for name in REGULARISERS[algorithm]
-]  # fmt: skip
+    for algorithm in ("maml", "fomaml")
+    for name in REGULARISERS[algorithm]
+]
 
 
 @pytest.mark.parametrize("runs", [1, 3])
@@ -37,8 +48,12 @@ def test_everything_on_gives_the_cpus_gradients_in_double_precision(options, run
     monkeypatch.setattr(fusing, "_failed", False)
     with fused(True):
         for iteration in range(3):
-            drawn = [x.double() if x.is_floating_point() else x for x in here._draw([iteration] * runs)]
-            drawn_there = [x.double() if x.is_floating_point() else x for x in there._draw([iteration] * runs)]
+            drawn = [
+                x.double() if x.is_floating_point() else x for x in here._draw([iteration] * runs)
+            ]
+            drawn_there = [
+                x.double() if x.is_floating_point() else x for x in there._draw([iteration] * runs)
+            ]
             expected, values = here.gradient(*drawn), there.gradient(*drawn_there)
             assert there.gradient.graph is not None and there.pool.on_device is not None
             for name, value in expected.items():
@@ -89,9 +104,12 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_the_cpu(tmp_path, monkeypa
     expected = experiment.run(SMALL, "cpu").measures
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "gpu"))
     experiment.run(SMALL, "cuda", until=2)
-    record, other = experiment.run_all([SMALL, replace(SMALL, seed=1)], "cuda")  # begun alone, ended together
+    # begun alone, ended together
+    record, other = experiment.run_all([SMALL, replace(SMALL, seed=1)], "cuda")
     assert record.provenance["resumed"] == 1 and record.provenance["together"] == "1, 2"
     assert other.provenance["together"] == "2, 1" and other.provenance["precision"] == "float32"
     assert record.provenance["device"] == torch.cuda.get_device_name()
     assert (record.measures.measure == expected.measure).all()
-    assert record.measures["mean"].to_numpy() == pytest.approx(expected["mean"].to_numpy(), rel=2e-2, abs=2e-2)
+    assert record.measures["mean"].to_numpy() == pytest.approx(
+        expected["mean"].to_numpy(), rel=2e-2, abs=2e-2
+    )

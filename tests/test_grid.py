@@ -21,7 +21,9 @@ from metanb.runs import checkpoint, experiment, records
 from metanb.settings import preset, scale_of
 from tests.bad_days import shown
 
-TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2)
+TINY = preset(
+    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2
+)
 
 
 @pytest.fixture
@@ -47,16 +49,26 @@ def test_quick_is_well_formed():
         if one.settings.train_classes:
             assert one.settings.class_seed == one.settings.seed
     base = [one.settings for one in planned if one.group == "base"]
-    for dataset, ways, shots, runs in (("omniglot", 5, 1, 5), ("glyphs", 5, 1, 5), ("omniglot", 20, 1, 3)):
+    for dataset, ways, shots, runs in (
+        ("omniglot", 5, 1, 5),
+        ("glyphs", 5, 1, 5),
+        ("omniglot", 20, 1, 3),
+    ):
         for algorithm in ("maml", "fomaml", "finetune"):
-            chosen = [s for s in base if (s.dataset, s.ways, s.shots, s.algorithm) == (dataset, ways, shots, algorithm)]
+            chosen = [
+                s
+                for s in base
+                if (s.dataset, s.ways, s.shots, s.algorithm) == (dataset, ways, shots, algorithm)
+            ]
             assert len(chosen) == runs
 
 
 def test_select():
     planned = definitions.quick()
     assert {one.group for one in definitions.select(planned, "few-classes")} == {"few-classes"}
-    assert {one.settings.algorithm for one in definitions.select(planned, "*-5w1s-maml-s0-*")} == {"maml"}
+    assert {one.settings.algorithm for one in definitions.select(planned, "*-5w1s-maml-s0-*")} == {
+        "maml"
+    }
     assert all("20w" in one.settings.id for one in definitions.select(planned, "20w"))
     assert definitions.select(planned) == planned
     runs = [one.settings.id for one in definitions.select(planned, "*-maml-s1-*", "*-maml-s[01]-*")]
@@ -86,7 +98,9 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
     bad = Planned("a", preset("smoke", "mini-imagenet", iterations=10))
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
     failed = runner.run([good[0], bad, good[1]], 2, "cpu", lines.append)
-    assert len(failed) == 1 and failed[0].startswith(bad.settings.id) and "mini-imagenet" in failed[0]
+    assert (
+        len(failed) == 1 and failed[0].startswith(bad.settings.id) and "mini-imagenet" in failed[0]
+    )
     assert "\n" not in failed[0]
     assert len(lines) == 4 and lines[0].startswith("0 runs are recorded, 3 are missing")
     assert sum("query accuracy" in line for line in lines) == 2 and "min left" in lines[-1]
@@ -94,7 +108,9 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
     again = []
     assert runner.run(good, 2, "cpu", again.append) == [] and len(again) == 1  # nothing was missing
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
-    assert [(experiment.run(one.settings, "cpu").path / "measures.csv").read_bytes() for one in good] == found
+    assert [
+        (experiment.run(one.settings, "cpu").path / "measures.csv").read_bytes() for one in good
+    ] == found
 
 
 def test_batches_hold_what_differs_by_seeds_alone_in_the_grids_order():
@@ -160,13 +176,16 @@ def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_p
         return 600.0 * (path.exists() and checkpoint.read(path)["epoch"] >= reach)
 
     monkeypatch.setattr(runner, "monotonic", clock)
-    assert runner.run(planned[1:], 1, "cpu", lambda line: None, until=4) == []  # epochs of 3 iterations
+    # epochs of 3 iterations
+    assert runner.run(planned[1:], 1, "cpu", lambda line: None, until=4) == []
     (short,) = definitions.made(planned)
     assert (short.settings.seed, short.epochs) == (1, 2)
     planned, reach = planned[:1], 2
     assert runner.run(planned, 1, "cpu", lines.append, budget=9) == []
     (found,) = definitions.made(planned)
-    assert not found.finished and found.epochs >= 2 and "final_accuracy" in set(found.measures.measure)
+    assert (
+        not found.finished and found.epochs >= 2 and "final_accuracy" in set(found.measures.measure)
+    )
     assert lines[-1] == f"stopped: {longer.id} at iteration {3 * found.epochs:,}, {found.path}"
     assert states(planned, [found]) == [f"to {3 * found.epochs:,}"]
     reach = found.epochs + 2
@@ -190,7 +209,11 @@ def test_grids_move_between_machines(store, tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
     options = ["--import", str(tmp_path / "out"), "--list"]
     done = CliRunner().invoke(cli, ["grid", "paper", *options])
-    assert done.exit_code == 0 and "2 runs, 1 recorded" in done.output and "imported: record" in done.output
+    assert (
+        done.exit_code == 0
+        and "2 runs, 1 recorded" in done.output
+        and "imported: record" in done.output
+    )
     assert records.find(TINY) is not None
     assert (tmp_path / "other" / TINY.id / records.WEIGHTS).read_bytes() == kept.read_bytes()
     done = CliRunner().invoke(cli, ["grid", "paper", "--budget", "0"])
@@ -204,27 +227,38 @@ def test_paper_is_well_formed():
     assert [one.seed for one in settings] == sorted(one.seed for one in settings)
     assert all(scale_of(one) == "paper" and one.iterations == 60_000 for one in settings)
     base = {(s.dataset, s.ways, s.shots, s.algorithm) for s in settings if s.regulariser == "none"}
-    sets = [("omniglot", n, k) for n in (5, 20) for k in (1, 5)] + [("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
-    assert base == {(*one, algorithm) for one in sets for algorithm in ("maml", "fomaml", "finetune")}
+    sets = [("omniglot", n, k) for n in (5, 20) for k in (1, 5)] + [
+        ("mini-imagenet", 5, 1),
+        ("mini-imagenet", 5, 5),
+    ]
+    assert base == {
+        (*one, algorithm) for one in sets for algorithm in ("maml", "fomaml", "finetune")
+    }
     strengths = Counter((one.regulariser, one.gamma) for one in settings if one.gamma)
     middle = definitions.PAPER_GAMMAS[1]
-    assert strengths == dict.fromkeys((("adapted", gamma) for gamma in definitions.PAPER_GAMMAS), 10) | {
-        ("random", middle): 10
-    }
-    assert all((one.dataset, one.ways, one.shots) == ("omniglot", 20, 1) for one in settings if one.gamma)
+    assert strengths == dict.fromkeys(
+        (("adapted", gamma) for gamma in definitions.PAPER_GAMMAS), 10
+    ) | {("random", middle): 10}
+    assert all(
+        (one.dataset, one.ways, one.shots) == ("omniglot", 20, 1) for one in settings if one.gamma
+    )
     assert "mini-imagenet-5w1s-fomaml-s0" in settings[4].id
 
 
 def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "places", lambda: [store])
     monkeypatch.setitem(
-        definitions.GRIDS, "paper", lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)]
+        definitions.GRIDS,
+        "paper",
+        lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)],
     )
     experiment.run(TINY, "cpu", until=6)
     monkeypatch.setattr(Timings, "estimate", lambda *_: Estimate(40.0))
     for until, n, epochs in ((6, 1, 2), (9, 0, 4)):
         done = CliRunner().invoke(cli, ["grid", "paper", "--list", "--until", str(until)])
-        assert f"2 runs, {n} recorded; the others take about {10 * epochs} min" in done.output, done.output
+        assert f"2 runs, {n} recorded; the others take about {10 * epochs} min" in done.output, (
+            done.output
+        )
     done = CliRunner().invoke(cli, ["grid", "paper", "--list", "--export", str(tmp_path / "out")])
     assert done.exit_code == 2 and "--budget 0" in done.output and not (tmp_path / "out").exists()
 
@@ -234,7 +268,10 @@ def test_at_paper_scale_has_the_runs_of_the_groups_that_are_asked_for(store, mon
     base = [one.settings for one in definitions.at_paper_scale("omniglot", 20, 1)]
     assert len(base) == 15 and {s.regulariser for s in base} == {"none"}
     assert [s.algorithm for s in base] == ["maml"] * 5 + ["fomaml"] * 5 + ["finetune"] * 5
-    both = [one.settings for one in definitions.at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])]
+    both = [
+        one.settings
+        for one in definitions.at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])
+    ]
     assert len(both) == 55 and {(s.dataset, s.ways, s.shots) for s in both} == {("omniglot", 20, 1)}
 
 
@@ -260,7 +297,9 @@ def test_claims_prints_the_ledger(store, monkeypatch):
 def test_a_failing_grid_ends_in_one_line_and_not_zero(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
     bad = preset("smoke", "mini-imagenet", iterations=10)
-    monkeypatch.setitem(definitions.GRIDS, "quick", lambda: [Planned("absent", bad), Planned("there", TINY)])
+    monkeypatch.setitem(
+        definitions.GRIDS, "quick", lambda: [Planned("absent", bad), Planned("there", TINY)]
+    )
     monkeypatch.setattr(sys, "argv", ["metanb", "grid", "quick", "--only", "absent"])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -52,11 +52,18 @@ def minutes(timings, settings, kind, together=1.0):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.02, "0.0 min"), (1.26, "1.3 min"), (45.4, "45 min"), (119, "119 min"), (120, "2.0 h"),
-        (318, "5.3 h"), (2879, "48.0 h"), (2880, "2.0 days"), (3024, "2.1 days"),
+        (0.02, "0.0 min"),
+        (1.26, "1.3 min"),
+        (45.4, "45 min"),
+        (119, "119 min"),
+        (120, "2.0 h"),
+        (318, "5.3 h"),
+        (2879, "48.0 h"),
+        (2880, "2.0 days"),
+        (3024, "2.1 days"),
         (math.nan, "unknown"),
     ],
-)  # fmt: skip
+)
 def test_units(value, text):
     assert hours.in_units(value) == text
 
@@ -164,8 +171,9 @@ def test_a_gpu_is_scaled_within_one_way_of_training_alone():
     others = [
         *(replace(PAPER, algorithm=name) for name in ("fomaml", "finetune")),
         replace(PAPER, filters=32),
-        replace(PAPER, regulariser="adapted", gamma=0.1), preset("paper", "mini-imagenet"),
-    ]  # fmt: skip
+        replace(PAPER, regulariser="adapted", gamma=0.1),
+        preset("paper", "mini-imagenet"),
+    ]
     for settings in others:
         assert timings.estimate(settings, H200) == hours.Estimate()
         assert timings.estimate(settings, CORE).known

@@ -1,7 +1,8 @@
 """Image sets: small trees that the tests write and count by hand, and independent re-implementations.
 
-Resizing is compared with Lanczos resampling written out in numpy, rotations with np.rot90 image by image, glyphs with
-Pillow's rendering and fontTools' character maps. Tests of the real Omniglot are skipped where the data root has none.
+Resizing is compared with Lanczos resampling written out in numpy, rotations with np.rot90 image by
+image, glyphs with Pillow's rendering and fontTools' character maps. Tests of the real Omniglot are
+skipped where the data root has none.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ from metanb.data.image_sets import DataError, ImageSet, check, data_root, fetch,
 from metanb.files import DiskError
 from tests.bad_days import shown
 
-# half, split of Vinyals et al., character: 3 + 2 of the background half, 1 + 1 of the evaluation half
+# half, split of Vinyals et al., character: 3 + 2 of the background half, 1 + 1 of the evaluation
+# half
 ROSTER = [
     ("background", "train", "Alpha/character01"),
     ("background", "train", "Alpha/character02"),
@@ -37,7 +39,9 @@ ROSTER = [
     ("evaluation", "test", "Gamma/character02"),
 ]
 REAL = data_root() / "omniglot-py" / "images_evaluation"
-needs_omniglot = pytest.mark.skipif(not REAL.is_dir(), reason=f"no Omniglot in the data root: no {REAL}")
+needs_omniglot = pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"no Omniglot in the data root: no {REAL}"
+)
 
 
 def drawing(character: int, drawer: int) -> Image.Image:
@@ -83,8 +87,11 @@ def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for i in range(2):
                 name = f"n{label:02d}{i}.png"
                 side = 168 if (label, i) == (2, 1) else 84
-                Image.new("RGB", (side, side), (10 * label, 100 + i, 250 - label)).save(folder / "images" / name)
-                lines.append(f"{name},n{9 - label:02d}")  # labels in descending order: the set sorts them
+                Image.new("RGB", (side, side), (10 * label, 100 + i, 250 - label)).save(
+                    folder / "images" / name
+                )
+                # labels in descending order: the set sorts them
+                lines.append(f"{name},n{9 - label:02d}")
         (folder / f"{stem}.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -111,7 +118,12 @@ def sha(found: ImageSet) -> str:
 def test_omniglot_splits_by_hand(tree: Path) -> None:
     for partition, expected in {
         "vinyals": {
-            "train": ["Alpha/character01", "Alpha/character02", "Alpha/character03", "Gamma/character01"],
+            "train": [
+                "Alpha/character01",
+                "Alpha/character02",
+                "Alpha/character03",
+                "Gamma/character01",
+            ],
             "valid": ["Beta/character01", "Beta/character02"],
             "test": ["Gamma/character02"],
         },
@@ -124,7 +136,9 @@ def test_omniglot_splits_by_hand(tree: Path) -> None:
         for split, names in expected.items():
             found = load("omniglot", split, partition=partition, root=tree)
             assert (found.name, found.split, list(found.classes)) == ("omniglot", split, names)
-            assert found.images.shape == (len(names), 20, 1, 28, 28) and found.images.dtype == np.uint8
+            assert (
+                found.images.shape == (len(names), 20, 1, 28, 28) and found.images.dtype == np.uint8
+            )
 
 
 def test_omniglot_pixels_against_lanczos_in_numpy(tree: Path) -> None:
@@ -152,11 +166,17 @@ def test_rotations_against_rot90(tree: Path) -> None:
             load("omniglot", split, rotations=True, root=tree)
 
 
-def test_the_cache_is_read_and_does_not_need_the_tree(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_read_and_does_not_need_the_tree(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load("omniglot", "train", root=tree)
     monkeypatch.setattr(omniglot, "pixels", None)  # decoding again would fail
     again = load("omniglot", "train", root=tree)
-    assert (again.images == first.images).all() and again.digest == first.digest and again.classes == first.classes
+    assert (
+        (again.images == first.images).all()
+        and again.digest == first.digest
+        and again.classes == first.classes
+    )
     assert not again.images.flags.writeable
 
 
@@ -180,7 +200,9 @@ DAMAGE = {
     "header": lambda npy: npy.write_bytes(b"x" * 100 + npy.read_bytes()[100:]),
     "no images": lambda npy: npy.unlink(),
     "no record": lambda npy: npy.with_suffix(".json").unlink(),
-    "half a record": lambda npy: npy.with_suffix(".json").write_text(npy.with_suffix(".json").read_text()[:40]),
+    "half a record": lambda npy: npy.with_suffix(".json").write_text(
+        npy.with_suffix(".json").read_text()[:40]
+    ),
     "old decoder": lambda npy: amend(npy, decoder=cache.DECODER - 1),
     "other stamp": lambda npy: amend(npy, stamp="of other sources"),
     "other classes": lambda npy: amend(npy, classes=["Beta/character01", "Omega/character02"]),
@@ -188,13 +210,19 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_rebuilt(tree: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_cache_is_rebuilt(
+    tree: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = load("omniglot", "valid", root=tree)
     npy = tree / "cache" / "omniglot-vinyals-valid.npy"
     whole = npy.read_bytes(), npy.with_suffix(".json").read_bytes()
     DAMAGE[damage](npy)
     again = load("omniglot", "valid", root=tree)
-    assert (again.images == first.images).all() and again.classes == first.classes and again.digest == first.digest
+    assert (
+        (again.images == first.images).all()
+        and again.classes == first.classes
+        and again.digest == first.digest
+    )
     assert (npy.read_bytes(), npy.with_suffix(".json").read_bytes()) == whole
     shown("The cache of images is damaged", "".join(capsys.readouterr()))
     assert not list(npy.parent.glob("*.[0-9]*"))
@@ -259,7 +287,10 @@ def test_of_two_at_once_one_builds(tree: Path, monkeypatch: pytest.MonkeyPatch) 
         return decode(path, *args, **kwargs)
 
     monkeypatch.setattr(omniglot, "pixels", slowly)
-    threads = [threading.Thread(target=lambda: found.append(load("omniglot", "valid", root=tree))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: found.append(load("omniglot", "valid", root=tree)))
+        for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -279,7 +310,9 @@ class Offline:
         raise URLError("no network")
 
 
-def test_download_by_torchvision(tmp_path: Path, drawings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_by_torchvision(
+    tmp_path: Path, drawings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(omniglot, "roster", lambda: ROSTER)
     calls = []
 
@@ -293,19 +326,30 @@ def test_download_by_torchvision(tmp_path: Path, drawings: Path, monkeypatch: py
     assert load("omniglot", "test", root=tmp_path).images.shape == (1, 20, 1, 28, 28)
     assert calls == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
     summary = fetch("omniglot", root=tmp_path)  # what is there is not fetched again
-    assert "train 4 x 20" in summary and "background 5 + evaluation 2 characters" in summary and len(calls) == 2
+    assert (
+        "train 4 x 20" in summary
+        and "background 5 + evaluation 2 characters" in summary
+        and len(calls) == 2
+    )
 
 
 def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.Omniglot", Offline)
-    for act in (lambda: load("omniglot", "train", root=tmp_path), lambda: fetch("omniglot", root=tmp_path)):
+    for act in (
+        lambda: load("omniglot", "train", root=tmp_path),
+        lambda: fetch("omniglot", root=tmp_path),
+    ):
         with pytest.raises(DataError) as error:
             act()
         text = one_line(error)
-        assert "no network" in text and "put images_background.zip of github.com/brendenlake/omniglot" in text
+        assert (
+            "no network" in text
+            and "put images_background.zip of github.com/brendenlake/omniglot" in text
+        )
         assert str(tmp_path / "omniglot-py") in text
         shown("A download fails", f"Error: {text}")
-    with pytest.raises(DataError, match="run `metanb data fetch omniglot`"):  # checking downloads nothing
+    # checking downloads nothing
+    with pytest.raises(DataError, match="run `metanb data fetch omniglot`"):
         check("omniglot", root=tmp_path)
 
 
@@ -318,7 +362,9 @@ def test_zip_files_put_there_by_hand_are_extracted(
     for half in ("images_background", "images_evaluation"):
         archive = shutil.make_archive(str(tmp_path / "omniglot-py" / half), "zip", drawings, half)
         md5[half] = hashlib.md5(Path(archive).read_bytes()).hexdigest()
-    monkeypatch.setattr("torchvision.datasets.Omniglot", type("Offline", (Offline,), {"zips_md5": md5}))
+    monkeypatch.setattr(
+        "torchvision.datasets.Omniglot", type("Offline", (Offline,), {"zips_md5": md5})
+    )
     assert load("omniglot", "train", root=tmp_path).images.shape == (4, 20, 1, 28, 28)
 
 
@@ -328,7 +374,8 @@ def test_zip_files_put_there_by_hand_are_extracted(
 def test_mini_imagenet_by_hand(mini: Path) -> None:
     train = load("mini-imagenet", "train", root=mini)
     assert train.images.shape == (3, 2, 3, 84, 84) and train.classes == ("n06", "n07", "n08")
-    for row, label in enumerate((3, 2, 1)):  # label n08 is the first of the csv file, and sorts last
+    # label n08 is the first of the csv file, and sorts last
+    for row, label in enumerate((3, 2, 1)):
         for i in range(2):
             for channel, value in enumerate((10 * label, 100 + i, 250 - label)):
                 assert (train.images[row, i, channel] == value).all()
@@ -336,7 +383,9 @@ def test_mini_imagenet_by_hand(mini: Path) -> None:
     assert load("mini-imagenet", "test", root=mini).classes == ("n02", "n03")
 
 
-def test_large_caches_are_mapped_and_check_reads_them_through(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_caches_are_mapped_and_check_reads_them_through(
+    mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = load("mini-imagenet", "train", root=mini)
     monkeypatch.setattr(cache, "IN_MEMORY", 0)
     mapped = load("mini-imagenet", "train", root=mini)
@@ -355,20 +404,31 @@ def test_another_csv_file_rebuilds_the_cache(mini: Path) -> None:
     before = load("mini-imagenet", "test", root=mini)
     table = mini / "mini-imagenet" / "test.csv"
     header, *rows = table.read_text().splitlines()
-    table.write_text("\n".join([header, rows[1], rows[0], *rows[2:]]) + "\n")  # two images of a class change places
+    # two images of a class change places
+    table.write_text("\n".join([header, rows[1], rows[0], *rows[2:]]) + "\n")
     after = load("mini-imagenet", "test", root=mini)
-    assert (after.images[1] == before.images[1, ::-1]).all() and (after.images[0] == before.images[0]).all()
+    assert (after.images[1] == before.images[1, ::-1]).all() and (
+        after.images[0] == before.images[0]
+    ).all()
     assert after.digest != before.digest
 
 
 def test_mini_imagenet_absent(tmp_path: Path) -> None:
-    for act in (load, lambda dataset, _, root: fetch(dataset, root), lambda dataset, _, root: check(dataset, root)):
+    for act in (
+        load,
+        lambda dataset, _, root: fetch(dataset, root),
+        lambda dataset, _, root: check(dataset, root),
+    ):
         with pytest.raises(DataError) as error:
             act("mini-imagenet", "train", root=tmp_path)
         text = one_line(error)
-        assert f"no {tmp_path / 'mini-imagenet' / 'train.csv'}" in text and "never downloaded" in text
+        assert (
+            f"no {tmp_path / 'mini-imagenet' / 'train.csv'}" in text and "never downloaded" in text
+        )
         shown("A data set is not there", f"Error: {text}")
-        assert "columns filename,label" in text and str(tmp_path / "mini-imagenet" / "images") in text
+        assert (
+            "columns filename,label" in text and str(tmp_path / "mini-imagenet" / "images") in text
+        )
 
 
 def test_mini_imagenet_errors(mini: Path) -> None:
@@ -429,31 +489,44 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def test_glyph_splits(glyph_root: Path) -> None:
     found = {split: load("glyphs", split, root=glyph_root) for split in image_sets.SPLITS}
     counts = {split: len(each.classes) for split, each in found.items()}
-    assert 280 <= sum(counts.values()) <= 340 and counts["train"] > counts["test"] > counts["valid"] >= 20
+    assert (
+        280 <= sum(counts.values()) <= 340
+        and counts["train"] > counts["test"] > counts["valid"] >= 20
+    )
     names = [name for each in found.values() for name in each.classes]
     assert len(set(names)) == len(names)
     spans = {name: (first, last) for name, first, last, _, _ in glyphs.BLOCKS}
-    codes = {split: [int(name[2:6], 16) if name[6] == " " else int(name[2:7], 16) for name in each.classes]
-             for split, each in found.items()}  # fmt: skip
+    codes = {
+        split: [
+            int(name[2:6], 16) if name[6] == " " else int(name[2:7], 16) for name in each.classes
+        ]
+        for split, each in found.items()
+    }
     for code in codes["test"]:
-        assert spans["Georgian"][0] <= code <= spans["Georgian"][1]  # a script that no training class is of
+        # a script that no training class is of
+        assert spans["Georgian"][0] <= code <= spans["Georgian"][1]
     for each in found.values():
         assert each.images.shape == (len(each.classes), 20, 1, 28, 28)
         ink = each.images.reshape(-1, 784)
-        assert (ink.max(axis=1) > 150).all() and ((ink == 0).mean(axis=1) > 0.4).all()  # bright ink on 0
+        # bright ink on 0
+        assert (ink.max(axis=1) > 150).all() and ((ink == 0).mean(axis=1) > 0.4).all()
         assert len({image.tobytes() for image in ink}) == len(ink)  # no image twice
 
 
 def test_glyphs_depend_on_the_seed_only(glyph_root: Path, tmp_path: Path) -> None:
     # Another process: other hash seeds, so another order of any set.
     script = "import sys; from metanb import images; print(images.load('glyphs', 'valid', root=sys.argv[1]).digest)"
-    run = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
+    )
     here, other = (load("glyphs", "valid", root=glyph_root, seed=seed) for seed in (0, 1))
     assert run.stdout.strip() == here.digest
     assert other.classes == here.classes and other.digest != here.digest
 
 
-def test_another_design_is_rendered_anew(glyph_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_design_is_rendered_anew(
+    glyph_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     new = load("glyphs", "valid", root=glyph_root)
     with monkeypatch.context() as patch:
         patch.setattr(glyphs, "PER_CLASS", 16)
@@ -464,14 +537,23 @@ def test_another_design_is_rendered_anew(glyph_root: Path, tmp_path: Path, monke
     assert (old.images == new.images[:, :16]).all()
 
 
-def test_every_face_comes_once_before_any_comes_again(faces: glyphs.Faces, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_face_comes_once_before_any_comes_again(
+    faces: glyphs.Faces, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn, draw = [], faces.draw
-    monkeypatch.setattr(faces, "draw", lambda face, *args, **kwargs: drawn.append(face) or draw(face, *args, **kwargs))
-    for code, count in ((ord("A"), 16), (0x10D0, len(faces.having(0x10D0)))):  # Georgian is in some faces only
+    monkeypatch.setattr(
+        faces,
+        "draw",
+        lambda face, *args, **kwargs: drawn.append(face) or draw(face, *args, **kwargs),
+    )
+    # Georgian is in some faces only
+    for code, count in ((ord("A"), 16), (0x10D0, len(faces.having(0x10D0)))):
         drawn.clear()
         pictures = glyphs.images_of(faces, code, 0)
         assert len(drawn) == len({picture.tobytes() for picture in pictures}) == 20
-        assert set(drawn[:count]) == set(faces.having(code)) and drawn[count:] == drawn[: 20 - count]
+        assert (
+            set(drawn[:count]) == set(faces.having(code)) and drawn[count:] == drawn[: 20 - count]
+        )
 
 
 def test_every_face_drawn_has_the_character(faces: glyphs.Faces) -> None:
@@ -482,7 +564,8 @@ def test_every_face_drawn_has_the_character(faces: glyphs.Faces) -> None:
         assert len(having) >= 2
         for face in having:
             assert cmaps[face].get(code, ".notdef") != ".notdef"
-    assert faces.having(0x10A0) and not faces.having(0x4E00) and not faces.having(0x0020)  # Georgian; Chinese; a blank
+    # Georgian; Chinese; a blank
+    assert faces.having(0x10A0) and not faces.having(0x4E00) and not faces.having(0x0020)
 
 
 def test_glyphs_look_as_pillow_draws_them(faces: glyphs.Faces) -> None:
@@ -507,12 +590,19 @@ def test_no_two_glyph_classes_look_alike() -> None:
 
 
 def test_look_alikes_are_one_class_across_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = [("Basic Latin", 0x41, 0x5A, "train", True), ("Greek and Coptic", 0x391, 0x3BF, "valid", True)]
+    blocks = [
+        ("Basic Latin", 0x41, 0x5A, "train", True),
+        ("Greek and Coptic", 0x391, 0x3BF, "valid", True),
+    ]
     monkeypatch.setattr(glyphs, "BLOCKS", (*blocks, ("Cyrillic", 0x410, 0x445, "test", False)))
     classes = glyphs.choose.__wrapped__(True)
     for family in ("AΑА", "BΒВ", "EΕЕ", "HΗН", "KΚК", "MΜМ", "OΟОοо", "PΡР", "TΤТ", "XΧХх", "CСс"):
         assert len({char for char in family if ord(char) in classes}) == 1, family
-    assert classes[ord("A")] == "train" and classes[ord("Σ")] == "valid" and classes[ord("Ж")] == "test"
+    assert (
+        classes[ord("A")] == "train"
+        and classes[ord("Σ")] == "valid"
+        and classes[ord("Ж")] == "test"
+    )
     # the default set is a part of the full one, with the same splits
     assert glyphs.choose.__wrapped__(False).items() <= classes.items()
 
@@ -529,11 +619,17 @@ def test_a_missing_font_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_requests_that_make_no_sense(tmp_path: Path) -> None:
     for kwargs, text in (
-        ({"dataset": "omniglott"}, "dataset 'omniglott': one of glyphs, glyphs-all, omniglot, mini-imagenet"),
+        (
+            {"dataset": "omniglott"},
+            "dataset 'omniglott': one of glyphs, glyphs-all, omniglot, mini-imagenet",
+        ),
         ({"split": "val"}, "split 'val': one of train, valid, test"),
         ({"partition": "lake"}, "partition 'lake': one of vinyals, background"),
         ({"dataset": "glyphs", "rotations": True}, "omniglot's, not glyphs's"),
-        ({"dataset": "mini-imagenet", "partition": "background"}, "omniglot's, not mini-imagenet's"),
+        (
+            {"dataset": "mini-imagenet", "partition": "background"},
+            "omniglot's, not mini-imagenet's",
+        ),
         ({"seed": 3}, "seed=3: glyphs only, not omniglot"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -590,9 +686,19 @@ def test_the_shipped_split() -> None:
     }
     for split, (count, digest) in published.items():
         names = sorted(name for _, name in omniglot.members("vinyals", split))
-        assert len(names) == count and hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] == digest
-    parts = {split: {name for _, name in omniglot.members("background", split)} for split in image_sets.SPLITS}
-    assert {split: len(names) for split, names in parts.items()} == {"train": 792, "valid": 172, "test": 659}
+        assert (
+            len(names) == count
+            and hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] == digest
+        )
+    parts = {
+        split: {name for _, name in omniglot.members("background", split)}
+        for split in image_sets.SPLITS
+    }
+    assert {split: len(names) for split, names in parts.items()} == {
+        "train": 792,
+        "valid": 172,
+        "test": 659,
+    }
     assert len(set.union(*parts.values())) == 1623
     background = {name for half, _, name in omniglot.roster() if half == "background"}
     assert len(background) == 964 and parts["train"] | parts["valid"] == background
@@ -600,7 +706,11 @@ def test_the_shipped_split() -> None:
 
 @needs_omniglot
 def test_the_real_omniglot() -> None:
-    for partition, split, count in (("vinyals", "train", 1028), ("vinyals", "valid", 172), ("vinyals", "test", 423)):
+    for partition, split, count in (
+        ("vinyals", "train", 1028),
+        ("vinyals", "valid", 172),
+        ("vinyals", "test", 423),
+    ):
         found = load("omniglot", split, partition=partition)
         assert found.images.shape == (count, 20, 1, 28, 28)
         for row in range(0, count, 100):
@@ -623,11 +733,15 @@ def test_the_real_omniglot_loads_in_under_a_second() -> None:
 
 def test_keep_is_nested_seeded_and_says_what_it_holds():
     everything = image_sets.load("glyphs", "train")
-    few, more, other = (image_sets.keep(everything, n, seed) for n, seed in ((6, 1), (9, 1), (6, 2)))
+    few, more, other = (
+        image_sets.keep(everything, n, seed) for n, seed in ((6, 1), (9, 1), (6, 2))
+    )
     assert set(few.classes) < set(more.classes) and set(few.classes) != set(other.classes)
     for name, drawings in zip(few.classes, few.images, strict=True):
         assert (drawings == everything.images[everything.classes.index(name)]).all()
     assert len({few.digest, more.digest, other.digest, everything.digest}) == 4
     assert image_sets.keep(everything, 6, 1).digest == few.digest and not few.images.flags.writeable
-    with pytest.raises(image_sets.DataError, match=f"has {len(everything.classes)} classes, not 100000"):
+    with pytest.raises(
+        image_sets.DataError, match=f"has {len(everything.classes)} classes, not 100000"
+    ):
         image_sets.keep(everything, 100_000, 0)

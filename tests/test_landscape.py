@@ -1,7 +1,7 @@
 """The measures against independent evidence, in float64.
 
-Eigenvalues of dense Hessians (`torch.linalg.eigvalsh`), quadratic forms of known spectrum, double loops over pairs,
-leave-one-out recomputation, numpy's statistics.
+Eigenvalues of dense Hessians (`torch.linalg.eigvalsh`), quadratic forms of known spectrum, double
+loops over pairs, leave-one-out recomputation, numpy's statistics.
 """
 
 import itertools
@@ -41,10 +41,14 @@ def randn(generator, *shape):
 
 def quadratic(spectra, generator):
     """Losses of given Hessian eigenvalues [T, P], in random directions for each task, and some parameters [T, P]."""
-    rotation, _ = torch.linalg.qr(randn(generator, len(spectra), spectra.shape[1], spectra.shape[1]))
+    rotation, _ = torch.linalg.qr(
+        randn(generator, len(spectra), spectra.shape[1], spectra.shape[1])
+    )
 
     def loss(params):
-        return (spectra.to(params) * torch.einsum("tij,tj->ti", rotation.to(params), params).square()).sum(1) / 2
+        return (
+            spectra.to(params) * torch.einsum("tij,tj->ti", rotation.to(params), params).square()
+        ).sum(1) / 2
 
     return loss, randn(generator, *spectra.shape)
 
@@ -71,25 +75,34 @@ def dense_eigenvalues(loss, params):
 
 def test_hessian_norms_of_a_net_equal_its_dense_eigenvalues(generator):
     loss, params = conv_net(generator)
-    sign = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)  # the second task's Hessian is negated
+    # the second task's Hessian is negated
+    sign = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
     eigenvalues = dense_eigenvalues(lambda p: loss(p) * sign, params)
-    assert -eigenvalues[1, 0] > 1.1 * eigenvalues[1, -1] > 0  # indefinite, its negative end the larger
+    # indefinite, its negative end the larger
+    assert -eigenvalues[1, 0] > 1.1 * eigenvalues[1, -1] > 0
     found = hessian_norms(lambda p: loss(p) * sign, params)
     assert relative_error(found.norms, eigenvalues.abs().amax(1)) < TOL
     assert relative_error(found.smallest[1], eigenvalues[1, 0]) < TOL
     assert relative_error(found.largest[[0, 2]], eigenvalues[[0, 2], -1]) < TOL
     assert torch.equal(found.norms, torch.maximum(found.smallest.abs(), found.largest.abs()))
-    assert (found.smallest >= eigenvalues[:, 0] - 1e-9).all() and (found.largest <= eigenvalues[:, -1] + 1e-9).all()
+    assert (found.smallest >= eigenvalues[:, 0] - 1e-9).all() and (
+        found.largest <= eigenvalues[:, -1] + 1e-9
+    ).all()
     assert found.products.max() < 40 < params.shape[1]
     loss32, params32 = conv_net(torch.Generator().manual_seed(0), torch.float32)
     assert torch.allclose(params32.double(), params, atol=1e-6)
     found32 = hessian_norms(lambda p: loss32(p) * sign.float(), params32)
-    assert found32.norms.dtype == torch.float64 and relative_error(found32.norms, eigenvalues.abs().amax(1)) < TOL
+    assert (
+        found32.norms.dtype == torch.float64
+        and relative_error(found32.norms, eigenvalues.abs().amax(1)) < TOL
+    )
 
 
 SPECTRA = {
     "gap of 1e-3 at the top": lambda bulk: torch.cat([torch.tensor([1.0, 0.999]), 0.9 * bulk[2:]]),
-    "gap of 1e-3 between the two ends": lambda bulk: torch.cat([torch.tensor([0.999, -1.0]), 0.9 * bulk[2:]]),
+    "gap of 1e-3 between the two ends": lambda bulk: torch.cat(
+        [torch.tensor([0.999, -1.0]), 0.9 * bulk[2:]]
+    ),
     "repeated": lambda bulk: torch.cat([torch.full((5,), 1.0), 0.9 * bulk[5:]]),
     "the same at both ends": lambda bulk: torch.cat([torch.tensor([1.0, -1.0]), 0.9 * bulk[2:]]),
     "negative definite": lambda bulk: -0.1 - bulk,
@@ -171,16 +184,22 @@ def test_convergence_that_power_iteration_and_residuals_only_claim(generator):
     """One eigenvalue at 1 and five at 0.995: permuted, 200 Hessians for which the one start is 200 random starts."""
     bulk = torch.cat([torch.tensor([1.0] + 5 * [0.995]), 0.9 * rand(generator, 494) ** 8]).double()
     spectra = torch.stack([bulk[torch.randperm(500, generator=generator)] for _ in range(200)])
-    found = hessian_norms(lambda p: (spectra * p.square()).sum(1) / 2, torch.zeros(200, 500, dtype=torch.float64))
+    found = hessian_norms(
+        lambda p: (spectra * p.square()).sum(1) / 2, torch.zeros(200, 500, dtype=torch.float64)
+    )
     missed = int((found.norms < 1 - TOL).sum())
     starts = [randn(generator, 500) for _ in spectra]
     missed_by_residual = sum(lanczos_by_residual(bulk, start) < 1 - TOL for start in starts)
     missed_by_power = sum(power_iteration(bulk, start) < 1 - TOL for start in starts)
     assert missed <= 1
     assert missed_by_residual > 10 and missed_by_power > 100
-    loose = hessian_norms(lambda p: (spectra * p.square()).sum(1) / 2, torch.zeros_like(spectra), risk=0.9)
+    loose = hessian_norms(
+        lambda p: (spectra * p.square()).sum(1) / 2, torch.zeros_like(spectra), risk=0.9
+    )
     assert (loose.residuals <= TOL).all()
-    strict = hessian_norms(lambda p: (spectra * p.square()).sum(1) / 2, torch.zeros_like(spectra), risk=1e-3)
+    strict = hessian_norms(
+        lambda p: (spectra * p.square()).sum(1) / 2, torch.zeros_like(spectra), risk=1e-3
+    )
     assert relative_error(strict.norms, torch.ones(1)) < TOL
 
 
@@ -209,7 +228,9 @@ def test_a_task_has_the_norm_and_the_products_that_it_has_alone(generator):
         alone = hessian_norms(lambda p, t=t: loss(p, [t]), torch.zeros(1, 201, dtype=torch.float64))
         assert alone.products == found.products[t]
         for name in ("norms", "smallest", "largest", "residuals"):
-            assert float(getattr(alone, name)) == pytest.approx(float(getattr(found, name)[t]), rel=1e-6)
+            assert float(getattr(alone, name)) == pytest.approx(
+                float(getattr(found, name)[t]), rel=1e-6
+            )
 
 
 def test_more_products_than_the_first_basis_holds(generator):
@@ -231,14 +252,19 @@ def test_the_gradient_is_built_once_and_the_caller_left_as_it_was(generator):
 
 
 def test_errors_name_the_task_and_the_value(generator):
-    loss, params = quadratic(torch.linspace(0, 1, 100, dtype=torch.float64).expand(3, -1), generator)
-    with pytest.raises(LandscapeError, match=r"task 0 is still uncertain after 5 products .*residual.*max_products"):
+    loss, params = quadratic(
+        torch.linspace(0, 1, 100, dtype=torch.float64).expand(3, -1), generator
+    )
+    with pytest.raises(
+        LandscapeError, match=r"task 0 is still uncertain after 5 products .*residual.*max_products"
+    ):
         hessian_norms(loss, params, max_products=5)
     broken = params.clone()
     broken[1, 0] = math.nan
     with pytest.raises(LandscapeError, match="loss of task 1 is nan"):
         hessian_norms(loss, broken)
-    with pytest.raises(LandscapeError, match="product of task 2 is (nan|inf)"):  # |p|^1.5 has no second derivative at 0
+    # |p|^1.5 has no second derivative at 0
+    with pytest.raises(LandscapeError, match="product of task 2 is (nan|inf)"):
         hessian_norms(lambda p: p.abs().pow(1.5).sum(1), torch.tensor([[1.0], [2.0], [0.0]]))
     with pytest.raises(ValueError, match=r"shape \(\) for 3 tasks"):
         hessian_norms(lambda p: loss(p).sum(), params)
@@ -257,7 +283,10 @@ def pairs(vectors):
 @pytest.mark.parametrize("seed", range(10))
 def test_coherence_is_the_double_loop(seed):
     generator = torch.Generator().manual_seed(seed)
-    n, size = int(torch.randint(2, 12, (), generator=generator)), int(torch.randint(1, 40, (), generator=generator))
+    n, size = (
+        int(torch.randint(2, 12, (), generator=generator)),
+        int(torch.randint(1, 40, (), generator=generator)),
+    )
     vectors = randn(generator, n, size) + seed % 3 * randn(generator, size)
     rows = vectors.numpy()
     by_task = [np.mean([rows[i] @ rows[j] for j in range(n) if j != i]) for i in range(n)]
@@ -266,7 +295,9 @@ def test_coherence_is_the_double_loop(seed):
     units = vectors / vectors.norm(dim=1, keepdim=True)
     trajectory, dropped = trajectory_coherence(vectors)
     assert stat.mean == pytest.approx(pairs(vectors)) and stat.n == n
-    assert stat.median == pytest.approx(np.median(by_task)) and stat.std == pytest.approx(np.std(by_task, ddof=1))
+    assert stat.median == pytest.approx(np.median(by_task)) and stat.std == pytest.approx(
+        np.std(by_task, ddof=1)
+    )
     assert trajectory.mean == pytest.approx(pairs(units)) and dropped == 0
     assert -1 / (n - 1) - 1e-9 <= trajectory.mean <= 1 + 1e-9
 
@@ -280,10 +311,16 @@ def test_sem_of_a_coherence_is_the_jackknife(n, generator):
 
 
 def test_sem_of_a_coherence_is_its_spread_over_repetitions():
-    vectors = torch.randn(2000, 15, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    vectors = (
+        torch.randn(2000, 15, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        + 0.5
+    )
     stats = [gradient_coherence(v) for v in vectors]
-    assert np.mean([s.sem**2 for s in stats]) ** 0.5 == pytest.approx(np.std([s.mean for s in stats]), rel=0.1)
-    assert np.mean([s.mean for s in stats]) == pytest.approx(30 * 0.25, rel=0.02)  # the pair mean is unbiased
+    assert np.mean([s.sem**2 for s in stats]) ** 0.5 == pytest.approx(
+        np.std([s.mean for s in stats]), rel=0.1
+    )
+    # the pair mean is unbiased
+    assert np.mean([s.mean for s in stats]) == pytest.approx(30 * 0.25, rel=0.02)
 
 
 def test_coherence_keeps_float32_vectors_accurate(generator):
@@ -295,8 +332,12 @@ def test_a_task_that_did_not_move_is_dropped_and_counted(generator):
     vectors = randn(generator, 6, 10)
     still = torch.cat([vectors[:2], torch.zeros(1, 10), vectors[2:], torch.zeros(2, 10)])
     assert trajectory_coherence(still) == (trajectory_coherence(vectors)[0], 3)
-    assert trajectory_coherence(vectors * 1e-30)[0].mean == pytest.approx(trajectory_coherence(vectors)[0].mean)
-    assert distance(still).n == 9 and distance(still).mean == pytest.approx(float(vectors.norm(dim=1).sum()) / 9)
+    assert trajectory_coherence(vectors * 1e-30)[0].mean == pytest.approx(
+        trajectory_coherence(vectors)[0].mean
+    )
+    assert distance(still).n == 9 and distance(still).mean == pytest.approx(
+        float(vectors.norm(dim=1).sum()) / 9
+    )
 
 
 def test_after_one_sgd_step_trajectory_coherence_is_the_mean_cosine_of_gradients(generator):
@@ -305,9 +346,12 @@ def test_after_one_sgd_step_trajectory_coherence_is_the_mean_cosine_of_gradients
     (gradients,) = torch.autograd.grad(loss(theta).sum(), theta)
     adapted = theta.detach() - 0.4 * gradients
     cosines = [
-        torch.cosine_similarity(gradients[i], gradients[j], dim=0) for i, j in itertools.combinations(range(5), 2)
+        torch.cosine_similarity(gradients[i], gradients[j], dim=0)
+        for i, j in itertools.combinations(range(5), 2)
     ]
-    assert trajectory_coherence(adapted - theta)[0].mean == pytest.approx(float(sum(cosines) / len(cosines)), rel=1e-9)
+    assert trajectory_coherence(adapted - theta)[0].mean == pytest.approx(
+        float(sum(cosines) / len(cosines)), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("measure", [coherence, gradient_coherence, trajectory_coherence])
@@ -329,14 +373,22 @@ def test_summarise_is_numpy(n, generator):
     else:
         assert stat.std == pytest.approx(np.std(values, ddof=1), rel=1e-12)
         assert stat.sem == pytest.approx(stat.std / math.sqrt(n))
-    assert all(type(value) is float for value in (stat.mean, stat.median, stat.std, stat.sem)) and type(stat.n) is int
+    assert (
+        all(type(value) is float for value in (stat.mean, stat.median, stat.std, stat.sem))
+        and type(stat.n) is int
+    )
 
 
 def test_nan_shows_in_every_statistic_and_too_few_tasks_in_those_they_are_too_few_for(generator):
     values = torch.tensor([1.0, math.nan, 2.0])
     vectors = randn(generator, 4, 5)
     vectors[2, 1] = math.nan
-    for stat in (summarise(values), gradient_coherence(vectors), trajectory_coherence(vectors)[0], distance(vectors)):
+    for stat in (
+        summarise(values),
+        gradient_coherence(vectors),
+        trajectory_coherence(vectors)[0],
+        distance(vectors),
+    ):
         assert all(math.isnan(value) for value in (stat.mean, stat.median, stat.std, stat.sem))
     two = gradient_coherence(torch.eye(2))
     assert two.mean == 0 and math.isnan(two.sem)  # leaving one out leaves no pair

@@ -51,7 +51,18 @@ def test_errors_are_one_line_and_not_zero(arguments, words, capsys, monkeypatch,
 
 def test_train_tells_where_the_record_is(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
-    options = ["--filters", 4, "--iterations", 4, "--epoch-iterations", 2, "--test-tasks", 3, "--device", "cpu"]
+    options = [
+        "--filters",
+        4,
+        "--iterations",
+        4,
+        "--epoch-iterations",
+        2,
+        "--test-tasks",
+        3,
+        "--device",
+        "cpu",
+    ]
     code, out, _ = call(capsys, monkeypatch, "train", *options)
     assert code == 0
     assert "query_accuracy" in out
@@ -93,7 +104,9 @@ def test_run_passes_parameters_as_values(capsys, monkeypatch, tmp_path):
 
 def test_run_refuses_a_parameter_that_the_notebook_lacks(capsys, monkeypatch, tmp_path):
     path = notebook(tmp_path / "sum.ipynb", "print(ways)")
-    code, _, err = call(capsys, monkeypatch, "run", path, "-p", "wyas", "3", "-o", tmp_path / "out.ipynb")
+    code, _, err = call(
+        capsys, monkeypatch, "run", path, "-p", "wyas", "3", "-o", tmp_path / "out.ipynb"
+    )
     assert code != 0
     assert "'wyas'" in err and "ways, seeds" in err
     shown("A notebook's parameter is mistyped", err)
@@ -102,7 +115,9 @@ def test_run_refuses_a_parameter_that_the_notebook_lacks(capsys, monkeypatch, tm
 
 def test_run_refuses_a_value_that_cannot_be_read(capsys, monkeypatch, tmp_path):
     path = notebook(tmp_path / "sum.ipynb", "print(ways)")
-    code, _, err = call(capsys, monkeypatch, "run", path, "-p", "seeds", "[1, 2", "-o", tmp_path / "out.ipynb")
+    code, _, err = call(
+        capsys, monkeypatch, "run", path, "-p", "seeds", "[1, 2", "-o", tmp_path / "out.ipynb"
+    )
     assert code != 0
     assert "seeds='[1, 2'" in err and "Traceback" not in err
 

@@ -1,7 +1,7 @@
 """Formulas in a built page, and what becomes of one that cannot be translated.
 
-Evidence: pages that Sphinx builds from a few lines, parsed as XML by the standard library; the expected trees are
-written out by hand from MathML Core's definitions of the elements.
+Evidence: pages that Sphinx builds from a few lines, parsed as XML by the standard library; the
+expected trees are written out by hand from MathML Core's definitions of the elements.
 """
 
 import sys
@@ -21,7 +21,9 @@ def build(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXTENSIONS)
 
     def built(role: str):
-        (tmp_path / "conf.py").write_text("extensions = ['mathml']\nhtml_math_renderer = 'mathml'\n")
+        (tmp_path / "conf.py").write_text(
+            "extensions = ['mathml']\nhtml_math_renderer = 'mathml'\n"
+        )
         (tmp_path / "index.rst").write_text(f"Page\n====\n\n{role}\n")
         app = SphinxTestApp(srcdir=tmp_path)
         app.build()
@@ -61,10 +63,15 @@ def test_lines_of_a_block_stay_lines(build):
     [
         (r":math:`\nosuch x`", r"\nosuch"),
         (r":math:`\frac{a}{b`", r"\frac{a}{b"),
-        (":math:`a \\\\\\\\ b`", "environment"),  # reStructuredText halves the backslashes twice over
+        # reStructuredText halves the backslashes twice over
+        (":math:`a \\\\\\\\ b`", "environment"),
     ],
 )
 def test_formula_that_cannot_be_translated_is_named(build, role, said):
     formula, warnings = build(role)
     assert formula is None
-    assert "WARNING: formula" in warnings and said in warnings.replace("\\\\", "\\") and "index.rst" in warnings
+    assert (
+        "WARNING: formula" in warnings
+        and said in warnings.replace("\\\\", "\\")
+        and "index.rst" in warnings
+    )

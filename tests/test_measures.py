@@ -39,8 +39,10 @@ def by_hand(net, tasks, one, lr, steps):
     rows = {"displacement": [], "gradient": [], "uniform": []}
     for t in range(len(tasks)):
         shapes = [p.shape for p in net.parameters()]
-        theta = [part.view(shape).clone().requires_grad_() for part, shape in
-                 zip(one[t].split(sizes), shapes, strict=True)]  # fmt: skip
+        theta = [
+            part.view(shape).clone().requires_grad_()
+            for part, shape in zip(one[t].split(sizes), shapes, strict=True)
+        ]
 
         def forward(params, x):
             return torch.func.functional_call(net, dict(zip(names, params, strict=True)), (x,))
@@ -55,8 +57,12 @@ def by_hand(net, tasks, one, lr, steps):
         params = theta
         for _ in range(steps):
             slopes = torch.autograd.grad(F.cross_entropy(forward(params, x), y), params)
-            params = [(q - lr * g).detach().requires_grad_() for q, g in zip(params, slopes, strict=True)]
-        rows["displacement"].append(torch.cat([(q - s).flatten() for q, s in zip(params, theta, strict=True)]))
+            params = [
+                (q - lr * g).detach().requires_grad_() for q, g in zip(params, slopes, strict=True)
+            ]
+        rows["displacement"].append(
+            torch.cat([(q - s).flatten() for q, s in zip(params, theta, strict=True)])
+        )
         after = forward(params, tasks.query_x[t])
         values = {
             "support_loss_before": F.cross_entropy(output, y),
@@ -69,11 +75,15 @@ def by_hand(net, tasks, one, lr, steps):
         }
         for name, value in values.items():
             found.setdefault(name, []).append(value.item())
-    return {name: np.mean(values) for name, values in found.items()}, {k: torch.stack(v) for k, v in rows.items()}
+    return {name: np.mean(values) for name, values in found.items()}, {
+        k: torch.stack(v) for k, v in rows.items()
+    }
 
 
 def pairs(rows):
-    return np.mean([(a @ b).item() for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j])
+    return np.mean(
+        [(a @ b).item() for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "finetune"])
@@ -85,7 +95,9 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
     assert TASKS > hessian.tasks_at_once(torch.device("cpu"))  # so that they are measured in chunks
     expected, rows = by_hand(learner, test, theta, chosen.inner_lr, 2)
     for name, value in expected.items():
-        assert found[name].mean == pytest.approx(value, rel=1e-7 if "accuracy" in name else 1e-9), name
+        assert found[name].mean == pytest.approx(value, rel=1e-7 if "accuracy" in name else 1e-9), (
+            name
+        )
         assert found[name].n == TASKS
     moved = rows["displacement"] / rows["displacement"].norm(dim=1, keepdim=True)
     head = sum(p.numel() for p in learner.head.parameters())
@@ -104,14 +116,21 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
     learner, theta = starts(net, chosen, TASKS, stream=1)
     of_valid, _ = by_hand(learner, valid, theta, chosen.inner_lr, 2)
     assert found["valid_accuracy"].mean == pytest.approx(of_valid["query_accuracy"], rel=1e-7)
-    squares = sum(float(value) ** 2 for block in net.blocks for value in block.weight.detach().flatten())
+    squares = sum(
+        float(value) ** 2 for block in net.blocks for value in block.weight.detach().flatten()
+    )
     assert found["body_norm"].mean == pytest.approx(squares**0.5)
-    assert found["head_norm"].mean == pytest.approx(np.linalg.norm(net.head.weight.detach().numpy()))
+    assert found["head_norm"].mean == pytest.approx(
+        np.linalg.norm(net.head.weight.detach().numpy())
+    )
 
 
 def test_shares_of_coherence_add_up():
     vectors = torch.randn(6, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    whole, *parts = (trajectory_coherence(vectors, part)[0].mean for part in (slice(None), slice(7), slice(7, None)))
+    whole, *parts = (
+        trajectory_coherence(vectors, part)[0].mean
+        for part in (slice(None), slice(7), slice(7, None))
+    )
     assert whole == pytest.approx(sum(parts))
 
 
@@ -130,9 +149,13 @@ def test_adaptive_sharpness_is_the_norm_of_the_rescaled_dense_hessian():
     params = params * torch.tensor([[1.0], [1.3]], dtype=torch.float64)
     found = adaptive_sharpness(loss, params, tol=1e-6)
     for t in range(2):
-        hessian = torch.autograd.functional.hessian(lambda p, t=t: loss(torch.stack([p, p]))[t], params[t])
+        hessian = torch.autograd.functional.hessian(
+            lambda p, t=t: loss(torch.stack([p, p]))[t], params[t]
+        )
         rescaled = params[t][:, None] * hessian * params[t]
-        assert float(found.norms[t]) == pytest.approx(np.abs(np.linalg.eigvalsh(rescaled)).max(), rel=1e-5)
+        assert float(found.norms[t]) == pytest.approx(
+            np.abs(np.linalg.eigvalsh(rescaled)).max(), rel=1e-5
+        )
 
 
 def test_flatness_is_measured_where_the_tasks_end():
@@ -149,7 +172,8 @@ def test_flatness_is_measured_where_the_tasks_end():
         )
         norms.append(np.linalg.norm(hessian.numpy(), 2))
         sharpnesses.append(np.linalg.norm((ends[t][:, None] * hessian * ends[t]).numpy(), 2))
-    assert found["hessian_norm"].mean == pytest.approx(np.mean(norms), rel=2e-3)  # its tolerance is 1e-3
+    # its tolerance is 1e-3
+    assert found["hessian_norm"].mean == pytest.approx(np.mean(norms), rel=2e-3)
     assert found["adaptive_sharpness"].mean == pytest.approx(np.mean(sharpnesses), rel=2e-3)
     assert found["hessian_norm"].n == 2
 
@@ -157,12 +181,20 @@ def test_flatness_is_measured_where_the_tasks_end():
 def test_adaptive_sharpness_ignores_the_scale_that_batch_norm_removes():
     """Filters ten times larger: the same function up to batch norm's epsilon, and a different Hessian norm."""
     net, loss, params = flatness_setup()
-    before = hessian_norms(loss, params).norms, adaptive_sharpness(loss, params, tol=1e-5).norms, loss(params)
+    before = (
+        hessian_norms(loss, params).norms,
+        adaptive_sharpness(loss, params, tol=1e-5).norms,
+        loss(params),
+    )
     with torch.no_grad():
         for block in net.blocks:
             block.weight.mul_(10)
     params = flatten(net).detach().expand(2, -1)
-    after = hessian_norms(loss, params).norms, adaptive_sharpness(loss, params, tol=1e-5).norms, loss(params)
+    after = (
+        hessian_norms(loss, params).norms,
+        adaptive_sharpness(loss, params, tol=1e-5).norms,
+        loss(params),
+    )
     assert torch.allclose(after[2], before[2], rtol=2e-2)  # the epsilon
     assert torch.allclose(after[1], before[1], rtol=5e-2)
     assert (after[0] < 0.9 * before[0]).all()

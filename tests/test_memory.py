@@ -55,9 +55,18 @@ def test_five_seeds_of_every_cell_of_the_papers_grid_fit_a_card_of_24_gb():
         net, tasks = one_task(settings, settings.queries)
         theta = flatten(net).detach()[None].requires_grad_()
         with Peak() as peak:
-            meta_gradient(net, tasks, settings.inner_lr, settings.inner_steps, first_order=settings.first_order,
-                          adapt_norm=True, chunk=1, regulariser=settings.regulariser, gamma=settings.gamma,
-                          theta=theta)  # fmt: skip
+            meta_gradient(
+                net,
+                tasks,
+                settings.inner_lr,
+                settings.inner_steps,
+                first_order=settings.first_order,
+                adapt_norm=True,
+                chunk=1,
+                regulariser=settings.regulariser,
+                gamma=settings.gamma,
+                theta=theta,
+            )
         assert 5 * settings.meta_batch * peak.bytes + hessian.GPU_BYTES < CARD, cell
 
 

@@ -30,7 +30,9 @@ def gradient(net, tasks, **options):
     net.zero_grad()
     if options.get("regulariser") == "random":
         options.setdefault("other", direction(net))
-    outcome = meta_gradient(net, tasks, 0.3, 2, **({"first_order": False, "adapt_norm": True, "chunk": 5} | options))
+    outcome = meta_gradient(
+        net, tasks, 0.3, 2, **({"first_order": False, "adapt_norm": True, "chunk": 5} | options)
+    )
     return outcome, torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
@@ -73,7 +75,10 @@ def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, other=None)
         for _ in range(2):
             loss = F.cross_entropy(_plain(params, tasks.support_x[t]), tasks.support_y[t])
             slopes = torch.autograd.grad(loss, params, create_graph=True)
-            params = [p - 0.3 * (g.detach() if first_order else g) for p, g in zip(params, slopes, strict=True)]
+            params = [
+                p - 0.3 * (g.detach() if first_order else g)
+                for p, g in zip(params, slopes, strict=True)
+            ]
         thetas.append(start)
         adapted.append(params)
 
@@ -104,13 +109,18 @@ def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, other=None)
 
 
 @pytest.mark.parametrize(
-    ("order", "regulariser"), [(order, name) for order in ("maml", "fomaml") for name in REGULARISERS[order]]
+    ("order", "regulariser"),
+    [(order, name) for order in ("maml", "fomaml") for name in REGULARISERS[order]],
 )
 def test_gradient_is_autograds(setup, order, regulariser):
     net, tasks = setup
     first_order, gamma = order == "fomaml", 0.5 if regulariser != "none" else 0.0
-    losses, moves, expected = _by_hand(net, tasks, first_order, regulariser, gamma, direction(net)[0])
-    found, slopes = gradient(net, tasks, first_order=first_order, regulariser=regulariser, gamma=gamma, chunk=2)
+    losses, moves, expected = _by_hand(
+        net, tasks, first_order, regulariser, gamma, direction(net)[0]
+    )
+    found, slopes = gradient(
+        net, tasks, first_order=first_order, regulariser=regulariser, gamma=gamma, chunk=2
+    )
     assert (slopes - expected).norm() < 1e-9 * expected.norm()
     assert torch.allclose(found.losses, losses, rtol=1e-10)
     assert torch.allclose(found.moves, moves, rtol=1e-9, atol=1e-14)
@@ -125,7 +135,10 @@ def test_the_papers_move_in_closed_form_and_a_task_that_stays():
     adapted = torch.tensor([[2.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     moved = pulled(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64), 4.0)
     assert moved.tolist() == [[2.0, 1.0], [0.0, 0.0]]
-    assert omega(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64)).tolist() == [-0.5, 0.0]
+    assert omega(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64)).tolist() == [
+        -0.5,
+        0.0,
+    ]
 
 
 def test_supervised_gradient_is_cross_entropys(setup):
@@ -160,7 +173,13 @@ def test_float32_is_as_exact_as_plain_float32():
         assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
-CHUNKS = [({}, 32), ({"queries": 15}, 16), ({"ways": 20}, 16), ({"ways": 20, "queries": 15}, 4), ({"meta_batch": 3}, 3)]
+CHUNKS = [
+    ({}, 32),
+    ({"queries": 15}, 16),
+    ({"ways": 20}, 16),
+    ({"ways": 20, "queries": 15}, 4),
+    ({"meta_batch": 3}, 3),
+]
 
 
 @pytest.mark.parametrize(("options", "chunk"), CHUNKS)
@@ -174,15 +193,24 @@ def test_the_control_goes_no_further_than_the_regulariser_where_that_goes_nowher
     """One task is its own mean direction: there is nothing to turn to."""
     net, tasks = setup
     net.float()
-    one = Tasks(tasks.support_x[:1].float(), tasks.support_y[:1], tasks.query_x[:1].float(), tasks.query_y[:1])
+    one = Tasks(
+        tasks.support_x[:1].float(),
+        tasks.support_y[:1],
+        tasks.query_x[:1].float(),
+        tasks.query_y[:1],
+    )
     torch.manual_seed(seed)
-    net.blocks.apply(lambda block: [torch.nn.init.normal_(p, std=0.3) for p in block.parameters(recurse=False)])
+    net.blocks.apply(
+        lambda block: [torch.nn.init.normal_(p, std=0.3) for p in block.parameters(recurse=False)]
+    )
     for name in ("adapted", "random"):
         outcome, _ = gradient(net, one, regulariser=name, gamma=0.5, other=direction(net, seed))
         assert float(outcome.moves) < 1e-4
 
 
-RUNS = [("finetune", "none")] + [(order, name) for order in ("maml", "fomaml") for name in REGULARISERS[order]]
+RUNS = [("finetune", "none")] + [
+    (order, name) for order in ("maml", "fomaml") for name in REGULARISERS[order]
+]
 
 
 @pytest.mark.parametrize(("order", "regulariser"), RUNS)
@@ -194,7 +222,12 @@ def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regula
     x = torch.from_numpy(rng.random((9, 6, 1, 28, 28)))
     y = torch.arange(3).repeat(9, 2)
     tasks = Tasks(x[:, :3], y[:, :3], x, y)
-    options = {"first_order": order == "fomaml", "adapt_norm": True, "chunk": chunk, "regulariser": regulariser}
+    options = {
+        "first_order": order == "fomaml",
+        "adapt_norm": True,
+        "chunk": chunk,
+        "regulariser": regulariser,
+    }
     options |= {"gamma": 0.0 if regulariser == "none" else 0.5}
     for seed in range(3):
         torch.manual_seed(seed)
@@ -207,7 +240,9 @@ def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regula
         if order == "finetune":
             losses.append(supervised_gradient(net, x[run], y[run]).view(1))
         else:
-            outcome = meta_gradient(net, tasks[chosen], 0.3, 2, **options, other=others[run : run + 1])
+            outcome = meta_gradient(
+                net, tasks[chosen], 0.3, 2, **options, other=others[run : run + 1]
+            )
             losses.append(outcome.losses)
             moves.append(outcome.moves)
         alone.append(torch.cat([p.grad.flatten() for p in net.parameters()]))

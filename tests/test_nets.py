@@ -20,7 +20,10 @@ def primitive_norm(x: Tensor) -> Tensor:
 
 
 class Reference(nn.Module):
-    """One task's network out of torch's layers. Its parameters are `net`'s, layer by layer in the same order."""
+    """One task's network out of torch's layers.
+
+    Its parameters are `net`'s, layer by layer in the same order.
+    """
 
     def __init__(self, net: ConvNet) -> None:
         super().__init__()
@@ -93,7 +96,10 @@ def test_network_is_the_one_of_torchs_layers(shape):
     F.cross_entropy(expected, labels).backward()
     named = {name: p.grad for name, p in reference.named_parameters()}
     torch.testing.assert_close(
-        torch.cat([g.flatten() for g in gradients]), reference.in_order(named), rtol=1e-8, atol=1e-11
+        torch.cat([g.flatten() for g in gradients]),
+        reference.in_order(named),
+        rtol=1e-8,
+        atol=1e-11,
     )
 
 
@@ -104,9 +110,14 @@ def test_many_tasks_at_once_are_each_task_alone(shape):
         for p in nets[1].parameters():
             p += 0.1 * torch.randn_like(p)
     x = torch.rand(2, 5, *shape, dtype=torch.float64)
-    params = {name: torch.stack([p, dict(nets[1].named_parameters())[name]]) for name, p in nets[0].named_parameters()}
+    params = {
+        name: torch.stack([p, dict(nets[1].named_parameters())[name]])
+        for name, p in nets[0].named_parameters()
+    }
     together = torch.func.functional_call(nets[0], params, (x,))
-    torch.testing.assert_close(together, torch.stack([net(one) for net, one in zip(nets, x, strict=True)]))
+    torch.testing.assert_close(
+        together, torch.stack([net(one) for net, one in zip(nets, x, strict=True)])
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)

@@ -1,6 +1,7 @@
 """Portraits on disk: drawn once, read the same, refused when damaged, whole after a kill; and the weights behind them.
 
-Evidence: files compared byte for byte, damage done to them, checkpoints of runs that were stopped at the same epoch.
+Evidence: files compared byte for byte, damage done to them, checkpoints of runs that were stopped
+at the same epoch.
 """
 
 import json
@@ -15,7 +16,9 @@ from metanb.runs import checkpoint, experiment, portraits, records
 from metanb.runs.portraits import portrait
 from metanb.settings import preset
 
-TINY = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2)
+TINY = preset(
+    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2
+)
 
 
 @pytest.fixture
@@ -46,7 +49,10 @@ def test_drawn_once_then_read(kind, store, monkeypatch):
     first = portrait(kind, TINY, "cpu")
     assert first.path == store / f"{TINY.id}.{kind}.json" and first.path.stat().st_size < 50_000
     assert [stage["epoch"] for stage in first.values["stages"]] == [0, 3, 6]
-    assert first.provenance["weights"]["device"] == first.provenance["device"] and first.provenance["drawn"]
+    assert (
+        first.provenance["weights"]["device"] == first.provenance["device"]
+        and first.provenance["drawn"]
+    )
     assert not list(store.glob(f"{first.path.stem}.[0-9]*"))
     content = first.path.read_bytes()
     monkeypatch.setattr(portraits, "_draw", None)  # calling it would raise
@@ -74,7 +80,9 @@ def other_run(text):
 
 
 def entry_lost(text):
-    return json.dumps({name: value for name, value in json.loads(text).items() if name != "provenance"})
+    return json.dumps(
+        {name: value for name, value in json.loads(text).items() if name != "provenance"}
+    )
 
 
 def other_kind(text):
@@ -91,7 +99,9 @@ def empty(_):
     return ""
 
 
-@pytest.mark.parametrize("damage", [cut, digit, other_run, entry_lost, other_kind, no_object, empty])
+@pytest.mark.parametrize(
+    "damage", [cut, digit, other_run, entry_lost, other_kind, no_object, empty]
+)
 def test_damaged_portrait_is_refused_by_name(path, drawn, damage):
     assert damage(drawn) != drawn
     path.write_text(damage(drawn))
@@ -133,7 +143,10 @@ def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path,
         experiment.run(TINY, "cpu", until=2 * epoch)
         there = checkpoint.read(records.checkpoint(TINY.id))
         assert there["epoch"] == epoch
-        assert all(torch.equal(there["net"][name], value) for name, value in nets[epoch].state_dict().items())
+        assert all(
+            torch.equal(there["net"][name], value)
+            for name, value in nets[epoch].state_dict().items()
+        )
     fresh = experiment.new_net(TINY, train).state_dict()
     assert all(torch.equal(fresh[name], value) for name, value in nets[0].state_dict().items())
 
@@ -141,4 +154,7 @@ def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path,
 def test_a_longer_run_goes_on_from_the_shorter_one(store):
     half = replace(TINY, iterations=6)
     experiment.nets_after(TINY, (3, 6), "cpu")
-    assert records.find(TINY).provenance["resumed"] == 1 and records.find(half).provenance["resumed"] == 0
+    assert (
+        records.find(TINY).provenance["resumed"] == 1
+        and records.find(half).provenance["resumed"] == 0
+    )

@@ -1,6 +1,7 @@
 """The project's own promises: its files agree with each other, are small, and `make` explains itself.
 
-Evidence: the files themselves, read with general parsers (TOML, YAML, packaging's requirements) and with git and make.
+Evidence: the files themselves, read with general parsers (TOML, YAML, packaging's requirements) and
+with git and make.
 """
 
 import importlib.metadata
@@ -20,9 +21,15 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Spelt in pieces, so that this file may name what no file may.
-REGISTRIES = [".".join(parts) for parts in (
-    ("pypi", "org"), ("files", "pythonhosted", "org"), ("registry", "npmjs", "org"), ("deb", "debian", "org"),
-)]  # fmt: skip
+REGISTRIES = [
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"),
+        ("files", "pythonhosted", "org"),
+        ("registry", "npmjs", "org"),
+        ("deb", "debian", "org"),
+    )
+]
 LIMIT = 12 * 2**20  # bytes of all tracked files
 
 
@@ -31,7 +38,9 @@ def tracked() -> list[Path]:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     return [ROOT / name for name in names if name and (ROOT / name).is_file()]
 
 
@@ -53,25 +62,35 @@ def test_version_is_one():
     assert importlib.metadata.version("metanb") == version, (
         "installed from other sources: delete .venv and `make install`"
     )
-    assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert re.search(
+        rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
 
 
 def test_installed_packages_satisfy_pyproject():
     extras = PROJECT["optional-dependencies"]
     for line in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:
         requirement = Requirement(line)
-        assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True), line
+        assert requirement.specifier.contains(
+            importlib.metadata.version(requirement.name), prereleases=True
+        ), line
 
 
 def test_what_the_book_depends_on_is_pinned():
-    loose = [line for line in PROJECT["optional-dependencies"]["book"] if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    loose = [
+        line
+        for line in PROJECT["optional-dependencies"]["book"]
+        if not re.fullmatch(r"[\w.-]+==[\w.]+", line)
+    ]
     assert loose == []
 
 
 def test_tracked_files_are_small():
     sizes = {path: path.stat().st_size for path in tracked()}
     largest = sorted(sizes, key=sizes.get, reverse=True)[:5]
-    assert sum(sizes.values()) < LIMIT, f"largest: {', '.join(str(path.relative_to(ROOT)) for path in largest)}"
+    assert sum(sizes.values()) < LIMIT, (
+        f"largest: {', '.join(str(path.relative_to(ROOT)) for path in largest)}"
+    )
 
 
 def test_no_file_names_a_package_registry():
@@ -91,12 +110,17 @@ def test_what_is_vendored_is_noticed_and_has_its_licence():
     assert sorted(noticed) == sorted(folders)
     for folder in folders.values():
         licence = (folder / "LICENSE").read_text()
-        assert re.search(r"MIT License|Apache License|SIL OPEN FONT LICENSE Version 1.1|BSD", licence), folder
+        assert re.search(
+            r"MIT License|Apache License|SIL OPEN FONT LICENSE Version 1.1|BSD", licence
+        ), folder
 
 
 def test_font_and_uplot_are_those_noticed():
     static = ROOT / "book" / "_static"
-    assert {path.name for path in (static / "fonts").iterdir()} == {"LICENSE", "stix-two-math.woff2"}
+    assert {path.name for path in (static / "fonts").iterdir()} == {
+        "LICENSE",
+        "stix-two-math.woff2",
+    }
     assert "uPlot (v1.6.32)" in (static / "uplot" / "uPlot.iife.min.js").read_text()[:100]
 
 
@@ -105,10 +129,14 @@ def test_citations_agree_with_the_project():
     bib = (ROOT / "book" / "metanb.bib").read_text()
     (paper,) = cff["references"]
     assert cff["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= cff.keys()
-    assert str(cff["version"]) == PROJECT["version"] and f"version = {{{PROJECT['version']}}}" in bib
+    assert (
+        str(cff["version"]) == PROJECT["version"] and f"version = {{{PROJECT['version']}}}" in bib
+    )
     assert cff["license"] == PROJECT["license"] and cff["authors"] == PROJECT["authors"]
     assert cff["title"] in bib.replace("{Towards", "Towards").replace("Learning}", "Learning")
-    entry = re.search(r"@misc\{guiroy2019,(.*?)\n\}", (ROOT / "book" / "references.bib").read_text(), re.DOTALL)[1]
+    entry = re.search(
+        r"@misc\{guiroy2019,(.*?)\n\}", (ROOT / "book" / "references.bib").read_text(), re.DOTALL
+    )[1]
     assert f"title = {{{paper['title']}}}" in entry and f"year = {{{paper['year']}}}" in entry
     assert paper["identifiers"][0]["value"].removeprefix("arXiv:") in entry
     names = [f"{one['family-names']}, {one['given-names']}" for one in paper["authors"]]
@@ -126,24 +154,45 @@ def test_a_wheel_holds_what_the_package_reads(tmp_path):
     subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    package = {str(path.relative_to(ROOT)) for path in tracked() if path.is_relative_to(ROOT / "metanb")}
+    package = {
+        str(path.relative_to(ROOT)) for path in tracked() if path.is_relative_to(ROOT / "metanb")
+    }
     assert package <= held
     assert {"metanb/py.typed", "metanb/data/vinyals.csv"} <= held
     licences = f"metanb-{PROJECT['version']}.dist-info/licenses/"
     assert {f"{licences}LICENSE", f"{licences}NOTICE"} <= held
-    assert {name.split("/")[0] for name in held} == {"metanb", f"metanb-{PROJECT['version']}.dist-info"}
+    assert {name.split("/")[0] for name in held} == {
+        "metanb",
+        f"metanb-{PROJECT['version']}.dist-info",
+    }
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_each_python_reads_the_package(version, tmp_path):
     """Syntax alone: to compile is not to run."""
-    places = [shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))]
+    places = [
+        shutil.which(f"python{version}"),
+        *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
+    ]
     works = [
-        place for place in places if place and not subprocess.run([place, "-c", ""], capture_output=True).returncode
+        place
+        for place in places
+        if place and not subprocess.run([place, "-c", ""], capture_output=True).returncode
     ]
     if not works:
         pytest.skip(f"no Python {version} here")
-    command = [works[0], "-X", f"pycache_prefix={tmp_path}", "-W", "error", "-m", "compileall", "-q", "metanb", "tests"]
+    command = [
+        works[0],
+        "-X",
+        f"pycache_prefix={tmp_path}",
+        "-W",
+        "error",
+        "-m",
+        "compileall",
+        "-q",
+        "metanb",
+        "tests",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -164,11 +213,17 @@ def test_make_refuses_another_python_in_one_line(tmp_path):
         pytest.skip("make is not installed")
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    old = tmp_path / "python"  # answers as Python 3.9 would: it runs the check with another version_info
-    old.write_text('#!/bin/sh\nexec python3 -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])" "$2"\n')
+    # answers as Python 3.9 would: it runs the check with another version_info
+    old = tmp_path / "python"
+    old.write_text(
+        '#!/bin/sh\nexec python3 -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])" "$2"\n'
+    )
     old.chmod(0o755)
     done = subprocess.run(
-        ["make", "-C", tmp_path, "install", f"PYTHON={old}"], capture_output=True, text=True, check=False
+        ["make", "-C", tmp_path, "install", f"PYTHON={old}"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode != 0
     assert "Python 3.9 found, 3.11 to 3.13 needed" in done.stderr
@@ -178,7 +233,9 @@ def test_make_refuses_another_python_in_one_line(tmp_path):
 def test_style():
     """Ruff, its formatting and the rules of pyproject.toml."""
     for words in (["check"], ["format", "--check"]):
-        done = subprocess.run([sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 

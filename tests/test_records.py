@@ -17,7 +17,9 @@ SETTINGS = Settings(iterations=2, epoch_iterations=1, filters=3)
 def rows(epochs=3):
     stat = {"mean": 1 / 3, "median": 0.25, "std": 0.5, "sem": 0.1, "n": 8}
     return [
-        {"epoch": e, "iteration": e, "measure": m} | stat for e in range(epochs) for m in ("distance", "support_loss")
+        {"epoch": e, "iteration": e, "measure": m} | stat
+        for e in range(epochs)
+        for m in ("distance", "support_loss")
     ]
 
 
@@ -120,14 +122,19 @@ def test_a_stopped_run_is_told_apart_and_gives_way_to_a_longer_one(tmp_path, mon
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     monkeypatch.setenv("METANB_STORE", str(here))
     stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
-    assert stopped.path.name == f"{SETTINGS.id}-to-1" and stopped.epochs == 1 and not stopped.finished
+    assert (
+        stopped.path.name == f"{SETTINGS.id}-to-1" and stopped.epochs == 1 and not stopped.finished
+    )
     assert records.find(SETTINGS) is None  # it is to be trained on
     whole = write(here)
-    assert whole.finished and records.find(SETTINGS).path == whole.path and not stopped.path.exists()
+    assert (
+        whole.finished and records.find(SETTINGS).path == whole.path and not stopped.path.exists()
+    )
     again = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
     assert again.path == whole.path and [path.name for path in here.iterdir()] == [SETTINGS.id]
     stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), elsewhere)
-    assert [run.epochs for run in records.read_all(elsewhere, here)] == [2]  # the furthest of the two
+    # the furthest of the two
+    assert [run.epochs for run in records.read_all(elsewhere, here)] == [2]
     stopped.path.rename(elsewhere / f"{SETTINGS.id}-to-2")
     with pytest.raises(RecordError, match="it holds 1 epochs"):
         records.read_all(elsewhere)
@@ -142,7 +149,11 @@ def test_what_a_kill_leaves_is_cleared_and_what_is_no_record_is_let_be(tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(records.shutil, "rmtree", lambda path, **kwargs: killed() if path.name.endswith("old") else None)
+        patch.setattr(
+            records.shutil,
+            "rmtree",
+            lambda path, **kwargs: killed() if path.name.endswith("old") else None,
+        )
         write(tmp_path)
     assert records.find(SETTINGS).finished
     shorter.with_name(f"{shorter.name}.bak").rmdir()

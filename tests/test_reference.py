@@ -1,6 +1,7 @@
 """The reference pages: every module and command is on them, in an order that holds; and the words about the package.
 
-Evidence: the modules' own syntax trees, click's command objects, and the built pages, parsed by BeautifulSoup.
+Evidence: the modules' own syntax trees, click's command objects, and the built pages, parsed by
+BeautifulSoup.
 """
 
 import ast
@@ -19,9 +20,15 @@ from metanb.__main__ import cli
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("api", "api-runs")
 LISTED = [
-    name for page in PAGES for name in re.findall(r"automodule:: metanb\.(\w+)", (ROOT / f"book/{page}.md").read_text())
+    name
+    for page in PAGES
+    for name in re.findall(r"automodule:: metanb\.(\w+)", (ROOT / f"book/{page}.md").read_text())
 ]
-TREES = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "metanb").glob("*.py") if path.stem[0] != "_"}
+TREES = {
+    path.stem: ast.parse(path.read_text())
+    for path in (ROOT / "metanb").glob("*.py")
+    if path.stem[0] != "_"
+}
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 launch, reference = pytest.importorskip("launch"), pytest.importorskip("reference")
@@ -53,7 +60,10 @@ def test_every_public_name_has_its_place():
         built = ROOT / "_build" / "html" / "book" / f"{page}.html"
         if not built.exists():
             pytest.fail(f"{built} is not there: run `make book` first", pytrace=False)
-        ids |= {element["id"] for element in BeautifulSoup(built.read_text(), "html.parser").find_all(id=True)}
+        ids |= {
+            element["id"]
+            for element in BeautifulSoup(built.read_text(), "html.parser").find_all(id=True)
+        }
     public = {
         f"metanb.{module}.{node.name}"
         for module, tree in TREES.items()
@@ -65,24 +75,46 @@ def test_every_public_name_has_its_place():
 
 
 def test_docstrings_become_what_docutils_reads():
-    lines = ["Norms `|x|` of *x*, x_:", "", "    a   as it is | so", "", "Args:", "    x: `a`s.", "", "        further"]
+    lines = [
+        "Norms `|x|` of *x*, x_:",
+        "",
+        "    a   as it is | so",
+        "",
+        "Args:",
+        "    x: `a`s.",
+        "",
+        "        further",
+    ]
     assert reference.restructured(lines) == [
-        r"Norms ``|x|`` of \*x\*, x\_:", "", ".. code-block:: none", "", "    a   as it is | so", "", "Args:",
-        r"    x: ``a``\ s.", "", "        further",
-    ]  # fmt: skip
+        r"Norms ``|x|`` of \*x\*, x\_:",
+        "",
+        ".. code-block:: none",
+        "",
+        "    a   as it is | so",
+        "",
+        "Args:",
+        r"    x: ``a``\ s.",
+        "",
+        "        further",
+    ]
 
 
 def test_every_command_is_on_the_page():
     shown = re.findall(r"\{help\} ?([\w ]*)\n", (ROOT / "book" / "commands.md").read_text())
     commands = {""} | set(cli.commands)
-    groups = {name: command for name, command in cli.commands.items() if isinstance(command, click.Group)}
+    groups = {
+        name: command for name, command in cli.commands.items() if isinstance(command, click.Group)
+    }
     commands |= {f"{name} {inner}" for name, group in groups.items() for inner in group.commands}
     assert sorted(shown) == sorted(commands)
 
 
 def test_buttons_wait_for_an_address():
-    settings = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]["html_theme_options"]
-    assert settings["launch_buttons"].keys() == {"notebook_interface", "binderhub_url", "colab_url"}  # thebe stays out
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"][
+        "html_theme_options"
+    ]
+    # thebe stays out
+    assert settings["launch_buttons"].keys() == {"notebook_interface", "binderhub_url", "colab_url"}
     for url, kept in (("", False), ("https://github.com/somebody/metanb", True)):
         options = {"repository_url": url, "launch_buttons": dict(settings["launch_buttons"])}
         launch.no_buttons_to_nowhere(None, SimpleNamespace(html_theme_options=options))

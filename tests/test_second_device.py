@@ -19,10 +19,23 @@ from metanb.runs import experiment, portraits
 from metanb.settings import REGULARISERS, preset
 from tests.second_device import SECOND, Elsewhere, second_device
 
-TINY = preset("smoke", "glyphs", ways=2, filters=2, iterations=2, epoch_iterations=1, test_tasks=3, test_queries=2,
-              inner_steps=2, test_steps=2, final_tasks=3)  # fmt: skip
+TINY = preset(
+    "smoke",
+    "glyphs",
+    ways=2,
+    filters=2,
+    iterations=2,
+    epoch_iterations=1,
+    test_tasks=3,
+    test_queries=2,
+    inner_steps=2,
+    test_steps=2,
+    final_tasks=3,
+)
 RUNS = [{"algorithm": "fomaml", "adapt_norm": False}, {"algorithm": "finetune"}]
-GRADIENTS = [(28, algorithm, name) for algorithm in ("fomaml", "maml") for name in REGULARISERS[algorithm]]
+GRADIENTS = [
+    (28, algorithm, name) for algorithm in ("fomaml", "maml") for name in REGULARISERS[algorithm]
+]
 GRADIENTS += [(32, "fomaml", "none"), (32, "maml", "none")]  # pooling in place of strides
 
 
@@ -40,16 +53,23 @@ def test_it_refuses_what_a_gpu_refuses():
     with second_device() as device:
         there = here.to(device)
         assert isinstance(there, Elsewhere) and there.device == SECOND
-        for mixed in (lambda: there + here, lambda: here @ there.T, lambda: torch.cat([here, there]),
-                      lambda: here[there[0].long()]):  # fmt: skip
+        for mixed in (
+            lambda: there + here,
+            lambda: here @ there.T,
+            lambda: torch.cat([here, there]),
+            lambda: here[there[0].long()],
+        ):
             with pytest.raises(RuntimeError, match="same device"):
                 mixed()
-        assert torch.equal((there * 2 + here.sum()).cpu(), here * 2 + 6)  # a scalar may come from the CPU
+        # a scalar may come from the CPU
+        assert torch.equal((there * 2 + here.sum()).cpu(), here * 2 + 6)
         assert torch.equal(there[:, torch.tensor([1])].cpu(), here[:, :1])  # and so may an index
 
 
 @pytest.mark.parametrize("options", RUNS, ids=lambda options: options["algorithm"])
-def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(options, tmp_path, monkeypatch, request):
+def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(
+    options, tmp_path, monkeypatch, request
+):
     settings = replace(TINY, **options)
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "cpu"))
     expected = experiment.run(settings, "cpu").measures
@@ -59,7 +79,9 @@ def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(options, tmp_pat
     record = experiment.run(settings)  # resumed
     assert record.provenance["resumed"] == 1
     assert (record.measures.measure == expected.measure).all()
-    assert record.measures["mean"].to_numpy() == pytest.approx(expected["mean"].to_numpy(), rel=1e-3, abs=1e-4)
+    assert record.measures["mean"].to_numpy() == pytest.approx(
+        expected["mean"].to_numpy(), rel=1e-3, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("options", [*RUNS, {"regulariser": "random", "gamma": 0.1}], ids=str)
@@ -82,7 +104,12 @@ def test_runs_side_by_side_stay_there_with_their_images(options, tmp_path, monke
 @pytest.mark.parametrize(("side", "algorithm", "regulariser"), GRADIENTS)
 def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
     net, tasks = drawn(3, (3, side, side))
-    options = {"first_order": algorithm == "fomaml", "adapt_norm": True, "chunk": 2, "regulariser": regulariser}
+    options = {
+        "first_order": algorithm == "fomaml",
+        "adapt_norm": True,
+        "chunk": 2,
+        "regulariser": regulariser,
+    }
     options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
     if regulariser == "random":
         options["other"] = directions(1, flatten(net).numel(), 0).float()
@@ -107,7 +134,9 @@ def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, monkeypatch, re
     here.path.unlink()
     request.getfixturevalue("elsewhere")
     expected = numbers(here.values)
-    assert numbers(portraits.portrait(kind, TINY).values) == pytest.approx(expected, rel=1e-2, abs=1e-2)
+    assert numbers(portraits.portrait(kind, TINY).values) == pytest.approx(
+        expected, rel=1e-2, abs=1e-2
+    )
 
 
 def test_the_bench_compares_there_and_leaves_the_network_there():
@@ -120,11 +149,15 @@ def test_the_bench_compares_there_and_leaves_the_network_there():
     with second_device() as device:
         net, there = copy.deepcopy(net).to(device), tasks.to(device)
         plain = peers.plain_net(net)
-        assert peers.exact_norm(plain, there.support_x[0], there.support_y[0]) == pytest.approx(norm)
+        assert peers.exact_norm(plain, there.support_x[0], there.support_y[0]) == pytest.approx(
+            norm
+        )
         torch.testing.assert_close(peers.exact_gradient(net, there, settings), exact)
         peer, *_ = peers.PEERS[benchmark.BASE]
         peer(plain, there, settings.inner_lr, settings.inner_steps, False)
-        torch.testing.assert_close(peers.gradient(plain).cpu().double(), exact, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            peers.gradient(plain).cpu().double(), exact, rtol=1e-3, atol=1e-5
+        )
 
 
 def drawn(n_tasks, image_shape):

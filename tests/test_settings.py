@@ -29,12 +29,21 @@ from metanb.settings import (
         ({"algorithm": "mamal"}, ["mamal", "'maml'", "'fomaml'"]),
         ({"adapt_norm": 1}, ["adapt_norm", "False, True"]),
         ({"waves": 5}, ["waves", "ways"]),
-        ({"iterations": 10, "epoch_iterations": 3}, ["iterations=10", "epoch_iterations=3", "multiple"]),
+        (
+            {"iterations": 10, "epoch_iterations": 3},
+            ["iterations=10", "epoch_iterations=3", "multiple"],
+        ),
         ({"dataset": "glyphs", "rotations": True}, ["rotations", "omniglot"]),
         ({"gamma": 1.0}, ["regulariser='none'", "gamma=1", "above 0"]),
         ({"regulariser": "adapted"}, ["'adapted'", "gamma=0"]),
-        ({"algorithm": "fomaml", "regulariser": "outer", "gamma": 1.0}, ["'outer'", "'fomaml'", "adapted"]),
-        ({"algorithm": "finetune", "regulariser": "adapted", "gamma": 1.0}, ["'adapted'", "'finetune'"]),
+        (
+            {"algorithm": "fomaml", "regulariser": "outer", "gamma": 1.0},
+            ["'outer'", "'fomaml'", "adapted"],
+        ),
+        (
+            {"algorithm": "finetune", "regulariser": "adapted", "gamma": 1.0},
+            ["'adapted'", "'finetune'"],
+        ),
         ({"test_head": "zero"}, ["test_head='zero'", "finetune"]),
         ({"train_classes": 4}, ["train_classes=4", "ways=5"]),
         ({"class_seed": 1}, ["class_seed=1", "train_classes"]),
@@ -61,18 +70,33 @@ def test_every_algorithm_and_data_set_has_what_the_book_needs_of_it():
 def test_id_is_stable_and_tells_settings_apart():
     # a recorded name: a change of defaults or of the hash would orphan every committed record
     assert Settings().id == "glyphs-5w1s-maml-s0-44136fa3"
-    assert preset("quick", "omniglot", algorithm="fomaml", seed=1).id == "omniglot-5w1s-fomaml-s1-79c37b62"
-    few = preset("quick", "omniglot", algorithm="fomaml", regulariser="adapted", gamma=1.0, train_classes=10)
+    assert (
+        preset("quick", "omniglot", algorithm="fomaml", seed=1).id
+        == "omniglot-5w1s-fomaml-s1-79c37b62"
+    )
+    few = preset(
+        "quick", "omniglot", algorithm="fomaml", regulariser="adapted", gamma=1.0, train_classes=10
+    )
     assert few.id.startswith("omniglot-10c-5w1s-fomaml-adapted-s0-")
     base = Settings(regulariser="adapted", gamma=1.0, train_classes=100)
-    ids = {replace(base, **{name: high}).id for name, (_, high) in RANGES.items() if name != "epoch_iterations"}
+    ids = {
+        replace(base, **{name: high}).id
+        for name, (_, high) in RANGES.items()
+        if name != "epoch_iterations"
+    }
     assert len(ids | {base.id}) == len(RANGES)
     assert Settings(inner_lr=1).id == Settings(inner_lr=1.0).id
 
 
 def test_paper_scale_is_the_papers():
     expected = dict(
-        filters=64, inner_lr=0.4, inner_steps=1, meta_batch=32, iterations=60_000, outer_lr=1e-3, rotations=True
+        filters=64,
+        inner_lr=0.4,
+        inner_steps=1,
+        meta_batch=32,
+        iterations=60_000,
+        outer_lr=1e-3,
+        rotations=True,
     )
     five_way = preset("paper", "omniglot", 5, 1)
     assert {name: getattr(five_way, name) for name in expected} == expected
@@ -85,15 +109,26 @@ def test_paper_scale_is_the_papers():
 
 def test_quick_differs_from_paper_in_size_and_length_only():
     for ways, shots, fewer in ((5, 1, set()), (20, 5, {"test_tasks"})):
-        quick, paper = preset("quick", "omniglot", ways, shots), preset("paper", "omniglot", ways, shots)
-        different = {f.name for f in fields(Settings) if getattr(quick, f.name) != getattr(paper, f.name)}
-        assert different == {"filters", "meta_batch", "iterations", "epoch_iterations", "final_tasks"} | fewer
+        quick, paper = (
+            preset("quick", "omniglot", ways, shots),
+            preset("paper", "omniglot", ways, shots),
+        )
+        different = {
+            f.name for f in fields(Settings) if getattr(quick, f.name) != getattr(paper, f.name)
+        }
+        assert (
+            different
+            == {"filters", "meta_batch", "iterations", "epoch_iterations", "final_tasks"} | fewer
+        )
 
 
 def test_scale_of_knows_presets_and_custom():
     for scale in ("smoke", "quick", "paper"):
         assert scale_of(preset(scale, "omniglot", 20, 1, algorithm="fomaml", seed=3)) == scale
-    assert scale_of(preset("quick", "omniglot", train_classes=10, gamma=1.0, regulariser="adapted")) == "quick"
+    assert (
+        scale_of(preset("quick", "omniglot", train_classes=10, gamma=1.0, regulariser="adapted"))
+        == "quick"
+    )
     assert scale_of(preset("quick", "omniglot", filters=64)) == "custom"
     with pytest.raises(SettingsError, match="'fast'.*'quick'"):
         preset("fast")

@@ -1,7 +1,7 @@
 """Stochastic Lanczos quadrature and the Gauss-Newton part, in float64, against dense matrices.
 
-Eigenvalues and powers of dense Hessians of a small net, matrices of known spectrum, closed forms of Hutchinson's
-variance, and `torch.autograd.functional`'s Jacobian and Hessian.
+Eigenvalues and powers of dense Hessians of a small net, matrices of known spectrum, closed forms of
+Hutchinson's variance, and `torch.autograd.functional`'s Jacobian and Hessian.
 """
 
 import pytest
@@ -48,20 +48,29 @@ def test_moments_of_a_direction_are_those_of_the_dense_hessian(net):
     loss, params, dense = net
     starts = random_starts(3, params)
     found = spectrum.quadrature(loss, params, starts, 4)
-    assert found.nodes.shape == found.weights.shape == (TASKS, 3, 4) and found.size == params.shape[1]
+    assert (
+        found.nodes.shape == found.weights.shape == (TASKS, 3, 4) and found.size == params.shape[1]
+    )
     powered = starts.transpose(0, 1)[..., None]  # [T, V, P, 1]
     for power in range(8):
         true = (starts.transpose(0, 1) * powered[..., 0]).sum(-1)
-        torch.testing.assert_close((found.weights * found.nodes**power).sum(-1), true, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            (found.weights * found.nodes**power).sum(-1), true, rtol=1e-9, atol=1e-12
+        )
         powered = dense[:, None] @ powered
     true = (starts.transpose(0, 1) * powered[..., 0]).sum(-1)
-    assert ((found.weights * found.nodes**8).sum(-1) < true * (1 - 1e-6)).all()  # the first that is not exact
+    # the first that is not exact
+    assert ((found.weights * found.nodes**8).sum(-1) < true * (1 - 1e-6)).all()
 
 
 def test_trace_and_squares_over_all_axes_are_the_dense_ones(net, everywhere):
     _, _, dense = net
-    torch.testing.assert_close(spectrum.moment(everywhere, 1), torch.einsum("tii->t", dense), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(spectrum.moment(everywhere, 2), dense.square().sum((1, 2)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        spectrum.moment(everywhere, 1), torch.einsum("tii->t", dense), rtol=1e-9, atol=1e-9
+    )
+    torch.testing.assert_close(
+        spectrum.moment(everywhere, 2), dense.square().sum((1, 2)), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_trace_from_random_directions_is_as_far_off_as_theory_says(net, form):
@@ -80,13 +89,21 @@ def test_smoothed_density_is_the_dense_spectrums(net, form, everywhere):
     _, params, dense = net
     eigenvalues = torch.linalg.eigvalsh(dense)
     width = 0.02 * float(eigenvalues.max() - eigenvalues.min())
-    at = torch.linspace(float(eigenvalues.min()) - 5 * width, float(eigenvalues.max()) + 5 * width, 400)
+    at = torch.linspace(
+        float(eigenvalues.min()) - 5 * width, float(eigenvalues.max()) + 5 * width, 400
+    )
     normal = torch.distributions.Normal(eigenvalues[..., None], width)
     true = normal.log_prob(at.double()).exp().mean(1)
     found = spectrum.density(everywhere, at, width)
     assert (found - true).abs().max() < 1e-3 * true.max()
-    assert torch.allclose(torch.trapezoid(found, at.double(), dim=1), torch.ones(TASKS, dtype=torch.float64), atol=1e-4)
-    estimate = spectrum.density(spectrum.quadrature(*form, random_starts(100, params), 30), at, width)
+    assert torch.allclose(
+        torch.trapezoid(found, at.double(), dim=1),
+        torch.ones(TASKS, dtype=torch.float64),
+        atol=1e-4,
+    )
+    estimate = spectrum.density(
+        spectrum.quadrature(*form, random_starts(100, params), 30), at, width
+    )
     assert (estimate - true).abs().max() < 0.15 * true.max()
 
 
@@ -104,9 +121,17 @@ def test_ends_and_outliers_are_the_dense_ones(net):
     loss, params, dense = net
     eigenvalues = torch.linalg.eigvalsh(dense)
     found = spectrum.quadrature(loss, params, random_starts(2, params), 50)
-    torch.testing.assert_close(spectrum.largest(found, 5), eigenvalues.flip(1)[:, :5], rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(spectrum.smallest(found, 3), eigenvalues[:, :3], rtol=1e-6, atol=1e-9)
-    assert spectrum.outliers(found).tolist() == (eigenvalues > -eigenvalues[:, :1]).sum(1).tolist() != [0, 0]
+    torch.testing.assert_close(
+        spectrum.largest(found, 5), eigenvalues.flip(1)[:, :5], rtol=1e-6, atol=1e-9
+    )
+    torch.testing.assert_close(
+        spectrum.smallest(found, 3), eigenvalues[:, :3], rtol=1e-6, atol=1e-9
+    )
+    assert (
+        spectrum.outliers(found).tolist()
+        == (eigenvalues > -eigenvalues[:, :1]).sum(1).tolist()
+        != [0, 0]
+    )
 
 
 def test_float32_sees_the_same_spectrum(net):
@@ -114,7 +139,9 @@ def test_float32_sees_the_same_spectrum(net):
     found = spectrum.quadrature(loss32, params32, random_starts(1, params32), 50)
     eigenvalues = torch.linalg.eigvalsh(net[2])
     assert found.nodes.dtype == found.weights.dtype == torch.float64
-    torch.testing.assert_close(spectrum.largest(found, 5), eigenvalues.flip(1)[:, :5], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        spectrum.largest(found, 5), eigenvalues.flip(1)[:, :5], rtol=1e-4, atol=1e-4
+    )
 
 
 SPECTRA = {  # Krylov spaces that close early: few different eigenvalues
@@ -122,7 +149,7 @@ SPECTRA = {  # Krylov spaces that close early: few different eigenvalues
     "zero": torch.zeros(40),
     "three eigenvalues": torch.arange(40) % 3 + 1.0,
     "five outliers": torch.tensor([9.0, 8.0, 7.0, 6.0, 5.0] + 17 * [0.5] + 18 * [-1.0]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -156,10 +183,14 @@ def test_gauss_newton_part_is_the_dense_one():
     assert found.shape == (TASKS, 4 * 2)
     for t in range(TASKS):
         one = x[t : t + 1]
-        jacobian = torch.autograd.functional.jacobian(lambda p, one=one: logits(net, p[None], one).flatten(), params[t])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda p, one=one: logits(net, p[None], one).flatten(), params[t]
+        )
         z = logits(net, params[t : t + 1], one)[0].detach()
         y = torch.tensor([0, 2, 1, 1])  # any labels
-        outer = torch.autograd.functional.hessian(lambda z, y=y: F.cross_entropy(z.view(4, 3), y), z.flatten())
+        outer = torch.autograd.functional.hessian(
+            lambda z, y=y: F.cross_entropy(z.view(4, 3), y), z.flatten()
+        )
         true = torch.linalg.eigvalsh(jacobian.T @ outer @ jacobian).flip(0)
         torch.testing.assert_close(found[t], true[:8], rtol=1e-8, atol=1e-10)
         assert true[8:].abs().max() < 1e-10 < found[t, -1]
@@ -179,7 +210,9 @@ def test_gauss_newton_is_the_whole_hessian_of_a_linear_model():
 
 
 def test_refusals():
-    loss, params = quadratic(torch.ones(2, 6, dtype=torch.float64), torch.Generator().manual_seed(0))
+    loss, params = quadratic(
+        torch.ones(2, 6, dtype=torch.float64), torch.Generator().manual_seed(0)
+    )
     starts = random_starts(1, params)
     with pytest.raises(ValueError, match="products is 0"):
         spectrum.quadrature(loss, params, starts, 0)
@@ -187,5 +220,6 @@ def test_refusals():
         spectrum.quadrature(loss, params, starts[0], 3)
     with pytest.raises(LandscapeError, match="loss of task 1 is nan"):
         spectrum.quadrature(lambda p: loss(p) * torch.tensor([1, torch.nan]), params, starts, 3)
-    with pytest.raises(LandscapeError, match="product of task 0 is (nan|inf)"):  # |p|^1.5 has no second derivative at 0
+    # |p|^1.5 has no second derivative at 0
+    with pytest.raises(LandscapeError, match="product of task 0 is (nan|inf)"):
         spectrum.quadrature(lambda p: p.abs().pow(1.5).sum(1), torch.zeros_like(params), starts, 3)

@@ -12,7 +12,9 @@ from metanb.maml.inner_loop import flatten, losses
 from metanb.runs import experiment
 from metanb.settings import preset
 
-TINY = preset("smoke", "glyphs", filters=4, test_tasks=5, test_queries=2, inner_steps=2, test_steps=3)
+TINY = preset(
+    "smoke", "glyphs", filters=4, test_tasks=5, test_queries=2, inner_steps=2, test_steps=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,14 @@ def test_stage_keeps_each_inner_step(both):
     for stage in both:
         assert stage.paths.shape == (4, 5, flatten(stage.net).numel())
         assert torch.equal(stage.paths[0], flatten(stage.net).detach().expand(5, -1))
-        for before, after in zip(stage.paths, stage.paths[1:], strict=False):  # one SGD step, by hand
+        # one SGD step, by hand
+        for before, after in zip(stage.paths, stage.paths[1:], strict=False):
             at = before.clone().requires_grad_()
             loss = losses(stage.net, at, stage.tasks.support_x, stage.tasks.support_y).sum()
             (gradient,) = torch.autograd.grad(loss, at)
-            torch.testing.assert_close(after, before - TINY.inner_lr * gradient, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                after, before - TINY.inner_lr * gradient, rtol=1e-4, atol=1e-6
+            )
 
 
 def test_surfaces(both):
@@ -51,7 +56,9 @@ def test_surfaces(both):
         lengths, cosine = moved.norm(dim=1), torch.cosine_similarity(*moved, dim=0)
         (first, second) = drawn["paths"]
         assert first.shape == (4, 2) and first[0].tolist() == [0, 0]
-        torch.testing.assert_close(first[-1], torch.stack([lengths[0], torch.tensor(0.0)]).double(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            first[-1], torch.stack([lengths[0], torch.tensor(0.0)]).double(), atol=1e-6, rtol=0
+        )
         torch.testing.assert_close(second[-1].norm(), lengths[1])
         assert float(second[-1, 0] / second[-1].norm()) == pytest.approx(float(cosine), abs=1e-6)
         u = moved[0] / lengths[0]
@@ -59,7 +66,10 @@ def test_surfaces(both):
         one = stage.tasks[0:1]
         for i, j in ((0, 0), (7, 15), (18, 3)):
             point = (stage.paths[0, 0] + at[j] * u + at[i] * v / v.norm()).float()[None]
-            for name, x, y in (("support", one.support_x, one.support_y), ("query", one.query_x, one.query_y)):
+            for name, x, y in (
+                ("support", one.support_x, one.support_y),
+                ("query", one.query_x, one.query_y),
+            ):
                 true = float(losses(stage.net, point, x, y))
                 assert float(drawn[f"{name}_loss"][i, j]) == pytest.approx(true, rel=1e-4)
 
@@ -72,11 +82,14 @@ def test_interpolations(both, measured):
         end = alpha.index(1)
         for name in ("support_loss", "query_loss"):
             assert float(drawn[name]["mean"][end]) == pytest.approx(stats[name].mean, rel=1e-5)
-        assert float(drawn["support_loss"]["mean"][alpha.index(0)]) == pytest.approx(stats["support_loss_before"].mean)
+        assert float(drawn["support_loss"]["mean"][alpha.index(0)]) == pytest.approx(
+            stats["support_loss_before"].mean
+        )
         for name in ("distance", "query_accuracy"):
             assert float(drawn[name]) == pytest.approx(stats[name].mean, rel=1e-5)
         params = 3 * stage.paths[-1] / 2 - stage.paths[0] / 2
-        values = losses(stage.net, params, stage.tasks.query_x, stage.tasks.query_y).sort().values  # of 5: the 2nd, 4th
+        # of 5: the 2nd, 4th
+        values = losses(stage.net, params, stage.tasks.query_x, stage.tasks.query_y).sort().values
         low, high = (float(drawn["query_loss"][side][alpha.index(1.5)]) for side in ("low", "high"))
         assert (low, high) == pytest.approx((float(values[1]), float(values[3])), rel=1e-4)
 
@@ -91,7 +104,9 @@ def test_spectra_against_dense_ones(both, monkeypatch):
     net = experiment.new_net(TINY, experiment.load(TINY, "train")).double()
     theta = stage.paths[-1].double()
     dense = [
-        torch.autograd.functional.hessian(lambda p, t=t: losses(net, p[None], x[t : t + 1], y[t : t + 1])[0], theta[t])
+        torch.autograd.functional.hessian(
+            lambda p, t=t: losses(net, p[None], x[t : t + 1], y[t : t + 1])[0], theta[t]
+        )
         for t in range(2)
     ]
     true = torch.linalg.eigvalsh(torch.stack(dense))
@@ -103,7 +118,9 @@ def test_spectra_against_dense_ones(both, monkeypatch):
     noise = 4 * (2 * squares / 10).sqrt()
     assert ((drawn["trace"] - true.sum(1)).abs() < noise).all()
     assert ((drawn["squares"] / squares).log().abs() < 0.5).all()
-    assert math.isclose(float(torch.trapezoid(drawn["density"], drawn["density_at"])), found["size"], rel_tol=1e-2)
+    assert math.isclose(
+        float(torch.trapezoid(drawn["density"], drawn["density_at"])), found["size"], rel_tol=1e-2
+    )
     for side, sign in (("above", 1), ("below", -1)):
         at = int((found["counted"] - 0.3).abs().argmin())
         count = (sign * true > found["counted"][at]).sum(1).double().mean()
@@ -111,5 +128,7 @@ def test_spectra_against_dense_ones(both, monkeypatch):
     norms = hessian.hessian_norms(
         lambda p: losses(stage.net, p, stage.tasks[0:2].support_x, y[:2]), stage.paths[-1, :2]
     )
-    torch.testing.assert_close(torch.maximum(drawn["largest"], -drawn["smallest"]), norms.norms, rtol=2e-3, atol=0)
+    torch.testing.assert_close(
+        torch.maximum(drawn["largest"], -drawn["smallest"]), norms.norms, rtol=2e-3, atol=0
+    )
     assert (drawn["gauss_newton"] > 0).all() and len(drawn["gauss_newton_top"]) == 20

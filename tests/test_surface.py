@@ -16,11 +16,17 @@ def points():
 
 def test_plane_runs_through_its_points_at_their_distances(points):
     where = slices.plane(*points)
-    torch.testing.assert_close(where.axes @ where.axes.T, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        where.axes @ where.axes.T, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-14
+    )
     u, v = points[1] - points[0], points[2] - points[0]
     cosine = float(u @ v / (u.norm() * v.norm()))
     found = where.coordinates(points)
-    true = [[0, 0], [float(u.norm()), 0], [cosine * float(v.norm()), math.sqrt(1 - cosine**2) * float(v.norm())]]
+    true = [
+        [0, 0],
+        [float(u.norm()), 0],
+        [cosine * float(v.norm()), math.sqrt(1 - cosine**2) * float(v.norm())],
+    ]
     torch.testing.assert_close(found, torch.tensor(true, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(where.at(*found.T), points, rtol=0, atol=1e-12)
     outside = points[0] + randn(torch.Generator().manual_seed(1), 50)
@@ -57,7 +63,9 @@ def test_loss_of_a_net_on_the_plane_and_line_is_the_loss_at_each_point():
     found = slices.along(loss, start, end, alphas)
     assert found.shape == (4, 3) and not found.requires_grad
     for i, alpha in enumerate((-0.5, 0, 1, 2)):
-        torch.testing.assert_close(found[i], loss((1 - alpha) * start + alpha * end).detach(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            found[i], loss((1 - alpha) * start + alpha * end).detach(), rtol=1e-9, atol=0
+        )
 
 
 @pytest.mark.parametrize("second", [lambda o, u: o, lambda o, u: u, lambda o, u: 2 * o - u])

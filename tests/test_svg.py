@@ -1,6 +1,7 @@
 """SVG for pages: what matplotlib drew is still there, in the page's colours, and nothing that pages do not need.
 
-Evidence: matplotlib's own file, read by another parser (minidom), word by word and coordinate by coordinate.
+Evidence: matplotlib's own file, read by another parser (minidom), word by word and coordinate by
+coordinate.
 """
 
 import io
@@ -44,11 +45,16 @@ def test_every_word_and_every_path_is_kept(drawn):
     found = svg.inline(drawn, "a line")
     words = [[e.firstChild.data for e in elements(one, "text")] for one in (drawn, found)]
     assert words[0] == words[1] and "loss < 1 (nats)" in words[1]
-    paths = [[numbers(e.getAttribute("d")) for e in elements(one, "path")] for one in (drawn, found)]
+    paths = [
+        [numbers(e.getAttribute("d")) for e in elements(one, "path")] for one in (drawn, found)
+    ]
     assert len(paths[0]) == len(paths[1]) > 10
     for one, other in zip(*paths, strict=True):
         assert np.allclose(one, other, atol=0.051)  # a tenth of a point
-    places = [[[float(e.getAttribute(k)) for k in "xy"] for e in elements(one, "use")] for one in (drawn, found)]
+    places = [
+        [[float(e.getAttribute(k)) for k in "xy"] for e in elements(one, "use")]
+        for one in (drawn, found)
+    ]
     assert len(places[0]) == len(places[1]) > 7
     assert np.allclose(*places, atol=0.051)
 
@@ -57,27 +63,39 @@ def test_it_takes_the_colours_of_the_page(drawn):
     found = svg.inline(drawn, "a line")
     assert "#000000" in drawn and "#000000" not in found and "#ffffff" not in found
     root = dict(minidom.parseString(found).documentElement.attributes.items())
-    assert root["fill"] == "currentColor" and root["role"] == "img" and root["aria-label"] == "a line"
-    assert float(root["width"]) == pytest.approx(float(root["viewBox"].split()[2]) / 0.75, abs=0.5)  # points, pixels
+    assert (
+        root["fill"] == "currentColor" and root["role"] == "img" and root["aria-label"] == "a line"
+    )
+    # points, pixels
+    assert float(root["width"]) == pytest.approx(float(root["viewBox"].split()[2]) / 0.75, abs=0.5)
 
 
 def test_ids_are_those_that_are_used_and_differ_by_salt(drawn):
     found = svg.inline(drawn, "a line")
-    used = set(re.findall(r"url\(#([^)]+)\)", found)) | {e.getAttribute("href")[1:] for e in elements(found, "use")}
+    used = set(re.findall(r"url\(#([^)]+)\)", found)) | {
+        e.getAttribute("href")[1:] for e in elements(found, "use")
+    }
     assert {e.getAttribute("id") for e in elements(found, "*")} - {""} == used != set()
 
 
 def test_nothing_is_left_that_no_page_needs(drawn):
     found = svg.inline(drawn, "a line")
     assert len(found) < 0.6 * len(drawn)
-    assert "metadata" not in found and "<!--" not in found and "xlink" not in found and "<style" not in found
+    assert (
+        "metadata" not in found
+        and "<!--" not in found
+        and "xlink" not in found
+        and "<style" not in found
+    )
 
 
 def test_a_file_of_it_is_black_on_white(drawn):
     file = svg.standalone(svg.inline(drawn, "a line"))
     style = minidom.parseString(file).documentElement.getAttribute("style")
     assert "color: #000" in style and "background: #fff" in style
-    assert file.replace("; color: #000; background: #fff", "").strip() == svg.inline(drawn, "a line")
+    assert file.replace("; color: #000; background: #fff", "").strip() == svg.inline(
+        drawn, "a line"
+    )
 
 
 def test_quotes_in_the_text_alternative_do_not_break_out(drawn):

@@ -24,11 +24,14 @@ from metanb.settings import REGULARISERS, preset
 from tests.bad_days import shown
 from tests.cohorts import new_cohort
 
-TINY = preset("smoke", "glyphs", filters=4, iterations=8, epoch_iterations=2, test_tasks=4, test_queries=2)
+TINY = preset(
+    "smoke", "glyphs", filters=4, iterations=8, epoch_iterations=2, test_tasks=4, test_queries=2
+)
 KINDS = [{"algorithm": "finetune"}, {"train_classes": 6}] + [
     {"algorithm": order, "regulariser": name, "gamma": 0.0 if name == "none" else 0.3}
-    for order in ("maml", "fomaml") for name in REGULARISERS[order]
-]  # fmt: skip
+    for order in ("maml", "fomaml")
+    for name in REGULARISERS[order]
+]
 
 
 @pytest.fixture
@@ -87,10 +90,16 @@ def test_records_are_those_of_runs_alone_but_for_rounding(tmp_path, monkeypatch,
     for one, other, settings in zip(alone, together, runs, strict=False):
         assert one.settings == other.settings == settings
         assert (one.provenance["together"], other.provenance["together"]) == (1, 3)
-        assert other.provenance["shared_seconds"] == pytest.approx(other.provenance["wall_seconds"] / 3, abs=0.2)
-        assert one.measures[["epoch", "measure", "n"]].equals(other.measures[["epoch", "measure", "n"]])
+        assert other.provenance["shared_seconds"] == pytest.approx(
+            other.provenance["wall_seconds"] / 3, abs=0.2
+        )
+        assert one.measures[["epoch", "measure", "n"]].equals(
+            other.measures[["epoch", "measure", "n"]]
+        )
         early = one.measures.epoch <= 2
-        assert np.allclose(one.measures[early]["mean"], other.measures[early]["mean"], rtol=2e-3, atol=1e-4)
+        assert np.allclose(
+            one.measures[early]["mean"], other.measures[early]["mean"], rtol=2e-3, atol=1e-4
+        )
 
 
 def test_a_run_begun_alone_goes_on_among_others_and_the_other_way(tmp_path, monkeypatch):
@@ -122,7 +131,11 @@ def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, monkeypatch):
     torch.save(values, path)
     assert checkpoint.read(path)["shared"] == values["wall"]
     record = experiment.run(TINY, "cpu")
-    assert record.finished and record.provenance["together"] == 1 and record.provenance["precision"] == "float32"
+    assert (
+        record.finished
+        and record.provenance["together"] == 1
+        and record.provenance["precision"] == "float32"
+    )
 
 
 def diverging(monkeypatch, run, call):
@@ -143,17 +156,23 @@ def diverging(monkeypatch, run, call):
 def test_a_run_that_diverges_is_set_aside_and_the_others_go_on(store, monkeypatch, capsys):
     runs = seeds(3)
     diverging(monkeypatch, run=1, call=4)
-    with pytest.raises(training.DivergedError, match=rf"{runs[1].id}: loss is nan.*iteration 3.*epoch 1 is kept"):
+    with pytest.raises(
+        training.DivergedError, match=rf"{runs[1].id}: loss is nan.*iteration 3.*epoch 1 is kept"
+    ):
         experiment.run_all(runs, "cpu", together=3)
     shown("A run of a batch diverges", capsys.readouterr().err)
-    assert records.find(runs[1]) is None and checkpoint.read(store / f"{runs[1].id}.pt")["epoch"] == 1
+    assert (
+        records.find(runs[1]) is None and checkpoint.read(store / f"{runs[1].id}.pt")["epoch"] == 1
+    )
     for settings in (runs[0], runs[2]):
         record = records.find(settings)
         assert record.finished and np.isfinite(record.measures["mean"]).all()
     assert experiment.run(runs[1], "cpu").finished  # alone, its loss is a number here
 
 
-def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(store, monkeypatch, capsys):
+def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(
+    store, monkeypatch, capsys
+):
     """Measured together they fail; one by one the culprit is told."""
     runs = seeds(3)
     honest = training.measure_together
@@ -165,7 +184,9 @@ def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(store,
 
     measured = []
     monkeypatch.setattr(training, "measure_together", fails)
-    with pytest.raises(training.DivergedError, match=rf"{runs[2].id}: loss of task 3 is nan, after epoch 1"):
+    with pytest.raises(
+        training.DivergedError, match=rf"{runs[2].id}: loss of task 3 is nan, after epoch 1"
+    ):
         experiment.run_all(runs, "cpu", together=3)
     assert measured == [3, 3, 1]
     assert all(records.find(settings).finished for settings in runs[:2])
@@ -187,8 +208,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys
     assert sizes[0] == 5 and sizes[1] == 3 and set(sizes[2:]) == {1, 2}
     lines = capsys.readouterr().err.splitlines()
     shown("A batch of runs does not fit into the GPU's memory", lines[0])
-    assert lines == ["5 runs together do not fit into memory: going on with 3 at a time",
-                     "3 runs together do not fit into memory: going on with 2 at a time"]  # fmt: skip
+    assert lines == [
+        "5 runs together do not fit into memory: going on with 3 at a time",
+        "3 runs together do not fit into memory: going on with 2 at a time",
+    ]
 
 
 def test_a_run_that_diverges_in_one_half_leaves_the_other_half_alone(store, monkeypatch, capsys):
@@ -210,7 +233,9 @@ def test_a_run_that_diverges_in_one_half_leaves_the_other_half_alone(store, monk
     monkeypatch.setattr(training, "meta_gradient", full)
     with pytest.raises(training.DivergedError, match=rf"{runs[0].id}: loss is nan"):
         experiment.run_all(runs, "cpu", together=4)
-    assert records.find(runs[0]) is None and all(records.find(settings).finished for settings in runs[1:])
+    assert records.find(runs[0]) is None and all(
+        records.find(settings).finished for settings in runs[1:]
+    )
 
 
 def test_a_torn_checkpoint_sets_its_run_aside_alone(store, capsys):
@@ -257,7 +282,12 @@ def test_images_that_do_not_fit_on_the_device_stay_on_the_host(monkeypatch, caps
 
 
 def test_runs_that_differ_in_more_than_seeds_are_batches_of_their_own(store):
-    runs = [TINY, replace(TINY, inner_lr=0.1), replace(TINY, seed=1), replace(TINY, seed=1, inner_lr=0.1)]
+    runs = [
+        TINY,
+        replace(TINY, inner_lr=0.1),
+        replace(TINY, seed=1),
+        replace(TINY, seed=1, inner_lr=0.1),
+    ]
     made = experiment.run_all(runs, "cpu", until=2, together=4)
     assert [record.settings for record in made] == runs
     assert [record.provenance["together"] for record in made] == [2] * 4
@@ -268,16 +298,32 @@ def test_runs_that_differ_in_more_than_seeds_are_batches_of_their_own(store):
 def start(runs, folder):
     text = json.dumps([settings.to_dict() for settings in runs])
     child = subprocess.Popen(
-        [sys.executable, "-m", "metanb", "train", "--device", "cpu", "--together", "3", "--runs", "-"],
-        env=os.environ | {"METANB_STORE": str(folder), "OMP_NUM_THREADS": "1"}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "metanb",
+            "train",
+            "--device",
+            "cpu",
+            "--together",
+            "3",
+            "--runs",
+            "-",
+        ],
+        env=os.environ | {"METANB_STORE": str(folder), "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     child.stdin.write(text)
     child.stdin.close()
     return child
 
 
-def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed(tmp_path):
+def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed(
+    tmp_path,
+):
     """Five kills of a batch of three; then whoever is left goes on, in groups that are others each time."""
     runs = [replace(settings, iterations=40, test_tasks=2) for settings in seeds(3)]
     groups = [runs, runs[:1], runs[1:], [runs[2], runs[0]], runs]
@@ -285,7 +331,9 @@ def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_th
     for group in groups:
         child = start(group, tmp_path / "killed")
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.pt")}
-        while {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.pt")} == before:
+        while {
+            path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.pt")
+        } == before:
             if child.poll() is not None:
                 break
             time.sleep(0.01)
@@ -296,11 +344,17 @@ def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_th
         child = start(group, tmp_path / folder)
         assert child.wait() == 0, child.stderr.read()
     for settings in runs:
-        killed, whole = (records.read(tmp_path / folder / settings.id) for folder in ("killed", "whole"))
+        killed, whole = (
+            records.read(tmp_path / folder / settings.id) for folder in ("killed", "whole")
+        )
         assert killed.finished and killed.provenance["resumed"] >= 3
-        assert killed.measures[["epoch", "measure", "n"]].equals(whole.measures[["epoch", "measure", "n"]])
+        assert killed.measures[["epoch", "measure", "n"]].equals(
+            whole.measures[["epoch", "measure", "n"]]
+        )
         early = killed.measures.epoch <= 4
-        assert np.allclose(killed.measures[early]["mean"], whole.measures[early]["mean"], rtol=2e-2, atol=2e-3)
+        assert np.allclose(
+            killed.measures[early]["mean"], whole.measures[early]["mean"], rtol=2e-2, atol=2e-3
+        )
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", '["a"]', "{", "\xff"])

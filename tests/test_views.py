@@ -13,7 +13,13 @@ from metanb.landscape.portrait import ALPHAS, BEYOND, COUNTED
 from metanb.runs.portraits import Portrait
 from metanb.settings import preset
 
-MADE = {"drawn": "2026-01-02T03:04:05+00:00", "device": "a processor", "torch": "2.0", "code": "abc", "weights": {}}
+MADE = {
+    "drawn": "2026-01-02T03:04:05+00:00",
+    "device": "a processor",
+    "torch": "2.0",
+    "code": "abc",
+    "weights": {},
+}
 
 
 def portrait(values, algorithm="maml", seed=0):
@@ -24,7 +30,9 @@ def portrait(values, algorithm="maml", seed=0):
 
 def parsed(figure):
     root = ElementTree.fromstring(figure.svg)
-    words = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    words = [
+        "".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert figure.alt and root.get("aria-label") == figure.alt
     return words
 
@@ -34,7 +42,10 @@ def bowl(scale):
     at = np.linspace(*(edge * 2 for edge in BEYOND), 13)
     loss = scale * (0.01 + (at[None] - 1) ** 2 + at[:, None] ** 2)
     paths = [[[0, 0], [2, 0]], [[0, 0], [1, math.sqrt(3)]]]
-    stages = [{"epoch": e, "support_loss": loss.tolist(), "query_loss": loss.tolist(), "paths": paths} for e in (0, 3)]
+    stages = [
+        {"epoch": e, "support_loss": loss.tolist(), "query_loss": loss.tolist(), "paths": paths}
+        for e in (0, 3)
+    ]
     return {"at": at.tolist(), "stages": stages}
 
 
@@ -43,7 +54,9 @@ def test_angle_in_the_plane():
 
 
 def test_surfaces_label_their_levels_and_carry_their_data():
-    found = views.surfaces([portrait(bowl(1)), portrait(bowl(3), "fomaml")], "support_loss", "plane", "Look.")
+    found = views.surfaces(
+        [portrait(bowl(1)), portrait(bowl(3), "fomaml")], "support_loss", "plane", "Look."
+    )
     words = parsed(found)
     assert words.count("untrained") == words.count("iteration 30") == 2
     assert {"0.03", "0.1", "0.3", "1", "3"} <= set(words)  # of the lines, and of the scale
@@ -55,10 +68,14 @@ def test_surfaces_label_their_levels_and_carry_their_data():
     assert np.allclose(row.iloc[4:].astype(float), true, rtol=1e-2)
 
 
-@pytest.mark.parametrize("low, high, levels", [(0.02, 20, 6), (0.4, 9, 8), (1.4, 1.6, 5), (1e-4, 100, 7)])
+@pytest.mark.parametrize(
+    "low, high, levels", [(0.02, 20, 6), (0.4, 9, 8), (1.4, 1.6, 5), (1e-4, 100, 7)]
+)
 def test_levels_are_round_inside_and_enough(low, high, levels):
     found = views._levels(np.array([low, high]))
-    assert levels - 2 <= len(found) <= levels + 4 and (np.diff(found) > 0).all() and (found > 0).all()
+    assert (
+        levels - 2 <= len(found) <= levels + 4 and (np.diff(found) > 0).all() and (found > 0).all()
+    )
     assert all(len(f"{level:g}".replace("0.", "").strip("0")) <= 5 for level in found)
     assert found[1] >= low and found[-2] <= high
 
@@ -69,12 +86,16 @@ def test_labels_of_contours_are_clear_of_markers_edges_and_each_other():
     small, wide, corner = ring * 0.3 + (2, 0), ring * 1.2 + (2, 0), ring * 0.4 + (3.9, 3.9)
     level = np.stack([np.linspace(-1, 4, 100), np.full(100, 2.0)], 1)
     above, paths = level + np.array([0, 0.05]), [[[0, 0], [2, 0]], [[0, 0], [0, 2]]]
-    spots = views._spots([[small], [wide, corner], [np.empty((0, 2))], [level], [above]], paths, -1, 4)
+    spots = views._spots(
+        [[small], [wide, corner], [np.empty((0, 2))], [level], [above]], paths, -1, 4
+    )
     assert len(spots) == 3  # none around a marker, none at the edge
     assert (wide == spots[0]).all(1).any() and spots[1][1] == 2 and spots[2][1] == 2.05
     for x, y in spots:
         assert -0.6 <= min(x, y) and max(x, y) <= 3.6
-        assert all(math.hypot(x - a, y - b) >= 0.4 for a, b in ((0, 0), (2, 0), (0, 2), (1, 0), (0, 1)))
+        assert all(
+            math.hypot(x - a, y - b) >= 0.4 for a, b in ((0, 0), (2, 0), (0, 2), (1, 0), (0, 1))
+        )
     for i, one in enumerate(spots):
         assert all(math.dist(one, other) >= 0.8 for other in spots[:i])
 
@@ -83,12 +104,18 @@ def test_lines_average_runs_and_show_each():
     def values(shift):
         mean = np.exp(-ALPHAS) + shift
         loss = {"mean": mean.tolist(), "low": (mean / 2).tolist(), "high": (mean * 2).tolist()}
-        return {"alpha": ALPHAS.tolist(), "n": 7, "stages": [{"epoch": 0, "support_loss": loss, "query_loss": loss}]}
+        return {
+            "alpha": ALPHAS.tolist(),
+            "n": 7,
+            "stages": [{"epoch": 0, "support_loss": loss, "query_loss": loss}],
+        }
 
     found = views.lines([portrait(values(0.1)), portrait(values(0.3), seed=1)], "lines", "Look.")
     assert {"support loss, MAML", "query loss, MAML", "untrained"} <= set(parsed(found))
     of = found.data[found.data.measure == "query_loss"]
-    assert np.allclose(of["mean"], np.exp(-ALPHAS) + 0.2) and np.allclose(of["high"], 2 * of["mean"])
+    assert np.allclose(of["mean"], np.exp(-ALPHAS) + 0.2) and np.allclose(
+        of["high"], 2 * of["mean"]
+    )
     assert f"{math.exp(-1) + 0.2:.2g}" in found.alt
 
 
@@ -104,12 +131,19 @@ def test_spectra():
             "largest": [scale],
         }
         stage |= {"top": [scale / (i + 1) for i in range(20)], "gauss_newton_top": [0.0] * 20}
-        stage |= {"above": (100 * scale / COUNTED).tolist(), "below": (10 * scale / COUNTED).tolist()}
+        stage |= {
+            "above": (100 * scale / COUNTED).tolist(),
+            "below": (10 * scale / COUNTED).tolist(),
+        }
         return {"size": 10_000, "n": 16, "counted": COUNTED.tolist(), "stages": [stage]}
 
-    found = views.densities([portrait(values(1)), portrait(values(2), "fomaml")], "densities", "Look.")
+    found = views.densities(
+        [portrait(values(1)), portrait(values(2), "fomaml")], "densities", "Look."
+    )
     assert "the 10,000 eigenvalues, mean over 16 tasks" in found.caption
-    assert {"largest eigenvalues", "largest of the Gauss-Newton part", "iteration 60"} <= set(parsed(found))
+    assert {"largest eigenvalues", "largest of the Gauss-Newton part", "iteration 60"} <= set(
+        parsed(found)
+    )
     assert "first-order MAML, iteration 60: from -2 to 2" in found.alt and len(found.data) == 100
     found = views.counts([portrait(values(1)), portrait(values(3), seed=1)], "counts", "Look.")
     parsed(found)
@@ -120,15 +154,22 @@ def test_spectra():
 
 
 def test_a_table_by_stage_has_a_row_a_run_and_stage():
-    runs = [portrait({"unit": 2, "stages": [{"epoch": 0, "x": 1.0}, {"epoch": 6, "x": 3.0}]}, *of)
-            for of in (("maml", 0), ("fomaml", 4))]  # fmt: skip
+    runs = [
+        portrait({"unit": 2, "stages": [{"epoch": 0, "x": 1.0}, {"epoch": 6, "x": 3.0}]}, *of)
+        for of in (("maml", 0), ("fomaml", 4))
+    ]
     table = views.by_stage(runs, lambda one, stage: {"x": stage["x"] * one.values["unit"]})
     assert table.index.names == ["algorithm", "seed", "epoch"]
     assert table.x.to_dict() == {
-        ("MAML", 0, 0): 2, ("MAML", 0, 6): 6, ("first-order MAML", 4, 0): 2, ("first-order MAML", 4, 6): 6,
-    }  # fmt: skip
+        ("MAML", 0, 0): 2,
+        ("MAML", 0, 6): 6,
+        ("first-order MAML", 4, 0): 2,
+        ("first-order MAML", 4, 6): 6,
+    }
 
 
 def test_origin_names_each_machine_and_code_once():
     said = views.origin([portrait({}), portrait({}, seed=1)])
-    assert said == ("Drawn 2026-01-02 on a processor, torch 2.0, code abc; weights trained by code w0, w1 on another.")
+    assert said == (
+        "Drawn 2026-01-02 on a processor, torch 2.0, code abc; weights trained by code w0, w1 on another."
+    )

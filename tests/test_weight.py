@@ -1,6 +1,7 @@
 """What a reader has to download: the whole book, one page, and what holds up a page's first paint.
 
-Evidence: the sizes of the built files; a page's own are those that it names and that lie in book/, but vendored ones.
+Evidence: the sizes of the built files; a page's own are those that it names and that lie in book/,
+but vendored ones.
 """
 
 import re
@@ -26,20 +27,36 @@ def built(request):
 def named(built, *selectors: str) -> set:
     """The files that a page loads by elements of these kinds."""
     path, soup = built
-    links = [element.get("src") or element.get("href") for element in soup.select(", ".join(selectors))]
-    return {(path.parent / unquote(urlsplit(link).path)).resolve() for link in links if not urlsplit(link).scheme}
+    links = [
+        element.get("src") or element.get("href") for element in soup.select(", ".join(selectors))
+    ]
+    return {
+        (path.parent / unquote(urlsplit(link).path)).resolve()
+        for link in links
+        if not urlsplit(link).scheme
+    }
 
 
 def test_book_is_light():
     sizes = {path: path.stat().st_size for path in HTML.rglob("*") if path.is_file()}
     largest = sorted(sizes, key=sizes.get, reverse=True)[:5]
-    assert sum(sizes.values()) < BOOK, f"largest: {', '.join(str(path.relative_to(HTML)) for path in largest)}"
+    assert sum(sizes.values()) < BOOK, (
+        f"largest: {', '.join(str(path.relative_to(HTML)) for path in largest)}"
+    )
 
 
 def test_page_is_light(built):
     files = named(built, "script[src]", "link[rel=stylesheet]", "img[src]")
-    names = {path: path.relative_to(HTML / "_static") for path in files if path.is_relative_to(HTML / "_static")}
-    ours = {path for path, name in names.items() if (STATIC / name).exists() and not VENDORED & set(name.parts)}
+    names = {
+        path: path.relative_to(HTML / "_static")
+        for path in files
+        if path.is_relative_to(HTML / "_static")
+    }
+    ours = {
+        path
+        for path, name in names.items()
+        if (STATIC / name).exists() and not VENDORED & set(name.parts)
+    }
     ours |= {path for path in files if path.is_relative_to(HTML / "_images")}
     sizes = {path.name: path.stat().st_size for path in {built[0], *ours}}
     assert sum(sizes.values()) < PAGE, sizes

@@ -1,7 +1,7 @@
 """Weights beside a record: what is kept is what was trained, to the bit, and is read without training or images.
 
-Evidence: the checkpoint's own tensors; the file read by safetensors itself, without metanb; copies of the store taken
-before each rename; damage done to the files.
+Evidence: the checkpoint's own tensors; the file read by safetensors itself, without metanb; copies
+of the store taken before each rename; damage done to the files.
 """
 
 import hashlib
@@ -63,7 +63,9 @@ def trained(settings):
 
 
 def same(state, other):
-    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in other)
+    return state.keys() == other.keys() and all(
+        torch.equal(state[name], other[name]) for name in other
+    )
 
 
 @pytest.fixture
@@ -264,7 +266,10 @@ def test_damaged_weights_are_refused_by_name(store, damage, settings):
     path = weights.keep(record_of(settings))
     damage(record_of(settings))
     if (damage, settings) == (wider, FINETUNED):
-        listed(record_of(settings), save(weights.net_of(settings, trained(settings)).blocks.state_dict()))
+        listed(
+            record_of(settings),
+            save(weights.net_of(settings, trained(settings)).blocks.state_dict()),
+        )
     for read in (lambda: weights.load(record_of(settings)), lambda: trained_net(settings, "cpu")):
         with pytest.raises(RecordError, match="delete the file") as error:
             read()
@@ -338,7 +343,9 @@ def test_a_grid_keeps_the_weights_of_one_run_per_plain_cell(store, monkeypatch):
     regularised = replace(TINY, regulariser="adapted", gamma=1.0)
     absent = replace(TINY, algorithm="fomaml")
     planned = [Planned("base", one) for one in (STOPPED, TINY, FINETUNED, absent)]
-    monkeypatch.setitem(definitions.GRIDS, "smoke", lambda: [*planned, Planned("other", regularised)])
+    monkeypatch.setitem(
+        definitions.GRIDS, "smoke", lambda: [*planned, Planned("other", regularised)]
+    )
     kept = [record_of(one).path / records.WEIGHTS for one in (TINY, FINETUNED)]
     lines = keep_by_grid()
     assert lines[:2] == [f"weights: {path}" for path in kept]
@@ -353,7 +360,9 @@ def test_a_grid_keeps_the_weights_of_one_run_per_plain_cell(store, monkeypatch):
 
 
 def test_a_grid_takes_the_lowest_seed_whose_checkpoint_is_that_of_its_record(store, monkeypatch):
-    monkeypatch.setitem(definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)])
+    monkeypatch.setitem(
+        definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)]
+    )
     another_training(records.checkpoint(TINY.id))
     (line,) = keep_by_grid()
     assert line == f"weights: {record_of(STOPPED).path / records.WEIGHTS}"
@@ -363,7 +372,9 @@ def test_a_grid_takes_the_lowest_seed_whose_checkpoint_is_that_of_its_record(sto
 
 
 def test_a_grid_passes_over_a_run_that_is_training(store, monkeypatch):
-    monkeypatch.setitem(definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)])
+    monkeypatch.setitem(
+        definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)]
+    )
     monkeypatch.setattr(weights, "PATIENCE", 0.1)
     with FileLock(store / f"{TINY.id}.lock"):
         line = keep_by_grid()[-1]

@@ -1,7 +1,7 @@
 """Sphinx extension: the numbers in the book's prose, computed from the recorded runs and from the code at build time.
 
-Each entry of `substitutions` is written `{{ name }}` in a page. A name that is not there is a warning, and so, in the
-strict build, an error: no number of the book is typed by hand.
+Each entry of `substitutions` is written `{{ name }}` in a page. A name that is not there is a
+warning, and so, in the strict build, an error: no number of the book is typed by hand.
 """
 
 import json
@@ -15,7 +15,15 @@ import pandas as pd
 from metanb.bench import report as bench
 from metanb.claims import rules
 from metanb.claims.cells import cells
-from metanb.claims.verdicts import HOLM_MEANING, PAPER_GAIN, PUBLISHED, REPRODUCED, TOO_FEW, UNJUDGED, Row
+from metanb.claims.verdicts import (
+    HOLM_MEANING,
+    PAPER_GAIN,
+    PUBLISHED,
+    REPRODUCED,
+    TOO_FEW,
+    UNJUDGED,
+    Row,
+)
 from metanb.figures import ledger as summary
 from metanb.figures import runs as figures
 from metanb.grids import definitions, hours
@@ -29,18 +37,28 @@ CLAIMS = [f"C{number}" for number in range(1, 9)]
 CLAIM_PAGES = {
     name: f"../notebooks/{page}.html#{name.lower()}"
     for page, names in {
-        "2-flatness": ("C1", "C2", "C3"), "5-overfitting": ("C4",), "3-trajectories": ("C5", "C7"),
-        "4-gradients": ("C6",), "6-regularizer": ("C8",),
+        "2-flatness": ("C1", "C2", "C3"),
+        "5-overfitting": ("C4",),
+        "3-trajectories": ("C5", "C7"),
+        "4-gradients": ("C6",),
+        "6-regularizer": ("C8",),
     }.items()
     for name in names
-}  # fmt: skip
+}
 CONTROLS = {  # forms that the landing page counts besides the paper's
-    "c1_first_peak": ("C1", "first peak"), "c1_scale_free": ("C1", rules.SCALE_FREE),
-    "c3_relative": ("C3", rules.RELATIVE), "c4_scale_free": ("C4", rules.SCALE_FREE),
-}  # fmt: skip
+    "c1_first_peak": ("C1", "first peak"),
+    "c1_scale_free": ("C1", rules.SCALE_FREE),
+    "c3_relative": ("C3", rules.RELATIVE),
+    "c4_scale_free": ("C4", rules.SCALE_FREE),
+}
 RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
-PAPER_SETTINGS = [("omniglot", 5, 1), ("omniglot", 20, 1), ("mini-imagenet", 5, 1), ("mini-imagenet", 5, 5)]
+PAPER_SETTINGS = [
+    ("omniglot", 5, 1),
+    ("omniglot", 20, 1),
+    ("mini-imagenet", 5, 1),
+    ("mini-imagenet", 5, 5),
+]
 MAIN_SETTINGS = {  # 1-shot; Omniglot where no data set is named
     "20-way MAML": preset("paper", "omniglot", 20),
     "mini-ImageNet, first-order MAML": preset("paper", "mini-imagenet", algorithm="fomaml"),
@@ -93,19 +111,36 @@ def small(*texts: str) -> str:
 
 def ledger_table(rows: list[Row]) -> str:
     """The rows that have a verdict, as a table: each verdict leads to its section, each number of runs to its runs."""
-    judged = [row for row in rows if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and row.as_in_paper)]
+    judged = [
+        row
+        for row in rows
+        if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and row.as_in_paper)
+    ]
     if not judged:
         return "No run is recorded yet."
     lines = []
     for row in judged:
         where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}{small(row.apart)}"
-        effect = f'<span class="metanb-effect">{row.change}</span>{small(row.shown_unit, row.detail)}'
+        effect = (
+            f'<span class="metanb-effect">{row.change}</span>{small(row.shown_unit, row.detail)}'
+        )
         verdict, runs = f"[{row.verdict}](#{row.claim.lower()})", f"[{row.runs}](#{row.ids[0]})"
         form = f'<span id="{row.anchor}"></span>{row.variant or "as in the paper"}'
-        lines.append([form, where, f"{row.scale}{small(row.reached)}", verdict, effect, runs,
-                      row.shown_p, row.paper or "–"])  # fmt: skip
+        lines.append(
+            [
+                form,
+                where,
+                f"{row.scale}{small(row.reached)}",
+                verdict,
+                effect,
+                runs,
+                row.shown_p,
+                row.paper or "–",
+            ]
+        )
     head = ["Form", "Cell", "Scale", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
-    shown = len(head) if any(row.paper for row in judged) else -1  # the paper gives a figure for few claims
+    # the paper gives a figure for few claims
+    shown = len(head) if any(row.paper for row in judged) else -1
     return table(head[:shown], [line[:shown] for line in lines])
 
 
@@ -131,7 +166,10 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
         else:
             where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
             turned.setdefault((row.name, old, row.verdict), []).append(where)
-    lines = [[*key, number(len(cells)), small(*cells).removeprefix("<br>")] for key, cells in turned.items()]
+    lines = [
+        [*key, number(len(cells)), small(*cells).removeprefix("<br>")]
+        for key, cells in turned.items()
+    ]
     count = sum(map(len, turned.values()))
     head = ["Claim", "Then", "Now", "Rows", "Which"]
     also = f" {still} more are not testable as they were, for another reason." if still else ""
@@ -146,22 +184,29 @@ def runs_page(recorded: list[Record]) -> str:
         minutes = sum(run.minutes for run in timed) / len(timed)
         devices = " and ".join(sorted({run.kind for run in timed}))
         downloads = ", ".join(
-            f"{{download}}`{run.settings.id} <../results/{run.path.name}/measures.csv>`" for run in cell
+            f"{{download}}`{run.settings.id} <../results/{run.path.name}/measures.csv>`"
+            for run in cell
         )
         lines += [f"({run.settings.id})=" for run in cell]
-        so_far = "" if all(run.finished for run in cell) else f", stopped at {iterations(cell)} iterations"
-        lines += [f"### {what(cell[0].settings)}", "",
-                  f"{len(cell)} runs, each {in_units(minutes)} of one {devices}{so_far}. "
-                  f"{figures.origin(cell)} Measures: {downloads}.", ""]  # fmt: skip
+        so_far = (
+            ""
+            if all(run.finished for run in cell)
+            else f", stopped at {iterations(cell)} iterations"
+        )
+        lines += [
+            f"### {what(cell[0].settings)}",
+            "",
+            f"{len(cell)} runs, each {in_units(minutes)} of one {devices}{so_far}. "
+            f"{figures.origin(cell)} Measures: {downloads}.",
+            "",
+        ]
     return "\n".join(lines)
 
 
 def what(settings: Settings) -> str:
     """A cell in words: its data, its algorithm, and every setting that sets it apart from its scale's."""
     rest = "".join(f", `{name}={number(value)}`" for name, value in apart(settings).items())
-    return (
-        f"{NAMES[settings.dataset]}, {settings.setting}, {NAMES[settings.algorithm]}, {scale_of(settings)} scale{rest}"
-    )
+    return f"{NAMES[settings.dataset]}, {settings.setting}, {NAMES[settings.algorithm]}, {scale_of(settings)} scale{rest}"
 
 
 def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
@@ -170,7 +215,13 @@ def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
     for name in Settings.__dataclass_fields__:
         values = [getattr(settings, name) for settings in columns.values()]
         if not only_changing or (name not in ("dataset", "ways", "shots") and len(set(values)) > 1):
-            rows.append([f"`{name}`", *map(number, values), Settings.__dataclass_fields__[name].metadata["help"]])
+            rows.append(
+                [
+                    f"`{name}`",
+                    *map(number, values),
+                    Settings.__dataclass_fields__[name].metadata["help"],
+                ]
+            )
     return table(["Setting", *columns, "Meaning"], rows)
 
 
@@ -188,7 +239,10 @@ def gradient_table(timings: pd.DataFrame, order: str) -> str:
         return f"×\N{NO-BREAK SPACE}{row.ratio:.2f} ({row.ms:,.0f}\N{NO-BREAK SPACE}ms){wrong}"
 
     cells = {(row.candidate, row.unit): cell(row) for row in chosen.itertuples()}
-    rows = [[name, *(cells.get((name, unit), "–") for unit in bench.UNITS)] for name in chosen.candidate.unique()]
+    rows = [
+        [name, *(cells.get((name, unit), "–") for unit in bench.UNITS)]
+        for name in chosen.candidate.unique()
+    ]
     return table(["Candidate", *bench.UNITS], rows)
 
 
@@ -207,13 +261,17 @@ def benchmark() -> dict[str, str]:
     ours = timings[(timings.candidate == bench.OURS) & (timings.unit != "H")]
     hessian = bench.table(result)
     return {
-        "bench_units": table(["Unit", "Setting"], [[name, text] for name, (text, _) in bench.UNITS.items()]),
+        "bench_units": table(
+            ["Unit", "Setting"], [[name, text] for name, (text, _) in bench.UNITS.items()]
+        ),
         "bench_tasks": number(bench.HESSIAN_TASKS),
         "bench_where": f"Measured on {where['date'][:10]} on {where['device']} with {where['threads']} thread, "
         f"torch {where['torch']}: {result['clock']}, {result['repeats']} rounds.",
         "bench_checked": number(bench.CHECKED_TASKS),
         "bench_single": span(ours.error),
-        "bench_single_base": span(timings[(timings.candidate == bench.BASE) & (timings.unit != "H")].error),
+        "bench_single_base": span(
+            timings[(timings.candidate == bench.BASE) & (timings.unit != "H")].error
+        ),
         "bench_measuring": f"{result['measuring']:.1%}",
         "bench_rate": f"{result['best_gflops']:.0f}",
         "bench_share": f"{ours.share.min():.0%} to {ours.share.max():.0%}",
@@ -221,7 +279,9 @@ def benchmark() -> dict[str, str]:
         "bench_first": gradient_table(timings, "first"),
         "bench_best_second": against_best_peer(timings, "second"),
         "bench_best_first": against_best_peer(timings, "first"),
-        "bench_hessian": frame(hessian[hessian.unit == "H"][["candidate", "ms", "times as fast", "error, single"]]),
+        "bench_hessian": frame(
+            hessian[hessian.unit == "H"][["candidate", "ms", "times as fast", "error, single"]]
+        ),
     }
 
 
@@ -238,13 +298,28 @@ def accuracy_table(recorded: list[Record]) -> str:
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(cell) > 1 else ""
         error = 1.96 * max(100 * end["sem"] for end in ends)
         lines.append(
-            [f"{NAMES[settings.dataset]}, {settings.setting}", NAMES[settings.algorithm],
-             iterations(cell), f"{sum(values) / len(values):.1f} %{spread}", f"± {error:.1f}",
-             number(len(cell)), number(int(ends[0].n)), f"{published:g} %" if settings.algorithm == "maml" else "–"]
-        )  # fmt: skip
+            [
+                f"{NAMES[settings.dataset]}, {settings.setting}",
+                NAMES[settings.algorithm],
+                iterations(cell),
+                f"{sum(values) / len(values):.1f} %{spread}",
+                f"± {error:.1f}",
+                number(len(cell)),
+                number(int(ends[0].n)),
+                f"{published:g} %" if settings.algorithm == "maml" else "–",
+            ]
+        )
     if not lines:
         return "No run at the paper's scale is recorded yet."
-    head = ["Setting", "Algorithm", "Iterations", "Accuracy, least to greatest run", "One run, points", "Runs", "Tasks"]
+    head = [
+        "Setting",
+        "Algorithm",
+        "Iterations",
+        "Accuracy, least to greatest run",
+        "One run, points",
+        "Runs",
+        "Tasks",
+    ]
     return table([*head, "Finn et al., 60,000"], lines)
 
 
@@ -253,7 +328,9 @@ def runs_by_scale(recorded: list[Record]) -> str:
     said = []
     for scale, n in Counter(scale_of(run.settings) for run in recorded).most_common():
         cut = sum(not run.finished for run in recorded if scale_of(run.settings) == scale)
-        said.append(f"{n} runs at `{scale}` scale" + (f", {cut} of them stopped early" if cut else ""))
+        said.append(
+            f"{n} runs at `{scale}` scale" + (f", {cut} of them stopped early" if cut else "")
+        )
     return "; ".join(said)
 
 
@@ -310,7 +387,13 @@ def cost_table(recorded: list[Record]) -> str:
         basis = small(timed_how(left.bases, kind))
         together = "1" if kind == CORE else f"{left.together:.0f}" if left.minutes else "unknown"
         rows.append([f"{kind}{basis}", together, *map(cost, estimates), whole, device_hours])
-    head = ["Device", "Runs at a time", *MAIN_SETTINGS, f"All {len(planned)} runs", "Hours of the device"]
+    head = [
+        "Device",
+        "Runs at a time",
+        *MAIN_SETTINGS,
+        f"All {len(planned)} runs",
+        "Hours of the device",
+    ]
     return table(head, rows)
 
 
@@ -336,11 +419,31 @@ def gpu_table(recorded: list[Record]) -> str:
             continue
         timed = pd.DataFrame(vars(timings.of(run)) for run in cell).mean(numeric_only=True)
         by_the_clock = sum(run.provenance["wall_seconds"] for run in cell) / len(cell) / 60
-        rows.append([what(cell[0].settings), ", ".join(sorted(devices)), number(len(cell)),
-                     iterations(cell), in_units(by_the_clock), f"{timed.together:.1f}",
-                     in_units(timed.minutes), in_units(timed.whole)])  # fmt: skip
-    return table(["Runs", "GPU", "n", "Iterations", "From start to end", "Runs at a time",
-                  "Share of the GPU", "Share for 60,000 iterations"], rows)  # fmt: skip
+        rows.append(
+            [
+                what(cell[0].settings),
+                ", ".join(sorted(devices)),
+                number(len(cell)),
+                iterations(cell),
+                in_units(by_the_clock),
+                f"{timed.together:.1f}",
+                in_units(timed.minutes),
+                in_units(timed.whole),
+            ]
+        )
+    return table(
+        [
+            "Runs",
+            "GPU",
+            "n",
+            "Iterations",
+            "From start to end",
+            "Runs at a time",
+            "Share of the GPU",
+            "Share for 60,000 iterations",
+        ],
+        rows,
+    )
 
 
 def substitutions() -> dict[str, str]:
@@ -350,7 +453,9 @@ def substitutions() -> dict[str, str]:
     of = {name: [row for row in rows if row.claim == name] for name in CLAIMS}
     names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
-    names |= {f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()}
+    names |= {
+        f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()
+    }
     names["across"], names["min_epochs"] = number(rules.ACROSS), number(rules.MIN_EPOCHS)
     names["peak_by"] = number(rules.PEAK_BY)
     names["strong"], names["power"] = number(rules.STRONG), f"{100 * rules.POWER:.0f} %"
@@ -362,15 +467,22 @@ def substitutions() -> dict[str, str]:
     names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
     names["rules_changed"] = rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False))
     names["holm"] = HOLM_MEANING
-    names["holm_seen"] = number(sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows))
+    names["holm_seen"] = number(
+        sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows)
+    )
     names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
     names["orthogonal"] = number(rules.ORTHOGONAL)
     names["paper_gain"] = f"{PAPER_GAIN:.2f}"
     names["ledger_rows"] = number(sum(row.verdict not in UNJUDGED for row in rows))
-    names["ledger_untestable"] = number(sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in rows))
+    names["ledger_untestable"] = number(
+        sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in rows)
+    )
     names["ledger_missing"] = number(sum(row.verdict == TOO_FEW for row in rows) or "none")
     names["scales"] = settings_table({scale: preset(scale, "omniglot") for scale in SCALES}, True)
-    paper = {f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k) for name, n, k in PAPER_SETTINGS}
+    paper = {
+        f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k)
+        for name, n, k in PAPER_SETTINGS
+    }
     names["paper_settings"] = settings_table(paper, True)
     names["all_settings"] = settings_table({"default": Settings()}, False)
     names["runs_total"] = number(len(recorded))
@@ -394,5 +506,7 @@ def source_read(_: Any, docname: str, source: list[str]) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("source-read", source_read)
-    app.connect("config-inited", lambda _, config: config.myst_substitutions.update(substitutions()))
+    app.connect(
+        "config-inited", lambda _, config: config.myst_substitutions.update(substitutions())
+    )
     return {"parallel_read_safe": True}

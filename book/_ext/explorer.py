@@ -1,5 +1,4 @@
-"""Sphinx extension: the page "Explore the runs" gets the recorded curves, as a script, and what
-draws them.
+"""Sphinx extension: the page "Explore the runs" gets the recorded curves, as a script, and what draws them.
 
 A page that is opened from a file may not fetch another file, but it may name one as a script: so
 the data are one. A curve is a string of numbers, shorter than a list of them. All of it is loaded
@@ -53,7 +52,9 @@ def explored(records: Iterable[Record]) -> dict[str, Any]:
             {"name": name, "label": label[0].upper() + label[1:], "log": name in LOG}
             for name, label in (LABELS | ALONE).items()
         ],
-        "colours": [colour for colour in sns.color_palette("colorblind").as_hex() if colour not in PALE],
+        "colours": [
+            colour for colour in sns.color_palette("colorblind").as_hex() if colour not in PALE
+        ],
         "cells": [_cell(cell) for cell in cells(records)],
     }
 
@@ -66,7 +67,10 @@ def _cell(cell: list[Record]) -> dict[str, Any]:
         "scale": scale_of(settings),
         "algorithm": NAMES[settings.algorithm],
         "variant": ", ".join(f"{name}={number(value)}" for name, value in apart(settings).items()),
-        "iterations": [epoch * settings.epoch_iterations for epoch in range(max(run.epochs for run in cell) + 1)],
+        "iterations": [
+            epoch * settings.epoch_iterations
+            for epoch in range(max(run.epochs for run in cell) + 1)
+        ],
         "runs": [_run(run) for run in cell],
     }
 
@@ -74,15 +78,23 @@ def _cell(cell: list[Record]) -> dict[str, Any]:
 def _run(run: Record) -> dict[str, Any]:
     curves = {name: rows.set_index("epoch") for name, rows in run.measures.groupby("measure")}
     every = range(run.epochs + 1)
-    means = [_numbers(curves[name]["mean"].reindex(every), DIGITS) if name in curves else "" for name in LABELS]
-    errors = [_numbers(curves[name]["sem"].reindex(every), ERROR_DIGITS) if name in curves else "" for name in LABELS]
+    means = [
+        _numbers(curves[name]["mean"].reindex(every), DIGITS) if name in curves else ""
+        for name in LABELS
+    ]
+    errors = [
+        _numbers(curves[name]["sem"].reindex(every), ERROR_DIGITS) if name in curves else ""
+        for name in LABELS
+    ]
     return {"id": run.settings.id, "seed": run.settings.seed, "means": means, "errors": errors}
 
 
 def _numbers(values: pd.Series, digits: int) -> str:
     """Numbers with a space between, as short as they get; NaN where there is none."""
     short = (f"{value:.{digits}g}" if math.isfinite(value) else "NaN" for value in values)
-    return " ".join(text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text for text in short)
+    return " ".join(
+        text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text for text in short
+    )
 
 
 def write_data(app: Any) -> None:

@@ -12,8 +12,18 @@ from sphinx import addnodes
 
 PAGE = "book/glossary"
 # Within these a word is something else than a first use that a reader would look up.
-APART = (nodes.title, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.reference, nodes.raw,
-         addnodes.pending_xref, addnodes.download_reference, addnodes.desc_signature)  # fmt: skip
+APART = (
+    nodes.title,
+    nodes.literal,
+    nodes.literal_block,
+    nodes.math,
+    nodes.math_block,
+    nodes.reference,
+    nodes.raw,
+    addnodes.pending_xref,
+    addnodes.download_reference,
+    addnodes.desc_signature,
+)
 
 
 @cache
@@ -31,7 +41,9 @@ def pattern(term: str) -> re.Pattern[str]:
     """The term as a word of its own, in the singular or the plural; small letters may begin a sentence."""
     first = re.escape(term[0])
     first = f"[{first}{first.upper()}]" if term[0].islower() else first
-    return re.compile(rf"(?<![\w-]){first}{re.escape(term[1:])}(?:s|es)?(?![\w-])".replace(r"\ ", r"\s+"))
+    return re.compile(
+        rf"(?<![\w-]){first}{re.escape(term[1:])}(?:s|es)?(?![\w-])".replace(r"\ ", r"\s+")
+    )
 
 
 def link_first_uses(app: Any, doctree: nodes.document, docname: str) -> None:
@@ -43,14 +55,25 @@ def link_first_uses(app: Any, doctree: nodes.document, docname: str) -> None:
     texts = [text for text in doctree.findall(nodes.Text) if not _apart(text)]
     for text in texts:
         parts: list[nodes.Node] = [text]
-        for term in sorted(left, key=len, reverse=True):  # "MAML" is not looked for within "first-order MAML"
+        # "MAML" is not looked for within "first-order MAML"
+        for term in sorted(left, key=len, reverse=True):
             for place, part in enumerate(parts):
                 found = pattern(term).search(part) if isinstance(part, nodes.Text) else None
                 if found:
                     target, meaning = left.pop(term)
-                    link = nodes.reference("", found[0], refuri=f"{base}#{target}", reftitle=meaning, internal=True,
-                                           classes=["glossary-link"])  # fmt: skip
-                    around = (nodes.Text(part[: found.start()]), link, nodes.Text(part[found.end() :]))
+                    link = nodes.reference(
+                        "",
+                        found[0],
+                        refuri=f"{base}#{target}",
+                        reftitle=meaning,
+                        internal=True,
+                        classes=["glossary-link"],
+                    )
+                    around = (
+                        nodes.Text(part[: found.start()]),
+                        link,
+                        nodes.Text(part[found.end() :]),
+                    )
                     parts[place : place + 1] = [one for one in around if one.astext()]
                     break
         if parts != [text]:
@@ -60,7 +83,9 @@ def link_first_uses(app: Any, doctree: nodes.document, docname: str) -> None:
 def _apart(text: nodes.Text) -> bool:
     node = text.parent
     while node is not None:
-        if isinstance(node, APART) or "cell_output" in getattr(node, "attributes", {}).get("classes", ()):
+        if isinstance(node, APART) or "cell_output" in getattr(node, "attributes", {}).get(
+            "classes", ()
+        ):
             return True
         node = node.parent
     return False

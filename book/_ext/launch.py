@@ -1,6 +1,7 @@
 """Sphinx extension: buttons that open a notebook elsewhere, and words about them, once there is an address for it.
 
-It is the repository's: `repository_url` in _config.yml. While it is empty there is neither button nor word.
+It is the repository's: `repository_url` in _config.yml. While it is empty there is neither button
+nor word.
 """
 
 from typing import Any
@@ -31,7 +32,9 @@ class WithAddress(SphinxDirective):
         url = address(self.config)
         if not url:
             return []
-        content = StringList([line.replace("ADDRESS", url) for line in self.content], source=self.get_location())
+        content = StringList(
+            [line.replace("ADDRESS", url) for line in self.content], source=self.get_location()
+        )
         box = nodes.container()
         self.state.nested_parse(content, self.content_offset, box)
         return box.children

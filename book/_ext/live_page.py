@@ -1,7 +1,7 @@
 """Sphinx extension: the notebook that `make book` executed becomes the page "On this machine".
 
-It is a copy of another chapter with live outputs, so it gets a title and an introduction of its own (what was run,
-when, for how long, with which versions), and its headings go one level down.
+It is a copy of another chapter with live outputs, so it gets a title and an introduction of its own
+(what was run, when, for how long, with which versions), and its headings go one level down.
 """
 
 import json
@@ -21,21 +21,23 @@ def introduction(metadata: dict[str, Any]) -> str:
     run = metadata["papermill"]
     given = ", ".join(f"`{name}={value!r}`" for name, value in run["parameters"].items())
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return "\n".join([
-        "# On this machine",
-        "",
-        "This page was made when you typed `make book`: the notebook *Flatter, lower, further* was executed here, and "
-        "its networks were trained live. The runs are tiny. They show that the road works from end to end, and are no "
-        "evidence for or against any claim.",
-        "",
-        f"| Notebook | `{run['input_path']}` |",
-        "|---|---|",
-        f"| Parameters | {given} |",
-        f"| Started | {run['start_time'][:16].replace('T', ' ')} UTC |",
-        f"| Took | {run['duration']:.0f} seconds |",
-        f"| Python | {metadata['language_info']['version']} on {platform.system()} {platform.machine()} |",
-        f"| Packages | {versions} |",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "# On this machine",
+            "",
+            "This page was made when you typed `make book`: the notebook *Flatter, lower, further* was executed here, and "
+            "its networks were trained live. The runs are tiny. They show that the road works from end to end, and are no "
+            "evidence for or against any claim.",
+            "",
+            f"| Notebook | `{run['input_path']}` |",
+            "|---|---|",
+            f"| Parameters | {given} |",
+            f"| Started | {run['start_time'][:16].replace('T', ' ')} UTC |",
+            f"| Took | {run['duration']:.0f} seconds |",
+            f"| Python | {metadata['language_info']['version']} on {platform.system()} {platform.machine()} |",
+            f"| Packages | {versions} |",
+        ]
+    )
 
 
 def source_read(_: Any, docname: str, source: list[str]) -> None:
@@ -46,7 +48,8 @@ def source_read(_: Any, docname: str, source: list[str]) -> None:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             text = re.sub(r"^(#+ )", r"#\1", "".join(cell["source"]), flags=re.MULTILINE)
-            cell["source"] = re.sub(r"^\(\w+\)=\n", "", text, flags=re.MULTILINE)  # link targets stay the chapter's
+            # link targets stay the chapter's
+            cell["source"] = re.sub(r"^\(\w+\)=\n", "", text, flags=re.MULTILINE)
     opening = nbformat.v4.new_markdown_cell(introduction(notebook["metadata"]))
     notebook["cells"].insert(0, opening)
     source[0] = json.dumps(notebook)

@@ -1,7 +1,8 @@
 """Sphinx extension: formulas as MathML, written when the book is built, so that a page shows them without JavaScript.
 
-math-core translates the TeX and stands in the page's annotation of each formula. What it cannot translate is a warning
-that names the formula, and so, in the strict build, an error. Glyphs are those of a math font, see `math.css`.
+math-core translates the TeX and stands in the page's annotation of each formula. What it cannot
+translate is a warning that names the formula, and so, in the strict build, an error. Glyphs are
+those of a math font, see `math.css`.
 """
 
 import html
@@ -38,7 +39,8 @@ def visit_math(self: Any, node: nodes.math) -> None:
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
     """A formula of its own line, in a box that scrolls where the formula is wider than the page.
 
-    The box has the class of the theme's box around tables, to which the theme gives a tab stop when it scrolls.
+    The box has the class of the theme's box around tables, to which the theme gives a tab stop when
+    it scrolls.
     """
     self.body.append(self.starttag(node, "div", CLASS="math pst-scrollable-table-container"))
     if node["number"]:

@@ -1,7 +1,8 @@
 """Sphinx extension: the reference pages, from the docstrings and from the command line's own help.
 
-The docstrings are written for people who read code: plain text with `names` in backticks, indented passages to be shown
-as they stand, and Google's sections. Before napoleon and docutils see them, this makes proper reStructuredText of them.
+The docstrings are written for people who read code: plain text with `names` in backticks, indented
+passages to be shown as they stand, and Google's sections. Before napoleon and docutils see them,
+this makes proper reStructuredText of them.
 """
 
 import inspect
@@ -56,7 +57,9 @@ def docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: l
 
 def signature(app: Any, what: str, name: str, thing: Any, *others: Any) -> tuple[str, None] | None:
     """Autodoc's event `autodoc-process-signature`: a class whose fields are told one by one needs them but once."""
-    return ("(**settings)", None) if what == "class" and name == "metanb.settings.Settings" else None
+    return (
+        ("(**settings)", None) if what == "class" and name == "metanb.settings.Settings" else None
+    )
 
 
 def skip(app: Any, what: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
@@ -72,7 +75,9 @@ class Help(Directive):
     def run(self) -> list[nodes.Node]:
         """The help text as a terminal shows it."""
         command: click.Command = cli
-        context = click.Context(cli, info_name="metanb", terminal_width=WIDTH, **cli.context_settings)
+        context = click.Context(
+            cli, info_name="metanb", terminal_width=WIDTH, **cli.context_settings
+        )
         for name in self.arguments:
             if not (isinstance(command, click.Group) and name in command.commands):
                 raise self.error(f"metanb has no command {' '.join(self.arguments)!r}")

@@ -1,8 +1,9 @@
 """Sphinx extension: corrections of what the theme and docutils write, where style sheets cannot reach.
 
-What the theme copies into a built book and no page of it needs is taken out again: source maps, translations, fonts in
-a second format, and the icons' script. The theme's style sheet draws the same icons from a font; the script is ten
-times as large as that and would hold up a page's first paint.
+What the theme copies into a built book and no page of it needs is taken out again: source maps,
+translations, fonts in a second format, and the icons' script. The theme's style sheet draws the
+same icons from a font; the script is ten times as large as that and would hold up a page's first
+paint.
 """
 
 import re
@@ -10,12 +11,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-UNUSED = ("**/*.map", "**/*.ttf", "**/*webpack-macros.html", "images/logo_*", "scripts/fontawesome.js*", "locales")
+UNUSED = (
+    "**/*.map",
+    "**/*.ttf",
+    "**/*webpack-macros.html",
+    "images/logo_*",
+    "scripts/fontawesome.js*",
+    "locales",
+)
 PARAMETERS = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', re.DOTALL)
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>')
 
 
-def mend_body(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+def mend_body(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
     """Sphinx's event `html-page-context`: an entry of the bibliography gets a role that browsers still know.
 
     And the parameters of a long signature, a line each, are no definition list without terms.

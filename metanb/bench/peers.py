@@ -1,7 +1,8 @@
 """The same meta-gradient by other means: plain `higher`, and the libraries and recipes that people use today.
 
-For `metanb bench` alone. Each peer takes (net, tasks, lr, steps, first_order) and leaves the gradient of the mean query
-loss in the net's `.grad`. They share one plain network, so that only the method differs; it holds the weights of ours.
+For `metanb bench` alone. Each peer takes (net, tasks, lr, steps, first_order) and leaves the
+gradient of the mean query loss in the net's `.grad`. They share one plain network, so that only the
+method differs; it holds the weights of ours.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,18 @@ class PrimitiveNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels)),
+            nn.Parameter(torch.zeros(channels)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         centred = x - x.mean((0, 2, 3), keepdim=True)
-        scale = self.weight[:, None, None] * (centred.square().mean((0, 2, 3), keepdim=True) + EPS).rsqrt()
+        scale = (
+            self.weight[:, None, None]
+            * (centred.square().mean((0, 2, 3), keepdim=True) + EPS).rsqrt()
+        )
         return centred * scale + self.bias[:, None, None]
 
 
@@ -98,17 +105,18 @@ def plain_higher(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_orde
 
     sgd = torch.optim.SGD(net.parameters(), lr=lr)
     for x, y, query_x, query_y in each(tasks):
-        with higher.innerloop_ctx(net, sgd, copy_initial_weights=False, track_higher_grads=not first_order) as (
-            fast,
-            inner,
-        ):
+        with higher.innerloop_ctx(
+            net, sgd, copy_initial_weights=False, track_higher_grads=not first_order
+        ) as (fast, inner):
             for _ in range(steps):
                 inner.step(F.cross_entropy(fast(x), y))
             loss = F.cross_entropy(fast(query_x), query_y) / len(tasks)
             if not first_order:
                 loss.backward()
                 continue
-            for p, g in zip(net.parameters(), torch.autograd.grad(loss, list(fast.parameters())), strict=True):
+            for p, g in zip(
+                net.parameters(), torch.autograd.grad(loss, list(fast.parameters())), strict=True
+            ):
                 p.grad = g if p.grad is None else p.grad + g
 
 
@@ -152,10 +160,15 @@ def torch_func(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order:
         params = theta
         for _ in range(steps):
             slope = torch.func.grad(loss)(params, x, y)
-            params = {n: p - lr * (slope[n].detach() if first_order else slope[n]) for n, p in params.items()}
+            params = {
+                n: p - lr * (slope[n].detach() if first_order else slope[n])
+                for n, p in params.items()
+            }
         return loss(params, query_x, query_y)
 
-    torch.func.vmap(task)(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y).mean().backward()
+    torch.func.vmap(task)(
+        tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y
+    ).mean().backward()
 
 
 def hessian_norm_pyhessian(net: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -172,7 +185,9 @@ def hessian_norm_curvlinops(net: nn.Module, x: Tensor, y: Tensor) -> float:
     from curvlinops import HessianLinearOperator
 
     operator = HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)])
-    return float(abs(eigsh(operator.to_scipy(), k=1, which="LM", tol=1e-3, return_eigenvectors=False)[0]))
+    return float(
+        abs(eigsh(operator.to_scipy(), k=1, which="LM", tol=1e-3, return_eigenvectors=False)[0])
+    )
 
 
 def exact_gradient(net: ConvNet, tasks: Tasks, settings: Settings) -> Tensor:
@@ -184,9 +199,13 @@ def exact_gradient(net: ConvNet, tasks: Tasks, settings: Settings) -> Tensor:
     for x, y, query_x, query_y in each(tasks.to("cpu")):
         params = list(theta)
         for images, labels, last in [(x, y, False)] * steps + [(query_x, query_y, True)]:
-            output = torch.func.functional_call(plain, dict(zip(names, params, strict=True)), (images.double(),))
+            output = torch.func.functional_call(
+                plain, dict(zip(names, params, strict=True)), (images.double(),)
+            )
             by = theta if last else params
-            slope = torch.autograd.grad(F.cross_entropy(output, labels), by, create_graph=not (last or first_order))
+            slope = torch.autograd.grad(
+                F.cross_entropy(output, labels), by, create_graph=not (last or first_order)
+            )
             params = [p - lr * g for p, g in zip(params, slope, strict=True)]
         total += torch.cat([g.flatten() for g in slope]) / len(tasks)
     return total
@@ -196,7 +215,9 @@ def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
     """|lambda| max of one task's Hessian in float64, by scipy's Lanczos to rounding."""
     double = deepcopy(plain).double().cpu()
     params = list(double.parameters())
-    slope = torch.autograd.grad(F.cross_entropy(double(x.cpu().double()), y.cpu()), params, create_graph=True)
+    slope = torch.autograd.grad(
+        F.cross_entropy(double(x.cpu().double()), y.cpu()), params, create_graph=True
+    )
     flat = torch.cat([g.flatten() for g in slope])
 
     def product(v: np.ndarray) -> np.ndarray:
@@ -204,7 +225,9 @@ def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
         return torch.cat([g.flatten() for g in found]).numpy()
 
     operator = LinearOperator((len(flat),) * 2, matvec=product, dtype=np.float64)
-    (value,) = eigsh(operator, k=1, which="LM", tol=1e-8, return_eigenvectors=False, v0=np.ones(len(flat)))
+    (value,) = eigsh(
+        operator, k=1, which="LM", tol=1e-8, return_eigenvectors=False, v0=np.ones(len(flat))
+    )
     return float(abs(value))
 
 

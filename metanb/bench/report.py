@@ -1,8 +1,9 @@
 """How fast, and how right: one meta-gradient by metanb and by its peers, and the Hessian norm, timed side by side.
 
-Candidates take turns within one process, so that a machine's moods hit all alike; what counts are ratios of medians.
-Time is this process's CPU time on a CPU and device events on a GPU. Beside each time stands the error of the result
-against a float64 reference by autograd alone: a fast wrong gradient is not fast.
+Candidates take turns within one process, so that a machine's moods hit all alike; what counts are
+ratios of medians. Time is this process's CPU time on a CPU and device events on a GPU. Beside each
+time stands the error of the result against a float64 reference by autograd alone: a fast wrong
+gradient is not fast.
 """
 
 import gc
@@ -36,12 +37,25 @@ from metanb.runs import machine
 from metanb.settings import Settings, preset
 
 UNITS: dict[str, tuple[str, Settings]] = {
-    "U1": ("Omniglot 5-way 1-shot, 32 tasks, 1 step, 1 query image a class", preset("paper", "omniglot")),
+    "U1": (
+        "Omniglot 5-way 1-shot, 32 tasks, 1 step, 1 query image a class",
+        preset("paper", "omniglot"),
+    ),
     "U2": ("the same with 15 query images a class", preset("paper", "omniglot", queries=15)),
-    "U3": ("Omniglot 20-way 1-shot, 16 tasks, 5 steps, 1 query image a class", preset("paper", "omniglot", 20)),
-    "U4": ("mini-ImageNet 5-way 1-shot, 4 tasks, 5 steps, 15 query images a class", preset("paper", "mini-imagenet")),
-}  # fmt: skip
-OURS, BASE, HESSIAN_BASE = "metanb", "higher, one task at a time", "PyHessian, at most 20 iterations"
+    "U3": (
+        "Omniglot 20-way 1-shot, 16 tasks, 5 steps, 1 query image a class",
+        preset("paper", "omniglot", 20),
+    ),
+    "U4": (
+        "mini-ImageNet 5-way 1-shot, 4 tasks, 5 steps, 15 query images a class",
+        preset("paper", "mini-imagenet"),
+    ),
+}
+OURS, BASE, HESSIAN_BASE = (
+    "metanb",
+    "higher, one task at a time",
+    "PyHessian, at most 20 iterations",
+)
 VMAP = "torch.func vmap, own batch norm"
 HESSIAN_TASKS = 16
 CHECKED_TASKS = 6  # of a unit, whose gradients are compared one by one
@@ -57,11 +71,14 @@ class Timing:
         order: "second" or "first" for meta-gradients, "" for Hessian norms.
         candidate: metanb or a peer.
         ms, ms_low, ms_high: median and quartiles of the time, milliseconds.
-        ratio: the base's median divided by this one: how many times as fast. The base of "H" is PyHessian, without
-            which the ratio is NaN.
-        error: relative error in float32: the median over single tasks' gradients, or the worst task's Hessian norm.
-        error64: the worst over single tasks' gradients in float64: rounding, or a wrong method. NaN for "H".
-        share: of the best convolution rate seen on this machine, counting the base's operations; NaN for "H".
+        ratio: the base's median divided by this one: how many times as fast. The base of "H" is
+            PyHessian, without which the ratio is NaN.
+        error: relative error in float32: the median over single tasks' gradients, or the worst
+            task's Hessian norm.
+        error64: the worst over single tasks' gradients in float64: rounding, or a wrong method. NaN
+            for "H".
+        share: of the best convolution rate seen on this machine, counting the base's operations;
+            NaN for "H".
     """
 
     unit: str
@@ -79,22 +96,31 @@ class Timing:
 def run(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
     """Time the units named (keys of UNITS, "H", or keys of `throughput.CELLS`); plain values, ready for JSON.
 
-    With U1 comes `measuring`: what an epoch's measures cost, as a share of an epoch's meta-training at paper scale.
+    With U1 comes `measuring`: what an epoch's measures cost, as a share of an epoch's meta-training
+    at paper scale.
     """
     keep_freed_memory()  # for all alike
-    torch.backends.cudnn.allow_tf32 = False  # our matrix products are float32, so the others' convolutions are, too
+    # our matrix products are float32, so the others' convolutions are, too
+    torch.backends.cudnn.allow_tf32 = False
     if device.index is not None:
         torch.cuda.set_device(device)  # events and synchronize() look at this one
     rate = best_rate(device)
     timings: list[Timing] = []
-    jobs = [(unit, order) for unit in units if unit not in throughput.CELLS
-            for order in ((False, True) if unit != "H" else (False,))]  # fmt: skip
+    jobs = [
+        (unit, order)
+        for unit in units
+        if unit not in throughput.CELLS
+        for order in ((False, True) if unit != "H" else (False,))
+    ]
     for unit, first_order in tqdm(jobs, unit="unit", disable=None):
         timings += (
-            hessian_norms(device, repeats) if unit == "H" else gradients(unit, first_order, repeats, device, rate)
+            hessian_norms(device, repeats)
+            if unit == "H"
+            else gradients(unit, first_order, repeats, device, rate)
         )
     result = {
-        "environment": machine.environment(device) | {"code": machine.code(), "date": machine.now()},
+        "environment": machine.environment(device)
+        | {"code": machine.code(), "date": machine.now()},
         "clock": "device events" if device.type == "cuda" else "process CPU time",
         "repeats": repeats,
         "best_gflops": rate / 1e9,
@@ -103,11 +129,15 @@ def run(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
             asdict(rate)
             for cell in units
             if cell in throughput.CELLS
-            for rate in throughput.rates(cell, device, repeats, TOGETHER if device.type == "cuda" else TOGETHER[:1])
+            for rate in throughput.rates(
+                cell, device, repeats, TOGETHER if device.type == "cuda" else TOGETHER[:1]
+            )
         ],
     }
     if "U1" in units:
-        step = next(t.ms for t in timings if (t.unit, t.order, t.candidate) == ("U1", "second", OURS))
+        step = next(
+            t.ms for t in timings if (t.unit, t.order, t.candidate) == ("U1", "second", OURS)
+        )
         result["measuring"] = measuring(device) / (step * UNITS["U1"][1].epoch_iterations / 1e3)
     return result
 
@@ -121,11 +151,17 @@ def table(result: dict[str, Any]) -> pd.DataFrame:
             "order": rows.order,
             "candidate": rows.candidate,
             "ms": rows.ms.round(1),
-            "quartiles": rows.ms_low.map("{:.1f}".format) + " to " + rows.ms_high.map("{:.1f}".format),
+            "quartiles": rows.ms_low.map("{:.1f}".format)
+            + " to "
+            + rows.ms_high.map("{:.1f}".format),
             "times as fast": rows.ratio.round(2),
             "error, single": rows.error.map("{:.0e}".format),
-            "error, double": rows.error64.map(lambda error: "" if np.isnan(error) else f"{error:.0e}"),
-            "share of best rate": rows.share.map(lambda share: "" if np.isnan(share) else f"{share:.0%}"),
+            "error, double": rows.error64.map(
+                lambda error: "" if np.isnan(error) else f"{error:.0e}"
+            ),
+            "share of best rate": rows.share.map(
+                lambda share: "" if np.isnan(share) else f"{share:.0%}"
+            ),
         }
     )
 
@@ -148,7 +184,9 @@ def rates_table(result: dict[str, Any]) -> pd.DataFrame:
             "runs": rows.runs,
             "change": rows.change,
             "ms": rows.ms.round(1),
-            "quartiles": rows.ms_low.map("{:.1f}".format) + " to " + rows.ms_high.map("{:.1f}".format),
+            "quartiles": rows.ms_low.map("{:.1f}".format)
+            + " to "
+            + rows.ms_high.map("{:.1f}".format),
             "run-iterations/s": rows.rate.map("{:.3g}".format),
             "times higher": [times(row, BASE) for row in rows.itertuples()],
             "times vmap": [times(row, VMAP) for row in rows.itertuples()],
@@ -160,7 +198,9 @@ def rates_table(result: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def gradients(unit: str, first_order: bool, repeats: int, device: torch.device, rate: float) -> list[Timing]:
+def gradients(
+    unit: str, first_order: bool, repeats: int, device: torch.device, rate: float
+) -> list[Timing]:
     """Time one meta-gradient of the unit by metanb and by every peer that is installed."""
     settings = replace(UNITS[unit][1], algorithm="fomaml" if first_order else "maml")
     tasks = unit_tasks(settings, settings.meta_batch, device)
@@ -170,7 +210,9 @@ def gradients(unit: str, first_order: bool, repeats: int, device: torch.device, 
     with FlopCounterMode(display=False) as counter:
         calls[BASE]()
     seconds = _alternate(calls, repeats, device)
-    share = {name: counter.get_total_flops() / np.median(times) / rate for name, times in seconds.items()}
+    share = {
+        name: counter.get_total_flops() / np.median(times) / rate for name, times in seconds.items()
+    }
     order = "first" if first_order else "second"
     return _timings(unit, order, seconds, BASE, errors[torch.float32], errors[torch.float64], share)
 
@@ -181,12 +223,17 @@ def _errors(net: ConvNet, tasks: Tasks, settings: Settings) -> dict[torch.dtype,
     for task in tasks.split(1):
         exact = peers.exact_gradient(net, task, settings)
         for dtype, errors in found.items():
-            for name, (model, call) in _candidates(net.to(dtype), _cast(task, dtype), settings).items():
+            for name, (model, call) in _candidates(
+                net.to(dtype), _cast(task, dtype), settings
+            ).items():
                 call()
                 error = (peers.gradient(model).cpu().double() - exact).norm() / exact.norm()
                 errors.setdefault(name, []).append(float(error))
     pick: dict[torch.dtype, Callable[..., Any]] = {torch.float64: max, torch.float32: np.median}
-    return {dtype: {name: float(pick[dtype](e)) for name, e in errors.items()} for dtype, errors in found.items()}
+    return {
+        dtype: {name: float(pick[dtype](e)) for name, e in errors.items()}
+        for dtype, errors in found.items()
+    }
 
 
 def _candidates(
@@ -198,7 +245,9 @@ def _candidates(
 
     def replayed(*tensors: Tensor) -> None:
         net.zero_grad(set_to_none=True)
-        meta_gradient(net, Tasks(*tensors), *how, first_order=first_order, adapt_norm=True, chunk=chunk)
+        meta_gradient(
+            net, Tasks(*tensors), *how, first_order=first_order, adapt_norm=True, chunk=chunk
+        )
 
     ours = partial(Replayed(replayed, tasks.support_x.device), *tasks.tensors())
 
@@ -251,7 +300,9 @@ def hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
         if peers.installed(needs):
             calls[name] = theirs(peer)
     truth = np.array([peers.exact_norm(*one) for one in each])
-    errors = {name: float(np.max(np.abs(np.array(call()) / truth - 1))) for name, call in calls.items()}
+    errors = {
+        name: float(np.max(np.abs(np.array(call()) / truth - 1))) for name, call in calls.items()
+    }
     seconds = _alternate(calls, repeats, device)
     unknown = dict.fromkeys(seconds, float("nan"))
     return _timings("H", "", seconds, HESSIAN_BASE, errors, unknown, unknown)
@@ -271,11 +322,17 @@ def unit_tasks(settings: Settings, n_tasks: int, device: torch.device) -> Tasks:
     rng = np.random.default_rng(0)
     if settings.dataset == "mini-imagenet":
         pool = image_sets.ImageSet(
-            "random", "train", rng.integers(0, 256, (10, 20, 3, 84, 84), np.uint8), tuple("0123456789"), ""
+            "random",
+            "train",
+            rng.integers(0, 256, (10, 20, 3, 84, 84), np.uint8),
+            tuple("0123456789"),
+            "",
         )
     else:
         pool = image_sets.load("glyphs", "train")
-    return sample_tasks(pool, n_tasks, settings.ways, settings.shots, settings.queries, rng).to(device)
+    return sample_tasks(pool, n_tasks, settings.ways, settings.shots, settings.queries, rng).to(
+        device
+    )
 
 
 def best_rate(device: torch.device) -> float:
@@ -293,10 +350,14 @@ def best_rate(device: torch.device) -> float:
 
 def _net(settings: Settings, tasks: Tasks) -> ConvNet:
     torch.manual_seed(settings.seed)
-    return ConvNet(tuple(tasks.support_x.shape[2:]), settings.ways, settings.filters).to(tasks.support_x.device)
+    return ConvNet(tuple(tasks.support_x.shape[2:]), settings.ways, settings.filters).to(
+        tasks.support_x.device
+    )
 
 
-def _alternate(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def _alternate(
+    calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of each call, in turns; the first round warms up and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     gc.freeze()  # what is there now is not garbage, and need not be looked through each time
@@ -321,10 +382,17 @@ def _alternate(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.
 def _timings(
     unit: str, order: str, seconds: dict[str, list[float]], base: str, *columns: dict[str, float]
 ) -> list[Timing]:
-    quartiles = {name: np.quantile(times, [0.5, 0.25, 0.75]) * 1e3 for name, times in seconds.items()}
+    quartiles = {
+        name: np.quantile(times, [0.5, 0.25, 0.75]) * 1e3 for name, times in seconds.items()
+    }
     base_ms = quartiles[base][0] if base in quartiles else float("nan")
     return [
-        Timing(unit, order, name, *map(float, [*ms, base_ms / ms[0], *(column[name] for column in columns)]))
+        Timing(
+            unit,
+            order,
+            name,
+            *map(float, [*ms, base_ms / ms[0], *(column[name] for column in columns)]),
+        )
         for name, ms in quartiles.items()
     ]
 

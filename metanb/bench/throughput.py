@@ -1,7 +1,8 @@
 """How many iterations a device trains per second: whole ones, of one run alone and of several side by side.
 
-For `metanb bench` alone. An iteration is drawn, sent, differentiated and stepped as in a run. Beside its time stand the
-shares of the device's own matrix and copy rates, measured in the same call: what is left of the hardware.
+For `metanb bench` alone. An iteration is drawn, sent, differentiated and stepped as in a run.
+Beside its time stand the shares of the device's own matrix and copy rates, measured in the same
+call: what is left of the hardware.
 """
 
 import gc
@@ -28,9 +29,13 @@ from metanb.settings import IMAGE_SHAPES, Settings, preset
 
 CELLS: dict[str, tuple[str, Settings]] = {
     "R1": ("Omniglot 20-way 1-shot, MAML", preset("paper", "omniglot", 20)),
-    "R2": ("mini-ImageNet 5-way 1-shot, first-order MAML", preset("paper", "mini-imagenet", algorithm="fomaml")),
+    "R2": (
+        "mini-ImageNet 5-way 1-shot, first-order MAML",
+        preset("paper", "mini-imagenet", algorithm="fomaml"),
+    ),
 }
-GRADIENTS = {"R1": ("U3", "second"), "R2": ("U4", "first")}  # the benchmark's unit and order of a cell's gradient
+# the benchmark's unit and order of a cell's gradient
+GRADIENTS = {"R1": ("U3", "second"), "R2": ("U4", "first")}
 TOGETHER = (1, 5, 10)  # runs side by side
 COMPARED = 5  # with so many runs each feature of the engine is left out once, or added
 
@@ -42,13 +47,18 @@ class Rate:
     Attributes:
         cell: key of CELLS.
         runs: side by side.
-        change: what was done otherwise than by default, such as "without graph" or "with tf32"; "" for nothing.
-        ms, ms_low, ms_high: median and quartiles of an iteration of all runs, milliseconds by the clock.
+        change: what was done otherwise than by default, such as "without graph" or "with tf32"; ""
+            for nothing.
+        ms, ms_low, ms_high: median and quartiles of an iteration of all runs, milliseconds by the
+            clock.
         rate: iterations of a run per second, of all runs together.
-        matrix_share: of the device's rate at products of large matrices, in the precision of training.
-        copy_share: of its rate at copying, counting what the plain engine's operations read and write.
+        matrix_share: of the device's rate at products of large matrices, in the precision of
+            training.
+        copy_share: of its rate at copying, counting what the plain engine's operations read and
+            write.
         memory: the most that the device's allocator held, GiB; NaN on a CPU.
-        measuring: what an epoch's measures take, as a share of its training; NaN where something was done otherwise.
+        measuring: what an epoch's measures take, as a share of its training; NaN where something
+            was done otherwise.
     """
 
     cell: str
@@ -71,7 +81,8 @@ def rates(cell: str, device: torch.device, repeats: int, together: Sequence[int]
         cell: key of CELLS.
         device: where.
         repeats: rounds of each; medians are given.
-        together: numbers of runs. Features are changed one by one at COMPARED runs, if that is among them.
+        together: numbers of runs. Features are changed one by one at COMPARED runs, if that is
+            among them.
     """
     settings = CELLS[cell][1]
     work = _work(settings, device)
@@ -87,14 +98,22 @@ def rates(cell: str, device: torch.device, repeats: int, together: Sequence[int]
             for name in ("resident", "compile", "graph", "tf32"):
                 on: dict[str, Any] = {name: not getattr(engine, name)}
                 change = f"{'with' if on[name] else 'without'} {name}"
-                timed.append(_rate(cell, runs, replace(engine, **on), change, device, repeats, work, copied))
+                timed.append(
+                    _rate(cell, runs, replace(engine, **on), change, device, repeats, work, copied)
+                )
     return timed
 
 
 def _rate(
-    cell: str, runs: int, engine: Engine, change: str, device: torch.device, repeats: int, work: tuple[float, float],
+    cell: str,
+    runs: int,
+    engine: Engine,
+    change: str,
+    device: torch.device,
+    repeats: int,
+    work: tuple[float, float],
     copied: float,
-) -> Rate:  # fmt: skip
+) -> Rate:
     settings = CELLS[cell][1]
     rounds, measured, held = _timed(settings, runs, engine, device, repeats, measures=not change)
     gc.collect()
@@ -103,23 +122,40 @@ def _rate(
     seconds, low, high = (float(value) for value in np.quantile(rounds, [0.5, 0.25, 0.75]))
     operations, traffic = (runs * amount / seconds for amount in work)
     return Rate(
-        cell, runs, change, seconds * 1e3, low * 1e3, high * 1e3, runs / seconds,
-        operations / _matrix_rate(device, engine.tf32), traffic / copied, held,
+        cell,
+        runs,
+        change,
+        seconds * 1e3,
+        low * 1e3,
+        high * 1e3,
+        runs / seconds,
+        operations / _matrix_rate(device, engine.tf32),
+        traffic / copied,
+        held,
         measured / (seconds * settings.epoch_iterations),
-    )  # fmt: skip
+    )
 
 
 def _timed(
-    settings: Settings, runs: int, engine: Engine, device: torch.device, repeats: int, measures: bool
+    settings: Settings,
+    runs: int,
+    engine: Engine,
+    device: torch.device,
+    repeats: int,
+    measures: bool,
 ) -> tuple[list[float], float, float]:
     """Seconds per iteration in each round; seconds of an epoch's measures; the allocator's peak in GiB."""
     length = 50 if device.type == "cuda" else 1  # iterations per round
-    cohort = _cohort(replace(settings, iterations=length, epoch_iterations=length), runs, engine, device)
+    cohort = _cohort(
+        replace(settings, iterations=length, epoch_iterations=length), runs, engine, device
+    )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     rounds = [_seconds(lambda: _train(cohort), device) / length for _ in range(repeats + 1)]
     measured = _measuring(cohort, settings, device) if measures else float("nan")
-    held = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+    held = (
+        torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+    )
     return rounds[1:], measured, held  # the first round warms up
 
 
@@ -138,7 +174,11 @@ def _cohort(settings: Settings, runs: int, engine: Engine, device: torch.device)
     for seed in range(runs):
         chosen = replace(settings, seed=seed)
         net = training.new_net(chosen, pool)
-        states.append(State(chosen, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), {}, epoch=0))
+        states.append(
+            State(
+                chosen, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), {}, epoch=0
+            )
+        )
     on_device = training.TrainingImages([pool], device, engine.resident)
     return training.Cohort(states, [pool] * runs, on_device, device, engine)
 
@@ -146,7 +186,9 @@ def _cohort(settings: Settings, runs: int, engine: Engine, device: torch.device)
 def _images(settings: Settings) -> ImageSet:
     """Printed characters for 28x28 grey; random pixels, as many as mini-ImageNet's training set, for 84x84 colour."""
     if settings.dataset == "mini-imagenet":
-        pixels = np.random.default_rng(0).integers(0, 256, (64, 600, *IMAGE_SHAPES["mini-imagenet"]), np.uint8)
+        pixels = np.random.default_rng(0).integers(
+            0, 256, (64, 600, *IMAGE_SHAPES["mini-imagenet"]), np.uint8
+        )
         return ImageSet("random", "train", pixels, tuple(map(str, range(64))), "")
     return image_sets.load("glyphs", "train")
 

@@ -14,14 +14,20 @@ SCALES = (*get_args(Scale), "custom")
 
 
 def cells(records: Iterable[Record]) -> list[list[Record]]:
-    """Records grouped into cells: same settings but for the seeds. Cells by data set and setting, runs by seed."""
+    """Records grouped into cells: same settings but for the seeds.
+
+    Cells by data set and setting, runs by seed.
+    """
     groups: dict[Settings, list[Record]] = {}
-    for record in sorted(records, key=lambda record: (record.settings.seed, record.settings.class_seed)):
+    for record in sorted(
+        records, key=lambda record: (record.settings.seed, record.settings.class_seed)
+    ):
         groups.setdefault(record.settings.unseeded, []).append(record)
 
     def order(s: Settings) -> tuple[Any, ...]:
         places = (
-            CHOICES[name].index(getattr(s, name)) for name in ("head_init", "algorithm", "test_head", "regulariser")
+            CHOICES[name].index(getattr(s, name))
+            for name in ("head_init", "algorithm", "test_head", "regulariser")
         )
         return s.dataset, s.ways, s.shots, s.train_classes, *places, SCALES.index(scale_of(s)), s.id
 
@@ -31,7 +37,8 @@ def cells(records: Iterable[Record]) -> list[list[Record]]:
 def even(cell: list[Record]) -> list[Record]:
     """Runs of one length: all up to where the MIN_RUNS furthest have got, without those that have not.
 
-    How far a run got says how much time there was for it. A run that diverged has no record, and is missing here, too.
+    How far a run got says how much time there was for it. A run that diverged has no record, and is
+    missing here, too.
     """
     reach = sorted((run.epochs for run in cell), reverse=True)[:MIN_RUNS][-1]
     return [run.upto(reach) for run in cell if run.epochs >= reach]
@@ -46,8 +53,11 @@ def pairs(cell: list[Record], other: list[Record]) -> list[tuple[Record, Record]
         if (run.settings.seed, run.settings.class_seed) in by_seed
     ]
     lengths = sorted((min(one.epochs, two.epochs) for one, two in found), reverse=True)[:MIN_RUNS]
-    return [(one.upto(lengths[-1]), two.upto(lengths[-1])) for one, two in found
-            if min(one.epochs, two.epochs) >= lengths[-1]]  # fmt: skip
+    return [
+        (one.upto(lengths[-1]), two.upto(lengths[-1]))
+        for one, two in found
+        if min(one.epochs, two.epochs) >= lengths[-1]
+    ]
 
 
 def level(cell: list[Record], other: list[Record]) -> tuple[list[Record], list[Record]]:
@@ -63,7 +73,10 @@ def curve(run: Record, measure: str, column: str = "mean") -> np.ndarray:
     """
     rows = run.curve(measure)[column].loc[1:]
     values = rows.to_numpy()
-    if not np.array_equal(rows.index, np.arange(1, run.epochs + 1)) or not np.isfinite(values).all():
+    if (
+        not np.array_equal(rows.index, np.arange(1, run.epochs + 1))
+        or not np.isfinite(values).all()
+    ):
         raise RecordError(f"{measure} of {run.path} is not a number for every epoch: {run.anew}")
     return values
 
@@ -78,7 +91,9 @@ def final_accuracy(run: Record) -> tuple[float, float] | None:
 
     With its standard error over these tasks.
     """
-    rows = run.measures[(run.measures.measure == "final_accuracy") & (run.measures.epoch == run.epochs)]
+    rows = run.measures[
+        (run.measures.measure == "final_accuracy") & (run.measures.epoch == run.epochs)
+    ]
     return None if rows.empty else (float(rows["mean"].iloc[0]), float(rows["sem"].iloc[0]))
 
 

@@ -1,5 +1,4 @@
-"""Each claim's test on records: an effect, its 95 % interval, and a verdict by a rule written here
-first.
+"""Each claim's test on records: an effect, its 95 % interval, and a verdict by a rule written here first.
 
 A cell is one (data set, setting, algorithm, scale): its runs differ by the seeds alone. The
 statistics are those of `metanb.claims.run_stats`, and know nothing of claims; a claim says only
@@ -25,7 +24,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from metanb.claims.cells import cells, curve, even, final_accuracy, late_errors, late_values, level, pairs, untrained
+from metanb.claims.cells import (
+    cells,
+    curve,
+    even,
+    final_accuracy,
+    late_errors,
+    late_values,
+    level,
+    pairs,
+    untrained,
+)
 from metanb.claims.run_stats import (
     Interval,
     change,
@@ -98,14 +107,17 @@ def ledger(records: Iterable[Record]) -> list[Row]:
     groups = [even(cell) for cell in whole]
     by_settings = {cell[0].settings.unseeded: cell for cell in groups}
     uncut = {cell[0].settings.unseeded: cell for cell in whole}
-    learners = [cell for cell in groups if cell[0].settings.regulariser == "none" and not _finetuned(cell)]
+    learners = [
+        cell for cell in groups if cell[0].settings.regulariser == "none" and not _finetuned(cell)
+    ]
     rows = []
     for claim in CLAIMS[:3]:
         for cell in learners:
             rows += _curve_rows(claim, cell)
     for cell in learners:
         rows += [
-            _flatter_while_worse(cell, m, v) for m, v in (("hessian_norm", ""), ("adaptive_sharpness", SCALE_FREE))
+            _flatter_while_worse(cell, m, v)
+            for m, v in (("hessian_norm", ""), ("adaptive_sharpness", SCALE_FREE))
         ]
     rows += [_goes_with(BY_NAME[name], cell) for name in ("C5", "C6") for cell in learners]
     for cell in filter(_finetuned, groups):
@@ -114,7 +126,9 @@ def ledger(records: Iterable[Record]) -> list[Row]:
             rows.append(_orthogonal(*level(cell, by_settings.get(other, [])), algorithm))
     for settings, cell in uncut.items():
         if settings.regulariser != "none":
-            rows.append(_helps(cell, uncut.get(replace(settings, regulariser="none", gamma=0.0), [])))
+            rows.append(
+                _helps(cell, uncut.get(replace(settings, regulariser="none", gamma=0.0), []))
+            )
     judged = [i for i, row in enumerate(rows) if row.verdict not in UNJUDGED]
     for i, p in zip(judged, holm([rows[i].p for i in judged]), strict=True):
         rows[i] = replace(rows[i], p_holm=float(p))
@@ -126,8 +140,7 @@ RELATIVE = "over the weights' norm"  # not free of scale, but of its growth by a
 
 
 def _curve_rows(claim: Claim, cell: list[Record]) -> list[Row]:
-    """C1 to C3: the trend, and for C1 and C3 the same with an eye on the weights' scale, which
-    changes both measures.
+    """C1 to C3: the trend, and for C1 and C3 the same with an eye on the weights' scale, which changes both measures.
 
     C1 has a scale-free form. C3's other form divides the distance by the norm of the convolutions'
     weights: enough to tell whether it grows faster than they do, and no more.
@@ -141,21 +154,25 @@ def _curve_rows(claim: Claim, cell: list[Record]) -> list[Row]:
 
 
 def _trend(claim: Claim, cell: list[Record], measure: str, variant: str, over: str = "") -> Row:
-    """The log ratio of a curve's mean over the last quarter of epochs to that over the first, over
-    runs and tasks.
-    """
+    """The log ratio of a curve's mean over the last quarter of epochs to that over the first, over runs and tasks."""
     units = [curve(run, over) if over else 1.0 for run in cell]
     curves, errors = (
         [curve(run, measure, column) / unit for run, unit in zip(cell, units, strict=True)]
         for column in ("mean", "sem")
-    )  # fmt: skip
+    )
     found = interval(map(trend, curves), shared=map(trend_error, curves, errors))
-    return _row(claim, cell, found, LOG_RATIO, by_interval(found, len(cell), claim.direction), variant=variant)
+    return _row(
+        claim,
+        cell,
+        found,
+        LOG_RATIO,
+        by_interval(found, len(cell), claim.direction),
+        variant=variant,
+    )
 
 
 def _first_peak(cell: list[Record]) -> Row:
-    """C1's first peak: the highest epoch of the first half over epoch 1, its interval widened for
-    having been chosen.
+    """C1's first peak: the highest epoch of the first half over epoch 1, its interval widened for having been chosen.
 
     An epoch of the first half that is two standard errors above epoch 1 is what noise gives more
     often than not, for there are several to choose from: hence the wider interval, see
@@ -167,7 +184,12 @@ def _first_peak(cell: list[Record]) -> Row:
     measured within PEAK_BY iterations; later it is TOO_COARSE. A peak that is seen is one, however
     far apart epochs are.
     """
-    found = first_peak(*(np.stack([curve(run, "hessian_norm", column) for run in cell]) for column in ("mean", "sem")))
+    found = first_peak(
+        *(
+            np.stack([curve(run, "hessian_norm", column) for run in cell])
+            for column in ("mean", "sem")
+        )
+    )
     first = cell[0].settings.epoch_iterations
     if len(cell) < MIN_RUNS:
         verdict = TOO_FEW
@@ -180,8 +202,7 @@ def _first_peak(cell: list[Record]) -> Row:
 
 
 def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
-    """C4: in the second half of meta-training accuracy on new tasks falls, and so does the Hessian
-    norm.
+    """C4: in the second half of meta-training accuracy on new tasks falls, and so does the Hessian norm.
 
     The changes are least-squares lines over the epochs of the second half, one a run. The half is
     fixed beforehand: from a best epoch that is chosen on the runs themselves, accuracy falls by the
@@ -211,7 +232,7 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
     )
     norms, errors = (
         [curve(run, measure, column)[first:] for run in cell] for column in ("mean", "sem")
-    )  # fmt: skip
+    )
     relative = [error / norm for error, norm in zip(errors, norms, strict=True)]
     found = interval((change(np.log(norm)) for norm in norms), shared=map(change_error, relative))
     detail += f"; {RUNS_ALONE}: accuracy"
@@ -255,11 +276,16 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
     else:
         detail += f"too few epochs to detrend: {cell[0].epochs}; "
     enough, power = len(cell) >= ACROSS, correlation_power(len(cell), STRONG)
-    r, p = correlation(*(late_values(cell, m) for m in ("query_accuracy", claim.measure))) if enough else (0.0, 1.0)
+    r, p = (
+        correlation(*(late_values(cell, m) for m in ("query_accuracy", claim.measure)))
+        if enough
+        else (0.0, 1.0)
+    )
     detail += (
-        f"across {len(cell)} runs r = {r:.2f} (p = {p:.2g})" if enough
+        f"across {len(cell)} runs r = {r:.2f} (p = {p:.2g})"
+        if enough
         else f"too few runs to compare across them: {len(cell)}"
-    )  # fmt: skip
+    )
     detail += f"; so many runs show a true r of {STRONG:g} in {100 * power:.0f} % of cases"
     verdict = by_interval(found, len(cell), claim.direction)
     if verdict == REPRODUCED:
@@ -292,14 +318,18 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
     coherence, nothing = "trajectory_coherence", Interval(math.nan, -math.inf, math.inf, 1.0)
     found, beside = (
         interval(late_values(runs, coherence), ORTHOGONAL, shared=late_errors(runs, coherence))
-        if runs else nothing
+        if runs
+        else nothing
         for runs in (cell, other)
-    )  # fmt: skip
+    )
     variant = f"{cell[0].settings.test_head} head, beside {NAMES[algorithm]}"
     if min(len(cell), len(other)) < MIN_RUNS:
         return _row(BY_NAME["C7"], cell, found, COSINE, TOO_FEW, "", variant)
     losses = [late_values(cell, measure) for measure in ("support_loss_before", "support_loss")]
-    accuracies = [np.array([untrained(run, "query_accuracy") for run in cell]), late_values(cell, "query_accuracy")]
+    accuracies = [
+        np.array([untrained(run, "query_accuracy") for run in cell]),
+        late_values(cell, "query_accuracy"),
+    ]
     fits = interval(np.log(losses[1] / losses[0])).high < 0
     learnt = interval(accuracies[1] - accuracies[0]).low > 0
     if not (fits and learnt):
@@ -341,41 +371,78 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     else:
         gains = 100 * (late_values(runs, "query_accuracy") - late_values(others, "query_accuracy"))
         errors = np.zeros(len(paired))
-    found = interval(gains, shared=errors) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
+    found = (
+        interval(gains, shared=errors) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
+    )
     settings = cell[0].settings
     variant = f"{settings.regulariser}, γ = {settings.gamma:g}"
     # a penalty moves nothing
     moves = late_values(runs if settings.regulariser != "outer" else [], "relative_move")
     tasks = (
-        f"{settings.final_tasks} tasks after the last epoch" if further
+        f"{settings.final_tasks} tasks after the last epoch"
+        if further
         else f"{settings.test_tasks} tasks, late in meta-training, {RUNS_ALONE}"
-    )  # fmt: skip
+    )
     detail = f"accuracy on {tasks}" + (f"; relative move {moves.mean():.3f}" if len(moves) else "")
     verdict = by_interval(found, len(paired), +1)
     if verdict == NOT_SEEN and found.high >= PAPER_GAIN:
         verdict = UNCLEAR
-    return _row(BY_NAME["C8"], runs or cell, found, POINTS, verdict, detail, variant, others, count=len(paired))
+    return _row(
+        BY_NAME["C8"],
+        runs or cell,
+        found,
+        POINTS,
+        verdict,
+        detail,
+        variant,
+        others,
+        count=len(paired),
+    )
 
 
 def _row(
-    claim: Claim, cell: list[Record], found: Interval, unit: str, verdict: str, detail: str = "", variant: str = "",
-    beside: Iterable[Record] = (), count: int | None = None,
-) -> Row:  # fmt: skip
+    claim: Claim,
+    cell: list[Record],
+    found: Interval,
+    unit: str,
+    verdict: str,
+    detail: str = "",
+    variant: str = "",
+    beside: Iterable[Record] = (),
+    count: int | None = None,
+) -> Row:
     settings = cell[0].settings
     setting = settings.setting
     setting += f", {settings.train_classes} classes" if settings.train_classes else ""
     setting += f", {settings.head_init} first head" if settings.head_init != "torch" else ""
     told = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
-    rest = ", ".join(f"{name}={value}" for name, value in apart(settings).items() if name not in told)
-    reached = "" if cell[0].finished else f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
+    rest = ", ".join(
+        f"{name}={value}" for name, value in apart(settings).items() if name not in told
+    )
+    reached = (
+        "" if cell[0].finished else f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
+    )
     return Row(
-        claim=claim.name, variant=variant, dataset=settings.dataset, setting=setting, apart=rest,
-        algorithm=settings.algorithm, scale=scale_of(settings), reached=reached, effect=found.mean, low=found.low,
-        high=found.high, unit=unit, p=found.p, p_holm=math.nan, runs=len(cell) if count is None else count,
-        verdict=verdict, detail=detail,
+        claim=claim.name,
+        variant=variant,
+        dataset=settings.dataset,
+        setting=setting,
+        apart=rest,
+        algorithm=settings.algorithm,
+        scale=scale_of(settings),
+        reached=reached,
+        effect=found.mean,
+        low=found.low,
+        high=found.high,
+        unit=unit,
+        p=found.p,
+        p_holm=math.nan,
+        runs=len(cell) if count is None else count,
+        verdict=verdict,
+        detail=detail,
         paper=PAPER.get((claim.name, settings.dataset, settings.ways, settings.shots), ""),
         ids=tuple(run.settings.id for run in (*cell, *beside)),
-    )  # fmt: skip
+    )
 
 
 def _finetuned(cell: list[Record]) -> bool:

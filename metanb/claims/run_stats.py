@@ -49,7 +49,10 @@ def interval(
     if both == 0:
         return Interval(mean, mean, mean, float(mean == against))
     half, p = 0.0, 0.0
-    for variance, degrees in ((alone, freedom), (both, freedom * (both / alone) ** 2 if alone else np.inf)):
+    for variance, degrees in (
+        (alone, freedom),
+        (both, freedom * (both / alone) ** 2 if alone else np.inf),
+    ):
         if variance:
             half = max(half, float(special.stdtrit(degrees, (1 + level) / 2) * np.sqrt(variance)))
             p = max(p, _two_sided((mean - against) / np.sqrt(variance), degrees))
@@ -85,7 +88,9 @@ def trend_error(curve: np.ndarray, errors: np.ndarray) -> float:
     are of the same tasks, and a task that is high early is rather high late: then it is less. How
     much less, the means do not tell.
     """
-    early, first = (np.asarray(values, dtype=float)[: _quarter(values)].mean() for values in (errors, curve))
+    early, first = (
+        np.asarray(values, dtype=float)[: _quarter(values)].mean() for values in (errors, curve)
+    )
     return float(np.hypot(late_error(errors) / late(curve), early / first))
 
 
@@ -94,21 +99,24 @@ def first_peak(curves: np.ndarray, errors: np.ndarray | None = None) -> Interval
 
     `errors`, of the same shape, are the standard errors over tasks of the curves, see `interval`.
 
-    The highest of several epochs is above the first by noise alone, and leaving the run out that is judged does not
-    help, for the runs' choices then lean on each other. So the interval and p are Bonferroni's for the number of epochs
-    to choose from, 2 to half: the chance that noise puts the interval above 0 is at most 2.5 %. Raises ValueError for
-    fewer than four epochs.
+    The highest of several epochs is above the first by noise alone, and leaving the run out that is
+    judged does not help, for the runs' choices then lean on each other. So the interval and p are
+    Bonferroni's for the number of epochs to choose from, 2 to half: the chance that noise puts the
+    interval above 0 is at most 2.5 %. Raises ValueError for fewer than four epochs.
     """
     logs = np.log(np.asarray(curves, dtype=float))
     relative = np.zeros_like(logs) if errors is None else errors / np.asarray(curves, dtype=float)
     half = logs.shape[1] // 2
     if half < 2:
-        raise ValueError(f"a first peak needs at least 4 epochs, these curves have {logs.shape[1]}: measure more often")
+        raise ValueError(
+            f"a first peak needs at least 4 epochs, these curves have {logs.shape[1]}: measure more often"
+        )
     rises = logs[:, 1:half] - logs[:, :1]
     shared = np.hypot(relative[:, 1:half], relative[:, :1])
     tests = half - 1
     found = [
-        interval(column, level=1 - 0.05 / tests, shared=error) for column, error in zip(rises.T, shared.T, strict=True)
+        interval(column, level=1 - 0.05 / tests, shared=error)
+        for column, error in zip(rises.T, shared.T, strict=True)
     ]
     best = max(found, key=lambda one: one.mean)
     return best._replace(p=min(1.0, best.p * tests))
@@ -128,7 +136,9 @@ def change_error(errors: np.ndarray) -> float:
     return float(np.hypot(parts[parts > 0].sum(), parts[parts < 0].sum()))
 
 
-def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def correlation(
+    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray
+) -> tuple[float, float]:
     """Pearson's r of two series and its two-sided p-value; 0 and 1 if one does not vary."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0, 1.0
@@ -196,5 +206,7 @@ def _two_sided(t: float, freedom: float) -> float:
 
 def _quarter(curve: np.ndarray) -> int:
     if len(curve) < QUARTER_OF:
-        raise ValueError(f"a trend needs at least {QUARTER_OF} epochs, this curve has {len(curve)}: measure more often")
+        raise ValueError(
+            f"a trend needs at least {QUARTER_OF} epochs, this curve has {len(curve)}: measure more often"
+        )
     return len(curve) // QUARTER_OF

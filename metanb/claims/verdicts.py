@@ -27,13 +27,22 @@ HOLM_MEANING = (
     "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
     "effect is only noise is at most 5 %."
 )
-UNJUDGED = (TOO_FEW, NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE)  # the claim was not put to the test
-LOG_RATIO, POINTS, CORRELATION, COSINE = "log ratio", "percentage points", "correlation r", "mean cosine"
+# the claim was not put to the test
+UNJUDGED = (TOO_FEW, NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE)
+LOG_RATIO, POINTS, CORRELATION, COSINE = (
+    "log ratio",
+    "percentage points",
+    "correlation r",
+    "mean cosine",
+)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper. For one about a curve: `measure` falls (direction -1) or rises (+1) in meta-training."""
+    """A claim of the paper.
+
+    For one about a curve: `measure` falls (direction -1) or rises (+1) in meta-training.
+    """
 
     name: str
     text: str
@@ -54,16 +63,23 @@ CLAIMS = (
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}  # the figures that the paper gives
 PAPER_GAIN = 95.38 - 94.05  # percentage points
-PUBLISHED = {  # accuracy in per cent of MAML with second derivatives, Finn et al. 2017, tables 1 and 2
-    ("omniglot", 5, 1): 98.7, ("omniglot", 5, 5): 99.9, ("omniglot", 20, 1): 95.8, ("omniglot", 20, 5): 98.9,
-    ("mini-imagenet", 5, 1): 48.70, ("mini-imagenet", 5, 5): 63.11,
-}  # fmt: skip
+# accuracy in per cent of MAML with second derivatives, Finn et al. 2017, tables 1 and 2
+PUBLISHED = {
+    ("omniglot", 5, 1): 98.7,
+    ("omniglot", 5, 5): 99.9,
+    ("omniglot", 20, 1): 95.8,
+    ("omniglot", 20, 5): 98.9,
+    ("mini-imagenet", 5, 1): 48.70,
+    ("mini-imagenet", 5, 5): 63.11,
+}
 
 
 def published(settings: Settings) -> dict[str, tuple[float, str]]:
     """MAML's published accuracy in a setting, for `figures.curves` to draw in: by measure, value and source."""
     accuracy = PUBLISHED.get((settings.dataset, settings.ways, settings.shots))
-    return {} if accuracy is None else {"query_accuracy": (accuracy / 100, "MAML, Finn et al. 2017")}
+    return (
+        {} if accuracy is None else {"query_accuracy": (accuracy / 100, "MAML, Finn et al. 2017")}
+    )
 
 
 @dataclass(frozen=True)
@@ -76,9 +92,10 @@ class Row:
         apart: every other setting in which the cell differs from its scale's.
         scale: smoke, quick, paper or custom.
         reached: how far the runs got, if not to the end, such as "2,000 of 60,000 iterations".
-        effect, low, high: the effect and its 95 % interval, in `unit`, over runs and tasks or, where `detail` says so,
-            over runs alone; NaN without runs to compare.
-        p: two-sided, of no effect; for a verdict that needs several findings the largest one. p_holm: see HOLM_MEANING.
+        effect, low, high: the effect and its 95 % interval, in `unit`, over runs and tasks or,
+            where `detail` says so, over runs alone; NaN without runs to compare.
+        p: two-sided, of no effect; for a verdict that needs several findings the largest one.
+            p_holm: see HOLM_MEANING.
         runs: number of runs, or of pairs of runs.
         verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR, POWERLESS or one of UNJUDGED.
         detail: what else the verdict rests on.
@@ -156,9 +173,7 @@ class Row:
         """The row in Markdown: what was judged, the verdict, and what it rests on."""
         rest = f"; {self.detail}" if self.detail else ""
         if not math.isfinite(self.effect):
-            return (
-                f"**{self.name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}**{rest}."
-            )
+            return f"**{self.name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}**{rest}."
         return (
             f"**{self.name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}.** "
             f"{self.shown_unit.capitalize()} {self.change}{rest}."
@@ -170,7 +185,18 @@ def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
 
     `corrected` adds Holm's p-values, which mean something beside the whole ledger only.
     """
-    columns = ["claim", "data", "algorithm", "scale", "effect", "95 % interval", "runs", "p, Holm", "verdict", "paper"]
+    columns = [
+        "claim",
+        "data",
+        "algorithm",
+        "scale",
+        "effect",
+        "95 % interval",
+        "runs",
+        "p, Holm",
+        "verdict",
+        "paper",
+    ]
     lines = [
         (
             row.name,
@@ -194,7 +220,8 @@ def by_scale(rows: Iterable[Row]) -> pd.DataFrame:
     """The same claims at several scales, one below the other: a row a claim, algorithm and scale."""
     shown = table(rows)
     names = ["claim", "algorithm"]
-    first = shown.groupby(names, sort=False).ngroup()  # rows of one claim and algorithm stay together, in their order
+    # rows of one claim and algorithm stay together, in their order
+    first = shown.groupby(names, sort=False).ngroup()
     shown = shown.iloc[first.argsort(kind="stable")]
     return shown.set_index([*names, "scale"])[["95 % interval", "runs", "verdict"]]
 
@@ -217,4 +244,6 @@ def as_json(rows: Iterable[Row]) -> str:
     def plain(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps([{name: plain(value) for name, value in asdict(row).items()} for row in rows], indent=1)
+    return json.dumps(
+        [{name: plain(value) for name, value in asdict(row).items()} for row in rows], indent=1
+    )

@@ -12,10 +12,13 @@ from PIL import Image
 from metanb import files
 
 DECODER = 1  # raise it whenever decoding changes: caches of another number are rebuilt
-IN_MEMORY = 32 * 2**20  # bytes: smaller caches are read and verified at each load, larger ones (mini-ImageNet) mapped
+# bytes: smaller caches are read and verified at each load, larger ones (mini-ImageNet) mapped
+IN_MEMORY = 32 * 2**20
 
-Source = tuple[list[str], Iterator[np.ndarray]]  # class names, and each class's images, uint8 [per_class, C, H, W]
-Content = tuple[np.ndarray, tuple[str, ...], str]  # images, uint8 [classes, per_class, C, H, W]; class names; digest
+# class names, and each class's images, uint8 [per_class, C, H, W]
+Source = tuple[list[str], Iterator[np.ndarray]]
+# images, uint8 [classes, per_class, C, H, W]; class names; digest
+Content = tuple[np.ndarray, tuple[str, ...], str]
 
 
 class DataError(RuntimeError):
@@ -37,11 +40,14 @@ def cached(path: Path, stamp: str, source: Callable[[], Source], verify: bool = 
     """
     if (found := _read(path, stamp, verify)) is None:
         with files.locked(path.with_suffix(".lock"), f"image set {path.stem}"):
-            if (found := _read(path, stamp, verify)) is None:  # perhaps built while this process waited
+            # perhaps built while this process waited
+            if (found := _read(path, stamp, verify)) is None:
                 _write(path, stamp, *source())
                 found = _read(path, stamp, verify)
     if found is None:
-        raise DataError(f"the cache {path} does not read back as written; check the disk, or set METANB_DATA elsewhere")
+        raise DataError(
+            f"the cache {path} does not read back as written; check the disk, or set METANB_DATA elsewhere"
+        )
     return found
 
 
@@ -62,13 +68,20 @@ def pixels(path: Path, mode: str, side: int, exactly: int | None = None) -> np.n
     try:
         with Image.open(path) as file:
             size = file.size
-            # Convert first: Pillow resizes mode "1" images by nearest neighbour, whatever filter is asked for.
+            # Convert first: Pillow resizes mode "1" images by nearest neighbour, whatever filter is
+            # asked for.
             image = file.convert(mode)
-            out = np.asarray(image if size == (side, side) else image.resize((side, side), Image.Resampling.LANCZOS))
+            out = np.asarray(
+                image
+                if size == (side, side)
+                else image.resize((side, side), Image.Resampling.LANCZOS)
+            )
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"unreadable image {path} ({error}); put a whole copy there") from error
     if exactly is not None and size != (exactly, exactly):
-        raise DataError(f"{path} is {size[0]}x{size[1]}, not {exactly}x{exactly}; put the original there")
+        raise DataError(
+            f"{path} is {size[0]}x{size[1]}, not {exactly}x{exactly}; put the original there"
+        )
     return out
 
 
@@ -100,7 +113,9 @@ def _write(path: Path, stamp: str, names: list[str], blocks: Iterator[np.ndarray
     with files.writing(record):
         record.unlink(missing_ok=True)  # so that no reader pairs the new images with the old record
     with files.replacing(path) as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
         for block in chain([first], blocks):
             sha.update(block.tobytes())
             stream.write(block.tobytes())

@@ -1,14 +1,16 @@
 """Glyphs: an image set drawn from the fonts that matplotlib ships, for runs that need no download.
 
-A class is a character, an image is that character in one of 16 faces (DejaVu Sans, Sans Mono and Serif, STIX General;
-four styles each), a little turned, sheared, scaled, shifted and thickened. A class has 20 images, as in Omniglot: each
-face that has the character once, in random order, then from the first again, jittered anew. Splits go by Unicode block,
-so meta-test classes come from scripts never trained on. Classes are never rotated by quarter turns: in print, that
-makes one letter of another (n, u).
+A class is a character, an image is that character in one of 16 faces (DejaVu Sans, Sans Mono and
+Serif, STIX General; four styles each), a little turned, sheared, scaled, shifted and thickened. A
+class has 20 images, as in Omniglot: each face that has the character once, in random order, then
+from the first again, jittered anew. Splits go by Unicode block, so meta-test classes come from
+scripts never trained on. Classes are never rotated by quarter turns: in print, that makes one
+letter of another (n, u).
 
-Only the outlines are taken from the font files, unhinted and in font units, so FreeType's version does not matter;
-matplotlib's Agg fills them. Sizes are normalised (a character's longer side is 20 pixels), so o and O look the same;
-such look-alikes, and those of two scripts (Latin A, Greek Alpha, Cyrillic A), are one class, the first in `BLOCKS`.
+Only the outlines are taken from the font files, unhinted and in font units, so FreeType's version
+does not matter; matplotlib's Agg fills them. Sizes are normalised (a character's longer side is 20
+pixels), so o and O look the same; such look-alikes, and those of two scripts (Latin A, Greek Alpha,
+Cyrillic A), are one class, the first in `BLOCKS`.
 """
 
 import functools
@@ -19,8 +21,8 @@ import numpy as np
 
 from metanb.data.cache import DataError, Source
 
-# Name, first and last code point, split, part of the default set. The order decides which of two look-alikes stays, so
-# the default set comes first: it is a subset of the full one.
+# Name, first and last code point, split, part of the default set. The order decides which of two
+# look-alikes stays, so the default set comes first: it is a subset of the full one.
 BLOCKS: tuple[tuple[str, int, int, str, bool], ...] = (
     ("Basic Latin", 0x0000, 0x007F, "train", True),
     ("Greek and Coptic", 0x0370, 0x03FF, "train", True),
@@ -74,13 +76,17 @@ FACES: tuple[str, ...] = (
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
-)  # matplotlib's other fonts have encodings of their own (cm*, STIXNonUni, STIXSiz*) or no letters (LastResort)
-DESIGN = 2  # raise it whenever the classes or their images change: caches of another number are rendered anew
+    # matplotlib's other fonts have encodings of their own (cm*, STIXNonUni, STIXSiz*) or no letters
+    # (LastResort)
+)
+# raise it whenever the classes or their images change: caches of another number are rendered anew
+DESIGN = 2
 SIDE = 28  # pixels
 INK_SIDE = 20  # longer side of an unjittered character, pixels
 PER_CLASS = 20
 LOOK_ALIKE = 0.95  # cosine between two characters' pixels from which they count as one
-CURVE3, CLOSEPOLY = 3, 79  # matplotlib's path codes: a parabola's control point or end; a closing, its vertex void
+# matplotlib's path codes: a parabola's control point or end; a closing, its vertex void
+CURVE3, CLOSEPOLY = 3, 79
 
 
 class Faces:
@@ -99,16 +105,21 @@ class Faces:
         try:
             self.fonts = {face: FT2Font(str(folder / f"{face}.ttf")) for face in FACES}
         except OSError as error:
-            raise DataError(f"glyphs: matplotlib lacks a font ({error}); install it again from a wheel") from error
+            raise DataError(
+                f"glyphs: matplotlib lacks a font ({error}); install it again from a wheel"
+            ) from error
         self._cmaps = {  # glyph 0 is the box that stands for a missing character
-            face: {code for code, glyph in font.get_charmap().items() if glyph} for face, font in self.fonts.items()
+            face: {code for code, glyph in font.get_charmap().items() if glyph}
+            for face, font in self.fonts.items()
         }
         self._outlines: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         self._canvas = RendererAgg(SIDE, SIDE, 72)  # at 72 dpi, a point is a pixel
 
     def having(self, code: int) -> list[str]:
         """The faces that have this code point: in the character map, and with an outline to draw."""
-        return [face for face in FACES if code in self._cmaps[face] and len(self.outline(face, code)[0])]
+        return [
+            face for face in FACES if code in self._cmaps[face] and len(self.outline(face, code)[0])
+        ]
 
     def outline(self, face: str, code: int) -> tuple[np.ndarray, np.ndarray]:
         """Vertices [V, 2], centred on 0 with the longer side 1, and path codes [V]; V is 0 for a blank."""
@@ -119,7 +130,10 @@ class Faces:
             vertices, codes = self.fonts[face].get_path()
             drawn = _extremes(vertices, codes)
             if len(drawn) and (side := np.ptp(drawn, axis=0).max()) > 0:
-                self._outlines[face, code] = (vertices - (drawn.min(0) + drawn.max(0)) / 2) / side, codes
+                self._outlines[face, code] = (
+                    (vertices - (drawn.min(0) + drawn.max(0)) / 2) / side,
+                    codes,
+                )
             else:
                 self._outlines[face, code] = vertices[:0], codes[:0]
         return self._outlines[face, code]
@@ -158,16 +172,19 @@ def _extremes(vertices: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def choose(everything: bool) -> dict[int, str]:
     """The classes: code point -> split. No two look alike, in any face that has both, be they of one split or of two.
 
-    With `everything`, they come from all of `BLOCKS` (2,566 classes with matplotlib 3.11), else its default part (312).
+    With `everything`, they come from all of `BLOCKS` (2,566 classes with matplotlib 3.11), else its
+    default part (312).
     """
     faces = Faces()
     split_of: dict[int, str] = {}
     members: dict[str, list[int]] = {face: [] for face in FACES}
     for name, first, last, split, default in BLOCKS:
-        wanted = "LNS" if name in SYMBOL_BLOCKS else "LN"  # Unicode's general categories: letters, numbers, symbols
+        # Unicode's general categories: letters, numbers, symbols
+        wanted = "LNS" if name in SYMBOL_BLOCKS else "LN"
         for code in range(first, last + 1) if everything or default else ():
             having = faces.having(code) if unicodedata.category(chr(code))[0] in wanted else []
-            # Two faces at least; DejaVu Sans among them, so that any two characters can be compared.
+            # Two faces at least; DejaVu Sans among them, so that any two characters can be
+            # compared.
             if "DejaVuSans" in having and len(having) > 1:
                 for face in having:
                     members[face].append(len(split_of))
@@ -175,8 +192,13 @@ def choose(everything: bool) -> dict[int, str]:
     codes = list(split_of)
     alike = np.zeros((len(codes), len(codes)), dtype=bool)
     for face, rows in members.items():
-        pixels = np.stack([faces.plain(face, codes[i]) for i in rows]).reshape(len(rows), -1).astype(np.float64)
-        # Sums of whole numbers below 2^53 are exact in float64: the same classes on every machine, whatever its BLAS.
+        pixels = (
+            np.stack([faces.plain(face, codes[i]) for i in rows])
+            .reshape(len(rows), -1)
+            .astype(np.float64)
+        )
+        # Sums of whole numbers below 2^53 are exact in float64: the same classes on every machine,
+        # whatever its BLAS.
         gram = pixels @ pixels.T
         norms = np.sqrt(np.diag(gram))
         alike[np.ix_(rows, rows)] |= gram > np.outer(LOOK_ALIKE * norms, norms)
@@ -198,7 +220,9 @@ def images_of(faces: Faces, code: int, seed: int) -> np.ndarray:
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         shape = np.array([[1.0, shear], [0.0, 1.0]]) @ np.diag(INK_SIDE * (0.9 + 0.1 * draw[2:4]))
         matrix = np.column_stack([rotation @ shape, 1.5 * draw[4:6]])
-        out[i, 0] = faces.draw(having[order[i % len(having)]], code, matrix, pen=0.4 * (1 + draw[6]))
+        out[i, 0] = faces.draw(
+            having[order[i % len(having)]], code, matrix, pen=0.4 * (1 + draw[6])
+        )
     return out
 
 
@@ -206,4 +230,6 @@ def source(everything: bool, split: str, seed: int) -> Source:
     """Names of a split's classes ("U+0041 A"), and their images [20, 1, 28, 28] one class after the other."""
     faces = Faces()
     codes = [code for code, where in choose(everything).items() if where == split]
-    return [f"U+{code:04X} {chr(code)}" for code in codes], (images_of(faces, code, seed) for code in codes)
+    return [f"U+{code:04X} {chr(code)}" for code in codes], (
+        images_of(faces, code, seed) for code in codes
+    )

@@ -34,14 +34,18 @@ class ImageSet:
 
     name: str
     split: str  #: "train", "valid" or "test": meta-training, meta-validation, meta-test classes
-    images: np.ndarray  #: uint8 [classes, per_class, C, H, W], perhaps a np.memmap; omniglot, glyphs: ink 255 on 0
+    images: (
+        np.ndarray
+    )  #: uint8 [classes, per_class, C, H, W], perhaps a np.memmap; omniglot, glyphs: ink 255 on 0
     classes: tuple[str, ...]  #: name of each class, no two the same
     digest: str  #: first 16 hex digits of the SHA-256 of shape, class names and pixels
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 5:
             got = f"{self.images.dtype} {list(self.images.shape)}"
-            raise DataError(f"{self.name} {self.split}: images are {got}; give uint8 [classes, per_class, C, H, W]")
+            raise DataError(
+                f"{self.name} {self.split}: images are {got}; give uint8 [classes, per_class, C, H, W]"
+            )
         if not len(self.images) == len(self.classes) == len(set(self.classes)):
             got = f"{len(set(self.classes))} different names for {len(self.images)} classes"
             raise DataError(f"{self.name} {self.split}: {got}; name each class once")
@@ -50,7 +54,11 @@ class ImageSet:
 def data_root() -> Path:
     """METANB_DATA if set, else `metanb/data` in the user's cache folder."""
     given = os.environ.get("METANB_DATA")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("metanb", appauthor=False)) / "data"
+    return (
+        Path(given).expanduser()
+        if given
+        else Path(platformdirs.user_cache_dir("metanb", appauthor=False)) / "data"
+    )
 
 
 def load(
@@ -65,25 +73,30 @@ def load(
     """One split of a data set, from the cache or decoded (rendered) into it.
 
     Args:
-        dataset: "omniglot" (28x28 grey; downloaded by torchvision when it is not there), "mini-imagenet" (84x84 RGB;
-            never downloaded), "glyphs" or "glyphs-all" (28x28 grey, rendered: about 300 and 2,600 classes).
+        dataset: "omniglot" (28x28 grey; downloaded by torchvision when it is not there),
+            "mini-imagenet" (84x84 RGB; never downloaded), "glyphs" or "glyphs-all" (28x28 grey,
+            rendered: about 300 and 2,600 classes).
         split: "train", "valid" or "test".
-        partition: of Omniglot's characters. "vinyals": 1,028 / 172 / 423, as in Vinyals et al. 2016. "background": test
-            is the evaluation half (659); valid is the five background alphabets that Vinyals et al. validate on
-            (Armenian, Bengali, Early Aramaic, Hebrew, Mkhedruli: 172), train the background half's other 25 (792).
-        rotations: Omniglot's train split only: each class also turned by 90, 180 and 270 degrees, counterclockwise, as
-            new classes, as in Finn et al. 2017: four times the classes, in four blocks of the unrotated order.
+        partition: of Omniglot's characters. "vinyals": 1,028 / 172 / 423, as in Vinyals et al.
+            2016. "background": test is the evaluation half (659); valid is the five background
+            alphabets that Vinyals et al. validate on (Armenian, Bengali, Early Aramaic, Hebrew,
+            Mkhedruli: 172), train the background half's other 25 (792).
+        rotations: Omniglot's train split only: each class also turned by 90, 180 and 270 degrees,
+            counterclockwise, as new classes, as in Finn et al. 2017: four times the classes, in
+            four blocks of the unrotated order.
         root: the data root; `data_root()` if None.
         seed: glyphs only: of the faces' order and the jitter. The classes do not depend on it.
 
     Raises:
-        DataError: the data set is missing, has a wrong count, a missing class or an unreadable image. (A cache that is
-            damaged, half written or of other sources is rebuilt.)
+        DataError: the data set is missing, has a wrong count, a missing class or an unreadable
+            image. (A cache that is damaged, half written or of other sources is rebuilt.)
         metanb.files.DiskError: the cache cannot be written.
         ValueError: an unknown name, or an option that this data set does not have.
     """
     _check_request(dataset, split, partition, rotations, seed)
-    images, names, digest = _stored(data_root() if root is None else Path(root), dataset, split, partition, seed)
+    images, names, digest = _stored(
+        data_root() if root is None else Path(root), dataset, split, partition, seed
+    )
     if rotations:
         images = np.concatenate([np.rot90(images, quarter, axes=(-2, -1)) for quarter in range(4)])
         images.flags.writeable = False
@@ -98,7 +111,9 @@ def keep(images: ImageSet, n: int, seed: int) -> ImageSet:
     Raises DataError if the set has fewer.
     """
     if n > len(images.classes):
-        raise DataError(f"{images.name} {images.split} has {len(images.classes)} classes, not {n}: keep fewer")
+        raise DataError(
+            f"{images.name} {images.split} has {len(images.classes)} classes, not {n}: keep fewer"
+        )
     chosen = np.argsort(np.random.default_rng(seed).random(len(images.classes)))[:n]
     kept, names = images.images[chosen], tuple(images.classes[i] for i in chosen)
     kept.flags.writeable = False
@@ -147,24 +162,38 @@ def _check_request(dataset: str, split: str, partition: str, rotations: bool, se
         if value not in choices:
             raise ValueError(f"{what} {value!r}: one of {', '.join(choices)}")
     if dataset != "omniglot" and (rotations or partition != "vinyals"):
-        raise ValueError(f"partition={partition!r}, rotations={rotations}: omniglot's, not {dataset}'s; leave them out")
+        raise ValueError(
+            f"partition={partition!r}, rotations={rotations}: omniglot's, not {dataset}'s; leave them out"
+        )
     if rotations and split != "train":
-        raise ValueError(f"rotations=True with split {split!r}: only train classes are rotated; leave it out")
+        raise ValueError(
+            f"rotations=True with split {split!r}: only train classes are rotated; leave it out"
+        )
     if seed and not dataset.startswith("glyphs"):
         raise ValueError(f"seed={seed}: glyphs only, not {dataset}; leave it out")
 
 
-def _stored(root: Path, dataset: str, split: str, partition: str, seed: int, verify: bool = False) -> Content:
+def _stored(
+    root: Path, dataset: str, split: str, partition: str, seed: int, verify: bool = False
+) -> Content:
     """Images, class names and digest of one split, unrotated; `verify` reads mapped caches through, too."""
     if dataset == "omniglot":
         key, stamp = f"omniglot-{partition}-{split}", ""
         source = partial(omniglot.source, root, partition, split)
     elif dataset == "mini-imagenet":
-        key, stamp = f"mini-imagenet-{split}", hashlib.sha256(mini_imagenet.table(root, split)).hexdigest()[:16]
+        key, stamp = (
+            f"mini-imagenet-{split}",
+            hashlib.sha256(mini_imagenet.table(root, split)).hexdigest()[:16],
+        )
         source = partial(mini_imagenet.source, root, split)
     elif dataset in ("glyphs", "glyphs-all"):
-        key, stamp = f"{dataset}-{seed}-{split}", f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}"
+        key, stamp = (
+            f"{dataset}-{seed}-{split}",
+            f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}",
+        )
         source = partial(glyphs.source, dataset == "glyphs-all", split, seed)
     else:
-        raise DataError(f"data set {dataset!r} has no source yet: give it one in metanb/data/image_sets.py")
+        raise DataError(
+            f"data set {dataset!r} has no source yet: give it one in metanb/data/image_sets.py"
+        )
     return cached(root / "cache" / f"{key}.npy", stamp, source, verify)

@@ -1,6 +1,7 @@
 """mini-ImageNet in the layout of Ravi and Larochelle 2017; its terms forbid passing it on, so it is never downloaded.
 
-Under the data root: mini-imagenet/images/*, and mini-imagenet/{train,val,test}.csv with the columns filename,label.
+Under the data root: mini-imagenet/images/*, and mini-imagenet/{train,val,test}.csv with the columns
+filename,label.
 """
 
 import csv
@@ -38,17 +39,23 @@ def source(root: Path, split: str) -> Source:
     """Labels, sorted, and images, uint8 [per_class, 3, 84, 84], in the order of the split's csv file.
 
     Raises:
-        DataError: a wrong count of classes, classes of unequal size, a file twice, a class in two splits, an image
-            missing or unreadable.
+        DataError: a wrong count of classes, classes of unequal size, a file twice, a class in two
+            splits, an image missing or unreadable.
     """
     classes = _classes(root, split)
     for other in sorted(CLASSES.keys() - {split}):
         if shared := classes.keys() & _classes(root, other).keys():
-            raise DataError(f"mini-imagenet has class {min(shared)} in both {split} and {other}; {REMEDY}")
+            raise DataError(
+                f"mini-imagenet has class {min(shared)} in both {split} and {other}; {REMEDY}"
+            )
     folder = root / "mini-imagenet" / "images"
-    missing = [name for files in classes.values() for name in files if not (folder / name).is_file()]
+    missing = [
+        name for files in classes.values() for name in files if not (folder / name).is_file()
+    ]
     if missing:
-        raise DataError(f"no {folder / missing[0]}, one of {len(missing)} images that {split} lacks; put them there")
+        raise DataError(
+            f"no {folder / missing[0]}, one of {len(missing)} images that {split} lacks; put them there"
+        )
 
     def decode() -> Iterator[np.ndarray]:
         for files in classes.values():
@@ -71,8 +78,12 @@ def _classes(root: Path, split: str) -> dict[str, list[str]]:
     sizes = {label: len(files) for label, files in classes.items()}
     low, high = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     if sizes[low] != sizes[high]:
-        raise DataError(f"{where}: class {low} has {sizes[low]} images, class {high} has {sizes[high]}; {REMEDY}")
+        raise DataError(
+            f"{where}: class {low} has {sizes[low]} images, class {high} has {sizes[high]}; {REMEDY}"
+        )
     files = [name for names in classes.values() for name in names]
     if len(set(files)) != len(files):
-        raise DataError(f"{where} names {len(files) - len(set(files))} files more than once; {REMEDY}")
+        raise DataError(
+            f"{where} names {len(files) - len(set(files))} files more than once; {REMEDY}"
+        )
     return dict(sorted(classes.items()))

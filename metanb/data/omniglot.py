@@ -1,6 +1,7 @@
 """Omniglot as torchvision extracts it: its splits, the check of its two trees, its download, its pixels.
 
-The tree, under the data root: omniglot-py/images_{background,evaluation}/<Alphabet>/<characterNN>/*.png
+The tree, under the data root:
+omniglot-py/images_{background,evaluation}/<Alphabet>/<characterNN>/*.png
 """
 
 import csv
@@ -18,13 +19,19 @@ DRAWERS = 20  # of each character
 
 
 def roster() -> list[tuple[str, str, str]]:
-    """Half, split of Vinyals et al. 2016, and "<Alphabet>/<characterNN>" of all 1,623 characters."""
+    """Half, split of Vinyals et al.
+
+    2016, and "<Alphabet>/<characterNN>" of all 1,623 characters.
+    """
     with open(Path(__file__).with_name("vinyals.csv"), encoding="utf-8") as stream:
         rows = list(csv.DictReader(line for line in stream if not line.startswith("#")))
     out = []
     for row in rows:
         splits = [split for split in ("train", "valid", "test") for _ in range(int(row[split]))]
-        out += [(row["half"], split, f"{row['alphabet']}/character{i:02d}") for i, split in enumerate(splits, 1)]
+        out += [
+            (row["half"], split, f"{row['alphabet']}/character{i:02d}")
+            for i, split in enumerate(splits, 1)
+        ]
     return out
 
 
@@ -41,7 +48,8 @@ def check_tree(root: Path, half: str) -> int:
     """How many characters a half has, once it is sure that they are the right ones, of 20 drawings each.
 
     Raises:
-        DataError: the half is not there, a character is missing or unknown, or its drawings are not 20.
+        DataError: the half is not there, a character is missing or unknown, or its drawings are not
+            20.
     """
     top = root / "omniglot-py" / f"images_{half}"
     if not top.is_dir():
@@ -50,7 +58,9 @@ def check_tree(root: Path, half: str) -> int:
     expected = {name for where, _, name in roster() if where == half}
     there = {f"{folder.parent.name}/{folder.name}" for folder in top.glob("*/*") if folder.is_dir()}
     if there != expected:
-        kind, names = ("missing", expected - there) if expected - there else ("unknown", there - expected)
+        kind, names = (
+            ("missing", expected - there) if expected - there else ("unknown", there - expected)
+        )
         raise DataError(
             f"{top} has {len(there)} characters, not {len(expected)}: {kind} {min(names)} ({len(names)} in all); "
             f"{remedy}"
@@ -73,11 +83,13 @@ def download(root: Path) -> None:
             top, archive = folder / f"images_{half}", folder / f"images_{half}.zip"
             if top.is_dir():
                 continue
-            from torchvision.datasets import Omniglot  # here, since torchvision takes seconds to import
+            # here, since torchvision takes seconds to import
+            from torchvision.datasets import Omniglot
             from torchvision.datasets.utils import check_integrity, extract_archive
 
             try:
-                if check_integrity(str(archive), Omniglot.zips_md5[top.name]):  # then torchvision would not extract it
+                # then torchvision would not extract it
+                if check_integrity(str(archive), Omniglot.zips_md5[top.name]):
                     extract_archive(str(archive), str(folder))
                 else:
                     Omniglot(str(root), background=half == "background", download=True)
@@ -102,10 +114,17 @@ def source(root: Path, partition: str, split: str) -> Source:
     def decode() -> Iterator[np.ndarray]:
         for half, name in chosen:
             folder = root / "omniglot-py" / f"images_{half}" / name
-            yield np.stack([255 - pixels(folder / file, "L", 28, exactly=105)[None] for file in _drawings(folder)])
+            yield np.stack(
+                [
+                    255 - pixels(folder / file, "L", 28, exactly=105)[None]
+                    for file in _drawings(folder)
+                ]
+            )
 
     return [name for _, name in chosen], decode()
 
 
 def _drawings(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if name.endswith(".png") and not name.startswith("."))
+    return sorted(
+        name for name in os.listdir(folder) if name.endswith(".png") and not name.startswith(".")
+    )

@@ -12,7 +12,8 @@ from metanb.data.image_sets import DataError, ImageSet
 class Tasks:
     """A batch of T tasks of N classes ("ways"), with K support and Q query images a class ("shots", "queries").
 
-    A class's label is its place in a random order of the task's classes; images come label by label.
+    A class's label is its place in a random order of the task's classes; images come label by
+    label.
     """
 
     support_x: torch.Tensor  #: [T, N*K, C, H, W] float32 in [0, 1]
@@ -51,19 +52,30 @@ class Draw:
     An image's number is its class times the images per class, plus its place in the class.
     """
 
-    images: np.ndarray  #: [T, n] int64 image numbers: a task's support images, then its query images
+    images: (
+        np.ndarray
+    )  #: [T, n] int64 image numbers: a task's support images, then its query images
     labels: np.ndarray  #: [T, n] int64: an image's label in its task; in a mini-batch its class
 
 
-def draw_tasks(images: ImageSet, n_tasks: int, ways: int, shots: int, queries: int, rng: np.random.Generator) -> Draw:
+def draw_tasks(
+    images: ImageSet, n_tasks: int, ways: int, shots: int, queries: int, rng: np.random.Generator
+) -> Draw:
     """The images of T tasks, [T, N*K + N*Q]; arguments and errors are those of `sample_tasks`."""
-    for name, value in (("n_tasks", n_tasks), ("ways", ways), ("shots", shots), ("queries", queries)):
+    for name, value in (
+        ("n_tasks", n_tasks),
+        ("ways", ways),
+        ("shots", shots),
+        ("queries", queries),
+    ):
         if value < 1:
             raise ValueError(f"{name} {value}: at least 1")
     n_classes, per_class = images.images.shape[:2]
     drawn = shots + queries
     if ways > n_classes:
-        raise DataError(f"{ways} ways of {images.name} {images.split}, which has {n_classes} classes; ask for fewer")
+        raise DataError(
+            f"{ways} ways of {images.name} {images.split}, which has {n_classes} classes; ask for fewer"
+        )
     if drawn > per_class:
         raise DataError(
             f"{shots} shots + {queries} queries of {images.name} {images.split}, which has {per_class} images a class; "
@@ -74,7 +86,9 @@ def draw_tasks(images: ImageSet, n_tasks: int, ways: int, shots: int, queries: i
     members = _draw(uniform[:, ways:].reshape(-1, drawn), per_class).reshape(n_tasks, ways, drawn)
     numbers = classes[:, :, None].astype(np.int64) * per_class + members  # [T, N, K + Q]
     support, query = (part.reshape(n_tasks, -1) for part in np.split(numbers, [shots], axis=2))
-    labels = np.concatenate([np.repeat(np.arange(ways), shots), np.repeat(np.arange(ways), queries)])
+    labels = np.concatenate(
+        [np.repeat(np.arange(ways), shots), np.repeat(np.arange(ways), queries)]
+    )
     return Draw(np.concatenate([support, query], axis=1), np.tile(labels, (n_tasks, 1)))
 
 
@@ -90,9 +104,10 @@ def sample_tasks(
 ) -> Tasks:
     """Draw tasks; within a task no class, and within a class no image comes twice: support and query are disjoint.
 
-    All randomness is one `rng.random((n_tasks, ...))`, a task's numbers side by side. So equally seeded generators give
-    the same tasks, and of two such calls the one for fewer tasks gives the first of the other's. A fixed set of
-    meta-test tasks is `sample_tasks(test, 60, ..., np.random.default_rng([seed, stream]))`.
+    All randomness is one `rng.random((n_tasks, ...))`, a task's numbers side by side. So equally
+    seeded generators give the same tasks, and of two such calls the one for fewer tasks gives the
+    first of the other's. A fixed set of meta-test tasks is `sample_tasks(test, 60, ...,
+    np.random.default_rng([seed, stream]))`.
 
     Args:
         images: the set to draw from.
@@ -103,7 +118,8 @@ def sample_tasks(
         rng: the generator.
 
     Raises:
-        DataError: the set has fewer than `ways` classes, or fewer than `shots + queries` images a class.
+        DataError: the set has fewer than `ways` classes, or fewer than `shots + queries` images a
+            class.
         ValueError: a count below 1.
     """
     draw = draw_tasks(images, n_tasks, ways, shots, queries, rng)
@@ -117,21 +133,28 @@ def pixels_of(images: ImageSet, draw: Draw) -> torch.Tensor:
 
 
 def scaled(pixels: torch.Tensor) -> torch.Tensor:
-    """Images as networks read them: uint8 -> float32 in [0, 1]. On a GPU, too, a true division: the same bits."""
+    """Images as networks read them: uint8 -> float32 in [0, 1].
+
+    On a GPU, too, a true division: the same bits.
+    """
     return pixels.to(torch.float32).div_(torch.full((), 255.0, device=pixels.device))
 
 
 def as_tasks(x: torch.Tensor, labels: torch.Tensor, n_support: int) -> Tasks:
     """Tasks of images x [T, n, C, H, W] and labels [T, n], of which the first `n_support` are the support set."""
-    parts = (z[:, place] for place in (slice(None, n_support), slice(n_support, None)) for z in (x, labels))
+    parts = (
+        z[:, place]
+        for place in (slice(None, n_support), slice(n_support, None))
+        for z in (x, labels)
+    )
     return Tasks(*(part.contiguous() for part in parts))
 
 
 def _draw(uniform: np.ndarray, n: int) -> np.ndarray:
     """Draws of k from 0..n-1 without replacement, every ordered outcome equally likely: k Fisher-Yates steps a row.
 
-    Written out, since the streams of numpy's own `choice` and `permuted` may change between versions: a seed in a
-    record should go on naming the same tasks.
+    Written out, since the streams of numpy's own `choice` and `permuted` may change between
+    versions: a seed in a record should go on naming the same tasks.
 
     Args:
         uniform: numbers in [0, 1), [rows, k].

@@ -28,14 +28,20 @@ from metanb.claims.verdicts import (
 from metanb.figures.style import STYLE, Figure, finish
 from metanb.settings import NAMES
 
-# By verdict: its name in short, and its mark in a square of 16 about the middle. Shapes differ, not only colours.
+# By verdict: its name in short, and its mark in a square of 16 about the middle. Shapes differ, not
+# only colours.
 MARKS = {
     REPRODUCED: ("reproduced", '<circle r="6"/>'),
     PARTLY: ("partly", '<circle class="line" r="5.2"/><path d="M0 -6A6 6 0 0 0 0 6Z"/>'),
     NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
     CONTRARY: ("the opposite", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
-    **dict.fromkeys((UNCLEAR, POWERLESS), ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>')),
-    **dict.fromkeys((NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE), ("not testable", '<circle r="1.8"/>')),
+    **dict.fromkeys(
+        (UNCLEAR, POWERLESS),
+        ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>'),
+    ),
+    **dict.fromkeys(
+        (NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE), ("not testable", '<circle r="1.8"/>')
+    ),
 }
 ALGORITHMS = {"MAML": "MAML", "first-order MAML": "1st"}
 
@@ -43,9 +49,10 @@ ALGORITHMS = {"MAML": "MAML", "first-order MAML": "1st"}
 def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
     """The verdicts on the paper's own form of each claim, as an HTML table: a row a claim, two columns a setting.
 
-    The columns are MAML's and first-order MAML's; finetuning's verdicts stand with the algorithm that it is set beside.
-    A mark leads to its row of the ledger, and its title gives form, effect and runs. Where a claim has several rows in
-    one place, as the regulariser has at several strengths, each has its mark.
+    The columns are MAML's and first-order MAML's; finetuning's verdicts stand with the algorithm
+    that it is set beside. A mark leads to its row of the ledger, and its title gives form, effect
+    and runs. Where a claim has several rows in one place, as the regulariser has at several
+    strengths, each has its mark.
 
     Args:
         rows: the ledger.
@@ -57,7 +64,9 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
         if row.verdict in MARKS and row.as_in_paper:
             marks.setdefault((row.claim, _place(row)), []).append(row)
     settings = list(dict.fromkeys(place[:3] for _, place in marks))
-    columns = sorted(dict.fromkeys(place for _, place in marks), key=lambda place: settings.index(place[:3]))
+    columns = sorted(
+        dict.fromkeys(place for _, place in marks), key=lambda place: settings.index(place[:3])
+    )
     heads = ""
     for (dataset, setting, scale), n in Counter(place[:3] for place in columns).items():
         words = f"{NAMES[dataset]}<br>{setting.replace(' ', '<br>', 1).replace(', ', '<br>')}<br>{scale}"
@@ -77,8 +86,9 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
     seen = {MARKS[row.verdict] for there in marks.values() for row in there}
     legend = " ".join(
         f"<span>{_drawing(name, shape)} {name}</span>"
-        for name, shape in dict.fromkeys(MARKS.values()) if (name, shape) in seen
-    )  # fmt: skip
+        for name, shape in dict.fromkeys(MARKS.values())
+        if (name, shape) in seen
+    )
     head = f'<thead><tr><td rowspan="2"></td>{heads}</tr><tr>{names}</tr></thead>'
     return (
         f'<div class="metanb-overview" tabindex="0" role="region" aria-label="Verdicts at a glance"><table>{head}'
@@ -100,31 +110,34 @@ def _mark(row: Row, ledger: str) -> str:
 
 def _drawing(name: str, shape: str) -> str:
     kind = name.replace(" ", "-")
-    return (
-        f'<svg class="metanb-mark {kind}" viewBox="-8 -8 16 16" width="16" height="16" aria-hidden="true">{shape}</svg>'
-    )
+    return f'<svg class="metanb-mark {kind}" viewBox="-8 -8 16 16" width="16" height="16" aria-hidden="true">{shape}</svg>'
 
 
 def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: float) -> Figure:
     """Effects of several cells with their 95 % intervals, one below the other.
 
-    The dashed line is no effect, the dotted one the paper's. A filled dot is an interval beside 0, an open one an
-    interval across it.
+    The dashed line is no effect, the dotted one the paper's. A filled dot is an interval beside 0,
+    an open one an interval across it.
     """
     data = pd.DataFrame(
         {
-            "cell": f"{NAMES[row.algorithm]}, {row.setting}: {row.variant}", "effect": row.effect, "low": row.low,
-            "high": row.high, "runs": row.runs, "verdict": row.verdict,
+            "cell": f"{NAMES[row.algorithm]}, {row.setting}: {row.variant}",
+            "effect": row.effect,
+            "low": row.low,
+            "high": row.high,
+            "runs": row.runs,
+            "verdict": row.verdict,
         }
         for row in rows
-    )  # fmt: skip
+    )
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(7.6, 0.34 * len(data) + 0.9), layout="constrained")
         axis = canvas.subplots()
         colour = sns.color_palette("colorblind")[0]
         finite = data[np.isfinite(data[["effect", "low", "high"]]).all(axis=1)]
         widths = np.maximum(finite.high.abs(), finite.low.abs())
-        limit = np.nanmax([2.5 * widths.median(), 2 * abs(paper)])  # one wide interval does not squeeze the others
+        # one wide interval does not squeeze the others
+        limit = np.nanmax([2.5 * widths.median(), 2 * abs(paper)])
         for place, row in finite.iterrows():
             for end, arrow in ((row.low, "<"), (row.high, ">")):
                 if abs(end) > limit:
@@ -134,11 +147,16 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: flo
             axis.plot(row.effect, place, "o", color=colour, fillstyle="full" if apart else "none")
         axis.axvline(0, color="0.5", linestyle="--", linewidth=1)
         axis.axvline(paper, color="0.5", linestyle=":", linewidth=1.5)
-        axis.set(yticks=data.index, yticklabels=data.cell + " (n = " + data.runs.astype(str) + ")", xlabel=xlabel)
+        axis.set(
+            yticks=data.index,
+            yticklabels=data.cell + " (n = " + data.runs.astype(str) + ")",
+            xlabel=xlabel,
+        )
         axis.set_xlim(max(-limit, axis.get_xlim()[0]), min(limit, axis.get_xlim()[1]))
         axis.invert_yaxis()
         said = "; ".join(
-            f"{row.cell}: {row.effect:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for _, row in finite.iterrows()
+            f"{row.cell}: {row.effect:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+            for _, row in finite.iterrows()
         )
         caption = (
             f"{caption} Dots: means over n pairs of runs; bars: 95 % intervals (Student's t); filled: the interval "

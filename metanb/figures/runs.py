@@ -1,4 +1,7 @@
-"""Figures and tables from records. A figure says in its alt text what it shows, and hands out what it draws."""
+"""Figures and tables from records.
+
+A figure says in its alt text what it shows, and hands out what it draws.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -15,7 +18,8 @@ from metanb.figures.style import STYLE, Figure, finish, looks, panels
 from metanb.runs.records import Record
 from metanb.settings import NAMES
 
-OF_TRAINING = ("train_loss", "relative_move")  # statistics of an epoch's iterations, not of meta-test tasks
+# statistics of an epoch's iterations, not of meta-test tasks
+OF_TRAINING = ("train_loss", "relative_move")
 
 LABELS = {
     "hessian_norm": "Hessian norm at adapted solutions",
@@ -64,10 +68,12 @@ def runs_table(runs: Sequence[Record], label: Callable[[Record], str] = algorith
             "runs": kinds.size(),
             "iterations": kinds.iterations.first(),
             "late query accuracy": kinds.accuracy.mean().round(3),
-            "least to greatest": kinds.accuracy.agg(lambda values: f"{values.min():.3f} to {values.max():.3f}"),
+            "least to greatest": kinds.accuracy.agg(
+                lambda values: f"{values.min():.3f} to {values.max():.3f}"
+            ),
             "CPU minutes a run": kinds.minutes.mean().round(1),
         }
-    )  # fmt: skip
+    )
 
 
 def origin(runs: Sequence[Record]) -> str:
@@ -79,18 +85,24 @@ def origin(runs: Sequence[Record]) -> str:
         )  # some runs were resumed
         for key in ("date", "device", "torch", "code")
     }
-    return f"Recorded {seen['date']} on {seen['device']}, torch {seen['torch']}, code {seen['code']}."
+    return (
+        f"Recorded {seen['date']} on {seen['device']}, torch {seen['torch']}, code {seen['code']}."
+    )
 
 
-def long(runs: Sequence[Record], measures: Sequence[str], label: Callable[[Record], str] = algorithm) -> pd.DataFrame:
+def long(
+    runs: Sequence[Record], measures: Sequence[str], label: Callable[[Record], str] = algorithm
+) -> pd.DataFrame:
     """The runs' measures as one long table: columns run, seed, measure, epoch, iteration, mean, sem, n."""
     return pd.concat(
         [
-            run.curve(measure).reset_index()[["epoch", "iteration", "mean", "sem", "n"]]
+            run.curve(measure)
+            .reset_index()[["epoch", "iteration", "mean", "sem", "n"]]
             .assign(run=label(run), seed=run.settings.seed, measure=measure)
-            for run in runs for measure in measures
+            for run in runs
+            for measure in measures
         ]
-    )  # fmt: skip
+    )
 
 
 class _Plain(LogFormatter):
@@ -101,13 +113,19 @@ class _Plain(LogFormatter):
 
 
 def curves(
-    runs: Sequence[Record], measures: Sequence[str], name: str, caption: str, log: Sequence[str] = (),
-    label: Callable[[Record], str] = algorithm, known: Mapping[str, tuple[float, str]] = MappingProxyType({}),
-) -> Figure:  # fmt: skip
+    runs: Sequence[Record],
+    measures: Sequence[str],
+    name: str,
+    caption: str,
+    log: Sequence[str] = (),
+    label: Callable[[Record], str] = algorithm,
+    known: Mapping[str, tuple[float, str]] = MappingProxyType({}),
+) -> Figure:
     """Measures over meta-training, a panel each: a thin line a run, a thick one for the mean, a band over runs.
 
-    The untrained network, epoch 0, is drawn apart as open circles. Means end where the first run does. The caption is
-    completed by what n and the band are, the alt text by first and last values.
+    The untrained network, epoch 0, is drawn apart as open circles. Means end where the first run
+    does. The caption is completed by what n and the band are, the alt text by first and last
+    values.
 
     Args:
         runs: records; runs of one label are drawn in one colour.
@@ -128,28 +146,60 @@ def curves(
                 chosen = data[(data.measure == measure) & (data.run == kind)]
                 table = chosen.pivot(index="iteration", columns="seed", values="mean")
                 start, table = table.loc[table.index == 0], table.loc[table.index > 0]
-                axis.plot(table.index, table, color=colour, linewidth=0.6, alpha=0.5, linestyle=dash)
+                axis.plot(
+                    table.index, table, color=colour, linewidth=0.6, alpha=0.5, linestyle=dash
+                )
                 table = table.dropna()  # a mean over fewer runs would jump where one ends
-                axis.plot(table.index, table.mean(axis=1), color=colour, linewidth=2, linestyle=dash, label=kind)
+                axis.plot(
+                    table.index,
+                    table.mean(axis=1),
+                    color=colour,
+                    linewidth=2,
+                    linestyle=dash,
+                    label=kind,
+                )
                 axis.fill_between(
-                    table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, linewidth=0
+                    table.index,
+                    table.min(axis=1),
+                    table.max(axis=1),
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
                 )
                 axis.plot(
-                    np.zeros(start.size), start.to_numpy().ravel(), "o", color=colour, fillstyle="none", markersize=5
+                    np.zeros(start.size),
+                    start.to_numpy().ravel(),
+                    "o",
+                    color=colour,
+                    fillstyle="none",
+                    markersize=5,
                 )
                 first, last = table.iloc[0].mean(), table.iloc[-1].mean()
-                said.append(f"{LABELS[measure]}, {kind}: from {first:.3g} after the first epoch to {last:.3g}")
+                said.append(
+                    f"{LABELS[measure]}, {kind}: from {first:.3g} after the first epoch to {last:.3g}"
+                )
             axis.set(
-                xlabel="meta-training iteration", title=LABELS[measure], yscale="log" if measure in log else "linear"
+                xlabel="meta-training iteration",
+                title=LABELS[measure],
+                yscale="log" if measure in log else "linear",
             )
             axis.title.set_size(10)
             if measure in known:
                 value, whose = known[measure]
                 axis.axhline(value, color="0.5", linestyle=":", linewidth=1.5)
-                axis.annotate(whose, (1, value), (0, -3), xycoords=("axes fraction", "data"), ha="right", va="top",
-                              textcoords="offset points", fontsize=8)  # fmt: skip
+                axis.annotate(
+                    whose,
+                    (1, value),
+                    (0, -3),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="top",
+                    textcoords="offset points",
+                    fontsize=8,
+                )
                 said.append(f"{LABELS[measure]}, {whose}: {value:g}")
-            if measure in log:  # an axis of less than a power of ten gets more labels than its powers
+            # an axis of less than a power of ten gets more labels than its powers
+            if measure in log:
                 axis.yaxis.set_major_formatter(_Plain())
                 axis.yaxis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.5)))
         axes[0].legend(frameon=False)
@@ -158,41 +208,69 @@ def curves(
             names = " and ".join(LABELS[measure] for measure in measures if measure in OF_TRAINING)
             caption += f" The {names}: mean over the iterations of each epoch."
         if set(measures) - set(OF_TRAINING):
-            caption += f" What is measured on tasks: mean over the same {_tasks(runs)} meta-test tasks."
+            caption += (
+                f" What is measured on tasks: mean over the same {_tasks(runs)} meta-test tasks."
+            )
             caption += " Circles: the untrained network."
         if known:
             caption += " Dotted: published."
-        return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
+        return finish(
+            canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data
+        )
 
 
 def scatter(
-    runs: Sequence[Record], x: str, y: str, name: str, caption: str, label: Callable[[Record], str] = algorithm
+    runs: Sequence[Record],
+    x: str,
+    y: str,
+    name: str,
+    caption: str,
+    label: Callable[[Record], str] = algorithm,
 ) -> Figure:
     """One measure against another, a panel for each label, a dot an epoch, joined in order of time; colour: the run."""
     data = long(runs, (x, y), label)
-    data = data[data.epoch > 0].pivot(index=["run", "seed", "epoch"], columns="measure", values="mean").reset_index()
+    data = (
+        data[data.epoch > 0]
+        .pivot(index=["run", "seed", "epoch"], columns="measure", values="mean")
+        .reset_index()
+    )
     kinds, said = list(dict.fromkeys(label(run) for run in runs)), []
     with matplotlib.rc_context(STYLE):
         canvas, axes = panels(len(kinds))
         for axis, kind in zip(axes, kinds, strict=False):
             chosen = data[data.run == kind]
             seeds = chosen.groupby("seed")
-            for (seed, path), colour in zip(seeds, sns.color_palette("colorblind", len(seeds)), strict=True):
+            for (seed, path), colour in zip(
+                seeds, sns.color_palette("colorblind", len(seeds)), strict=True
+            ):
                 axis.plot(path[x], path[y], "-", color=colour, linewidth=0.7, alpha=0.6)
-                axis.scatter(path[x], path[y], s=4 + 36 * path.epoch / path.epoch.max(), color=colour, label=seed)
+                axis.scatter(
+                    path[x],
+                    path[y],
+                    s=4 + 36 * path.epoch / path.epoch.max(),
+                    color=colour,
+                    label=seed,
+                )
             axis.set(xlabel=LABELS[x], ylabel=LABELS[y], title=kind)
             axis.title.set_size(10)
             said.append(f"{kind}: r between {_range(chosen, x, y)}")
         handles, names = axes[0].get_legend_handles_labels()
-        canvas.legend(handles, names, title="seed", loc="outside right upper", frameon=False)  # clear of the dots
+        # clear of the dots
+        canvas.legend(handles, names, title="seed", loc="outside right upper", frameon=False)
         caption = f"{caption} A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
-        return finish(canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data)
+        return finish(
+            canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data
+        )
 
 
 def shares(
-    runs: Sequence[Record], whole: str, parts: Sequence[str], name: str, caption: str,
+    runs: Sequence[Record],
+    whole: str,
+    parts: Sequence[str],
+    name: str,
+    caption: str,
     label: Callable[[Record], str] = algorithm,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """A measure and its parts over meta-training, a panel for each label: means over runs, bands least to greatest."""
     data = long(runs, (whole, *parts), label)
     data = data[data.epoch > 0]
@@ -203,20 +281,31 @@ def shares(
             for measure, (colour, dash) in zip((whole, *parts), looks(1 + len(parts)), strict=True):
                 chosen = data[(data.run == kind) & (data.measure == measure)]
                 table = chosen.pivot(index="iteration", columns="seed", values="mean")
-                axis.plot(table.index, table.mean(axis=1), color=colour, linestyle=dash, linewidth=2,
-                          label=LABELS[measure])  # fmt: skip
+                axis.plot(
+                    table.index,
+                    table.mean(axis=1),
+                    color=colour,
+                    linestyle=dash,
+                    linewidth=2,
+                    label=LABELS[measure],
+                )
                 axis.fill_between(
-                    table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.15, linewidth=0
+                    table.index,
+                    table.min(axis=1),
+                    table.max(axis=1),
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
                 )
                 said.append(f"{kind}, {LABELS[measure]}: at last {table.iloc[-1].mean():.3g}")
             axis.set(xlabel="meta-training iteration", title=kind)
             axis.title.set_size(10)
         axes[0].legend(frameon=False)
-        caption = (
-            f"{caption} Lines: means of {_counts(data)} (seeds), each over the same {_tasks(runs)} meta-test tasks; "
-        )
+        caption = f"{caption} Lines: means of {_counts(data)} (seeds), each over the same {_tasks(runs)} meta-test tasks; "
         caption += "bands: least to greatest."
-        return finish(canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data)
+        return finish(
+            canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data
+        )
 
 
 def _tasks(runs: Sequence[Record]) -> str:

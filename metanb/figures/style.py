@@ -49,9 +49,7 @@ class Figure:
     def _repr_html_(self) -> str:
         """The figure as one self-contained piece of HTML: nothing is fetched, the data link holds the data."""
         csv = self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-        link = (
-            f'<a download="{self.name}.csv" href="data:text/csv;base64,{base64.b64encode(csv).decode()}">Data (csv)</a>'
-        )
+        link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{base64.b64encode(csv).decode()}">Data (csv)</a>'
         caption = f"<figcaption>{escape(self.caption)} {link}</figcaption>"
         wide = " wide" if float(self.svg.partition(' width="')[2].partition('"')[0]) > WIDE else ""
         return f'<figure class="metanb-figure{wide}">{self.svg}{caption}</figure>'
@@ -78,13 +76,17 @@ def panels(n: int) -> tuple[Canvas, list[Any]]:
 
 def looks(n: int) -> list[tuple[Any, Any]]:
     """Colours and dashes, n of them, that stay apart, in grey too."""
-    return [(colour, DASHES[i % len(DASHES)]) for i, colour in enumerate(sns.color_palette("colorblind", n))]
+    return [
+        (colour, DASHES[i % len(DASHES)])
+        for i, colour in enumerate(sns.color_palette("colorblind", n))
+    ]
 
 
 def tasks_picture(tasks: "Tasks", name: str, caption: str) -> Figure:
     """Tasks as pictures: a row a task, support images left of the bar, query images right, a column a class.
 
-    Shows the first image of each class and role. The data have a row a picture: its bytes (0 to 255) in hexadecimal.
+    Shows the first image of each class and role. The data have a row a picture: its bytes (0 to
+    255) in hexadecimal.
     """
     ways = int(tasks.support_y.max()) + 1
     with matplotlib.rc_context(STYLE):
@@ -99,7 +101,14 @@ def tasks_picture(tasks: "Tasks", name: str, caption: str) -> Figure:
                 axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set(visible=True, alpha=0.2)
-                rows.append((task, role, column % ways, (image * 255).round().astype("uint8").tobytes().hex()))
+                rows.append(
+                    (
+                        task,
+                        role,
+                        column % ways,
+                        (image * 255).round().astype("uint8").tobytes().hex(),
+                    )
+                )
                 if task == 0:
                     axis.set_title(f"{role} {column % ways}", fontsize=6)
             row[0].set_ylabel(f"task {task}", fontsize=7)
@@ -114,9 +123,15 @@ def steps(data: pd.DataFrame, name: str, caption: str, ylabel: str) -> Figure:
         canvas = Canvas(figsize=(5.2, 3.1), layout="constrained")
         axis = canvas.subplots()
         lines = [column for column in data.columns if column != "step"]
-        for column, colour, dash in zip(lines, sns.color_palette("colorblind"), DASHES * 2, strict=False):
-            axis.plot(data.step, data[column], color=colour, linestyle=dash, marker="o", label=column)
+        for column, colour, dash in zip(
+            lines, sns.color_palette("colorblind"), DASHES * 2, strict=False
+        ):
+            axis.plot(
+                data.step, data[column], color=colour, linestyle=dash, marker="o", label=column
+            )
         axis.set(xlabel="inner SGD step", ylabel=ylabel, xticks=data.step)
         axis.legend(frameon=False)
-        ends = "; ".join(f"{c}: from {data[c].iloc[0]:.3g} to {data[c].iloc[-1]:.3g}" for c in lines)
+        ends = "; ".join(
+            f"{c}: from {data[c].iloc[0]:.3g} to {data[c].iloc[-1]:.3g}" for c in lines
+        )
         return finish(canvas, name, caption, f"Line chart over inner SGD steps. {ends}.", data)

@@ -1,7 +1,8 @@
 """Matplotlib's SVG made fit for a page: small, in the page's own colours, light or dark, and with words as words.
 
-What is drawn black takes the colour of the text around it; backgrounds are clear. Words are text in the reader's font,
-so they can be searched, read aloud and scaled. What no page needs (metadata, comments, names of groups) is left out.
+What is drawn black takes the colour of the text around it; backgrounds are clear. Words are text in
+the reader's font, so they can be searched, read aloud and scaled. What no page needs (metadata,
+comments, names of groups) is left out.
 """
 
 import re
@@ -11,7 +12,10 @@ SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
 FONT = "'DejaVu Sans', Verdana, sans-serif"  # that which matplotlib measures with, then one as wide
 _NUMBER, _STEP = re.compile(r"-?\d+\.\d+"), re.compile(r"([A-Za-z])([^A-Za-z]*)")
-_BLACK, _FAMILY = re.compile(r"#000000|\bblack\b"), re.compile(r"font-family: [^;]*;? ?|font: (?=\d)")
+_BLACK, _FAMILY = (
+    re.compile(r"#000000|\bblack\b"),
+    re.compile(r"font-family: [^;]*;? ?|font: (?=\d)"),
+)
 _FONT_SHORTHAND = re.compile(r"font: ([\d.]+px) [^;]*")
 
 ElementTree.register_namespace("", SVG)
@@ -21,8 +25,8 @@ def inline(drawn: str, alt: str) -> str:
     """Matplotlib's SVG file as an `<svg>` element for a page, with its text alternative; the same in, the same out.
 
     Args:
-        drawn: as saved with `svg.fonttype` "none" and clear backgrounds. Its ids come from `svg.hashsalt`: figures of
-            one page need a salt each.
+        drawn: as saved with `svg.fonttype` "none" and clear backgrounds. Its ids come from
+            `svg.hashsalt`: figures of one page need a salt each.
         alt: what the picture says.
     """
     root = ElementTree.fromstring(drawn)
@@ -30,16 +34,23 @@ def inline(drawn: str, alt: str) -> str:
     _clean(root, used)
     width, height = (float(root.get(side, "").removesuffix("pt")) for side in ("width", "height"))
     root.attrib = {
-        "viewBox": root.get("viewBox", ""), "width": f"{width / 0.75:.0f}", "height": f"{height / 0.75:.0f}",
-        "role": "img", "aria-label": alt,
-        "style": f"font-family: {FONT}; stroke-linejoin: round", "fill": "currentColor",
-    }  # fmt: skip
+        "viewBox": root.get("viewBox", ""),
+        "width": f"{width / 0.75:.0f}",
+        "height": f"{height / 0.75:.0f}",
+        "role": "img",
+        "aria-label": alt,
+        "style": f"font-family: {FONT}; stroke-linejoin: round",
+        "fill": "currentColor",
+    }
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def standalone(svg: str) -> str:
     """The element of `inline` as a file: black on white."""
-    return svg.replace("; stroke-linejoin", "; color: #000; background: #fff; stroke-linejoin", 1) + "\n"
+    return (
+        svg.replace("; stroke-linejoin", "; color: #000; background: #fff; stroke-linejoin", 1)
+        + "\n"
+    )
 
 
 def _clean(element: ElementTree.Element, used: set[str]) -> None:
@@ -47,7 +58,9 @@ def _clean(element: ElementTree.Element, used: set[str]) -> None:
     for child in element:
         _clean(child, used)
         bare = child.tag == f"{{{SVG}}}g" and not child.attrib
-        if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style") or (child.tag.endswith("}defs") and not len(child)):
+        if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style") or (
+            child.tag.endswith("}defs") and not len(child)
+        ):
             continue
         children += list(child) if bare else [child]
     element[:] = children
@@ -65,7 +78,9 @@ def _clean(element: ElementTree.Element, used: set[str]) -> None:
         elif name in ("x", "y"):
             value = _rounded(value, 1)
         elif name == "style":
-            value = _BLACK.sub("currentColor", _FAMILY.sub("", _FONT_SHORTHAND.sub(r"font-size: \1", value)))
+            value = _BLACK.sub(
+                "currentColor", _FAMILY.sub("", _FONT_SHORTHAND.sub(r"font-size: \1", value))
+            )
         element.set(name, re.sub(r"\s+", " ", value).strip())
 
 

@@ -11,14 +11,19 @@ from metanb.grids.hours import Timings, in_units
 from metanb.runs import records
 from metanb.settings import CHOICES, Dataset, Scale, Settings, preset
 
-# The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its way from theta_s.
-# 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it would be ten times that, and training
-# fails.
+# The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its
+# way from theta_s. 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it
+# would be ten times that, and training fails.
 GAMMA = {5: 1.0, 20: 0.1}
 PAPER_GAMMAS = (0.1, 0.3, 1.0)  # at paper scale, 20-way: first moves of 6, 18 and 60 % of the way
 FEW: dict[str, Any] = {
-    "algorithm": "fomaml", "inner_steps": 5, "test_steps": 5, "inner_lr": 0.1, "meta_batch": 4, "rotations": False,
-}  # fmt: skip
+    "algorithm": "fomaml",
+    "inner_steps": 5,
+    "test_steps": 5,
+    "inner_lr": 0.1,
+    "meta_batch": 4,
+    "rotations": False,
+}
 READINGS = {"maml": ("adapted", "random", "through", "outer"), "fomaml": ("adapted", "random")}
 
 
@@ -48,7 +53,12 @@ def base_runs(
 
 
 def few_class_runs(
-    scale: Scale, dataset: Dataset, ways: int, shots: int, classes: Iterable[int], draws: Iterable[int]
+    scale: Scale,
+    dataset: Dataset,
+    ways: int,
+    shots: int,
+    classes: Iterable[int],
+    draws: Iterable[int],
 ) -> list[Settings]:
     """Runs that overfit: first-order MAML, five steps, on a few meta-train classes.
 
@@ -97,7 +107,13 @@ def regularised_runs(
 
 
 def first_head_runs(
-    scale: Scale, dataset: Dataset, ways: int, shots: int, seeds: Iterable[int], algorithm: str, head_init: str
+    scale: Scale,
+    dataset: Dataset,
+    ways: int,
+    shots: int,
+    seeds: Iterable[int],
+    algorithm: str,
+    head_init: str,
 ) -> list[Settings]:
     """Runs from another initialisation of the head, one per seed."""
     options = {"algorithm": algorithm, "head_init": head_init}
@@ -115,9 +131,9 @@ def new_head_runs(
 def quick() -> list[Planned]:
     """The quick grid, one seed of everything before the second of anything; hours on two cores in all.
 
-    base: every algorithm on every setting. few-classes: meta-training that overfits, by class count and class draw.
-    regulariser: its readings and controls, beside the base runs of the same seeds. head: its initialisation, and what
-    finetuning meets a task with.
+    base: every algorithm on every setting. few-classes: meta-training that overfits, by class count
+    and class draw. regulariser: its readings and controls, beside the base runs of the same seeds.
+    head: its initialisation, and what finetuning meets a task with.
     """
     seeds: list[list[Planned]] = []
     for seed in range(5):
@@ -137,12 +153,17 @@ def quick() -> list[Planned]:
 def paper() -> list[Planned]:
     """The paper's experiments, the most informative first: one seed of everything before the second of anything.
 
-    Within a seed: the regulariser where the paper reports its gain, at the middle strength; first-order MAML on
-    mini-ImageNet, where accuracy is said to fall; the other settings; the other strengths; the regulariser's control.
+    Within a seed: the regulariser where the paper reports its gain, at the middle strength;
+    first-order MAML on mini-ImageNet, where accuracy is said to fall; the other settings; the other
+    strengths; the regulariser's control.
     """
     weak, middle, strong = PAPER_GAMMAS
     readings = {"fomaml": ("adapted",), "maml": ("adapted",)}
-    five_shot: tuple[tuple[Dataset, int], ...] = (("omniglot", 5), ("omniglot", 20), ("mini-imagenet", 5))
+    five_shot: tuple[tuple[Dataset, int], ...] = (
+        ("omniglot", 5),
+        ("omniglot", 20),
+        ("mini-imagenet", 5),
+    )
     runs: list[Planned] = []
     for seed in range(5):
         runs += _group("base", base_runs("paper", "omniglot", 20, 1, [seed], ("fomaml", "maml")))
@@ -150,18 +171,26 @@ def paper() -> list[Planned]:
         runs += _group("base", base_runs("paper", "mini-imagenet", 5, 1, [seed], ("fomaml",)))
         runs += _group("base", base_runs("paper", "omniglot", 5, 1, [seed]))
         runs += _group("base", base_runs("paper", "omniglot", 20, 1, [seed], ("finetune",)))
-        runs += _group("base", base_runs("paper", "mini-imagenet", 5, 1, [seed], ("maml", "finetune")))
+        runs += _group(
+            "base", base_runs("paper", "mini-imagenet", 5, 1, [seed], ("maml", "finetune"))
+        )
         for dataset, ways in five_shot:
             runs += _group("base", base_runs("paper", dataset, ways, 5, [seed]))
         for gamma in (weak, strong):
             runs += _regularised("paper", 20, seed, readings, gamma)
-        runs += _regularised("paper", 20, seed, {"fomaml": ("random",), "maml": ("random",)}, middle)
+        runs += _regularised(
+            "paper", 20, seed, {"fomaml": ("random",), "maml": ("random",)}, middle
+        )
     return runs
 
 
 def smoke() -> list[Planned]:
     """Seconds each, and no data set to fetch: it shows that a machine, or a cluster, does what the others ask of it."""
-    return [planned for seed in range(2) for planned in _group("base", base_runs("smoke", "glyphs", 5, 1, [seed]))]
+    return [
+        planned
+        for seed in range(2)
+        for planned in _group("base", base_runs("smoke", "glyphs", 5, 1, [seed]))
+    ]
 
 
 GRIDS: dict[str, Callable[[], list[Planned]]] = {"smoke": smoke, "quick": quick, "paper": paper}
@@ -170,8 +199,8 @@ GRIDS: dict[str, Callable[[], list[Planned]]] = {"smoke": smoke, "quick": quick,
 def select(planned: Iterable[Planned], *patterns: str) -> list[Planned]:
     """Those whose group or run id matches a pattern of the shell, or contains it; all where no pattern is given.
 
-    Of several patterns, those of the first come first, each pattern's in the grid's order. Raises ValueError for a
-    pattern that nothing matches.
+    Of several patterns, those of the first come first, each pattern's in the grid's order. Raises
+    ValueError for a pattern that nothing matches.
     """
     planned = list(planned)
     if not patterns:
@@ -179,10 +208,14 @@ def select(planned: Iterable[Planned], *patterns: str) -> list[Planned]:
     chosen: dict[Planned, None] = {}
     for pattern in patterns:
         glob = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
-        matched = [one for one in planned if fnmatch(one.group, glob) or fnmatch(one.settings.id, glob)]
+        matched = [
+            one for one in planned if fnmatch(one.group, glob) or fnmatch(one.settings.id, glob)
+        ]
         if not matched:
             groups = ", ".join(sorted({one.group for one in planned}))
-            raise ValueError(f"no run of the grid matches {pattern!r}: give a part of an id, or of a group: {groups}")
+            raise ValueError(
+                f"no run of the grid matches {pattern!r}: give a part of an id, or of a group: {groups}"
+            )
         chosen |= dict.fromkeys(matched)
     return list(chosen)
 
@@ -192,17 +225,25 @@ def made(planned: Iterable[Planned]) -> list[records.Record]:
     return [found for one in planned if (found := records.find(one.settings, 0))]
 
 
-def missing(planned: Iterable[Planned], recorded: Iterable[records.Record], until: int | None = None) -> list[Settings]:
+def missing(
+    planned: Iterable[Planned], recorded: Iterable[records.Record], until: int | None = None
+) -> list[Settings]:
     """The runs that are not recorded up to this iteration, in the grid's order; None: not finished."""
     there = {found.settings for found in recorded if found.epochs >= found.settings.epoch_of(until)}
     return [one.settings for one in planned if one.settings not in there]
 
 
-def at_paper_scale(dataset: str, ways: int, shots: int, groups: Iterable[str] = ("base",)) -> list[records.Record]:
+def at_paper_scale(
+    dataset: str, ways: int, shots: int, groups: Iterable[str] = ("base",)
+) -> list[records.Record]:
     """The records of the paper's own experiment in one setting, by algorithm, as far as they got; none is trained."""
     where = (dataset, ways, shots)
-    found = made(one for one in paper() if one.group in groups
-                 and (one.settings.dataset, one.settings.ways, one.settings.shots) == where)  # fmt: skip
+    found = made(
+        one
+        for one in paper()
+        if one.group in groups
+        and (one.settings.dataset, one.settings.ways, one.settings.shots) == where
+    )
     return sorted(found, key=lambda run: CHOICES["algorithm"].index(run.settings.algorithm))
 
 
@@ -252,13 +293,20 @@ def _group(name: str, runs: Iterable[Settings]) -> list[Planned]:
 
 
 def _regularised(
-    scale: Scale, ways: int, seed: int, readings: Mapping[str, tuple[str, ...]], gamma: float | None = None
+    scale: Scale,
+    ways: int,
+    seed: int,
+    readings: Mapping[str, tuple[str, ...]],
+    gamma: float | None = None,
 ) -> list[Planned]:
     """One seed of the regulariser on Omniglot 1-shot, under several algorithms and readings."""
     runs: list[Planned] = []
     for algorithm, names in readings.items():
         for name in names:
-            runs += _group("regulariser", regularised_runs(scale, "omniglot", ways, 1, [seed], algorithm, name, gamma))
+            runs += _group(
+                "regulariser",
+                regularised_runs(scale, "omniglot", ways, 1, [seed], algorithm, name, gamma),
+            )
     return runs
 
 
@@ -267,7 +315,9 @@ def _heads(seed: int) -> list[Planned]:
     runs: list[Planned] = []
     for algorithm in ("maml", "fomaml"):
         for head in ("finn", "zero"):
-            runs += _group("head", first_head_runs("quick", "omniglot", 5, 1, [seed], algorithm, head))
+            runs += _group(
+                "head", first_head_runs("quick", "omniglot", 5, 1, [seed], algorithm, head)
+            )
     for head in ("shared", "zero"):
         runs += _group("head", new_head_runs("quick", "omniglot", 5, 1, [seed], head))
     return runs

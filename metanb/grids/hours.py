@@ -247,11 +247,7 @@ class Timings:
         return Left(kind, minutes, by_the_clock, counted, unknown, frozenset(bases))
 
     def limit(
-        self,
-        settings: Settings,
-        recorded: Iterable[Record],
-        kind: str,
-        until: int | None = None,
+        self, settings: Settings, recorded: Iterable[Record], kind: str, until: int | None = None
     ) -> int:
         """Minutes to ask of a cluster for a run: twice what is left by the clock, and ten.
 

@@ -21,14 +21,20 @@ Batch = tuple[Settings, ...]  # runs that one process trains, which differ by se
 
 
 def run(
-    planned: Iterable[Planned], processes: int, device: str, say: Callable[[str], None], budget: float = math.inf,
-    until: int | None = None, together: int = 1,
-) -> list[str]:  # fmt: skip
+    planned: Iterable[Planned],
+    processes: int,
+    device: str,
+    say: Callable[[str], None],
+    budget: float = math.inf,
+    until: int | None = None,
+    together: int = 1,
+) -> list[str]:
     """Train the runs that are missing, in `processes` processes of one thread at a time.
 
-    A process trains one run, or on a GPU a batch of runs that differ by seeds alone. Each run is `metanb train`: killed
-    at any moment, it goes on from its last epoch when the grid is asked for again. A run that fails does not stop the
-    others. When the budget is spent the runs in progress are stopped and recorded as far as they got.
+    A process trains one run, or on a GPU a batch of runs that differ by seeds alone. Each run is
+    `metanb train`: killed at any moment, it goes on from its last epoch when the grid is asked for
+    again. A run that fails does not stop the others. When the budget is spent the runs in progress
+    are stopped and recorded as far as they got.
 
     Args:
         planned: the runs.
@@ -96,14 +102,18 @@ def run(
             while wait(running, timeout=0.1).not_done:  # one may be starting just now
                 for child in list(children.values()):
                     child.terminate()
-    for settings, errors in ((settings, future.result()) for future, batch in running.items() for settings in batch):
+    for settings, errors in (
+        (settings, future.result()) for future, batch in running.items() for settings in batch
+    ):
         if own := _own_errors(settings, errors):  # it had ended before the others were stopped
             failed.append(f"{settings.id}: {own[-1]}")
             continue
         try:
             say(_stopped(settings, device))
         except Exception as error:  # one that cannot be recorded does not keep the others from it
-            failed.append(f"{settings.id}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            failed.append(
+                f"{settings.id}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            )
     return failed
 
 
@@ -146,9 +156,11 @@ def _error_of(settings: Settings, errors: str) -> str:
 def _own_errors(settings: Settings, errors: str) -> list[str]:
     """The lines that say why this run was set aside or ended: they name it, its checkpoint or its record."""
     return [
-        line for line in map(str.strip, errors.splitlines())
-        if line.startswith(("set aside: ", "Error: ")) and settings.id in line.partition(": the others")[0]
-    ]  # fmt: skip
+        line
+        for line in map(str.strip, errors.splitlines())
+        if line.startswith(("set aside: ", "Error: "))
+        and settings.id in line.partition(": the others")[0]
+    ]
 
 
 def _stopped(settings: Settings, device: str) -> str:
@@ -168,27 +180,52 @@ def command(settings: Settings, device: str, until: int | None = None) -> list[s
     options = [] if until is None else ["--until", str(until)]
     for field in fields(Settings):
         flag, value = field.name.replace("_", "-"), getattr(settings, field.name)
-        options += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        options += (
+            [f"--{'' if value else 'no-'}{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
     return [sys.executable, "-m", "metanb", "train", "--device", device, *options]
 
 
 def _train(
-    batch: Batch, device: str, until: int | None, together: int, children: dict[Batch, "subprocess.Popen[str]"]
+    batch: Batch,
+    device: str,
+    until: int | None,
+    together: int,
+    children: dict[Batch, "subprocess.Popen[str]"],
 ) -> str:
     """Train a batch in a process of its own; what it wrote on standard error, "" if all went well."""
     arguments, text = command(batch[0], device, until), None
     if len(batch) > 1:
-        arguments = [sys.executable, "-m", "metanb", "train", "--device", device, "--together", str(together)]
+        arguments = [
+            sys.executable,
+            "-m",
+            "metanb",
+            "train",
+            "--device",
+            device,
+            "--together",
+            str(together),
+        ]
         arguments += ["--runs", "-"] + ([] if until is None else ["--until", str(until)])
         text = json.dumps([settings.to_dict() for settings in batch])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
-        arguments, env=environment, text=True, stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        arguments,
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     children[batch] = child
     _, errors = child.communicate(text)
     del children[batch]
     if child.returncode == 0:
         return ""
-    return errors if errors.strip() and child.returncode > 0 else f"{errors}\nended by signal {-child.returncode}"
+    return (
+        errors
+        if errors.strip() and child.returncode > 0
+        else f"{errors}\nended by signal {-child.returncode}"
+    )

@@ -18,23 +18,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metanb.landscape.lanczos import LandscapeError, closed, directions, eigen, hessian_product, lanczos, require_finite
+from metanb.landscape.lanczos import (
+    LandscapeError,
+    closed,
+    directions,
+    eigen,
+    hessian_product,
+    lanczos,
+    require_finite,
+)
 
-GPU_BYTES = 8 * 2**30  # for measuring, on a card that may have 24 GB and holds training's memory, too
+# for measuring, on a card that may have 24 GB and holds training's memory, too
+GPU_BYTES = 8 * 2**30
 
 
 def tasks_at_once(device: torch.device, bytes_each: float = GPU_BYTES / 20) -> int:
     """How many tasks to measure at once, where each takes so many bytes on the device.
 
-    On a CPU the Lanczos basis of more than 8 would leave the processor's cache. A GPU is slow at few: it takes as many
-    as GPU_BYTES hold. A rule and no look at what is free, so that a seed gives the same bits each time.
+    On a CPU the Lanczos basis of more than 8 would leave the processor's cache. A GPU is slow at
+    few: it takes as many as GPU_BYTES hold. A rule and no look at what is free, so that a seed
+    gives the same bits each time.
     """
     return 8 if device.type == "cpu" else max(1, int(GPU_BYTES / bytes_each))
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A measure over n tasks. A NaN among the values makes every statistic NaN; one that n is too small for is NaN."""
+    """A measure over n tasks.
+
+    A NaN among the values makes every statistic NaN; one that n is too small for is NaN.
+    """
 
     mean: float
     median: float
@@ -51,41 +64,54 @@ class HessianNorms:
     smallest: Tensor  #: [T] smallest eigenvalue as Lanczos sees it: accurate to tol if its magnitude is the larger
     largest: Tensor  #: [T] the largest likewise; the other lies inside the spectrum and may not have converged
     residuals: Tensor  #: [T] norm(H y - lambda y) / |lambda| of the dominant eigenpair, 0 where the norm is 0
-    products: Tensor  #: [T] int64: Hessian-vector products each task needed; max() of it were computed
+    products: (
+        Tensor  #: [T] int64: Hessian-vector products each task needed; max() of it were computed
+    )
 
 
 def hessian_norms(
-    loss_fn: Callable[[Tensor], Tensor], params: Tensor, *, tol: float = 1e-3, risk: float = 0.01,
-    max_products: int = 200, seed: int = 0,
-) -> HessianNorms:  # fmt: skip
+    loss_fn: Callable[[Tensor], Tensor],
+    params: Tensor,
+    *,
+    tol: float = 1e-3,
+    risk: float = 0.01,
+    max_products: int = 200,
+    seed: int = 0,
+) -> HessianNorms:
     """Spectral norm of the Hessian of each task's loss at its own parameters (the paper's flatness, lower is flatter).
 
-    Lanczos for all tasks at once, from one random direction, with full reorthogonalisation. A task is done when two
-    tests agree. The residual of the dominant Ritz pair is at most tol * norm: then *some* eigenvalue is that near. And
-    the start can hide no larger one. After k products the next Lanczos vector is p(H) v_1 / (beta_1 ... beta_k), where
-    the roots of p are the k Ritz values. Its length is 1, so an eigenvector u of an eigenvalue x beyond them has
-    |u . v_1| <= beta_1 ... beta_k / |p(x)|, ever less as |x| grows; and a random v_1 is that close to orthogonal to u
-    with probability at most sqrt(2 P / pi) times as much, which must be under `risk` at both x = (1 + tol) norm and
-    x = -(1 + tol) norm (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal. Appl. 22, 2000). Some
-    tasks have two eigenvalues half a percent apart at the top: either test alone takes one for the other too often.
+    Lanczos for all tasks at once, from one random direction, with full reorthogonalisation. A task
+    is done when two tests agree. The residual of the dominant Ritz pair is at most tol * norm: then
+    *some* eigenvalue is that near. And the start can hide no larger one. After k products the next
+    Lanczos vector is p(H) v_1 / (beta_1 ... beta_k), where the roots of p are the k Ritz values.
+    Its length is 1, so an eigenvector u of an eigenvalue x beyond them has |u . v_1| <= beta_1 ...
+    beta_k / |p(x)|, ever less as |x| grows; and a random v_1 is that close to orthogonal to u with
+    probability at most sqrt(2 P / pi) times as much, which must be under `risk` at both x = (1 +
+    tol) norm and x = -(1 + tol) norm (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J.
+    Matrix Anal. Appl. 22, 2000). Some tasks have two eigenvalues half a percent apart at the top:
+    either test alone takes one for the other too often.
 
-    A task stops by itself, and all start in the same direction, so its norm does not depend on the tasks beside it.
-    Give large batches in chunks: `lanczos` tells what memory they take.
+    A task stops by itself, and all start in the same direction, so its norm does not depend on the
+    tasks beside it. Give large batches in chunks: `lanczos` tells what memory they take.
 
     Args:
         loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
         params: [T, P], the tasks' parameters; float32 will do for tol >= 1e-5.
         tol: relative error of the norms.
-        risk: bound on the probability, over starts, that a larger eigenvalue stays hidden, at each end of the spectrum.
+        risk: bound on the probability, over starts, that a larger eigenvalue stays hidden, at each
+            end of the spectrum.
         max_products: when to give up.
         seed: of the start.
 
     Raises:
-        LandscapeError: a loss or product is not finite, or a task has not converged after max_products.
+        LandscapeError: a loss or product is not finite, or a task has not converged after
+            max_products.
         ValueError: params is not [T, P], loss_fn does not give [T], or an option is not above 0.
     """
     if not min(tol, risk, max_products) > 0:
-        raise ValueError(f"tol, risk and max_products are {tol}, {risk} and {max_products}: all must be above 0")
+        raise ValueError(
+            f"tol, risk and max_products are {tol}, {risk} and {max_products}: all must be above 0"
+        )
     product = hessian_product(loss_fn, params)
     n_tasks, size = params.shape
     start = directions(1, size, seed).to(params).expand(n_tasks, -1)
@@ -95,21 +121,28 @@ def hessian_norms(
 
     for k, (alpha, beta) in enumerate(lanczos(product, start, max_products), start=1):
         open_ = products == 0
-        require_finite(torch.where(open_, alpha[:, -1] + beta[:, -1], 0.0), "Hessian-vector product")
+        require_finite(
+            torch.where(open_, alpha[:, -1] + beta[:, -1], 0.0), "Hessian-vector product"
+        )
         alpha, beta = alpha[open_], beta[open_]  # what is done needs no further look
         ritz, vectors = eigen(alpha, beta)
         norm, which = ritz.abs().max(1)
         residual = beta[:, -1] * vectors[:, -1].gather(1, which[:, None])[:, 0].abs()
         found[:, open_] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])
         bound = (1 + tol) * norm[:, None]
-        hidden = torch.stack([((x - ritz).abs() / beta).log().sum(1) for x in (bound, -bound)]).amin(0)
-        # Nothing is left to see where the Krylov space is closed under the Hessian, or is the whole space.
+        hidden = torch.stack(
+            [((x - ritz).abs() / beta).log().sum(1) for x in (bound, -bound)]
+        ).amin(0)
+        # Nothing is left to see where the Krylov space is closed under the Hessian, or is the whole
+        # space.
         seen = closed(alpha, beta, params.dtype)[:, -1] | (k == size)
         done = seen | ((residual <= tol * norm) & (hidden >= enough))
         products[open_.nonzero()[done, 0]] = k
         if products.all():
             norm, smallest, largest, residual = found
-            return HessianNorms(norm, smallest, largest, torch.where(norm > 0, residual / norm, 0.0), products)
+            return HessianNorms(
+                norm, smallest, largest, torch.where(norm > 0, residual / norm, 0.0), products
+            )
     worst = int((products == 0).nonzero()[0])
     raise LandscapeError(
         f"Hessian norm of task {worst} is still uncertain after {max_products} products (so far {found[0, worst]:.4g}, "
@@ -117,12 +150,15 @@ def hessian_norms(
     )
 
 
-def adaptive_sharpness(loss_fn: Callable[[Tensor], Tensor], params: Tensor, **options: Any) -> HessianNorms:
+def adaptive_sharpness(
+    loss_fn: Callable[[Tensor], Tensor], params: Tensor, **options: Any
+) -> HessianNorms:
     """Curvature by relative changes of the parameters: the spectral norm of diag(w) H diag(w), w the parameters.
 
-    H itself changes when a filter is rescaled under batch norm, though the function does not (Dinh et al. 2017). By
-    relative changes nothing changes: this is the element-wise adaptive sharpness of Kwon et al. (ASAM, ICML 2021), to
-    second order, of either sign of curvature. It is the Hessian norm by z, at z = 1, of the loss at params * z.
+    H itself changes when a filter is rescaled under batch norm, though the function does not (Dinh
+    et al. 2017). By relative changes nothing changes: this is the element-wise adaptive sharpness
+    of Kwon et al. (ASAM, ICML 2021), to second order, of either sign of curvature. It is the
+    Hessian norm by z, at z = 1, of the loss at params * z.
 
     Args and errors are those of `hessian_norms`.
     """
@@ -137,13 +173,18 @@ def coherence(vectors: Tensor) -> Tensor:
     (norm(sum v)^2 - sum norm(v)^2) / (T (T - 1)). Raises ValueError for T < 2.
     """
     if vectors.dim() != 2 or len(vectors) < 2:
-        raise ValueError(f"vectors has shape {tuple(vectors.shape)}: coherence is over pairs, give 2 or more rows")
+        raise ValueError(
+            f"vectors has shape {tuple(vectors.shape)}: coherence is over pairs, give 2 or more rows"
+        )
     vectors = vectors.detach().double()
     return (vectors @ vectors.sum(0) - vectors.square().sum(1)) / (len(vectors) - 1)
 
 
 def summarise(values: Tensor) -> Stat:
-    """Statistics of one value a task, [T]; sem = std / sqrt(n). Raises ValueError if there is none."""
+    """Statistics of one value a task, [T]; sem = std / sqrt(n).
+
+    Raises ValueError if there is none.
+    """
     if values.dim() != 1 or not len(values):
         raise ValueError(f"values has shape {tuple(values.shape)}: give at least one value, [T]")
     values = values.detach().double().cpu()
@@ -155,19 +196,28 @@ def summarise(values: Tensor) -> Stat:
 def trajectory_coherence(displacements: Tensor, part: slice = slice(None)) -> tuple[Stat, int]:
     """Mean cosine between displacements theta~_i - theta_s [T, P] of different tasks, and the number of tasks dropped.
 
-    A task that did not move has no direction: it is dropped. Raises ValueError if fewer than 2 moved.
+    A task that did not move has no direction: it is dropped. Raises ValueError if fewer than 2
+    moved.
 
-    With `part`, only those columns' share of the cosines: shares over columns that make up the whole sum to the whole.
+    With `part`, only those columns' share of the cosines: shares over columns that make up the
+    whole sum to the whole.
     """
     norms = displacements.detach().double().norm(dim=1, keepdim=True)
     moved = norms[:, 0] != 0  # NaN stays
     if (n := int(moved.sum())) < 2:
-        raise ValueError(f"{n} of {len(displacements)} tasks moved: trajectory coherence is over pairs, it needs 2")
-    return _pairwise((displacements.double()[moved] / norms[moved])[:, part]), len(displacements) - n
+        raise ValueError(
+            f"{n} of {len(displacements)} tasks moved: trajectory coherence is over pairs, it needs 2"
+        )
+    return _pairwise((displacements.double()[moved] / norms[moved])[:, part]), len(
+        displacements
+    ) - n
 
 
 def gradient_coherence(gradients: Tensor) -> Stat:
-    """Mean inner product, not cosine, between the tasks' gradients at theta_s, [T, P]. Raises ValueError for T < 2."""
+    """Mean inner product, not cosine, between the tasks' gradients at theta_s, [T, P].
+
+    Raises ValueError for T < 2.
+    """
     return _pairwise(gradients)
 
 
@@ -179,8 +229,8 @@ def distance(displacements: Tensor) -> Stat:
 def _pairwise(vectors: Tensor) -> Stat:
     """Statistics of each task's mean inner product c_i with the others; sem is the jackknife's, over tasks.
 
-    Without task i the mean C over pairs is (n C - 2 c_i) / (n - 2), so the jackknife's standard error
-    sqrt((n - 1) / n sum (C_without_i - C)^2) is std(c) / sqrt(n) times 2 (n - 1) / (n - 2).
+    Without task i the mean C over pairs is (n C - 2 c_i) / (n - 2), so the jackknife's standard
+    error sqrt((n - 1) / n sum (C_without_i - C)^2) is std(c) / sqrt(n) times 2 (n - 1) / (n - 2).
     """
     plain = summarise(coherence(vectors))
     n = plain.n

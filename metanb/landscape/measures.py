@@ -20,19 +20,21 @@ HEAD = 3  # the stream of random numbers of fresh heads
 def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict[str, Stat]:
     """Every measure of theta_s, each over tasks unless said otherwise.
 
-    Adapted solutions of meta-test tasks: `support_loss`, `query_loss`, `query_accuracy`, `hessian_norm`,
-    `adaptive_sharpness` and `distance`.
+    Adapted solutions of meta-test tasks: `support_loss`, `query_loss`, `query_accuracy`,
+    `hessian_norm`, `adaptive_sharpness` and `distance`.
 
-    At theta_s, before adapting, on the support set: `support_loss_before`; `entropy_before`, of an image's prediction,
-    in nats; `majority_before`, the share of a task's images that are given its most frequent answer (1: all of them).
+    At theta_s, before adapting, on the support set: `support_loss_before`; `entropy_before`, of an
+    image's prediction, in nats; `majority_before`, the share of a task's images that are given its
+    most frequent answer (1: all of them).
 
-    Coherence: `trajectory_coherence` (n: tasks that moved), and the shares that the head's and the other parameters
-    have in it, `trajectory_coherence_head` and `_body`; `gradient_coherence`; `gradient_cosine`. The support gradient
-    is linear in the labels: g = g_uniform + g_label, where g_uniform belongs to labels that are 1/N for each class.
-    `gradient_coherence_uniform` and `_label` are the coherence of each part.
+    Coherence: `trajectory_coherence` (n: tasks that moved), and the shares that the head's and the
+    other parameters have in it, `trajectory_coherence_head` and `_body`; `gradient_coherence`;
+    `gradient_cosine`. The support gradient is linear in the labels: g = g_uniform + g_label, where
+    g_uniform belongs to labels that are 1/N for each class. `gradient_coherence_uniform` and
+    `_label` are the coherence of each part.
 
-    On meta-validation tasks: `valid_accuracy`. Of the network: `body_norm` and `head_norm`, the L2 norms of the
-    convolutions' weights and of the head's.
+    On meta-validation tasks: `valid_accuracy`. Of the network: `body_norm` and `head_norm`, the L2
+    norms of the convolutions' weights and of the head's.
     """
     return measure_together(net, flatten(net).detach().unsqueeze(0), test, valid, [settings])[0]
 
@@ -59,14 +61,23 @@ def measure_together(
     whole = {name: torch.cat(parts).unflatten(0, (len(runs), -1)) for name, parts in values.items()}
     right = _accuracies(net, theta, valid, runs, stream=1)
     return [
-        _stats(learner, unflatten(net, theta[i]), {name: value[i] for name, value in whole.items()}, right[i])
+        _stats(
+            learner,
+            unflatten(net, theta[i]),
+            {name: value[i] for name, value in whole.items()},
+            right[i],
+        )
         for i in range(len(runs))
     ]
 
 
-def _stats(learner: ConvNet, weights: list[Tensor], values: dict[str, Tensor], right: Tensor) -> dict[str, Stat]:
+def _stats(
+    learner: ConvNet, weights: list[Tensor], values: dict[str, Tensor], right: Tensor
+) -> dict[str, Stat]:
     """One run's statistics: of values over tasks, of accuracies [T] on meta-validation tasks, of its weights."""
-    moved, gradient, uniform = (values.pop(name) for name in ("displacement", "gradient", "uniform"))
+    moved, gradient, uniform = (
+        values.pop(name) for name in ("displacement", "gradient", "uniform")
+    )
     stats = {name: hessian.summarise(value) for name, value in values.items()}
     head = slice(-sum(p.numel() for p in learner.head.parameters()), None)
     body = slice(None, head.start)
@@ -91,7 +102,9 @@ def accuracies(net: ConvNet, tasks: Tasks, settings: Settings, stream: int) -> T
     return _accuracies(net, flatten(net).detach().unsqueeze(0), tasks, [settings], stream)[0]
 
 
-def _accuracies(net: ConvNet, theta: Tensor, tasks: Tasks, runs: Sequence[Settings], stream: int) -> Tensor:
+def _accuracies(
+    net: ConvNet, theta: Tensor, tasks: Tasks, runs: Sequence[Settings], stream: int
+) -> Tensor:
     """The same for S runs at once, [S, T]."""
     learner, starts = starts_together(net, theta, runs, len(tasks), stream)
     parts = []
@@ -117,10 +130,13 @@ def _chunks(net: ConvNet, starts: Tensor, tasks: Tasks, runs: int) -> Iterator[t
 def _bytes_of_a_task(net: ConvNet, starts: Tensor, tasks: Tasks) -> float:
     """What measuring a task takes on a GPU, counted generously: `tests/test_memory.py` counts it exactly.
 
-    A Lanczos basis, a few copies of the query images' activations and patches, and more of the support images', whose
-    gradient is differentiated.
+    A Lanczos basis, a few copies of the query images' activations and patches, and more of the
+    support images', whose gradient is differentiated.
     """
-    support, query = (x.shape[1] * net.activations * starts.element_size() for x in (tasks.support_x, tasks.query_x))
+    support, query = (
+        x.shape[1] * net.activations * starts.element_size()
+        for x in (tasks.support_x, tasks.query_x)
+    )
     basis = 33 * starts.shape[1] * starts.element_size()
     return basis + 3.5 * query + 8 * support
 
@@ -128,9 +144,10 @@ def _bytes_of_a_task(net: ConvNet, starts: Tensor, tasks: Tasks) -> float:
 def starts(net: ConvNet, settings: Settings, n_tasks: int, stream: int) -> tuple[ConvNet, Tensor]:
     """The N-way network that adapts, and where each task starts, [n_tasks, P], detached.
 
-    Under MAML they are the network itself and theta_s for all. Under finetuning the trained body gets an N-way head:
-    "fresh", drawn for each task anew; "shared", one draw for all; or "zero". A task's head depends on the run's seed,
-    the stream and the task's number, so that it is the same after each epoch.
+    Under MAML they are the network itself and theta_s for all. Under finetuning the trained body
+    gets an N-way head: "fresh", drawn for each task anew; "shared", one draw for all; or "zero". A
+    task's head depends on the run's seed, the stream and the task's number, so that it is the same
+    after each epoch.
     """
     return starts_together(net, flatten(net).detach().unsqueeze(0), [settings], n_tasks, stream)
 
@@ -148,11 +165,15 @@ def starts_together(
         heads = []
         for task in range(1 if settings.test_head == "shared" else n_tasks):
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(np.random.default_rng([settings.seed, HEAD, stream, task]).integers(2**63)))
+                torch.manual_seed(
+                    int(np.random.default_rng([settings.seed, HEAD, stream, task]).integers(2**63))
+                )
                 learner.reset_head("zero" if settings.test_head == "zero" else settings.head_init)
             heads.append(torch.cat([p.detach().flatten() for p in learner.head.parameters()]))
         drawn = torch.stack(heads).to(weights)
-        rows.append(torch.cat([weights[:body].expand(len(drawn), -1), drawn], dim=1).expand(n_tasks, -1))
+        rows.append(
+            torch.cat([weights[:body].expand(len(drawn), -1), drawn], dim=1).expand(n_tasks, -1)
+        )
     return learner.to(theta), rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
@@ -161,7 +182,11 @@ def _of_tasks(net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings) -> 
     start = theta.clone().requires_grad_()
     support = net.patches(tasks.support_x)  # the same for every measure
     log_p = F.log_softmax(logits(net, start, support), -1)  # [T, N*K, N]
-    before = F.nll_loss(log_p.flatten(0, 1), tasks.support_y.flatten(), reduction="none").view(len(tasks), -1).mean(1)
+    before = (
+        F.nll_loss(log_p.flatten(0, 1), tasks.support_y.flatten(), reduction="none")
+        .view(len(tasks), -1)
+        .mean(1)
+    )
     (gradient,) = torch.autograd.grad(before.sum(), start, retain_graph=True)
     (uniform,) = torch.autograd.grad(-log_p.mean((1, 2)).sum(), start)
     log_p = log_p.detach()
@@ -189,4 +214,6 @@ def _of_tasks(net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings) -> 
 def adapt_at_test(net: ConvNet, tasks: Tasks, start: Tensor, settings: Settings) -> Tensor:
     """Parameters [T, P] after the meta-test steps from start [T, P], detached."""
     how = (settings.inner_lr, settings.test_steps)
-    return adapt(net, tasks, *how, first_order=True, adapt_norm=settings.adapt_norm, start=start).detach()
+    return adapt(
+        net, tasks, *how, first_order=True, adapt_norm=settings.adapt_norm, start=start
+    ).detach()

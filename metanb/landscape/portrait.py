@@ -52,8 +52,7 @@ def stage(settings: Settings, epoch: int, net: ConvNet, tasks: Tasks) -> Stage:
 
 
 def surfaces(stages: list[Stage]) -> dict[str, Any]:
-    """Losses of the first task on the plane of the first two tasks' adaptation, on the same square
-    at every stage.
+    """Losses of the first task on the plane of the first two tasks' adaptation, on the same square at every stage.
 
     `at` are the coordinates of both axes; of each stage `support_loss` and `query_loss` [b, a], and
     `paths`, the two trajectories' coordinates [2, S + 1, 2], which are inside the plane at both
@@ -98,7 +97,9 @@ def interpolations(stages: list[Stage]) -> dict[str, Any]:
             with torch.no_grad():
                 right = accuracy(stage.net, end, tasks.query_x, tasks.query_y)
             seen.setdefault("query_accuracy", []).append(right)
-        found: dict[str, Any] = {name: torch.cat(seen.pop(name)).mean() for name in ("distance", "query_accuracy")}
+        found: dict[str, Any] = {
+            name: torch.cat(seen.pop(name)).mean() for name in ("distance", "query_accuracy")
+        }
         for name, parts in seen.items():
             values = torch.cat(parts, 1)  # [A, T]
             low, high = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype), dim=1)
@@ -122,19 +123,39 @@ def spectra(stages: list[Stage]) -> dict[str, Any]:
         found, parts, at_once = [], [], tasks_at_once(stage.paths.device)
         for first in range(0, n, at_once):
             part = slice(first, min(n, first + at_once))
-            theta, x, y = stage.paths[-1, part], stage.tasks[part].support_x, stage.tasks[part].support_y
-            lines = [directions(len(theta), theta.shape[1], seed=first * DIRECTIONS + i) for i in range(DIRECTIONS)]
-            found.append(spectrum.quadrature(_by_params(losses, stage.net, x, y), theta, torch.stack(lines), PRODUCTS))
+            theta, x, y = (
+                stage.paths[-1, part],
+                stage.tasks[part].support_x,
+                stage.tasks[part].support_y,
+            )
+            lines = [
+                directions(len(theta), theta.shape[1], seed=first * DIRECTIONS + i)
+                for i in range(DIRECTIONS)
+            ]
+            found.append(
+                spectrum.quadrature(
+                    _by_params(losses, stage.net, x, y), theta, torch.stack(lines), PRODUCTS
+                )
+            )
             # one by one: the Jacobian of all is large
             for one, its in zip(theta.split(1), x.split(1), strict=True):
                 parts.append(spectrum.gauss_newton(_by_params(logits, stage.net, its), one))
-        nodes, weights = (torch.cat([getattr(one, name) for one in found]) for name in ("nodes", "weights"))
-        drawn.append({"epoch": stage.epoch} | _spectrum(spectrum.Quadrature(nodes, weights, found[0].size), parts))
+        nodes, weights = (
+            torch.cat([getattr(one, name) for one in found]) for name in ("nodes", "weights")
+        )
+        drawn.append(
+            {"epoch": stage.epoch}
+            | _spectrum(spectrum.Quadrature(nodes, weights, found[0].size), parts)
+        )
     return {"n": n, "size": found[0].size, "counted": torch.from_numpy(COUNTED), "stages": drawn}
 
 
 def _spectrum(found: spectrum.Quadrature, parts: list[Tensor]) -> dict[str, Any]:
-    top, bottom, positive = spectrum.largest(found, TOP), spectrum.smallest(found, 1)[:, 0], torch.cat(parts)
+    top, bottom, positive = (
+        spectrum.largest(found, TOP),
+        spectrum.smallest(found, 1)[:, 0],
+        torch.cat(parts),
+    )
     low, high = float(bottom.min()), float(top.max())
     width = (high - low) / BELLS
     at = torch.linspace(low - 3 * width, high + 3 * width, BELLS + 7, dtype=torch.float64)
@@ -164,12 +185,16 @@ KINDS: dict[str, Callable[[list[Stage]], dict[str, Any]]] = {
 }
 
 
-def _by_params(function: Callable[..., Tensor], net: ConvNet, *data: Tensor) -> Callable[[Tensor], Tensor]:
+def _by_params(
+    function: Callable[..., Tensor], net: ConvNet, *data: Tensor
+) -> Callable[[Tensor], Tensor]:
     """A function of `metanb.maml.inner_loop` as one of the parameters [n, P] alone;
 
     one task's data [1, ...] serve all n.
     """
-    return lambda params: function(net, params, *(x.expand(len(params), *x.shape[1:]) for x in data))
+    return lambda params: function(
+        net, params, *(x.expand(len(params), *x.shape[1:]) for x in data)
+    )
 
 
 def _sets(tasks: Tasks) -> list[tuple[str, Tensor, Tensor]]:

@@ -1,7 +1,7 @@
 """Slices of the loss: on the plane through three points of parameter space, and along lines; functions of tensors.
 
-Slices show the loss as it is there, and nothing of the other P - 2 dimensions (Li et al., NeurIPS 2018; along lines
-Goodfellow, Vinyals and Saxe, ICLR 2015).
+Slices show the loss as it is there, and nothing of the other P - 2 dimensions (Li et al., NeurIPS
+2018; along lines Goodfellow, Vinyals and Saxe, ICLR 2015).
 """
 
 from collections.abc import Callable
@@ -48,7 +48,9 @@ def plane(origin: Tensor, first: Tensor, second: Tensor) -> Plane:
     )
 
 
-def on_plane(loss_fn: Callable[[Tensor], Tensor], where: Plane, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+def on_plane(
+    loss_fn: Callable[[Tensor], Tensor], where: Plane, a: Tensor, b: Tensor, like: Tensor
+) -> Tensor:
     """Losses on the grid of a [A] and b [B]: [B, A], float64, a row for each b as contour plots want it.
 
     Args:
@@ -63,7 +65,9 @@ def on_plane(loss_fn: Callable[[Tensor], Tensor], where: Plane, a: Tensor, b: Te
     return torch.stack(rows)
 
 
-def along(values_fn: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, alphas: Tensor) -> Tensor:
+def along(
+    values_fn: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, alphas: Tensor
+) -> Tensor:
     """Values at start + alpha (end - start), for each alpha and task: [A, T] float64, on the CPU.
 
     Args:
@@ -73,4 +77,6 @@ def along(values_fn: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, alp
         alphas: [A]; below 0 and above 1 they lead beyond.
     """
     with torch.no_grad():
-        return torch.stack([values_fn(start + float(x) * (end - start)).double().cpu() for x in alphas])
+        return torch.stack(
+            [values_fn(start + float(x) * (end - start)).double().cpu() for x in alphas]
+        )

@@ -1,14 +1,15 @@
 """The whole spectrum of each task's Hessian, by stochastic Lanczos quadrature; functions of tensors.
 
-For a direction v of length 1 the spectral measure of H seen from v gives eigenvalue lambda_i the weight (u_i . v)^2,
-u_i its eigenvector. k products of Lanczos from v turn that measure into k nodes and weights that integrate every
-polynomial of degree below 2 k exactly. Averaged over random directions the weight of each eigenvalue is 1 / P, so P
-times the average of an integral is the sum over all P eigenvalues (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38,
-2017; for networks Ghorbani, Krishnan and Xiao, ICML 2019).
+For a direction v of length 1 the spectral measure of H seen from v gives eigenvalue lambda_i the
+weight (u_i . v)^2, u_i its eigenvector. k products of Lanczos from v turn that measure into k nodes
+and weights that integrate every polynomial of degree below 2 k exactly. Averaged over random
+directions the weight of each eigenvalue is 1 / P, so P times the average of an integral is the sum
+over all P eigenvalues (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017; for networks
+Ghorbani, Krishnan and Xiao, ICML 2019).
 
-Beside it the exact eigenvalues of the Gauss-Newton part. With logits z and cross-entropy l the Hessian is
-J^T (d2l/dz2) J, which is positive and of rank N K (N - 1) at most for N K images of N classes, plus what the curvature
-of z itself adds, of either sign.
+Beside it the exact eigenvalues of the Gauss-Newton part. With logits z and cross-entropy l the
+Hessian is J^T (d2l/dz2) J, which is positive and of rank N K (N - 1) at most for N K images of N
+classes, plus what the curvature of z itself adds, of either sign.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,9 @@ class Quadrature:
     size: int  # P
 
 
-def quadrature(loss_fn: Callable[[Tensor], Tensor], params: Tensor, starts: Tensor, products: int) -> Quadrature:
+def quadrature(
+    loss_fn: Callable[[Tensor], Tensor], params: Tensor, starts: Tensor, products: int
+) -> Quadrature:
     """Nodes and weights for the Hessian of each task's loss at its own parameters.
 
     Args:
@@ -40,12 +43,15 @@ def quadrature(loss_fn: Callable[[Tensor], Tensor], params: Tensor, starts: Tens
 
     Raises:
         LandscapeError: a loss or product is not finite.
-        ValueError: params is not [T, P], starts does not fit, products is below 1, or loss_fn does not give [T].
+        ValueError: params is not [T, P], starts does not fit, products is below 1, or loss_fn does
+            not give [T].
     """
     if products < 1:
         raise ValueError(f"products is {products}: at least 1")
     if starts.dim() != 3 or not len(starts) or starts.shape[1:] != params.shape:
-        raise ValueError(f"starts has shape {tuple(starts.shape)}: give one or more of {tuple(params.shape)}")
+        raise ValueError(
+            f"starts has shape {tuple(starts.shape)}: give one or more of {tuple(params.shape)}"
+        )
     product = hessian_product(loss_fn, params)
     seen = [_measure(*_run(product, start.to(params), products), params.dtype) for start in starts]
     nodes, weights = (torch.stack(parts, 1) for parts in zip(*seen, strict=True))
@@ -73,7 +79,8 @@ def moment(found: Quadrature, power: int) -> Tensor:
 def largest(found: Quadrature, n: int) -> Tensor:
     """The n largest eigenvalues, descending, [T, n]: at most the true ones (Cauchy), and near them once converged.
 
-    Of equal eigenvalues one may be seen alone. Where fewer than n are seen, -inf stands for the others.
+    Of equal eigenvalues one may be seen alone. Where fewer than n are seen, -inf stands for the
+    others.
     """
     return found.nodes.nan_to_num(-torch.inf).sort(2, descending=True).values[..., :n].amax(1)
 
@@ -86,8 +93,9 @@ def smallest(found: Quadrature, n: int) -> Tensor:
 def outliers(found: Quadrature) -> Tensor:
     """How many eigenvalues stand clear above the bulk, [T]: those larger than the smallest is negative.
 
-    A random symmetric matrix has a bulk that is as wide to the right as to the left; what stands out beyond that has
-    structure. As Ritz values lie inside the spectrum, close calls may go either way.
+    A random symmetric matrix has a bulk that is as wide to the right as to the left; what stands
+    out beyond that has structure. As Ritz values lie inside the spectrum, close calls may go either
+    way.
     """
     return (found.nodes > -smallest(found, 1)[..., None].clamp_max(0)).sum(2).amax(1)
 
@@ -108,7 +116,10 @@ def gauss_newton(logits_fn: Callable[[Tensor], Tensor], params: Tensor) -> Tenso
     with torch.enable_grad():
         z = logits_fn(at)
         outputs = z.flatten(1).unbind(1)
-        rows = [torch.autograd.grad(one.sum(), at, retain_graph=True)[0].double().cpu() for one in outputs]
+        rows = [
+            torch.autograd.grad(one.sum(), at, retain_graph=True)[0].double().cpu()
+            for one in outputs
+        ]
     _, images, ways = z.shape
     jacobian = torch.stack(rows, 1)  # [T, B N, P]
     p = z.detach().double().cpu().softmax(-1)
@@ -118,7 +129,9 @@ def gauss_newton(logits_fn: Callable[[Tensor], Tensor], params: Tensor) -> Tenso
     return torch.linalg.eigvalsh(half @ half.transpose(1, 2)).flip(1)[:, : images * (ways - 1)]
 
 
-def _run(product: Callable[[Tensor], Tensor], start: Tensor, products: int) -> tuple[Tensor, Tensor]:
+def _run(
+    product: Callable[[Tensor], Tensor], start: Tensor, products: int
+) -> tuple[Tensor, Tensor]:
     *_, (alpha, beta) = lanczos(product, start, products)
     return alpha, beta
 
@@ -129,7 +142,8 @@ def _measure(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     after = end.cumsum(1) - end.long() > 0
     alpha, beta = torch.where(after, 0.0, alpha), torch.where(end | after, 0.0, beta)
     require_finite((alpha + beta).sum(1), "Hessian-vector product")
-    beyond = 1 + 2 * (alpha.abs() + 2 * beta).amax(1, keepdim=True)  # larger than any eigenvalue, by Gershgorin
+    # larger than any eigenvalue, by Gershgorin
+    beyond = 1 + 2 * (alpha.abs() + 2 * beta).amax(1, keepdim=True)
     nodes, vectors = eigen(torch.where(after, beyond, alpha), beta)
     unseen = torch.arange(alpha.shape[1]) >= alpha.shape[1] - after.sum(1, keepdim=True)
     return nodes.masked_fill(unseen, torch.nan), vectors[:, 0].square().masked_fill(unseen, 0.0)

@@ -18,13 +18,16 @@ class Replayed:
 
     Where it cannot be recorded, or `recorded` is false, it is called each time.
 
-    A meta-gradient of five steps is some four thousand kernels of a few microseconds each, less than their launches
-    take. The function must do the same whatever the values are: no read of a tensor from Python, no random numbers.
-    What it writes (results, and gradients that it starts from None) lies where it lay at the recording, so whoever
-    wants to keep it past the next call copies it.
+    A meta-gradient of five steps is some four thousand kernels of a few microseconds each, less
+    than their launches take. The function must do the same whatever the values are: no read of a
+    tensor from Python, no random numbers. What it writes (results, and gradients that it starts
+    from None) lies where it lay at the recording, so whoever wants to keep it past the next call
+    copies it.
     """
 
-    def __init__(self, function: Callable[..., Any], device: torch.device, recorded: bool = True) -> None:
+    def __init__(
+        self, function: Callable[..., Any], device: torch.device, recorded: bool = True
+    ) -> None:
         self.function, self.device = function, device
         self.recorded = recorded and device.type == "cuda"
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -32,7 +35,10 @@ class Replayed:
         self.results: Any = None
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """The function's results for inputs from anywhere. On a GPU their shapes must be those of the first call."""
+        """The function's results for inputs from anywhere.
+
+        On a GPU their shapes must be those of the first call.
+        """
         if self.recorded and self.graph is None:
             self.inputs = [x.to(self.device, copy=True) for x in inputs]
             try:
@@ -40,7 +46,8 @@ class Replayed:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # a kernel that cannot be recorded
-                if isinstance(error.__context__, torch.OutOfMemoryError):  # which the end of the recording hides
+                # which the end of the recording hides
+                if isinstance(error.__context__, torch.OutOfMemoryError):
                     raise error.__context__ from None
                 self.recorded = False
                 warn_without("graph", error)

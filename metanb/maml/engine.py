@@ -1,8 +1,9 @@
 """How runs are computed on a device: what changes their speed and their last bits, never their meaning.
 
-On a CPU a run is computed by itself. On a GPU runs that differ by seeds alone share a batch, and more is done to keep
-the card busy. Each of these features can be left out by METANB_WITHOUT, and gives way by itself, with one line of
-warning, where it fails; METANB_WITH asks for those that are not on by themselves. A run's provenance says which were.
+On a CPU a run is computed by itself. On a GPU runs that differ by seeds alone share a batch, and
+more is done to keep the card busy. Each of these features can be left out by METANB_WITHOUT, and
+gives way by itself, with one line of warning, where it fails; METANB_WITH asks for those that are
+not on by themselves. A run's provenance says which were.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ FEATURES = {
     "graph": "an iteration's kernels are recorded once and replayed as one CUDA graph",
     "tf32": "training's matrix products round their factors to TF32; measures never do",
 }
-# Off unless asked for: it changes an untrained network's meta-gradient by a twentieth or more, see test_engine.py.
+# Off unless asked for: it changes an untrained network's meta-gradient by a twentieth or more, see
+# test_engine.py.
 ON_REQUEST = ("tf32",)
 
 

@@ -1,7 +1,7 @@
 """Chains of elementwise operations as one kernel each: `torch.compile` on a GPU, for training alone.
 
-Eager PyTorch runs batch norm's gradient as a dozen kernels, each of which reads and writes whole activations. On a GPU
-memory is what they wait for. Compiled, a chain reads and writes once.
+Eager PyTorch runs batch norm's gradient as a dozen kernels, each of which reads and writes whole
+activations. On a GPU memory is what they wait for. Compiled, a chain reads and writes once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _failed = False  # a kernel could not be compiled: the process goes on without
 def fusible(function: Callable[..., Any]) -> Callable[..., Any]:
     """A pure function of tensors that is compiled for each of its arguments' shapes inside `fused`, if it can be.
 
-    After the first failure to compile, on a GPU that nobody has tried or without a compiler, all fusible functions run
-    as they are.
+    After the first failure to compile, on a GPU that nobody has tried or without a compiler, all
+    fusible functions run as they are.
     """
     variants: dict[Any, Callable[..., Any]] = {}
 
@@ -72,8 +72,10 @@ def _shape(argument: Any) -> Any:
 def _copy(function: Any, number: int) -> Any:
     """The function with a code object of its own.
 
-    torch compiles one code object for a few shapes only, and gives up without a word at the next. The limit can be
-    raised for the calling thread, but gradients are computed in another one.
+    torch compiles one code object for a few shapes only, and gives up without a word at the next.
+    The limit can be raised for the calling thread, but gradients are computed in another one.
     """
     code = function.__code__.replace(co_name=f"{function.__name__}_{number}")
-    return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+    return FunctionType(
+        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
+    )

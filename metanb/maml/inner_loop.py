@@ -1,8 +1,9 @@
 """The inner loop, by `higher`: a few SGD steps on each task's support set, once for a whole chunk of tasks.
 
-`higher`'s functional net is handed the shared parameters expanded over the tasks, [T, ...], and takes SGD steps on the
-sum of the tasks' mean losses: no task's loss depends on another's parameters, so each takes exactly its own SGD step.
-Adapted parameters are flat, [T, P], in the order of `net.parameters()`.
+`higher`'s functional net is handed the shared parameters expanded over the tasks, [T, ...], and
+takes SGD steps on the sum of the tasks' mean losses: no task's loss depends on another's
+parameters, so each takes exactly its own SGD step. Adapted parameters are flat, [T, P], in the
+order of `net.parameters()`.
 """
 
 from __future__ import annotations
@@ -45,14 +46,21 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def adapt(
-    net: ConvNet, tasks: Tasks, lr: float, steps: int, *, first_order: bool = False, adapt_norm: bool = True,
+    net: ConvNet,
+    tasks: Tasks,
+    lr: float,
+    steps: int,
+    *,
+    first_order: bool = False,
+    adapt_norm: bool = True,
     start: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Parameters [T, P] after `steps` SGD steps of rate `lr` on each task's support set (the paper's theta~_i).
 
-    They are differentiable with respect to the net's parameters; with `first_order` their values are the same and their
-    derivative is the identity (first-order MAML). `adapt_norm=False` leaves batch norm's gamma and beta as they are.
-    All the tasks are adapted together: split large batches into chunks.
+    They are differentiable with respect to the net's parameters; with `first_order` their values
+    are the same and their derivative is the identity (first-order MAML). `adapt_norm=False` leaves
+    batch norm's gamma and beta as they are. All the tasks are adapted together: split large batches
+    into chunks.
 
     Args:
         net: the network; its parameters are theta_s.
@@ -61,7 +69,8 @@ def adapt(
         steps: number of steps.
         first_order: whether the inner gradients count as constants.
         adapt_norm: whether gamma and beta take part.
-        start: [T, P], where each task starts in place of theta_s; the result is differentiable by it instead.
+        start: [T, P], where each task starts in place of theta_s; the result is differentiable by
+            it instead.
 
     Raises:
         ValueError: lr <= 0 or steps < 0.
@@ -74,20 +83,28 @@ def adapt(
     if steps == 0:
         return initial
     fixed = () if adapt_norm else ("gamma", "beta")
-    optimiser = torch.optim.SGD([p for name, p in net.named_parameters() if not name.endswith(fixed)], lr=lr)
+    optimiser = torch.optim.SGD(
+        [p for name, p in net.named_parameters() if not name.endswith(fixed)], lr=lr
+    )
     differentiable = torch.is_grad_enabled() and not first_order
     with (
         torch.enable_grad(),
-        higher.innerloop_ctx(net, optimiser, copy_initial_weights=False, track_higher_grads=differentiable) as (
-            fnet,
-            inner,
-        ),
+        higher.innerloop_ctx(
+            net, optimiser, copy_initial_weights=False, track_higher_grads=differentiable
+        ) as (fnet, inner),
     ):
-        parts = [p.expand(len(tasks), *p.shape) for p in net.parameters()] if start is None else unflatten(net, start)
-        fnet.update_params(parts if differentiable else [p.detach().requires_grad_() for p in parts])
+        parts = (
+            [p.expand(len(tasks), *p.shape) for p in net.parameters()]
+            if start is None
+            else unflatten(net, start)
+        )
+        fnet.update_params(
+            parts if differentiable else [p.detach().requires_grad_() for p in parts]
+        )
         support = net.patches(tasks.support_x)  # the same in every step
         for _ in range(steps):
-            if not adapt_norm:  # an alias a step: else `higher` would differentiate by gamma through the earlier steps
+            # an alias a step: else `higher` would differentiate by gamma through the earlier steps
+            if not adapt_norm:
                 fnet.update_params([p.view_as(p) for p in fnet.parameters()])
             inner.step(_losses(fnet(support), tasks.support_y).sum())
         adapted = torch.cat([p.flatten(1) for p in fnet.parameters()], dim=1)
@@ -97,7 +114,9 @@ def adapt(
 def logits(net: ConvNet, params: Tensor, x: Tensor | Patches) -> Tensor:
     """Each task's logits by its own parameters: params [T, P], x [T, B, C, H, W] or its patches -> [T, B, ways]."""
     names = [name for name, _ in net.named_parameters()]
-    return torch.func.functional_call(net, dict(zip(names, unflatten(net, params), strict=True)), (x,))
+    return torch.func.functional_call(
+        net, dict(zip(names, unflatten(net, params), strict=True)), (x,)
+    )
 
 
 def losses(net: ConvNet, params: Tensor, x: Tensor | Patches, y: Tensor) -> Tensor:
@@ -113,15 +132,19 @@ def accuracy(net: ConvNet, params: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def keep_freed_memory() -> None:
     """Let this process keep freed memory for its next tensors, instead of handing it back to the kernel each pass.
 
-    A meta-gradient frees and asks again for the same hundreds of megabytes; faulting those pages in anew takes 10 to
-    20 % of its time on a CPU. A setting of glibc for the whole process; with another C library it does nothing.
+    A meta-gradient frees and asks again for the same hundreds of megabytes; faulting those pages in
+    anew takes 10 to 20 % of its time on a CPU. A setting of glibc for the whole process; with
+    another C library it does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_threshold = -1, -3  # their names in malloc.h begin with M_
         libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)  # older ones take 32 MB at most
+        # older ones take 32 MB at most
+        libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)
 
 
 def _losses(output: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
+    return (
+        F.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
+    )

@@ -1,12 +1,13 @@
 """3x3 convolution with a weight for each task, and batch norm, both closed under differentiation.
 
-MAML differentiates a gradient. A convolution, its gradient by the input and its gradient by the weight are three
-bilinear maps, each the derivative of the others: written as three `torch.autograd.Function`s they run one fast kernel
-each, to any order. Images are [T, B, H, W, C] (channels last: a pixel's channels, and a row of a 3x3 patch, lie side by
-side), weights [T, O, 3, 3, C].
+MAML differentiates a gradient. A convolution, its gradient by the input and its gradient by the
+weight are three bilinear maps, each the derivative of the others: written as three
+`torch.autograd.Function`s they run one fast kernel each, to any order. Images are [T, B, H, W, C]
+(channels last: a pixel's channels, and a row of a 3x3 patch, lie side by side), weights [T, O, 3,
+3, C].
 
-Two kernels: a batched matrix product over extracted patches, for all tasks at once; and on a CPU, where the tasks are
-large, oneDNN's convolution, task by task.
+Two kernels: a batched matrix product over extracted patches, for all tasks at once; and on a CPU,
+where the tasks are large, oneDNN's convolution, task by task.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from metanb.maml.fusing import fusible
 
 EPS = 1e-5  # added to the variance in batch norm
 DIRECT_FROM = 400  # output pixels of a task from which oneDNN's convolution is the faster kernel
-TILE, TILES = 64, 256  # a GPU's matrix product is made in tiles of this side, and it wants this many to be busy
+# a GPU's matrix product is made in tiles of this side, and it wants this many to be busy
+TILE, TILES = 64, 256
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -53,8 +55,8 @@ def linear(rows: Tensor, weight: Tensor) -> Tensor:
 def moments(a: Tensor, b: Tensor) -> Tensor:
     """Each task's sum of outer products of rows: a [T, K, M], b [T, K, N] -> [T, M, N].
 
-    A GPU makes a matrix product tile by tile, each by one of its hundred processors. Here the tiles are few and their
-    sums long, so it is given the rows in parts, whose products are summed.
+    A GPU makes a matrix product tile by tile, each by one of its hundred processors. Here the tiles
+    are few and their sums long, so it is given the rows in parts, whose products are summed.
     """
     parts = _parts(a, b)
     a, b = (x.reshape(len(x) * parts, -1, x.shape[-1]) for x in (a, b))
@@ -86,7 +88,14 @@ def windows(padded: Tensor, stride: int) -> Tensor:
     padded = padded.contiguous()
     n_tasks, batch, height, width, channels = padded.shape
     task, image, row, column, _ = padded.stride()
-    shape = (n_tasks, batch, out_side(height - 2, stride), out_side(width - 2, stride), 3, 3 * channels)
+    shape = (
+        n_tasks,
+        batch,
+        out_side(height - 2, stride),
+        out_side(width - 2, stride),
+        3,
+        3 * channels,
+    )
     return padded.as_strided(shape, (task, image, stride * row, stride * column, row, 1))
 
 
@@ -104,7 +113,9 @@ def _overlap_add(rows: Tensor, shape: Sequence[int], stride: int) -> Tensor:
     padded = rows.new_zeros(n_tasks, batch, height + 3, width + 3, channels)
     for i in range(3):
         for j in range(3):
-            padded[:, :, i : i + stride * h : stride, j : j + stride * w : stride] += rows[:, :, :, :, i, j]
+            padded[:, :, i : i + stride * h : stride, j : j + stride * w : stride] += rows[
+                :, :, :, :, i, j
+            ]
     return padded[:, :, 1 : height + 1, 1 : width + 1]
 
 
@@ -173,13 +184,18 @@ class _Convolve(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
-        shape = (*x.shape[:2], out_side(x.shape[2], stride), out_side(x.shape[3], stride), weight.shape[1])
+        shape = (
+            *x.shape[:2],
+            out_side(x.shape[2], stride),
+            out_side(x.shape[3], stride),
+            weight.shape[1],
+        )
         weight, x = _fold_shared(weight, x)
         if _direct(weight, x.shape, stride):
             y = _each(
-                lambda x, w: F.conv2d(x.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), stride=stride, padding=1).permute(
-                    0, 2, 3, 1
-                ),
+                lambda x, w: F.conv2d(
+                    x.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), stride=stride, padding=1
+                ).permute(0, 2, 3, 1),
                 x,
                 weight,
             )
@@ -264,7 +280,13 @@ class _BatchNormGradient(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, given: Tensor, x: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None
+        ctx: Any,
+        given: Tensor,
+        x: Tensor,
+        gamma: Tensor,
+        centred: Tensor,
+        r: Tensor,
+        y: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         by_x, by_gamma, by_beta, g, mean_g, mean_gn = _norm_gradient(given, gamma, centred, r, y)
         ctx.save_for_backward(given, x, gamma, g, centred, r, y, mean_g, mean_gn)
@@ -275,8 +297,12 @@ class _BatchNormGradient(Function):
         """Gradients by g, x and gamma, for the cotangents u of `by_x`, v of `by_gamma` and w of `by_beta`."""
         given, x, gamma, g, centred, r, y, mean_g, mean_gn = ctx.saved_tensors
         second = _norm_second
-        if torch.is_grad_enabled():  # for a third derivative autograd must see how these follow from g and x
-            g, samples = (given if y is None else _where_positive(given, y)).flatten(1, 3), x.flatten(1, 3)
+        # for a third derivative autograd must see how these follow from g and x
+        if torch.is_grad_enabled():
+            g, samples = (
+                (given if y is None else _where_positive(given, y)).flatten(1, 3),
+                x.flatten(1, 3),
+            )
             centred = samples - samples.mean(1, keepdim=True)
             r = (centred.square().mean(1, keepdim=True) + EPS).rsqrt()
             mean_g, mean_gn = g.mean(1, keepdim=True), (g * centred).mean(1, keepdim=True) * r
@@ -296,10 +322,13 @@ def _normalise(x: Tensor, gamma: Tensor, beta: Tensor, relu: bool) -> tuple[Tens
 
 
 @fusible
-def _norm_gradient(given: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+def _norm_gradient(
+    given: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: Tensor | None
+) -> tuple[Tensor, ...]:
     """With n = centred * r, and g only where y > 0: gamma r (g - mean(g) - n mean(g n)), sum(g n) and sum(g).
 
-    These are the gradients by x, gamma and beta; then g itself, its mean and mean(g n), which the next derivative uses.
+    These are the gradients by x, gamma and beta; then g itself, its mean and mean(g n), which the
+    next derivative uses.
     """
     g = (given if y is None else _where_positive(given, y)).flatten(1, 3)
     samples = g.shape[1]
@@ -311,14 +340,28 @@ def _norm_gradient(given: Tensor, gamma: Tensor, centred: Tensor, r: Tensor, y: 
 
 
 def _norm_second_traced(
-    u: Tensor, v: Tensor, w: Tensor, gamma: Tensor, g: Tensor, centred: Tensor, r: Tensor, y: Tensor | None,
-    mean_g: Tensor, mean_gn: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    u: Tensor,
+    v: Tensor,
+    w: Tensor,
+    gamma: Tensor,
+    g: Tensor,
+    centred: Tensor,
+    r: Tensor,
+    y: Tensor | None,
+    mean_g: Tensor,
+    mean_gn: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The derivatives of `_norm_gradient` by g, x and gamma, for cotangents u, v and w of its first three results.
 
     x enters through n, with gradient k = v g - scale (mean(g n) u + mean(u n) g), and through r.
     """
-    shape, u, gamma, v, w = u.shape, u.flatten(1, 3), gamma.unsqueeze(1), v.unsqueeze(1), w.unsqueeze(1)
+    shape, u, gamma, v, w = (
+        u.shape,
+        u.flatten(1, 3),
+        gamma.unsqueeze(1),
+        v.unsqueeze(1),
+        w.unsqueeze(1),
+    )
     scale = gamma * r
     mean_u = u.mean(1, keepdim=True)
     mean_un = (u * centred).mean(1, keepdim=True) * r
@@ -339,7 +382,8 @@ _norm_second = fusible(_norm_second_traced)
 class _Pool(Function):
     """One pixel of each 2x2 window of x [N, H, W, C]: its greatest, or the one at a given index [N, C, H', W'].
 
-    Torch's own has a second derivative that leaves channels last, and later sums of the two layouts are slow.
+    Torch's own has a second derivative that leaves channels last, and later sums of the two layouts
+    are slow.
     """
 
     @staticmethod

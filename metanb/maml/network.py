@@ -1,12 +1,14 @@
 """The paper's network: four blocks of 3x3 convolution, batch norm and ReLU, then a linear head (Finn et al. 2017).
 
-One module serves one task or many at once. Its weights may carry a leading task dimension, so that one `higher`
-functional net adapts a whole chunk of tasks: images are then [T, B, C, H, W], each task convolved with its own weights.
+One module serves one task or many at once. Its weights may carry a leading task dimension, so that
+one `higher` functional net adapts a whole chunk of tasks: images are then [T, B, C, H, W], each
+task convolved with its own weights.
 
-Images that pass more than once are handed over as `Patches`. The first block then needs no pass over its activations
-for batch norm: images are constants, so the mean and the variance of its convolution follow from the covariance of
-their 3x3 patches, which is taken once and holds for every inner step. Large images that pass once are convolved as they
-are; small ones become patches in any case, which are cheap at stride 2.
+Images that pass more than once are handed over as `Patches`. The first block then needs no pass
+over its activations for batch norm: images are constants, so the mean and the variance of its
+convolution follow from the covariance of their 3x3 patches, which is taken once and holds for every
+inner step. Large images that pass once are convolved as they are; small ones become patches in any
+case, which are cheap at stride 2.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.maml.kernels import EPS, batch_norm, convolve, linear, max_pool, moments, out_side, windows
+from metanb.maml.kernels import (
+    EPS,
+    batch_norm,
+    convolve,
+    linear,
+    max_pool,
+    moments,
+    out_side,
+    windows,
+)
 from metanb.settings import CHOICES
 
 STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger ones by max-pooling
@@ -48,10 +59,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor | Patches) -> Tensor:
         """[T, B, H, W, inputs] or `Patches` -> [T, B, H', W', outputs]."""
-        weight, gamma, beta = _with_tasks(self.weight, 4), _with_tasks(self.gamma, 1), _with_tasks(self.beta, 1)
+        weight, gamma, beta = (
+            _with_tasks(self.weight, 4),
+            _with_tasks(self.gamma, 1),
+            _with_tasks(self.beta, 1),
+        )
         if isinstance(x, Patches):
             weight = weight.flatten(2)
-            exact = weight.double()  # neighbouring pixels are alike: an edge filter's variance is a small difference
+            # neighbouring pixels are alike: an edge filter's variance is a small difference
+            exact = weight.double()
             variance = (exact @ x.covariance * exact).sum(-1)
             weight = weight * (gamma * (variance + EPS).rsqrt().to(gamma.dtype)).unsqueeze(-1)
             bias = beta.unsqueeze(-1) - weight @ x.mean
@@ -68,27 +84,40 @@ class Block(nn.Module):
 class ConvNet(nn.Module):
     """The paper's ConvNet for images (C, H, W) and `ways` classes.
 
-    Images up to 28x28 (Omniglot): stride-2 convolutions, spatial mean, linear head. Larger ones (mini-ImageNet, 84x84):
-    stride 1 and a 2x2 max-pool in each block, then all features into the linear head. Batch norm always uses the
-    batch's own statistics. `head_init` is the head's start: "torch" (`nn.Linear`'s), "finn" (as in Finn et al.'s code:
-    standard normal after a spatial mean, xavier-uniform otherwise; zero bias) or "zero".
+    Images up to 28x28 (Omniglot): stride-2 convolutions, spatial mean, linear head. Larger ones
+    (mini-ImageNet, 84x84): stride 1 and a 2x2 max-pool in each block, then all features into the
+    linear head. Batch norm always uses the batch's own statistics. `head_init` is the head's start:
+    "torch" (`nn.Linear`'s), "finn" (as in Finn et al.'s code: standard normal after a spatial mean,
+    xavier-uniform otherwise; zero bias) or "zero".
 
     Raises:
         ValueError: an unknown `head_init`, or images too small for four max-pools.
     """
 
-    def __init__(self, image_shape: tuple[int, ...], ways: int, filters: int = 64, head_init: str = "torch") -> None:
+    def __init__(
+        self, image_shape: tuple[int, ...], ways: int, filters: int = 64, head_init: str = "torch"
+    ) -> None:
         super().__init__()
         if head_init not in CHOICES["head_init"]:
-            raise ValueError(f"head_init is {head_init!r}: use one of {', '.join(CHOICES['head_init'])}")
+            raise ValueError(
+                f"head_init is {head_init!r}: use one of {', '.join(CHOICES['head_init'])}"
+            )
         channels, height, width = image_shape
-        self.image_shape, self.ways, self.filters, self.head_init = tuple(image_shape), ways, filters, head_init
+        self.image_shape, self.ways, self.filters, self.head_init = (
+            tuple(image_shape),
+            ways,
+            filters,
+            head_init,
+        )
         self.strided = max(height, width) <= STRIDED_UP_TO
         if not self.strided and min(height, width) < 16:
-            raise ValueError(f"image_shape is {self.image_shape}: four max-pools need a side of at least 16 pixels")
+            raise ValueError(
+                f"image_shape is {self.image_shape}: four max-pools need a side of at least 16 pixels"
+            )
         self.stride = 2 if self.strided else 1
         self.blocks = nn.ModuleList(
-            Block(channels if i == 0 else filters, filters, self.stride, pool=not self.strided) for i in range(4)
+            Block(channels if i == 0 else filters, filters, self.stride, pool=not self.strided)
+            for i in range(4)
         )
         features = filters if self.strided else filters * (height // 16) * (width // 16)
         self.head = nn.utils.skip_init(nn.Linear, features, ways)

@@ -1,4 +1,7 @@
-"""The outer loop: one gradient of MAML (Finn et al. 2017), regularised or not, or of the finetuning baseline."""
+"""The outer loop: one gradient of MAML (Finn et al.
+
+2017), regularised or not, or of the finetuning baseline.
+"""
 
 import math
 from typing import NamedTuple
@@ -16,26 +19,40 @@ from metanb.settings import IMAGE_SHAPES, Settings
 class Outcome(NamedTuple):
     """What one meta-gradient saw, by task, run after run; detached."""
 
-    losses: Tensor  #: [S*T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
+    losses: (
+        Tensor  #: [S*T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
+    )
     moves: Tensor  #: [S*T] norm(theta^_i - theta~_i) / norm(theta~_i - theta_s); 0 where no regulariser moves
 
 
 def meta_gradient(
-    net: ConvNet, tasks: Tasks, lr: float, steps: int, *, first_order: bool, adapt_norm: bool, chunk: int,
-    regulariser: str = "none", gamma: float = 0.0, other: Tensor | None = None, theta: Tensor | None = None,
-) -> Outcome:  # fmt: skip
+    net: ConvNet,
+    tasks: Tasks,
+    lr: float,
+    steps: int,
+    *,
+    first_order: bool,
+    adapt_norm: bool,
+    chunk: int,
+    regulariser: str = "none",
+    gamma: float = 0.0,
+    other: Tensor | None = None,
+    theta: Tensor | None = None,
+) -> Outcome:
     """Add the gradient of the mean query loss after adaptation to the `.grad` of what theta_s is made of.
 
-    That is the net's parameters; or `theta` [S, P], the weights of S runs side by side. Their tasks come run after run,
-    S times T of them, and each run's gradient is that of its own mean over its own tasks: runs do not mix.
+    That is the net's parameters; or `theta` [S, P], the weights of S runs side by side. Their tasks
+    come run after run, S times T of them, and each run's gradient is that of its own mean over its
+    own tasks: runs do not mix.
 
-    The tasks of each run go through in chunks of `chunk` at a time, each chunk's graph freed before the next is built:
-    the sum is the same up to rounding, the memory is that of one chunk. A regulariser needs the mean direction of the
-    whole meta-batch, so it takes a first pass, without a graph.
+    The tasks of each run go through in chunks of `chunk` at a time, each chunk's graph freed before
+    the next is built: the sum is the same up to rounding, the memory is that of one chunk. A
+    regulariser needs the mean direction of the whole meta-batch, so it takes a first pass, without
+    a graph.
 
-    With u_i = theta~_i - theta_s, r_i = norm(u_i), d_i = u_i / r_i, d_mu the mean of d_i over the meta-batch, a
-    constant, and Omega_i = -d_i . d_mu, the outer loss of task i is L(D'_i; theta^_i), and `regulariser` says what
-    theta^_i is:
+    With u_i = theta~_i - theta_s, r_i = norm(u_i), d_i = u_i / r_i, d_mu the mean of d_i over the
+    meta-batch, a constant, and Omega_i = -d_i . d_mu, the outer loss of task i is L(D'_i;
+    theta^_i), and `regulariser` says what theta^_i is:
 
         none      theta~_i
         adapted   theta~_i - gamma grad Omega_i by theta~_i, which is -(d_mu - (d_i . d_mu) d_i) / r_i (our reading)
@@ -87,7 +104,9 @@ def meta_gradient(
                 elsewhere = pulled(adapted, start, _shared(other, len(part)), gamma) - adapted
                 moved = adapted + _length(step) * _moved(step) * _unit(elsewhere)
         elif regulariser == "through":
-            (slope,) = torch.autograd.grad(omega(adapted, start, along).sum(), start, create_graph=True)
+            (slope,) = torch.autograd.grad(
+                omega(adapted, start, along).sum(), start, create_graph=True
+            )
             moved = adapted - gamma * slope
         elif regulariser == "outer":
             penalty = gamma * omega(adapted, start, along)
@@ -128,8 +147,9 @@ def omega(adapted: Tensor, start: Tensor, direction: Tensor) -> Tensor:
 def pulled(adapted: Tensor, start: Tensor, direction: Tensor, gamma: float) -> Tensor:
     """theta^_i = theta~_i - gamma grad Omega_i, [T, P], the gradient by theta~_i and `direction` a constant.
 
-    With u = theta~_i - theta_s and r = norm(u), that is theta~_i + (gamma / r) (direction - (d_i . direction) d_i). A
-    task that did not move stays where it is. `direction` is [P], or [T, P] where it is not the same for all.
+    With u = theta~_i - theta_s and r = norm(u), that is theta~_i + (gamma / r) (direction - (d_i .
+    direction) d_i). A task that did not move stays where it is. `direction` is [P], or [T, P] where
+    it is not the same for all.
     """
     u = adapted - start
     r = _length(u)
@@ -141,8 +161,9 @@ def pulled(adapted: Tensor, start: Tensor, direction: Tensor, gamma: float) -> T
 def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None = None) -> Tensor:
     """Finetuning's pretraining: add the gradient of the mean cross-entropy of one mini-batch to the net's `.grad`s.
 
-    The head has an output for every meta-train class. With `theta` [S, P], the weights of S runs side by side, each has
-    a mini-batch of its own, and the gradient goes to what `theta` is made of.
+    The head has an output for every meta-train class. With `theta` [S, P], the weights of S runs
+    side by side, each has a mini-batch of its own, and the gradient goes to what `theta` is made
+    of.
 
     Args:
         net: the network.
@@ -158,7 +179,9 @@ def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None
         loss.backward()
         return loss.detach()
     outputs = logits(net, theta, x)
-    each = torch.stack([F.cross_entropy(output, classes) for output, classes in zip(outputs, y, strict=True)])
+    each = torch.stack(
+        [F.cross_entropy(output, classes) for output, classes in zip(outputs, y, strict=True)]
+    )
     each.sum().backward()
     return each.detach()
 
@@ -166,8 +189,9 @@ def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None
 def chunk_size(settings: Settings, device: torch.device) -> int:
     """How many tasks go through the network at once: on a GPU all, on a CPU a power of two.
 
-    Few tasks leave a fixed cost a chunk and small matrix products, many leave the processor's cache; between is a flat
-    optimum near a million pixels. A rule rather than a timing, so that a seed gives the same bits each time.
+    Few tasks leave a fixed cost a chunk and small matrix products, many leave the processor's
+    cache; between is a flat optimum near a million pixels. A rule rather than a timing, so that a
+    seed gives the same bits each time.
     """
     if device.type != "cpu":
         return settings.meta_batch
@@ -191,7 +215,9 @@ def _mean_direction(
         for chosen in _chunks(len(tasks) // runs, chunk):
             part = _of_each_run(tasks, runs, chosen)
             start = _for_tasks(theta, len(part))
-            adapted = adapt(net, part, lr, steps, first_order=True, adapt_norm=adapt_norm, start=start)
+            adapted = adapt(
+                net, part, lr, steps, first_order=True, adapt_norm=adapt_norm, start=start
+            )
             directions.append(_unit(adapted - start).unflatten(0, (runs, -1)))
         return torch.cat(directions, dim=1).mean(1)
 

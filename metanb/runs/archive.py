@@ -54,8 +54,9 @@ def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
 def read(path: Path) -> list[str]:
     """Put what an archive holds into the local store; a line for each run.
 
-    What the store has already and is as far stays. Nothing is written unless every member is as it was packed. Raises
-    ArchiveError for an archive that is not, RecordError for a member that is no record or no plain checkpoint.
+    What the store has already and is as far stays. Nothing is written unless every member is as it
+    was packed. Raises ArchiveError for an archive that is not, RecordError for a member that is no
+    record or no plain checkpoint.
     """
     members = _verified(path)
     runs = dict.fromkeys(map(_owner, members))
@@ -94,7 +95,9 @@ def _trained(run: str, members: dict[str, bytes], path: Path) -> str:
         settings = _settings(run, members)
         return settings.ending(int(run.rpartition("-")[2]) // settings.epoch_iterations).id
     except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveError(f"archive {path} holds {run}.pt without a record of it: ask for a whole one") from error
+        raise ArchiveError(
+            f"archive {path} holds {run}.pt without a record of it: ask for a whole one"
+        ) from error
 
 
 def _settings(record: str, members: Mapping[str, bytes]) -> Settings:
@@ -124,7 +127,11 @@ def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Pat
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
-    earlier = [path for path in sorted(folder.glob(f"{name}-*.zip")) if re.fullmatch(rf"{name}-\d+\.zip", path.name)]
+    earlier = [
+        path
+        for path in sorted(folder.glob(f"{name}-*.zip"))
+        if re.fullmatch(rf"{name}-\d+\.zip", path.name)
+    ]
     packed = {run for members in runs for run in _runs(members)}
     for path in earlier:
         if lost := sorted(_runs(_verified(path)) - packed):
@@ -146,7 +153,9 @@ def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Pat
     for members in runs:
         size = sum(map(len, members.values()))
         if size > LIMIT:
-            raise ArchiveError(f"{min(members)} and what belongs to it are {size:,} bytes: an archive holds {LIMIT:,}")
+            raise ArchiveError(
+                f"{min(members)} and what belongs to it are {size:,} bytes: an archive holds {LIMIT:,}"
+            )
         if volume and size + sum(map(len, volume.values())) > LIMIT:
             close(volume)
             volume = {}
@@ -173,12 +182,24 @@ def _verified(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
         digests = json.loads(members.pop(MANIFEST))
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ArchiveError(f"archive {path} is damaged ({error}): copy it again") from error
     if _digests(members) != digests:
-        raise ArchiveError(f"archive {path} is damaged: it does not hold what its manifest lists; copy it again")
+        raise ArchiveError(
+            f"archive {path} is damaged: it does not hold what its manifest lists; copy it again"
+        )
     if foreign := [name for name in members if not MEMBER.fullmatch(name)]:
-        raise ArchiveError(f"archive {path} holds {foreign[0]!r}, which is neither a record nor a checkpoint")
+        raise ArchiveError(
+            f"archive {path} holds {foreign[0]!r}, which is neither a record nor a checkpoint"
+        )
     return members
 
 

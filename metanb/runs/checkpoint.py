@@ -14,23 +14,30 @@ from metanb.runs.records import RecordError
 from metanb.settings import Settings
 
 PLAIN = ("origin", "epoch", "rows", "wall", "cpu", "shared", "resumed", "started", "saved")
-FORMERLY = {"together": 1, "precision": "float32"}  # what the first version does not say of how it computed
-ADDED = {"shared": "wall"}  # what checkpoints of the first version lack, and what stands for it: runs were alone
+# what the first version does not say of how it computed
+FORMERLY = {"together": 1, "precision": "float32"}
+# what checkpoints of the first version lack, and what stands for it: runs were alone
+ADDED = {"shared": "wall"}
 
 
 @dataclass(eq=False)
 class State:
-    """What a checkpoint holds. The random state is the seed and the epoch: every draw is seeded by its iteration."""
+    """What a checkpoint holds.
+
+    The random state is the seed and the epoch: every draw is seeded by its iteration.
+    """
 
     settings: Settings  # not in the file, whose name tells the run
     net: ConvNet  # on the CPU, as all here
     optimiser: torch.optim.Adam
-    origin: dict[str, Any]  # environment, code, digests of the data; what changed between sessions is listed
+    # environment, code, digests of the data; what changed between sessions is listed
+    origin: dict[str, Any]
     epoch: int = -1  # last epoch finished and measured; 0 is the untrained network
     rows: list[dict[str, Any]] = field(default_factory=list)  # of measures
     wall: float = 0.0  # seconds
     cpu: float = 0.0
-    shared: float = 0.0  # seconds of `wall`, divided by the number of runs that were trained together
+    # seconds of `wall`, divided by the number of runs that were trained together
+    shared: float = 0.0
     resumed: int = 0
     started: str = field(default_factory=machine.now)
     saved: str = ""
@@ -39,11 +46,16 @@ class State:
         """Replace the checkpoint, as `metanb.files.replace` does. The caller holds the lock."""
         self.saved = machine.now()
         plain, stream = {name: getattr(self, name) for name in PLAIN}, io.BytesIO()
-        torch.save(plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, stream)
+        torch.save(
+            plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, stream
+        )
         files.replace(path, stream.getvalue())
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RecordError for one that is torn, of another design, or of other data."""
+        """Go on from a checkpoint.
+
+        Raises RecordError for one that is torn, of another design, or of other data.
+        """
         here, values = self.origin, read(path)
         try:
             self.net.load_state_dict(values["net"])
@@ -54,7 +66,8 @@ class State:
             raise _unusable(path, "is of another version") from error
         if self.origin["data"] != here["data"]:
             raise _unusable(path, "was made from other data")
-        graph = str(self.origin["device"]).startswith("NVIDIA")  # on a GPU it replayed a graph, and that was all
+        # on a GPU it replayed a graph, and that was all
+        graph = str(self.origin["device"]).startswith("NVIDIA")
         self.origin = FORMERLY | {"engine": "graph" if graph else "plain"} | self.origin
         for name, value in here.items():
             if name != "data":
@@ -71,15 +84,19 @@ class State:
 def go_on_from(shorter: Path, path: Path) -> None:
     """Let the run of checkpoint `path`, if it has none yet, start where a shorter one stands.
 
-    The two must be runs of the same settings but for their length. Weights without their optimiser, as archives hold
-    them, are nothing to go on from: the run then starts anew. The caller holds the lock of `path`.
+    The two must be runs of the same settings but for their length. Weights without their optimiser,
+    as archives hold them, are nothing to go on from: the run then starts anew. The caller holds the
+    lock of `path`.
     """
     if not path.exists() and "optimiser" in read(shorter):
         files.replace(path, shorter.read_bytes())
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, plain values and tensors only. Raises RecordError for a file that is torn."""
+    """A checkpoint's content, plain values and tensors only.
+
+    Raises RecordError for a file that is torn.
+    """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a torn file

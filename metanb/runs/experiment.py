@@ -1,4 +1,7 @@
-"""Runs by their settings: read where they are recorded, trained where they are not. And the networks they end with."""
+"""Runs by their settings: read where they are recorded, trained where they are not.
+
+And the networks they end with.
+"""
 
 import errno
 import gc
@@ -14,7 +17,9 @@ from metanb.data.tasks import Tasks
 from metanb.maml.engine import Engine, choose
 from metanb.maml.network import ConvNet
 from metanb.runs import checkpoint, records, training, weights
-from metanb.runs.training import DivergedError as DivergedError  # callers know it as experiment.DivergedError
+
+# callers know it as experiment.DivergedError
+from metanb.runs.training import DivergedError as DivergedError
 from metanb.runs.training import Ended, load, new_net
 from metanb.settings import Settings
 
@@ -28,17 +33,19 @@ class MemoryFullError(RuntimeError):
 def run(settings: Settings, device: str = "auto", until: int | None = None) -> records.Record:
     """The record of these settings: read if there is one, trained if not.
 
-    A run that was interrupted goes on from its last epoch, to the very numbers of an uninterrupted one on the same CPU.
-    A second process that asks for a run in progress waits for it.
+    A run that was interrupted goes on from its last epoch, to the very numbers of an uninterrupted
+    one on the same CPU. A second process that asks for a run in progress waits for it.
 
     Args:
         settings: what to run.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
-        until: stop after the epoch that reaches this iteration, and record the run as far as it got.
+        until: stop after the epoch that reaches this iteration, and record the run as far as it
+            got.
 
     Raises:
         DivergedError: a meta-training loss is not finite; the last checkpoint is kept.
-        MemoryFullError: the run does not fit into memory, the GPU's or the machine's; the last checkpoint is kept.
+        MemoryFullError: the run does not fit into memory, the GPU's or the machine's; the last
+            checkpoint is kept.
         metanb.data.cache.DataError: the data set is missing or damaged.
         metanb.runs.records.RecordError: a record of these settings is there, but damaged.
     """
@@ -46,13 +53,17 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
 
 
 def run_all(
-    runs: Iterable[Settings], device: str = "auto", until: int | None = None, together: int | None = None
+    runs: Iterable[Settings],
+    device: str = "auto",
+    until: int | None = None,
+    together: int | None = None,
 ) -> list[records.Record]:
     """The records of several runs, in their order, each as `run` gives it.
 
-    On a GPU those that are missing and differ by seeds alone train side by side, in one batch; on a CPU one after the
-    other. A run that diverges is set aside, and the others of its batch go on and are recorded before it is raised.
-    Where a batch does not fit into the GPU's memory, it is halved.
+    On a GPU those that are missing and differ by seeds alone train side by side, in one batch; on a
+    CPU one after the other. A run that diverges is set aside, and the others of its batch go on and
+    are recorded before it is raised. Where a batch does not fit into the GPU's memory, it is
+    halved.
 
     Args:
         runs: what to run.
@@ -91,9 +102,11 @@ def _train(
     """Train those of the runs that are not recorded yet, together; in halves where memory is too small for all."""
     last = runs[0].epoch_of(until)
     with ExitStack() as locks:
-        for settings in sorted(runs, key=lambda settings: settings.id):  # in one order: no two processes wait crosswise
+        # in one order: no two processes wait crosswise
+        for settings in sorted(runs, key=lambda settings: settings.id):
             locks.enter_context(records.lock(settings.id))
-        missing = [settings for settings in runs if records.find(settings, last) is None]  # still, behind the locks
+        # still, behind the locks
+        missing = [settings for settings in runs if records.find(settings, last) is None]
         if not missing:
             return []
         try:
@@ -107,7 +120,10 @@ def _train(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     half = (len(missing) + 1) // 2
-    print(f"{len(missing)} runs together do not fit into memory: going on with {half} at a time", file=sys.stderr)
+    print(
+        f"{len(missing)} runs together do not fit into memory: going on with {half} at a time",
+        file=sys.stderr,
+    )
     parts = missing[:half], missing[half:]
     return [result for part in parts for result in _train(part, device, until, engine)]
 
@@ -119,12 +135,19 @@ def _raise_first(results: Iterable[records.Record | Ended]) -> None:
 
 
 def resolve(device: str) -> torch.device:
-    """The torch device of a name; "auto" is a GPU where there is one. Raises ValueError for one that is not there."""
+    """The torch device of a name; "auto" is a GPU where there is one.
+
+    Raises ValueError for one that is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    there = ["cpu", "cuda"][: 1 + torch.cuda.is_available()] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    there = ["cpu", "cuda"][: 1 + torch.cuda.is_available()] + [
+        f"cuda:{i}" for i in range(torch.cuda.device_count())
+    ]
     if device not in there:
-        raise ValueError(f"device {device!r} is not there: use 'auto' or one of {', '.join(map(repr, there))}")
+        raise ValueError(
+            f"device {device!r} is not there: use 'auto' or one of {', '.join(map(repr, there))}"
+        )
     return torch.device(device)
 
 
@@ -147,11 +170,17 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     with records.lock(settings.id), _enough_memory(settings):
         if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
             where = resolve(device)
-            _raise_first(training.train([settings], where, settings.epochs, choose(where, 1), shown=interactive()))
+            _raise_first(
+                training.train(
+                    [settings], where, settings.epochs, choose(where, 1), shown=interactive()
+                )
+            )
     return _net_of(settings, checkpoint.read(path))
 
 
-def nets_after(settings: Settings, epochs: Iterable[int], device: str = "auto") -> dict[int, ConvNet]:
+def nets_after(
+    settings: Settings, epochs: Iterable[int], device: str = "auto"
+) -> dict[int, ConvNet]:
     """The network after each of some epochs, on the CPU; 0 is the untrained one.
 
     The weights after an epoch are read where they are kept beside the record of this run, stopped
@@ -177,14 +206,16 @@ def nets_after(settings: Settings, epochs: Iterable[int], device: str = "auto") 
 
 def meta_test_tasks(settings: Settings) -> Tasks:
     """The fixed meta-test tasks on which a run's measures are taken."""
-    return training.fixed_tasks(settings, load(settings, "test"), settings.test_tasks, training.TEST)
+    return training.fixed_tasks(
+        settings, load(settings, "test"), settings.test_tasks, training.TEST
+    )
 
 
 def record_so_far(settings: Settings, device: str = "auto") -> records.Record | None:
     """Record a run that was stopped, as far as its checkpoint goes; None if that is not one epoch.
 
-    The checkpoint stays: asked for again, the run goes on from there. Raises filelock.Timeout if another process is at
-    it.
+    The checkpoint stays: asked for again, the run goes on from there. Raises filelock.Timeout if
+    another process is at it.
     """
     with records.lock(settings.id, patience=5):
         if (found := records.find(settings)) or not records.checkpoint(settings.id).exists():
@@ -211,18 +242,24 @@ def _kept_net(settings: Settings, epoch: int) -> ConvNet | None:
 def _enough_memory(settings: Settings) -> Iterator[None]:
     """Raises MemoryFullError where the work inside asks for more memory than there is.
 
-    Smaller chunks would need less, but then a run's last bits would depend on what else the device had to do.
+    Smaller chunks would need less, but then a run's last bits would depend on what else the device
+    had to do.
     """
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
         # A library of CUDA's that finds no memory for itself says so in words alone.
-        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in CUDA_FULL)
-        # On the CPU torch's allocator raises a plain RuntimeError, and the system refuses to open a module's folder.
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(
+            one in str(error) for one in CUDA_FULL
+        )
+        # On the CPU torch's allocator raises a plain RuntimeError, and the system refuses to open a
+        # module's folder.
         here = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
         if not (on_gpu or here or getattr(error, "errno", None) == errno.ENOMEM):
             raise
-        whose, other = ("the GPU's memory", ", or go on with --device cpu") if on_gpu else ("memory", "")
+        whose, other = (
+            ("the GPU's memory", ", or go on with --device cpu") if on_gpu else ("memory", "")
+        )
         raise MemoryFullError(
             f"{settings.id}: {whose} is full: stop what else uses it (in a grid: --processes 1){other}; the checkpoint "
             "of the last epoch is kept"

@@ -24,7 +24,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     """The name of the GPU, or the processor's model and the instructions that torch uses there, as "AMD EPYC (AVX2)".
 
-    A virtual machine may tell a brand only, and processors of one brand differ twofold in speed, and in last bits.
+    A virtual machine may tell a brand only, and processors of one brand differ twofold in speed,
+    and in last bits.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -39,8 +40,19 @@ def now() -> str:
 def code() -> str:
     """The commit that runs, "-dirty" behind it when the tree differs; "installed" outside a checkout."""
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = [
+            "git",
+            "-C",
+            str(Path(__file__).parent),
+            "describe",
+            "--always",
+            "--dirty",
+            "--exclude",
+            "*",
+        ]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "installed"
 
@@ -50,4 +62,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

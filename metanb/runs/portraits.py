@@ -35,8 +35,10 @@ class Portrait:
 
     Attributes:
         settings: of the run.
-        values: what `surfaces`, `interpolations` or `spectra` of `metanb.landscape.portrait` gives, to four digits.
-        provenance: versions, device, code, the data's digest and the date; `weights`: with what these were trained.
+        values: what `surfaces`, `interpolations` or `spectra` of `metanb.landscape.portrait` gives,
+            to four digits.
+        provenance: versions, device, code, the data's digest and the date; `weights`: with what
+            these were trained.
         path: the file.
     """
 
@@ -76,7 +78,9 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     epochs = (0, settings.epochs // 2, settings.epochs)
     nets = nets_after(settings, epochs, str(device))
     tasks = meta_test_tasks(settings).to(device)
-    values = KINDS[kind]([stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)])
+    values = KINDS[kind](
+        [stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)]
+    )
     origin = {
         **machine.environment(device),
         "code": machine.code(),
@@ -85,7 +89,12 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
         "weights": _origin_of_weights(settings),
     }
     path = records.store() / f"{settings.id}.{kind}.json"
-    content = {"kind": kind, "settings": settings.to_dict(), "provenance": origin, "values": _plain(values)}
+    content = {
+        "kind": kind,
+        "settings": settings.to_dict(),
+        "provenance": origin,
+        "values": _plain(values),
+    }
     files.replace(path, _text(content | {"sha256": _digest(content)}).encode())
     return _read(path, kind, settings)
 
@@ -103,7 +112,10 @@ def _origin_of_weights(settings: Settings) -> dict[str, Any]:
 
 def _text(content: dict[str, Any]) -> str:
     """A portrait's file: one line for each entry."""
-    lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in content.items())
+    lines = (
+        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}"
+        for name, value in content.items()
+    )
     return "{" + ",\n".join(lines) + "}\n"
 
 
@@ -118,7 +130,9 @@ def _read(path: Path, kind: str, settings: Settings) -> Portrait:
         if (content["kind"], from_dict(content["settings"])) != (kind, settings):
             raise ValueError(f"it is not the {kind} of {settings.id}")
     except (OSError, ValueError) as error:  # of which bad UTF-8 and bad JSON are kinds
-        raise records.RecordError(f"portrait {path} is damaged: {error}; delete the file to draw it anew") from error
+        raise records.RecordError(
+            f"portrait {path} is damaged: {error}; delete the file to draw it anew"
+        ) from error
     return Portrait(settings, content["values"], content["provenance"], path)
 
 

@@ -82,7 +82,11 @@ class Record:
 
     def upto(self, epochs: int) -> "Record":
         """The record as it was after that epoch."""
-        return self if epochs >= self.epochs else replace(self, measures=self.measures[self.measures.epoch <= epochs])
+        return (
+            self
+            if epochs >= self.epochs
+            else replace(self, measures=self.measures[self.measures.epoch <= epochs])
+        )
 
     def curve(self, measure: str) -> pd.DataFrame:
         """The rows of one measure, indexed by epoch.
@@ -101,7 +105,11 @@ class Record:
 def store() -> Path:
     """The local store of runs: METANB_STORE, else a folder in the user's cache."""
     given = os.environ.get("METANB_STORE")
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("metanb", appauthor=False) / "runs"
+    return (
+        Path(given).expanduser()
+        if given
+        else platformdirs.user_cache_path("metanb", appauthor=False) / "runs"
+    )
 
 
 def checkpoint(run_id: str) -> Path:
@@ -127,8 +135,7 @@ def places() -> list[Path]:
 
 
 def find(settings: Settings, epochs: int | None = None) -> Record | None:
-    """The furthest record of exactly these settings, of all epochs or of at least so many; None if
-    there is none.
+    """The furthest record of exactly these settings, of all epochs or of at least so many; None if there is none.
 
     Raises RecordError if there is one and it is damaged.
     """
@@ -165,8 +172,12 @@ def _read(path: Path, name: str) -> Record:
     if hashlib.sha256(content).hexdigest() != provenance["measures_sha256"]:
         raise _damaged(path, "measures.csv is not the file that was recorded")
     measures = pd.read_csv(io.BytesIO(content))
-    if list(measures.columns) != COLUMNS or set(measures.epoch) != set(range(len(set(measures.epoch)))):
-        raise _damaged(path, f"measures.csv does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on")
+    if list(measures.columns) != COLUMNS or set(measures.epoch) != set(
+        range(len(set(measures.epoch)))
+    ):
+        raise _damaged(
+            path, f"measures.csv does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on"
+        )
     record = Record(settings, measures, provenance, path)
     if name != _name(settings, record.epochs):
         raise _damaged(path, f"it holds {record.epochs} epochs of {settings.id}")
@@ -189,7 +200,9 @@ def read_all(*folders: Path) -> list[Record]:
     return sorted(found.values(), key=lambda record: record.settings.id)
 
 
-def write(settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, Any], folder: Path) -> Record:
+def write(
+    settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
+) -> Record:
     """Write a record into `folder`, whole or not at all, and read it back.
 
     Args:
@@ -212,8 +225,7 @@ def write(settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, 
 
 
 def put(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
-    """A record's files as the folder `name` in `folder`, as `write` does it. The caller holds the
-    run's lock.
+    """A record's files as the folder `name` in `folder`, as `write` does it. The caller holds the run's lock.
 
     The files are FILES and, where weights are kept, WEIGHTS, which the caller has checked. The
     folder appears under its name, and a shorter one disappears from its own, at once: a kill leaves
@@ -276,7 +288,11 @@ def _json(values: dict[str, Any]) -> bytes:
 
 
 def _name(settings: Settings, epochs: int) -> str:
-    return settings.id if epochs == settings.epochs else f"{settings.id}-to-{epochs * settings.epoch_iterations}"
+    return (
+        settings.id
+        if epochs == settings.epochs
+        else f"{settings.id}-to-{epochs * settings.epoch_iterations}"
+    )
 
 
 def _damaged(path: Path, what: str) -> RecordError:

@@ -1,7 +1,8 @@
 """Meta-training: image sets, networks, the loop over epochs with measures and checkpoints, the record.
 
-Runs that differ by seeds alone are trained side by side, as a cohort: their weights are [S, P], their tasks go through
-the network together. Each run keeps its own draws, checkpoint, record and messages, and reads as if it had been alone.
+Runs that differ by seeds alone are trained side by side, as a cohort: their weights are [S, P],
+their tasks go through the network together. Each run keeps its own draws, checkpoint, record and
+messages, and reads as if it had been alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from tqdm import tqdm
 
 from metanb.data import image_sets
 from metanb.data.image_sets import ImageSet
-from metanb.data.tasks import Draw, Tasks, as_tasks, draw_images, draw_tasks, pixels_of, sample_tasks, scaled
+from metanb.data.tasks import (
+    Draw,
+    Tasks,
+    as_tasks,
+    draw_images,
+    draw_tasks,
+    pixels_of,
+    sample_tasks,
+    scaled,
+)
 from metanb.landscape import hessian
 from metanb.landscape.hessian import Stat
 from metanb.landscape.lanczos import LandscapeError, directions
@@ -36,8 +46,9 @@ from metanb.runs import machine, records
 from metanb.runs.checkpoint import State
 from metanb.settings import Settings
 
-# Streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i], fixed ones from [task_seed, stream].
-# The final tasks are many: FINAL, FINAL + 1 and so on are the streams of PART tasks each.
+# Streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i], fixed ones from
+# [task_seed, stream]. The final tasks are many: FINAL, FINAL + 1 and so on are the streams of PART
+# tasks each.
 TRAIN, VALID, TEST, FINAL = range(4)
 PART = 60
 
@@ -53,7 +64,10 @@ def load(settings: Settings, split: str) -> ImageSet:
     """The image set of one split; meta-training's with rotations, or with few classes, as the settings say."""
     train = split == "train"
     whole = image_sets.load(
-        settings.dataset, split, partition=settings.partition, rotations=settings.rotations and train
+        settings.dataset,
+        split,
+        partition=settings.partition,
+        rotations=settings.rotations and train,
     )
     few = train and settings.train_classes
     return image_sets.keep(whole, settings.train_classes, settings.class_seed) if few else whole
@@ -103,7 +117,9 @@ class TrainingImages:
         """All images on the device, one after the other; class by class, so that neither side holds them twice."""
         blocks = [block for images_ in self.sets.values() for block in images_.images]
         copies = torch.zeros(number, *blocks[0].shape[1:], dtype=torch.uint8, device=self.device)
-        for block, place in zip(blocks, copies.split([len(block) for block in blocks]), strict=True):
+        for block, place in zip(
+            blocks, copies.split([len(block) for block in blocks]), strict=True
+        ):
             place.copy_(torch.tensor(block))
         return copies
 
@@ -111,7 +127,9 @@ class TrainingImages:
         """What an iteration sends to the device, for one draw per run: image numbers, or else the images themselves."""
         if self.on_device is None:
             return torch.cat([pixels_of(images_, draw) for images_, draw in draws])
-        return torch.from_numpy(np.concatenate([self.first[images_.digest] + draw.images for images_, draw in draws]))
+        return torch.from_numpy(
+            np.concatenate([self.first[images_.digest] + draw.images for images_, draw in draws])
+        )
 
     def images(self, inputs: Tensor) -> Tensor:
         """The images that `inputs` stand for, float32 in [0, 1], on the device: [rows, n, C, H, W]."""
@@ -122,7 +140,8 @@ class Cohort:
     """Runs that differ by seeds alone, between two epochs: weights, one Adam, and what their gradient needs.
 
     Args:
-        states: one per run; they may be at different epochs. `keep` puts what was learnt back into them.
+        states: one per run; they may be at different epochs. `keep` puts what was learnt back into
+            them.
         sets: the meta-training images of each run.
         pool: the images of all of them.
         device: where they are trained.
@@ -130,13 +149,26 @@ class Cohort:
     """
 
     def __init__(
-        self, states: Sequence[State], sets: Sequence[ImageSet], pool: TrainingImages, device: torch.device,
+        self,
+        states: Sequence[State],
+        sets: Sequence[ImageSet],
+        pool: TrainingImages,
+        device: torch.device,
         engine: Engine,
-    ) -> None:  # fmt: skip
-        self.states, self.sets, self.pool, self.device, self.engine = states, sets, pool, device, engine
+    ) -> None:
+        self.states, self.sets, self.pool, self.device, self.engine = (
+            states,
+            sets,
+            pool,
+            device,
+            engine,
+        )
         self.settings = states[0].settings
-        self.net = new_net(self.settings, sets[0]).to(device)  # the design; its weights are not used
-        self.weights = [nn.Parameter(flatten(state.net).detach().to(device, copy=True)) for state in states]
+        # the design; its weights are not used
+        self.net = new_net(self.settings, sets[0]).to(device)
+        self.weights = [
+            nn.Parameter(flatten(state.net).detach().to(device, copy=True)) for state in states
+        ]
         self.optimiser = torch.optim.Adam(self.weights, lr=self.settings.outer_lr)
         for row, state in zip(self.weights, states, strict=True):
             if moments := state.optimiser.state:
@@ -145,7 +177,8 @@ class Cohort:
                     name: torch.cat([one[name].flatten() for one in kept]).to(device)
                     for name in ("exp_avg", "exp_avg_sq")
                 }
-        # By a weak reference: with a cycle a dropped cohort would hold a GPU's memory until the collector comes by.
+        # By a weak reference: with a cycle a dropped cohort would hold a GPU's memory until the
+        # collector comes by.
         gradient = WeakMethod(self._gradient)
         self.gradient = Replayed(lambda *drawn: _alive(gradient)(*drawn), device, engine.graph)
 
@@ -171,10 +204,17 @@ class Cohort:
             parameters = list(state.net.parameters())
             moments = self.optimiser.state[row]
             parts = {
-                name: [part[0].cpu().clone() for part in unflatten(state.net, values.detach().unsqueeze(0))]
-                for name, values in (("weights", row), ("exp_avg", moments.get("exp_avg")),
-                                     ("exp_avg_sq", moments.get("exp_avg_sq"))) if values is not None
-            }  # fmt: skip
+                name: [
+                    part[0].cpu().clone()
+                    for part in unflatten(state.net, values.detach().unsqueeze(0))
+                ]
+                for name, values in (
+                    ("weights", row),
+                    ("exp_avg", moments.get("exp_avg")),
+                    ("exp_avg_sq", moments.get("exp_avg_sq")),
+                )
+                if values is not None
+            }
             with torch.no_grad():
                 for parameter, values in zip(parameters, parts["weights"], strict=True):
                     parameter.copy_(values)
@@ -190,7 +230,8 @@ class Cohort:
     def train(self, bar: tqdm) -> list[dict[str, Stat] | DivergedError]:
         """One epoch of each run, its next; statistics over its iterations, or why it ended.
 
-        A run whose loss or gradient is no longer finite is not counted any further; the others go on.
+        A run whose loss or gradient is no longer finite is not counted any further; the others go
+        on.
         """
         length, runs = self.settings.epoch_iterations, range(len(self.states))
         begun = [state.epoch * length for state in self.states]
@@ -203,7 +244,9 @@ class Cohort:
                 self.optimiser.step()
                 if i + 1 < length:  # while a GPU is at this iteration
                     drawn = self._draw([iteration + i + 1 for iteration in begun])
-                read = dict(zip(values, torch.stack(list(values.values())).cpu().tolist(), strict=True))
+                read = dict(
+                    zip(values, torch.stack(list(values.values())).cpu().tolist(), strict=True)
+                )
                 for run in runs:
                     loss, slope = read["train_loss"][run], read["slope"][run]
                     if run not in ended and not np.isfinite([loss, slope]).all():
@@ -216,7 +259,10 @@ class Cohort:
                 bar.set_postfix(loss=f"{np.nanmean(read['train_loss']):.3f}", refresh=False)
                 bar.update(len(runs) - len(ended))
         seen.pop("slope", None)
-        return [ended.get(run) or {name: _over_iterations(rows, run) for name, rows in seen.items()} for run in runs]
+        return [
+            ended.get(run) or {name: _over_iterations(rows, run) for name, rows in seen.items()}
+            for run in runs
+        ]
 
     def _draw(self, iterations: Sequence[int]) -> tuple[Tensor, ...]:
         """What an iteration's gradient is of: images, labels, and for the regulariser's control a direction per run."""
@@ -236,7 +282,9 @@ class Cohort:
         inputs = self.pool.inputs(draws), labels
         return (*inputs, torch.cat(others)) if others else inputs
 
-    def _gradient(self, inputs: Tensor, labels: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
+    def _gradient(
+        self, inputs: Tensor, labels: Tensor, other: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Put each run's gradient into its weights' `.grad`; what it saw, by measure, [S]."""
         settings, theta = self.settings, self.theta.requires_grad_()
         x = self.pool.images(inputs)
@@ -271,8 +319,9 @@ def train(
 ) -> list[records.Record | Ended]:
     """Train and measure runs that differ by seeds alone up to epoch `last`, from their checkpoints, and record them.
 
-    The caller holds the runs' locks. A checkpoint of each is written after each epoch: a kill loses at most one. Runs
-    may stand at different epochs, as those do that were begun apart: each goes on from its own.
+    The caller holds the runs' locks. A checkpoint of each is written after each epoch: a kill loses
+    at most one. Runs may stand at different epochs, as those do that were begun apart: each goes on
+    from its own.
 
     Args:
         runs: the settings, one or more.
@@ -282,9 +331,11 @@ def train(
         shown: whether a progress bar is shown.
 
     Returns:
-        For each run its record, or why it ended without one: it diverged, or its checkpoint is not usable.
+        For each run its record, or why it ended without one: it diverged, or its checkpoint is not
+            usable.
     """
-    kept = {settings.class_seed: settings for settings in runs}  # all that tells their image sets apart
+    # all that tells their image sets apart
+    kept = {settings.class_seed: settings for settings in runs}
     loaded = {class_seed: load(settings, "train") for class_seed, settings in kept.items()}
     sets = [loaded[settings.class_seed] for settings in runs]
     held = {split: load(runs[0], split) for split in ("valid", "test")}
@@ -304,14 +355,22 @@ def train(
     name = runs[0].id if len(runs) == 1 else f"{runs[0].id} and {len(runs) - 1} more"
     done = sum(max(0, state.epoch) for state in states) * runs[0].epoch_iterations
     bar = tqdm(
-        total=len(runs) * last * runs[0].epoch_iterations, initial=done, desc=name, unit="it", disable=not shown,
+        total=len(runs) * last * runs[0].epoch_iterations,
+        initial=done,
+        desc=name,
+        unit="it",
+        disable=not shown,
         dynamic_ncols=True,
-    )  # fmt: skip
+    )
     with bar:
         cohort: Cohort | None = None
-        while active := [(state, images_) for state, images_ in zip(states, of_state, strict=True)
-                         if state.epoch < last and state.settings not in results]:  # fmt: skip
-            # Those that were never measured are, untrained; then all train an epoch together, whichever is theirs.
+        while active := [
+            (state, images_)
+            for state, images_ in zip(states, of_state, strict=True)
+            if state.epoch < last and state.settings not in results
+        ]:
+            # Those that were never measured are, untrained; then all train an epoch together,
+            # whichever is theirs.
             untrained = [pair for pair in active if pair[0].epoch < 0]
             members, their_sets = zip(*(untrained or active), strict=True)
             if cohort is None or cohort.states != members:
@@ -336,7 +395,8 @@ def _say_set_aside(error: Ended, runs: int) -> None:
 def record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.Record:
     """Write the record of a run at the end or where it stopped: `values` are a State's, by name.
 
-    What is measured only here: `final_accuracy`, of meta-test tasks that the epochs' measures do not use.
+    What is measured only here: `final_accuracy`, of meta-test tasks that the epochs' measures do
+    not use.
     """
     rows = list(values["rows"])
     if settings.final_tasks:
@@ -346,7 +406,9 @@ def record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.
             with precision(tf32=False):
                 parts.append(accuracies(net, tasks, settings, FINAL + i))
         place = {"epoch": values["epoch"], "iteration": values["epoch"] * settings.epoch_iterations}
-        rows.append(place | {"measure": "final_accuracy"} | asdict(hessian.summarise(torch.cat(parts))))
+        rows.append(
+            place | {"measure": "final_accuracy"} | asdict(hessian.summarise(torch.cat(parts)))
+        )
     times = {
         "started": values["started"],
         "finished": values["saved"],
@@ -361,14 +423,22 @@ def record(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.
 def diverged(what: str, state: State) -> DivergedError:
     """The error of a run that ended in the epoch after the state's."""
     settings = state.settings
-    kept = f"the checkpoint of epoch {state.epoch} is kept" if state.epoch >= 0 else "there is no checkpoint yet"
+    kept = (
+        f"the checkpoint of epoch {state.epoch} is kept"
+        if state.epoch >= 0
+        else "there is no checkpoint yet"
+    )
     return DivergedError(
         f"{settings.id}: {what}: try a smaller inner_lr ({settings.inner_lr}) or outer_lr ({settings.outer_lr}); {kept}"
     )
 
 
 def _state(
-    settings: Settings, train: ImageSet, held: dict[str, ImageSet], device: torch.device, engine: Engine
+    settings: Settings,
+    train: ImageSet,
+    held: dict[str, ImageSet],
+    device: torch.device,
+    engine: Engine,
 ) -> State:
     """A run as its checkpoint has it, or at its beginning."""
     origin = {
@@ -386,7 +456,9 @@ def _state(
     return state
 
 
-def _epoch(cohort: Cohort, test: Tasks, valid: Tasks, bar: tqdm, trains: bool) -> dict[State, DivergedError]:
+def _epoch(
+    cohort: Cohort, test: Tasks, valid: Tasks, bar: tqdm, trains: bool
+) -> dict[State, DivergedError]:
     """Train one epoch and measure, or measure alone; write the checkpoints; the runs that ended, and why."""
     wall, cpu = time.perf_counter(), time.process_time()
     nothing: list[dict[str, Stat] | DivergedError] = [{} for _ in cohort.states]
@@ -427,7 +499,11 @@ def _measure(
     try:
         runs = [state.settings for state in states]
         with precision(tf32=False):
-            return list(measure_together(cohort.net, torch.stack([theta[i] for i in chosen]), test, valid, runs))
+            return list(
+                measure_together(
+                    cohort.net, torch.stack([theta[i] for i in chosen]), test, valid, runs
+                )
+            )
     except LandscapeError as error:
         if len(chosen) == 1:
             return [diverged(f"{error}, after epoch {states[0].epoch + 1}", states[0])]
