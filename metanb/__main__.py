@@ -11,8 +11,11 @@ from typing import Any, TextIO, get_args
 
 import click
 
+from metanb.bench import timing
 from metanb.data import image_sets
 from metanb.files import DiskError
+from metanb.grids import progress
+from metanb.runs import store
 from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, from_dict, preset
 
 MEASURES = (
@@ -204,7 +207,7 @@ def grid(
         raise click.UsageError("--list only looks: to keep or pack, give --budget 0 in its place")
     together = together or runner.together_on(device)
     processes = processes or (1 if runner.together_on(device) > 1 else 2)
-    planned = grids.select(grids.GRIDS[name](), *only)
+    planned = grids.select_runs(grids.GRIDS[name](), *only)
     plain = [one.settings for one in planned if one.group == "base"]
     if keep_weights and not plain:
         raise click.UsageError("--keep-weights is for runs of group 'base': --only leaves none")
@@ -213,22 +216,22 @@ def grid(
 
     for path in archives:
         for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
-            for line in archive.read(file):
+            for line in archive.unpack_runs(file):
                 click.echo(f"imported: {line}")
     if only_list:
-        recorded = grids.made(planned)
-        missing = grids.missing(planned, recorded, until)
+        recorded = progress.find_recorded(planned)
+        missing = progress.find_missing(planned, recorded, until)
         timings = hours.Timings(hours.recorded_anywhere())
         kind = timings.kind_here(device)
         at_a_time = processes if kind == hours.CORE else processes * together
         left = timings.left(missing, recorded, kind, at_a_time, until).in_words(at_a_time)
-        rows = grids.table(planned, recorded, timings, kind, at_a_time)
+        rows = progress.grid_table(planned, recorded, timings, kind, at_a_time)
         click.echo(rows.to_string(index=False))
         total = f"{len(planned)} runs, {len(planned) - len(missing)} recorded"
         click.echo(f"{total}; the others take {left}" if missing else f"{total}, which is all")
         return
     failed = (
-        runner.run(planned, processes, device, click.echo, budget, until, together)
+        runner.run_grid(planned, processes, device, click.echo, budget, until, together)
         if budget
         else []
     )
@@ -236,7 +239,7 @@ def grid(
         for line in weights.keep_one_per_cell(plain):
             click.echo(line)
     if export:
-        for path in archive.write([one.settings for one in planned], export, name):
+        for path in archive.pack_runs([one.settings for one in planned], export, name):
             click.echo(f"exported: {path}")
     if failed:
         raise click.ClickException(
@@ -260,19 +263,19 @@ def claims(machines: bool, folders: tuple[Path, ...]) -> None:
     from metanb.claims import rules, verdicts
     from metanb.runs import records
 
-    places = folders or tuple(records.places())
-    found = records.read_all(*(place for place in places if place.is_dir()))
+    places = folders or tuple(store.record_folders())
+    found = records.read_records(*(place for place in places if place.is_dir()))
     if not found:
         raise click.ClickException(
             f"no recorded run in {', '.join(map(str, places))}: make some with metanb grid quick"
         )
-    rows = rules.ledger(found)
+    rows = rules.judge(found)
     if short := sum(run.epochs < rules.MIN_EPOCHS for run in found):
         click.echo(f"left out: {short} runs of fewer than {rules.MIN_EPOCHS} epochs", err=True)
     if machines:
-        click.echo(verdicts.as_json(rows))
+        click.echo(verdicts.rows_as_json(rows))
         return
-    click.echo(verdicts.table(rows, corrected=True).to_string(index=False))
+    click.echo(verdicts.verdict_table(rows, corrected=True).to_string(index=False))
     click.echo(verdicts.HOLM_MEANING)
 
 
@@ -366,22 +369,22 @@ def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None
     """
     from metanb.bench import report as benchmark
     from metanb.bench.throughput import CELLS
-    from metanb.runs.experiment import resolve
+    from metanb.runs.machine import resolve_device
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-    where = resolve(device)
+    where = resolve_device(device)
     cells = CELLS if where.type == "cuda" else ()
-    result = benchmark.run(list(units) or [*benchmark.UNITS, "H", *cells], repeats, where)
+    result = benchmark.run_benchmark(list(units) or [*timing.UNITS, "H", *cells], repeats, where)
     if result["timings"]:
-        click.echo(benchmark.table(result).to_string(index=False))
+        click.echo(benchmark.timings_table(result).to_string(index=False))
     if result["rates"]:
         click.echo(benchmark.rates_table(result).to_string(index=False))
     click.echo(
         f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}"
     )
     if output:
-        benchmark.write(result, output)
+        benchmark.write_result(result, output)
         click.echo(f"result: {output}")
 
 
@@ -398,7 +401,7 @@ def check(dataset: tuple[Dataset, ...]) -> None:
     click.echo(f"data root: {image_sets.data_root()}")
     for name in dataset or get_args(Dataset):
         try:
-            click.echo(f"{name}: {image_sets.check(name)}")
+            click.echo(f"{name}: {image_sets.check_images(name)}")
         except (image_sets.DataError, DiskError) as error:
             failed = True
             click.echo(f"{name}: {error}", err=True)
@@ -409,7 +412,7 @@ def check(dataset: tuple[Dataset, ...]) -> None:
 @click.argument("dataset", type=click.Choice(get_args(Dataset)))
 def fetch(dataset: Dataset) -> None:
     """Fetch an image set, as far as its terms allow."""
-    click.echo(f"{dataset}: {image_sets.fetch(dataset)}")
+    click.echo(f"{dataset}: {image_sets.fetch_images(dataset)}")
 
 
 def main() -> None:

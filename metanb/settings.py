@@ -340,7 +340,7 @@ def scale_of(settings: Settings) -> Scale | Literal["custom"]:
     return "custom"
 
 
-def apart(settings: Settings) -> dict[str, Any]:
+def differences_from_scale(settings: Settings) -> dict[str, Any]:
     """What sets these settings apart from their scale's, beyond data set, ways, shots, algorithm and seeds."""
     scale = scale_of(settings)
     base = (

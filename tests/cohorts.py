@@ -3,7 +3,7 @@
 import torch
 
 from metanb.maml.engine import Engine
-from metanb.runs import training
+from metanb.runs import cohorts, training
 from metanb.runs.checkpoint import State
 
 PLAIN = Engine()
@@ -12,16 +12,16 @@ PLAIN = Engine()
 def new_cohort(runs, engine=PLAIN, device="cpu", dtype=torch.float32):
     """A cohort of untrained runs, as `training.train` puts them together; in float64 if so asked."""
     device = torch.device(device)
-    sets = [training.load(settings, "train") for settings in runs]
+    sets = [training.load_split(settings, "train") for settings in runs]
     states = []
     for settings, train in zip(runs, sets, strict=True):
-        net = training.new_net(settings, train).to(dtype)
+        net = training.new_network(settings, train).to(dtype)
         states.append(
             State(
                 settings, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), {}, epoch=0
             )
         )
-    pool = training.TrainingImages(sets, device, engine.resident)
-    cohort = training.Cohort(states, sets, pool, device, engine)
+    pool = cohorts.TrainingImages(sets, device, engine.resident)
+    cohort = cohorts.Cohort(states, sets, pool, device, engine)
     cohort.net.to(dtype)
     return cohort

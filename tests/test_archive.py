@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from metanb.runs import archive, checkpoint, experiment, records, training, weights
+from metanb.runs import store as run_store
 from metanb.runs.archive import ArchiveError
 from metanb.settings import preset
 from tests.bad_days import shown
@@ -30,7 +31,7 @@ def made(tmp_path_factory):
         patch.setenv("METANB_STORE", str(tmp_path_factory.mktemp("made")))
         experiment.run(TINY, "cpu")
         _stop_after(2, patch)
-        return records.store(), whole
+        return run_store.store_folder(), whole
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def _rezip(path, members, digests=None):
 
 
 def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
-    (path,) = archive.write([TINY, STOPPED, replace(TINY, seed=2)], tmp_path / "out", "tiny")
+    (path,) = archive.pack_runs([TINY, STOPPED, replace(TINY, seed=2)], tmp_path / "out", "tiny")
     assert path.name == "tiny-01.zip" and path.stat().st_size < 16 * 2**20
     stopped = f"{STOPPED.id}-to-6"
     files = ("settings.json", "provenance.json", "measures.csv")
@@ -88,7 +89,7 @@ def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
     # no finished checkpoint
     assert _members(path).keys() == expected | {archive.MANIFEST, f"{STOPPED.id}.pt"}
     first, second = stores("first"), stores("second")
-    said = archive.read(path)
+    said = archive.unpack_runs(path)
     assert len(said) == 3 and all("\n" not in line for line in said)
     for name in expected:
         assert (second / name).read_bytes() == (first / name).read_bytes()
@@ -100,52 +101,58 @@ def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
 
 def test_a_run_that_was_killed_before_its_record_is_packed(stores, tmp_path):
     shutil.rmtree(stores("first") / TINY.id)
-    (path,) = archive.write([TINY], tmp_path / "out", "tiny")
+    (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
     assert _members(path).keys() == {archive.MANIFEST, f"{TINY.id}.pt"}
 
 
 def test_packing_twice_gives_the_same_bytes(stores, tmp_path):
     one, two = (
-        archive.write([TINY, STOPPED], tmp_path / name, "tiny")[0].read_bytes()
+        archive.pack_runs([TINY, STOPPED], tmp_path / name, "tiny")[0].read_bytes()
         for name in ("a", "b")
     )
     assert one == two
 
 
 def test_what_is_as_far_stays(stores, tmp_path):
-    (path,) = archive.write([STOPPED], tmp_path / "out", "tiny")
+    (path,) = archive.pack_runs([STOPPED], tmp_path / "out", "tiny")
     experiment.run(STOPPED, "cpu")
     there = {file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()}
-    record, kept = archive.read(path)
-    assert record == f"record {records.find(STOPPED).path}" and kept.endswith("is as far already")
+    record, kept = archive.unpack_runs(path)
+    assert record == f"record {records.find_record(STOPPED).path}" and kept.endswith(
+        "is as far already"
+    )
     assert {
         file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()
     } == there
 
 
 def test_volumes_hold_whole_runs_below_the_limit(stores, tmp_path, monkeypatch):
-    size = sum(map(len, _members(archive.write([STOPPED], tmp_path / "one", "tiny")[0]).values()))
+    size = sum(
+        map(len, _members(archive.pack_runs([STOPPED], tmp_path / "one", "tiny")[0]).values())
+    )
     monkeypatch.setattr(archive, "LIMIT", size)
-    paths = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
+    paths = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
     assert [path.name for path in paths] == ["tiny-01.zip", "tiny-02.zip"]
     assert [any(name.endswith(".pt") for name in _members(path)) for path in paths] == [False, True]
     monkeypatch.setattr(archive, "LIMIT", 1000)
     with pytest.raises(ArchiveError, match=TINY.id):
-        archive.write([TINY], tmp_path / "other", "tiny")
+        archive.pack_runs([TINY], tmp_path / "other", "tiny")
 
 
 def test_an_archive_is_not_replaced_by_one_that_holds_less(stores, tmp_path, monkeypatch):
-    size = sum(map(len, _members(archive.write([STOPPED], tmp_path / "out", "tiny")[0]).values()))
+    size = sum(
+        map(len, _members(archive.pack_runs([STOPPED], tmp_path / "out", "tiny")[0]).values())
+    )
     with pytest.raises(
         ArchiveError, match=rf"tiny-01.zip holds runs .*{STOPPED.id}: name another folder"
     ):
-        archive.write([TINY], tmp_path / "out", "tiny")
+        archive.pack_runs([TINY], tmp_path / "out", "tiny")
     other = tmp_path / "out" / "tiny-01.2024.zip"  # somebody else's
     other.write_bytes(b"mine")
     with monkeypatch.context() as patch:
         patch.setattr(archive, "LIMIT", size)
-        assert len(archive.write([TINY, STOPPED], tmp_path / "out", "tiny")) == 2
-    (path,) = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
+        assert len(archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")) == 2
+    (path,) = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
     # no volume of the earlier two is left
     assert sorted((tmp_path / "out").iterdir()) == [other, path]
 
@@ -180,11 +187,11 @@ def _bare(path):
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, _swap, _encrypted, _bare])
 def test_a_damaged_archive_is_refused_by_name_and_writes_nothing(stores, tmp_path, damage):
-    (path,) = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
+    (path,) = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
     damage(path)
     second = stores("second")
     with pytest.raises(ArchiveError, match=r"tiny-01.zip is damaged.*copy it again") as error:
-        archive.read(path)
+        archive.unpack_runs(path)
     assert "\n" not in str(error.value) and not second.exists()
     if damage is _truncate:
         shown("An archive is damaged", f"Error: {error.value}")
@@ -197,11 +204,11 @@ FOREIGN = ["../evil.pt", "/tmp/evil.pt", "a/b.txt", "a/../settings.json", "weigh
 def test_foreign_members_are_refused(stores, tmp_path, name):
     path = _rezip(tmp_path / "foreign.zip", {name: b"x"})
     with pytest.raises(ArchiveError, match="neither a record nor a checkpoint"):
-        archive.read(path)
+        archive.unpack_runs(path)
 
 
 def test_a_record_that_is_none_is_refused_and_leaves_nothing(stores, tmp_path):
-    (path,) = archive.write([TINY], tmp_path / "out", "tiny")
+    (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
     members = {
         name: content
         for name, content in _members(path).items()
@@ -209,7 +216,7 @@ def test_a_record_that_is_none_is_refused_and_leaves_nothing(stores, tmp_path):
     }
     second = stores("second")
     with pytest.raises(records.RecordError, match=TINY.id):
-        archive.read(_rezip(path, members))
+        archive.unpack_runs(_rezip(path, members))
     assert {path.suffix for path in second.iterdir()} == {".lock"}
 
 
@@ -223,15 +230,17 @@ class _Runs:
 def test_kept_weights_go_with_their_records(stores, tmp_path, monkeypatch):
     expected = {}
     for settings in (TINY, STOPPED):
-        weights.keep(records.find(settings, 0))
-        expected[settings] = checkpoint.read(records.checkpoint(settings.id))["net"]
+        weights.keep_weights(records.find_record(settings, 0))
+        expected[settings] = checkpoint.read_checkpoint(run_store.checkpoint_path(settings.id))[
+            "net"
+        ]
     store = stores("first")
     first = {path.relative_to(store): path.read_bytes() for path in _kept(store)}
-    (path,) = archive.write([TINY, STOPPED], tmp_path / "out", "tiny")
+    (path,) = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
     second = stores("second")
-    archive.read(path)
+    archive.unpack_runs(path)
     assert {path.relative_to(second): path.read_bytes() for path in _kept(second)} == first
-    assert len(first) == 2 and not records.checkpoint(TINY.id).exists()
+    assert len(first) == 2 and not run_store.checkpoint_path(TINY.id).exists()
     monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
     for settings, epoch in ((TINY, 4), (STOPPED, 2)):
         state = experiment.nets_after(settings, [epoch], "cpu")[epoch].state_dict()
@@ -243,16 +252,16 @@ def _kept(store):
 
 
 def test_weights_join_a_record_of_the_same_training_alone(stores, tmp_path):
-    (bare,) = archive.write([TINY], tmp_path / "bare", "tiny")
-    path = weights.keep(records.find(TINY))
-    (whole,) = archive.write([TINY], tmp_path / "whole", "tiny")
+    (bare,) = archive.pack_runs([TINY], tmp_path / "bare", "tiny")
+    path = weights.keep_weights(records.find_record(TINY))
+    (whole,) = archive.pack_runs([TINY], tmp_path / "whole", "tiny")
     second = stores("second")
-    archive.read(bare)
+    archive.unpack_runs(bare)
     assert _kept(second) == []
-    archive.read(whole)
+    archive.unpack_runs(whole)
     assert [kept.read_bytes() for kept in _kept(second)] == [path.read_bytes()]
-    assert weights.load(records.find(TINY)) is not None
-    archive.read(bare)
+    assert weights.load_weights(records.find_record(TINY)) is not None
+    archive.unpack_runs(bare)
     assert len(_kept(second)) == 1  # what is there stays
 
     third = stores("third")
@@ -260,7 +269,7 @@ def test_weights_join_a_record_of_the_same_training_alone(stores, tmp_path):
     provenance = third / TINY.id / "provenance.json"
     values = json.loads(provenance.read_text()) | {"finished": "2020-01-01T00:00:00+00:00"}
     provenance.write_text(json.dumps(values))  # as if it had been trained at another time
-    archive.read(whole)
+    archive.unpack_runs(whole)
     assert _kept(third) == [] and json.loads(provenance.read_text()) == values
 
 
@@ -302,8 +311,8 @@ UNFIT = [_other_bytes, _other_settings, _unlisted, _no_object, _pickled, None]
 @pytest.mark.parametrize("change", UNFIT)
 def test_weights_that_are_not_their_records_are_refused(stores, tmp_path, change, capsys):
     """Under a true manifest. None: the weights come without their record."""
-    weights.keep(records.find(TINY))
-    (path,) = archive.write([TINY], tmp_path / "out", "tiny")
+    weights.keep_weights(records.find_record(TINY))
+    (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
     members = _members(path)
     if change is None:
         member = f"{TINY.id}/{records.WEIGHTS}"
@@ -315,23 +324,23 @@ def test_weights_that_are_not_their_records_are_refused(stores, tmp_path, change
     with pytest.raises(
         ArchiveError, match=rf"changed.zip holds {TINY.id}/weights.*whole one"
     ) as error:
-        archive.read(changed)
+        archive.unpack_runs(changed)
     assert "\n" not in str(error.value) and "unpickled" not in capsys.readouterr().out
     assert not second.exists()
 
 
 def test_an_archive_is_not_packed_from_damaged_weights(stores, tmp_path):
-    path = weights.keep(records.find(TINY))
+    path = weights.keep_weights(records.find_record(TINY))
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(records.RecordError, match="delete the file"):
-        archive.write([TINY], tmp_path / "out", "tiny")
+        archive.pack_runs([TINY], tmp_path / "out", "tiny")
     assert not (tmp_path / "out").exists()
 
 
 def _earlier_archive(path, settings):
     """As an earlier version packed the weights of a run: its record, and `<record>.pt` beside it."""
-    record = records.find(settings, 0).path
-    values = checkpoint.read(records.checkpoint(settings.id))
+    record = records.find_record(settings, 0).path
+    values = checkpoint.read_checkpoint(run_store.checkpoint_path(settings.id))
     stream = io.BytesIO()
     torch.save({"epoch": values["epoch"], "net": values["net"]}, stream)
     members = {f"{record.name}/{file}": (record / file).read_bytes() for file in records.FILES}
@@ -342,8 +351,8 @@ def test_weights_in_archives_of_an_earlier_version_serve_to_measure(stores, tmp_
     trained = experiment.trained_net(TINY, "cpu").state_dict()
     path = _earlier_archive(tmp_path / "tiny-weights-01.zip", TINY)
     stores("second")
-    archive.read(path)
-    assert set(checkpoint.read(records.checkpoint(TINY.id))) == {"epoch", "net"}
+    archive.unpack_runs(path)
+    assert set(checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))) == {"epoch", "net"}
     monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
     state = experiment.trained_net(TINY, "cpu").state_dict()
     assert all(torch.equal(state[name], trained[name]) for name in trained)
@@ -359,10 +368,10 @@ def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkey
     shutil.rmtree(stores("first") / STOPPED.id)
     path = _earlier_archive(tmp_path / "tiny-weights-01.zip", STOPPED)
     stores("second")
-    record, _ = archive.read(path)
+    record, _ = archive.unpack_runs(path)
     assert record.endswith(f"{STOPPED.id}-to-6")
     # the run itself could not go on from weights alone
-    assert not records.checkpoint(STOPPED.id).exists()
+    assert not run_store.checkpoint_path(STOPPED.id).exists()
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "_train", None)
         state = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
@@ -372,7 +381,7 @@ def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkey
     weights_file = f"{STOPPED.id}-to-6.pt"
     lone = _rezip(tmp_path / "lone.zip", {weights_file: _members(path)[weights_file]})
     with pytest.raises(ArchiveError, match=f"{weights_file} without a record"):
-        archive.read(lone)
+        archive.unpack_runs(lone)
 
 
 @pytest.mark.parametrize(
@@ -386,5 +395,5 @@ def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
     path = _rezip(tmp_path / "weights.zip", {f"{STOPPED.id}.pt": stream.getvalue()})
     second = stores("second")
     with pytest.raises(records.RecordError, match="cannot be read"):
-        archive.read(path)
+        archive.unpack_runs(path)
     assert not list(second.glob("*.pt")) and "unpickled" not in capsys.readouterr().out

@@ -26,6 +26,7 @@ from metanb.grids import runner
 from metanb.grids.definitions import GRIDS, Planned
 from metanb.maml import outer_loop
 from metanb.runs import checkpoint, experiment, records
+from metanb.runs import store as run_store
 from metanb.settings import preset
 from tests.bad_days import rows, shown
 from tests.test_main import call
@@ -56,7 +57,7 @@ def undisturbed(tmp_path_factory):
         patch.setenv("METANB_STORE", str(tmp_path_factory.mktemp("undisturbed")))
         for settings in (RUN, NEIGHBOUR):
             experiment.run(settings, "cpu")
-        return records.store()
+        return run_store.store_folder()
 
 
 def content(folder):
@@ -173,21 +174,26 @@ def test_a_full_disk(metanb, metanb_fails, tmp_path, undisturbed, monkeypatch, r
     shutil.copytree(undisturbed / NEIGHBOUR.id, store / NEIGHBOUR.id)
     monkeypatch.setenv("METANB_STORE", str(store))
     metanb(*TRAIN, "--until", 1)
-    before = checkpoint.read(store / f"{RUN.id}.pt")["epoch"], content(store / f"{RUN.id}-to-1")
+    before = (
+        checkpoint.read_checkpoint(store / f"{RUN.id}.pt")["epoch"],
+        content(store / f"{RUN.id}-to-1"),
+    )
 
     with filled(store) if kind == "disk" else file_limit(1000):
         shown("The disk is full", metanb_fails(*TRAIN))
     assert (
-        checkpoint.read(store / f"{RUN.id}.pt")["epoch"],
+        checkpoint.read_checkpoint(store / f"{RUN.id}.pt")["epoch"],
         content(store / f"{RUN.id}-to-1"),
     ) == before
     metanb(*TRAIN)
-    assert is_undisturbed(store, undisturbed) and records.find(RUN).provenance["resumed"] == 1
+    assert (
+        is_undisturbed(store, undisturbed) and records.find_record(RUN).provenance["resumed"] == 1
+    )
 
     shutil.rmtree(store / RUN.id)
     with filled(store) if kind == "disk" else file_limit(1000):
         shown("The disk is full", metanb_fails(*TRAIN))
-    assert not list(store.glob(".*")) and records.find(RUN) is None
+    assert not list(store.glob(".*")) and records.find_record(RUN) is None
     metanb(*TRAIN)
     assert is_undisturbed(store, undisturbed)
     assert content(store / NEIGHBOUR.id) == content(undisturbed / NEIGHBOUR.id)
@@ -222,7 +228,9 @@ def test_a_truncated_record(metanb, metanb_fails, store, undisturbed):
     shutil.rmtree(table.parent)  # the remedy
     metanb(*TRAIN)
     # from the checkpoint
-    assert is_undisturbed(store, undisturbed) and records.find(RUN).provenance["resumed"] == 1
+    assert (
+        is_undisturbed(store, undisturbed) and records.find_record(RUN).provenance["resumed"] == 1
+    )
 
 
 # Processes and power
@@ -259,7 +267,7 @@ def test_a_kill_or_a_power_cut_at_each_moment(metanb, store, undisturbed, tmp_pa
     shorter = f"{RUN.id}-to-1"
     for moment in moments:
         monkeypatch.setenv("METANB_STORE", str(moment))
-        records.read_all(moment)  # none is torn
+        records.read_records(moment)  # none is torn
         metanb(*TRAIN)
         assert is_undisturbed(
             moment, undisturbed, besides=[shorter] if moment == moments[-1] else []
@@ -290,7 +298,7 @@ def test_two_processes_want_one_run(store, tmp_path):
     first.communicate()
     out, err = second.communicate()
     assert second.returncode == 0 and "record: " in out and err == ""
-    record = records.read(store / settings.id)
+    record = records.read_record(store / settings.id)
     assert record.provenance["resumed"] == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METANB_STORE", str(tmp_path / "other"))
@@ -320,7 +328,7 @@ def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, mo
     with monkeypatch.context() as patch:
         patch.setattr(outer_loop, "losses", losses)
         shown("The GPU runs out of memory", metanb_fails(*TRAIN))
-    assert checkpoint.read(store / f"{RUN.id}.pt")["epoch"] == 1
+    assert checkpoint.read_checkpoint(store / f"{RUN.id}.pt")["epoch"] == 1
     metanb(*TRAIN)
     assert is_undisturbed(store, undisturbed)
 
@@ -354,7 +362,7 @@ def test_the_machine_runs_out_of_memory(store, room):
         done.stderr
     )
     shown("The machine runs out of memory", done.stderr)
-    assert [checkpoint.read(path)["epoch"] for path in store.glob("*.pt")] == [0]
+    assert [checkpoint.read_checkpoint(path)["epoch"] for path in store.glob("*.pt")] == [0]
 
 
 # Runs
@@ -371,8 +379,10 @@ def test_a_run_that_diverges(metanb_fails, store):
     ]
     said = metanb_fails(*TRAIN, *options)
     shown("A run diverges", said)
-    kept = checkpoint.read(store / f"{settings.id}.pt")["epoch"]
-    assert f"the checkpoint of epoch {kept} is kept" in said and records.find(settings) is None
+    kept = checkpoint.read_checkpoint(store / f"{settings.id}.pt")["epoch"]
+    assert (
+        f"the checkpoint of epoch {kept} is kept" in said and records.find_record(settings) is None
+    )
     assert metanb_fails(*TRAIN, *options) == said  # it goes on from there, to the same end
 
 

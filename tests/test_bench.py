@@ -13,6 +13,7 @@ import torch
 
 from metanb.bench import peers, throughput
 from metanb.bench import report as benchmark
+from metanb.bench import timing as bench_timing
 from metanb.settings import preset
 
 CPU = torch.device("cpu")
@@ -23,8 +24,8 @@ def small(monkeypatch):
     strided = preset("paper", "omniglot", 3, filters=8, meta_batch=4, queries=2)
     strided = replace(strided, test_tasks=4)
     pooled = preset("paper", "mini-imagenet", 3, filters=4, meta_batch=2, queries=2, inner_steps=2)
-    monkeypatch.setattr(benchmark, "UNITS", {"U1": ("small", strided), "U4": ("small", pooled)})
-    monkeypatch.setattr(benchmark, "HESSIAN_TASKS", 3)
+    monkeypatch.setattr(bench_timing, "UNITS", {"U1": ("small", strided), "U4": ("small", pooled)})
+    monkeypatch.setattr(bench_timing, "HESSIAN_TASKS", 3)
 
 
 @pytest.mark.parametrize("unit", ["U1", "U4"])
@@ -32,33 +33,33 @@ def small(monkeypatch):
 def test_errors_tell_right_from_wrong(unit, first_order):
     found = {
         timing.candidate: timing
-        for timing in benchmark.gradients(unit, first_order, 1, CPU, rate=1e11)
+        for timing in bench_timing.time_gradients(unit, first_order, 1, CPU, rate=1e11)
     }
     wrong = "torch.func vmap, F.batch_norm"
     assert {
-        benchmark.OURS,
-        benchmark.BASE,
+        bench_timing.OURS,
+        bench_timing.BASE,
         "bare autograd loop, F.batch_norm",
         wrong,
     } <= found.keys()
     for name, timing in found.items():
-        assert (timing.error64 > benchmark.WRONG) == (name == wrong and not first_order), timing
+        assert (timing.error64 > bench_timing.WRONG) == (name == wrong and not first_order), timing
         assert timing.error < 1e-4 or name == wrong
         assert timing.ms > 0 and timing.ms_low <= timing.ms <= timing.ms_high
-    assert found[benchmark.BASE].ratio == 1.0
+    assert found[bench_timing.BASE].ratio == 1.0
 
 
 def test_result_is_plain_and_readable(tmp_path):
-    result = benchmark.run(["U1", "H"], 1, CPU)
-    benchmark.write(result, tmp_path / "bench.json")
-    table = benchmark.table(json.loads((tmp_path / "bench.json").read_text()))
+    result = benchmark.run_benchmark(["U1", "H"], 1, CPU)
+    benchmark.write_result(result, tmp_path / "bench.json")
+    table = benchmark.timings_table(json.loads((tmp_path / "bench.json").read_text()))
     assert set(table.unit) == {"U1", "H"}
     assert result["measuring"] > 0
     assert result["best_gflops"] > 1 and result["environment"]["device"]
     ours = next(
         row
         for row in result["timings"]
-        if row["unit"] == "H" and row["candidate"] == benchmark.OURS
+        if row["unit"] == "H" and row["candidate"] == bench_timing.OURS
     )
     assert ours["error"] < 2e-3
 
@@ -69,7 +70,7 @@ def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
     monkeypatch.setattr(throughput, "CELLS", {"R1": ("small", settings)})
     monkeypatch.setattr(throughput, "_matrix_rate", lambda *_: 1e9)
     monkeypatch.setattr(throughput, "_copy_rate", lambda *_: 1e9)
-    one, two = throughput.rates("R1", CPU, 2, (1, 2))
+    one, two = throughput.measure_rates("R1", CPU, 2, (1, 2))
     for rate in (one, two):
         assert (
             rate.ms_low <= rate.ms <= rate.ms_high and rate.measuring > 0 and np.isnan(rate.memory)
@@ -85,7 +86,7 @@ def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
     assert 6 * forward < operations < 20 * forward
     assert traffic > 4 * 4 * 3 * 8 * sum(outputs)
     monkeypatch.setattr(benchmark.throughput, "TOGETHER", (1,))
-    result = benchmark.run(["R1"], 1, CPU)
+    result = benchmark.run_benchmark(["R1"], 1, CPU)
     table = benchmark.rates_table(json.loads(json.dumps(result)))
     assert list(table.runs) == [1] and list(table["times higher"]) == [""]
 
@@ -111,5 +112,5 @@ def test_exact_norm_is_the_dense_one():
 
 
 def test_best_rate_counts_operations():
-    rate = benchmark.best_rate(CPU)
+    rate = bench_timing.best_rate(CPU)
     assert 1e9 < rate < 1e14 and np.isfinite(rate)

@@ -21,7 +21,7 @@ import book_numbers
 
 
 def test_headline_counts_the_verdicts_of_the_papers_form():
-    rows = rules.ledger(cell({"hessian_norm": np.exp(-TIME)}) + cell({}, algorithm="fomaml"))
+    rows = rules.judge(cell({"hessian_norm": np.exp(-TIME)}) + cell({}, algorithm="fomaml"))
     c1 = [row for row in rows if row.claim == "C1"]
     assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
     assert book_numbers.headline(c1, "first peak") == "not testable in any run so far"
@@ -41,7 +41,7 @@ def test_headline_counts_the_verdicts_of_the_papers_form():
 def test_ledger_table_has_a_line_for_each_row_that_says_something():
     rows = [
         row
-        for row in rules.ledger(cell({}) + cell({}, [0, 1], algorithm="fomaml"))
+        for row in rules.judge(cell({}) + cell({}, [0, 1], algorithm="fomaml"))
         if row.claim == "C1"
     ]
     rows = [
@@ -60,7 +60,7 @@ def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
     runs = cell({"support_loss": np.exp(-TIME)}) + [
         run.upto(8) for run in cell({}, algorithm="fomaml")
     ]
-    rows = [row for row in rules.ledger(runs) if row.claim == "C2"]
+    rows = [row for row in rules.judge(runs) if row.claim == "C2"]
     columns = {
         "claim": "C2",
         "variant": "",
@@ -77,7 +77,7 @@ def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
     assert book_numbers.rules_changed(runs[:3] + cell({}, algorithm="fomaml"), before).startswith(
         "Of 1 rows 1 turned"
     )
-    c4 = next(row for row in rules.ledger(runs[:3]) if row.claim == "C4")
+    c4 = next(row for row in rules.judge(runs[:3]) if row.claim == "C4")
     untestable = before.assign(
         claim="C4", verdict="not testable: too few epochs after the best"
     ).iloc[:1]
@@ -141,7 +141,7 @@ def test_the_cost_of_the_paper_by_device(monkeypatch):
         preset("paper", "omniglot", 20, algorithm="fomaml"),
     )
     planned = [Planned("a", replace(one, seed=seed)) for one in (maml, other) for seed in range(4)]
-    monkeypatch.setattr(definitions, "paper", lambda: planned)
+    monkeypatch.setattr(definitions, "paper_grid", lambda: planned)
     runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200") for seed in range(2)]
     lines = book_numbers.cost_table([*runs, timed(other, 3600.0, "AMD EPYC (AVX2)")]).splitlines()
     assert lines[0].split("|")[-3:-1] == [" All 8 runs ", " Hours of the device "]
@@ -153,7 +153,7 @@ def test_the_cost_of_the_paper_by_device(monkeypatch):
     )
     assert h200[:3] == ["2", "30 min", "unknown"] and h200[3].startswith("≈ ")
     assert h200[4:] == ["over 2.0 h<br><small>4 of 8 runs unknown</small>", "over 2"]
-    scaled = hours.in_units(30 * 4.8 / 1.01)
+    scaled = hours.format_minutes(30 * 4.8 / 1.01)
     assert consumer[:3] == ["2", f"≈ {scaled}", "unknown"] and consumer[5] == "over 10"
     assert core[0] == "1" and core[1].startswith("≈ ") and "unknown" not in "".join(core)
     assert core[4].startswith("≈ ") and core[5].startswith("≈ ")  # of one setting none was timed
@@ -187,12 +187,12 @@ def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
     runs = [large(seed, 0.9, epochs) for seed, epochs in enumerate((10, 10, 8))]
     few, short = runs[:2], [run.upto(2) for run in runs]
     for chosen in (few, short):  # too few runs, too few epochs
-        rows = rules.ledger(chosen)
+        rows = rules.judge(chosen)
         assert book_numbers.paper_reach(chosen, rows) == "of which none has a verdict yet"
         missing = book_numbers.paper_missing(chosen, rows)
         assert "Omniglot 5-way 1-shot (MAML, first-order MAML, finetuning)" in missing
         assert missing.count("the regulariser") == 1
-    rows = rules.ledger(runs)
+    rows = rules.judge(runs)
     assert book_numbers.paper_reach(runs, rows) == "trained for 4,000 to 5,000 of 60,000 iterations"
     assert "Omniglot 5-way 1-shot (first-order MAML, finetuning)" in book_numbers.paper_missing(
         runs, rows

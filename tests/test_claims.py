@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 
 from metanb.claims import cells as cells_module
+from metanb.claims import paper as paper_claims
 from metanb.claims import rules, verdicts
 from metanb.claims.cells import late_values
 from metanb.claims.run_stats import correlation_power, holm, interval
@@ -64,7 +65,7 @@ def cell(curves, seeds=range(3), **settings):
 def verdict(runs, claim, variant="", algorithm="maml"):
     (row,) = (
         r
-        for r in rules.ledger(runs)
+        for r in rules.judge(runs)
         if (r.claim, r.variant, r.algorithm) == (claim, variant, algorithm)
     )
     return row.verdict
@@ -112,7 +113,7 @@ PEAK = np.r_[1, 2, 3, 2, 1, np.ones(7)]
 def test_first_peak(hessian_norm, first_epoch, expected):
     options = {"epoch_iterations": first_epoch, "iterations": 100 * first_epoch}
     runs = cell({"hessian_norm": hessian_norm}, **options)
-    (row,) = (row for row in rules.ledger(runs) if row.variant == "first peak")
+    (row,) = (row for row in rules.judge(runs) if row.variant == "first peak")
     assert (
         row.verdict == expected
         and row.detail == f"epoch 1 is measured after {first_epoch} iterations"
@@ -182,7 +183,7 @@ def test_a_fall_is_that_of_the_second_half():
     curves["hessian_norm"][:6] = 1e6
     (row,) = (
         row
-        for row in rules.ledger(cell(curves, wobble=1e-6))
+        for row in rules.judge(cell(curves, wobble=1e-6))
         if (row.claim, row.variant) == ("C4", "")
     )
     assert row.effect == pytest.approx(-2 * 5 / 12, abs=1e-4)
@@ -204,7 +205,7 @@ def test_the_finding_that_is_least_sure_sets_p(loosest):
             "hessian_norm": np.exp(log),
         }
         runs.append(record(seed, curves, wobble=0.0))
-    (row,) = (row for row in rules.ledger(runs) if (row.claim, row.variant) == ("C4", ""))
+    (row,) = (row for row in rules.judge(runs) if (row.claim, row.variant) == ("C4", ""))
     assert row.p == pytest.approx(max(stats.ttest_1samp(values, 0).pvalue for values in changes))
     assert row.p == pytest.approx(
         stats.ttest_1samp(changes[loosest], 0).pvalue
@@ -325,7 +326,7 @@ UP, DOWN, WEAK = (
 def test_goes_with(claim, measure, across, together, n, expected):
     (row,) = (
         row
-        for row in rules.ledger(follow_each_other(measure, across, together, n))
+        for row in rules.judge(follow_each_other(measure, across, together, n))
         if row.claim == claim
     )
     assert row.verdict == expected
@@ -344,7 +345,7 @@ def test_the_power_of_the_runs_that_there_are_is_told():
     for n, share in ((5, 41), (10, 87)):
         (row,) = (
             r
-            for r in rules.ledger(follow_each_other("trajectory_coherence", WEAK, n=n))
+            for r in rules.judge(follow_each_other("trajectory_coherence", WEAK, n=n))
             if r.claim == "C5"
         )
         assert row.detail.endswith(f"so many runs show a true r of 0.8 in {share} % of cases")
@@ -365,7 +366,7 @@ def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, le
                     "trajectory_coherence": c + 0.1 * swing,
                 }
                 runs.append(Bare(replace(QUICK, seed=seed), curves))
-            counts[rules._goes_with(verdicts.BY_NAME["C5"], runs).verdict] += 1
+            counts[rules._goes_with(paper_claims.BY_NAME["C5"], runs).verdict] += 1
     assert counts[verdicts.POWERLESS] >= 100 * least
     assert counts[verdicts.PARTLY] <= 25 * (n == 10)
     if n > 3:  # as often as the power says, within four standard errors
@@ -382,7 +383,7 @@ def coherent(level, fit=0.5, accuracy=0.6, **settings):
 
 
 def beside_maml(runs):
-    (row,) = (row for row in rules.ledger(runs) if row.variant == "fresh head, beside MAML")
+    (row,) = (row for row in rules.judge(runs) if row.variant == "fresh head, beside MAML")
     return row
 
 
@@ -493,11 +494,11 @@ def test_helps(gain, expected):
             record(seed, {"query_accuracy": shifted}, wobble=0.0, regulariser="adapted", gamma=1.0)
         )
     assert verdict(base + with_it, "C8", "adapted, γ = 1") == expected
-    rows = [row for row in rules.ledger(base[1:] + with_it) if row.claim == "C8"]
+    rows = [row for row in rules.judge(base[1:] + with_it) if row.claim == "C8"]
     assert [row.runs for row in rows] == [4]  # the one without a partner does not count
-    assert [row.verdict for row in rules.ledger(with_it) if row.claim == "C8"] == [verdicts.TOO_FEW]
+    assert [row.verdict for row in rules.judge(with_it) if row.claim == "C8"] == [verdicts.TOO_FEW]
     if gain == 0.02:
-        (row,) = (row for row in rules.ledger(base + with_it) if row.claim == "C8")
+        (row,) = (row for row in rules.judge(base + with_it) if row.claim == "C8")
         assert row.effect == pytest.approx(2.0, abs=0.5) and row.change.endswith("points")
 
 
@@ -545,7 +546,7 @@ def further_pairs(late, further, epochs=EPOCHS, error=0.0):
 
 
 def c8(runs):
-    (row,) = (row for row in rules.ledger(runs) if row.claim == "C8")
+    (row,) = (row for row in rules.judge(runs) if row.claim == "C8")
     return row
 
 
@@ -578,7 +579,7 @@ def test_more_tasks_show_the_papers_gain_more_often():
         for _ in range(CELLS):
             for further in (0, 1):
                 cells_of = []
-                for gain in (verdicts.PAPER_GAIN, 0.0):
+                for gain in (paper_claims.PAPER_GAIN, 0.0):
                     runs = []
                     for seed in range(RUNS):
                         late, end = (
@@ -625,7 +626,7 @@ def test_an_error_over_tasks_that_explains_an_effect_undoes_it(claim, variant):
         errors = {measure: np.r_[0.0, error * values]}
         runs = [record(seed, falls | {measure: values}, errors=errors) for seed in range(3)]
         (found[error],) = (
-            row for row in rules.ledger(runs) if (row.claim, row.variant) == (claim, variant)
+            row for row in rules.judge(runs) if (row.claim, row.variant) == (claim, variant)
         )
     assert found[0.02].verdict == verdicts.REPRODUCED
     assert found[3.0].verdict in (verdicts.NOT_SEEN, verdicts.TOO_COARSE)
@@ -667,7 +668,7 @@ def test_a_gain_on_further_tasks_carries_their_error():
 
 
 def test_rows_say_where_the_error_over_tasks_is_not_in():
-    rows = rules.ledger(everything())
+    rows = rules.judge(everything())
     assert {row.claim for row in rows if rules.RUNS_ALONE in row.detail} == {"C4", "C5", "C6", "C8"}
     assert all(
         rules.RUNS_ALONE in row.detail for row in rows if row.claim in ("C4", "C5", "C6", "C8")
@@ -680,11 +681,11 @@ def test_stopped_runs_are_judged_where_three_have_got_to():
         record(seed, {"support_loss": np.exp(-TIME * (1 + seed))}, wobble=0.0) for seed in range(4)
     ]
     runs = [run.upto(epochs) for run, epochs in zip(whole, (12, 8, 6, 5), strict=True)]
-    (row,) = (row for row in rules.ledger(runs) if row.claim == "C2")
+    (row,) = (row for row in rules.judge(runs) if row.claim == "C2")
     assert row.runs == 3 and row.ids == tuple(run.settings.id for run in runs[:3])
     assert (row.scale, row.reached) == ("quick", "900 of 1,800 iterations")
     assert row.effect == pytest.approx(np.mean([-5 / 12 * (1 + seed) for seed in range(3)]))
-    assert rules.ledger([run.upto(3) for run in whole]) == []  # no quarter to speak of
+    assert rules.judge([run.upto(3) for run in whole]) == []  # no quarter to speak of
 
 
 def test_a_regulariser_is_compared_at_the_epoch_that_both_have_reached():
@@ -696,7 +697,7 @@ def test_a_regulariser_is_compared_at_the_epoch_that_both_have_reached():
     with_it = [
         record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(6) for s in range(3)
     ]
-    (row,) = (row for row in rules.ledger(base + with_it) if row.claim == "C8")
+    (row,) = (row for row in rules.judge(base + with_it) if row.claim == "C8")
     assert row.effect == pytest.approx(10.0)
 
 
@@ -708,7 +709,7 @@ def test_more_runs_never_undo_pairs():
     ]
     base = [record(s, {}).upto(epochs) for s, epochs in enumerate((12, 12, 8, 12))]
     found = [
-        [row for row in rules.ledger([*with_it, *chosen]) if row.claim == "C8"]
+        [row for row in rules.judge([*with_it, *chosen]) if row.claim == "C8"]
         for chosen in (base[:3], base)
     ]
     assert found[0][0].runs == 3
@@ -719,7 +720,7 @@ def test_more_runs_never_undo_pairs():
 
 def test_a_short_run_leaves_the_others_of_its_cell():
     runs = [run.upto(epochs) for run, epochs in zip(cell({}), (12, 12, 3), strict=True)]
-    rows = rules.ledger(runs)
+    rows = rules.judge(runs)
     assert len(rows) > 5 and {(row.runs, row.verdict) for row in rows} == {(2, verdicts.TOO_FEW)}
 
 
@@ -746,13 +747,13 @@ def test_curves_with_gaps_or_without_numbers_are_refused_by_name():
         with pytest.raises(
             RecordError, match=rf"distance.*{runs[0].settings.id}.*delete the folder"
         ):
-            rules.ledger([replace(runs[0], measures=measures), *runs[1:]])
+            rules.judge([replace(runs[0], measures=measures), *runs[1:]])
 
 
 def test_cells_that_differ_are_told_apart():
-    rows = rules.ledger(cell({}) + cell({}, inner_lr=0.1, meta_batch=2))
+    rows = rules.judge(cell({}) + cell({}, inner_lr=0.1, meta_batch=2))
     assert {row.apart for row in rows} == {"", "inner_lr=0.1, meta_batch=2"}
-    assert "(inner_lr=0.1, meta_batch=2)" in verdicts.table(rows).to_string()
+    assert "(inner_lr=0.1, meta_batch=2)" in verdicts.verdict_table(rows).to_string()
 
 
 def everything(seeds=range(3)):
@@ -778,12 +779,12 @@ def test_cells_differ_by_seeds_alone():
 def test_order_of_records_does_not_matter():
     runs = everything()
     shuffled = [runs[i] for i in np.random.default_rng(0).permutation(len(runs))]
-    assert verdicts.as_json(rules.ledger(shuffled)) == verdicts.as_json(rules.ledger(runs))
+    assert verdicts.rows_as_json(rules.judge(shuffled)) == verdicts.rows_as_json(rules.judge(runs))
 
 
 def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
-    rows = rules.ledger(everything())
-    assert {row.claim for row in rows} == {claim.name for claim in verdicts.CLAIMS}
+    rows = rules.judge(everything())
+    assert {row.claim for row in rows} == {claim.name for claim in paper_claims.CLAIMS}
     judged = [row for row in rows if row.verdict not in verdicts.UNJUDGED]
     assert [row.p_holm for row in judged] == pytest.approx(holm([row.p for row in judged]))
     assert all(math.isnan(row.p_holm) for row in rows if row not in judged)
@@ -793,10 +794,10 @@ def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
 
 
 def test_table_and_json():
-    rows = rules.ledger([*everything(), *cell({}, [7], ways=20, regulariser="adapted", gamma=1.0)])
-    shown = verdicts.table(rows)
+    rows = rules.judge([*everything(), *cell({}, [7], ways=20, regulariser="adapted", gamma=1.0)])
+    shown = verdicts.verdict_table(rows)
     assert len(shown) == len(rows) and list(shown.verdict) == [row.verdict for row in rows]
-    read = json.loads(verdicts.as_json(rows))
+    read = json.loads(verdicts.rows_as_json(rows))
     assert [one["claim"] for one in read] == [row.claim for row in rows]
     (lonely,) = (one for one in read if one["setting"] == "20-way 1-shot" and one["claim"] == "C8")
     assert (
@@ -813,7 +814,7 @@ def test_table_and_json():
         "verdict",
         "paper",
     ]
-    assert set(verdicts.table(rows, corrected=True)) - set(shown) == {"p, Holm"}
+    assert set(verdicts.verdict_table(rows, corrected=True)) - set(shown) == {"p, Holm"}
     trend = next(row for row in rows if row.claim == "C1")
     assert (
         trend.change
@@ -827,10 +828,10 @@ def test_scales_stand_one_below_the_other():
     )
     rows = [
         row
-        for row in rules.ledger([*cell({}), *(run.upto(8) for run in large)])
+        for row in rules.judge([*cell({}), *(run.upto(8) for run in large)])
         if row.claim == "C2"
     ]
-    shown = verdicts.by_scale([rows[0], replace(rows[0], algorithm="fomaml"), rows[1]])
+    shown = verdicts.verdicts_by_scale([rows[0], replace(rows[0], algorithm="fomaml"), rows[1]])
     assert list(shown.index) == [
         ("C2", "MAML", "quick"),
         ("C2", "MAML", "paper (4,000)"),
@@ -851,7 +852,7 @@ def test_scales_stand_one_below_the_other():
 )
 def test_effects_are_shown_in_their_unit(unit, shown):
     row = replace(
-        rules.ledger(cell({}))[0],
+        rules.judge(cell({}))[0],
         effect=math.log(2),
         low=0.0,
         high=math.log(4),
@@ -950,7 +951,7 @@ def noisy_ledger(rng, rho):
             curves["trajectory_coherence"]
         )
         runs.append(Bare(settings, curves))
-    return rules.ledger(runs)
+    return rules.judge(runs)
 
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
@@ -1005,19 +1006,19 @@ def test_noise_is_judged_and_what_is_no_noise_is_seen(rates):
 
 
 def test_turned_tells_the_verdicts_that_differ():
-    rows = [row for row in rules.ledger([record(s, {}) for s in range(3)]) if row.claim == "C1"]
+    rows = [row for row in rules.judge([record(s, {}) for s in range(3)]) if row.claim == "C1"]
     others = [replace(row, scale="paper", reached="5,000 of 60,000 iterations") for row in rows]
-    assert verdicts.turned(rows, others) == "No verdict is another one there."
+    assert verdicts.changed_verdicts(rows, others) == "No verdict is another one there."
     others[0] = replace(others[0], verdict=verdicts.REPRODUCED)
     assert rows[0].verdict == verdicts.NOT_SEEN
     said = "- C1, MAML: not reproduced at quick scale, **reproduced** at paper (5,000) scale."
-    assert verdicts.turned(rows, others) == said
+    assert verdicts.changed_verdicts(rows, others) == said
 
 
 def test_few_epochs_are_not_detrended():
     runs = cell({"query_accuracy": 0.5 + 0.1 * TIME, "trajectory_coherence": TIME})
     of = {
-        n: next(row for row in rules.ledger([run.upto(n) for run in runs]) if row.claim == "C5")
+        n: next(row for row in rules.judge([run.upto(n) for run in runs]) if row.claim == "C5")
         for n in (5, 6)
     }
     assert "too few epochs to detrend: 5" in of[5].detail and "detrended r" not in of[5].detail
@@ -1026,7 +1027,7 @@ def test_few_epochs_are_not_detrended():
 
 @pytest.mark.parametrize("direction", [-1, 1])
 def test_an_effect_that_is_no_number_shows_nothing(direction):
-    assert rules.by_interval(interval([math.nan] * 3), 3, direction) == verdicts.NOT_SEEN
+    assert rules.verdict_by_interval(interval([math.nan] * 3), 3, direction) == verdicts.NOT_SEEN
 
 
 def test_late_values_are_means_over_the_last_quarter_of_each_run():

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from metanb import __main__
-from metanb.grids import definitions
+from metanb.grids import definitions, progress
 from metanb.grids.definitions import Planned
 from metanb.runs import experiment, records
+from metanb.runs import store as run_store
 from metanb.settings import preset, scale_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +58,7 @@ def snakemake(folder, *config, options=("--cores", "1", "--keep-going")):
 
 
 def test_smoke_is_well_formed():
-    settings = [one.settings for one in definitions.smoke()]
+    settings = [one.settings for one in definitions.smoke_grid()]
     assert len({one.id for one in settings}) == len(settings) == 6
     assert all(scale_of(one) == "smoke" and one.dataset == "glyphs" for one in settings)
     assert [one.seed for one in settings] == [0, 0, 0, 1, 1, 1]
@@ -79,9 +80,9 @@ def test_missing_by_hand(tmp_path):
         [Planned("a", one) for one in settings],
         [record(settings[0], 6), record(settings[1], 2)],
     )
-    assert definitions.missing(planned, recorded) == settings[1:]
-    assert definitions.missing(planned, recorded, until=20) == settings[2:]
-    assert definitions.missing(planned, recorded, until=21) == settings[1:]
+    assert progress.find_missing(planned, recorded) == settings[1:]
+    assert progress.find_missing(planned, recorded, until=20) == settings[2:]
+    assert progress.find_missing(planned, recorded, until=21) == settings[1:]
 
 
 def test_texts_of_jobs_beside_the_records_are_no_records(store):
@@ -91,8 +92,8 @@ def test_texts_of_jobs_beside_the_records_are_no_records(store):
     record = experiment.run(tiny, "cpu")
     for ending in ("out", "log"):
         (store / f"{tiny.id}.{ending}").write_text("a job's\n")
-    assert [found.path for found in records.read_all(store)] == [record.path]
-    assert records.find(tiny).path == record.path
+    assert [found.path for found in records.read_records(store)] == [record.path]
+    assert records.find_record(tiny).path == record.path
 
 
 @needs_snakemake
@@ -101,11 +102,13 @@ def test_what_is_recorded_is_no_job_and_what_is_missing_is_one(store, tmp_path):
     assert code == 0 and "0 runs are recorded, 3 are missing" in said, said
     assert all(
         f"run={one.settings.id}" in said
-        for one in definitions.select(definitions.smoke(), "*-s1-*")
+        for one in definitions.select_runs(definitions.smoke_grid(), "*-s1-*")
     )
     assert not list(tmp_path.glob("store/*"))
     committed = next(
-        one.settings for one in definitions.quick() if (ROOT / "results" / one.settings.id).is_dir()
+        one.settings
+        for one in definitions.quick_grid()
+        if (ROOT / "results" / one.settings.id).is_dir()
     )
     code, said = snakemake(tmp_path, "grid=quick", f"only={committed.id}", options=("--dry-run",))
     assert (
@@ -116,9 +119,11 @@ def test_what_is_recorded_is_no_job_and_what_is_missing_is_one(store, tmp_path):
 @needs_snakemake
 def test_a_torn_checkpoint_fails_its_job_alone_and_keeps_its_log(store, tmp_path):
     """Then the cause is removed, the same command makes that job, and a longer run goes on from where it stood."""
-    bad, good = (one.settings for one in definitions.select(definitions.smoke(), "*finetune*"))
+    bad, good = (
+        one.settings for one in definitions.select_runs(definitions.smoke_grid(), "*finetune*")
+    )
     store.mkdir()
-    records.checkpoint(bad.id).write_text("torn")
+    run_store.checkpoint_path(bad.id).write_text("torn")
     call = ("grid=smoke", "only=*finetune*", "until=10")
     code, said = snakemake(tmp_path, *call)
     assert code != 0 and bad.id in said, said
@@ -126,18 +131,18 @@ def test_a_torn_checkpoint_fails_its_job_alone_and_keeps_its_log(store, tmp_path
         "cannot be read" in (store / f"{bad.id}.log").read_text()
         and not (store / f"{bad.id}.out").exists()
     )
-    assert records.checkpoint(bad.id).read_text() == "torn"
-    made = records.find(good, 1)
+    assert run_store.checkpoint_path(bad.id).read_text() == "torn"
+    made = records.find_record(good, 1)
     assert made.iterations == 10 and made.provenance["threads"] == 1
     assert str(made.path) in (store / f"{good.id}.out").read_text()
-    records.checkpoint(bad.id).unlink()
+    run_store.checkpoint_path(bad.id).unlink()
     code, said = snakemake(tmp_path, *call)
     assert code == 0 and "1 runs are recorded, 1 are missing" in said, said
-    assert records.find(bad, 1).iterations == 10
+    assert records.find_record(bad, 1).iterations == 10
     # its .out of until=10 is there
     code, said = snakemake(tmp_path, "grid=smoke", f"only={good.id}", "until=20")
     assert code == 0, said
-    further = records.find(good, 2)
+    further = records.find_record(good, 2)
     assert further.provenance["resumed"] == 1 and not made.path.exists()
 
 

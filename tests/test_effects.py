@@ -76,7 +76,7 @@ def test_errors_over_tasks_are_those_of_simulated_curves_or_more(together):
     curves = curve + drawn(rng, 4000, errors, together)
     for effect, bound in (
         (run_stats.trend, run_stats.trend_error(curve, errors)),
-        (run_stats.change, run_stats.change_error(errors)),
+        (run_stats.fitted_change, run_stats.fitted_change_error(errors)),
     ):
         found = np.std([effect(one) for one in curves])
         if together:
@@ -84,7 +84,7 @@ def test_errors_over_tasks_are_those_of_simulated_curves_or_more(together):
         else:
             assert found == pytest.approx(bound, rel=0.05)
     assert run_stats.late_error(errors) == pytest.approx(errors[-2:].mean())
-    assert np.std([run_stats.late(one) for one in curves]) == pytest.approx(
+    assert np.std([run_stats.late_mean(one) for one in curves]) == pytest.approx(
         run_stats.late_error(errors), rel=0.05
     )
 
@@ -106,10 +106,10 @@ def shared_tasks(rng, cells, runs, share, tasks=60):
 EFFECTS = {
     "trend": lambda curve, errors: (run_stats.trend(curve), run_stats.trend_error(curve, errors)),
     "change": lambda curve, errors: (
-        run_stats.change(np.log(curve)),
-        run_stats.change_error(errors / curve),
+        run_stats.fitted_change(np.log(curve)),
+        run_stats.fitted_change_error(errors / curve),
     ),
-    "late": lambda curve, errors: (run_stats.late(curve) - 1, run_stats.late_error(errors)),
+    "late": lambda curve, errors: (run_stats.late_mean(curve) - 1, run_stats.late_error(errors)),
 }
 
 
@@ -159,7 +159,7 @@ def test_an_effect_is_seen_all_the_same():
 def test_trend_and_late_in_closed_form():
     # quarters of two: (8+4)/2 = 6, (2+1)/2 = 1.5
     curve = np.array([8.0, 4.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])
-    assert run_stats.late(curve) == 1.5
+    assert run_stats.late_mean(curve) == 1.5
     assert run_stats.trend(curve) == pytest.approx(np.log(1.5 / 6.0))
     with pytest.raises(ValueError, match="4 epochs"):
         run_stats.trend(curve[:3])
@@ -169,8 +169,10 @@ def test_trend_and_late_in_closed_form():
 
 def test_change_is_numpys_line():
     curve = np.random.default_rng(0).normal(size=9)
-    assert run_stats.change(curve) == pytest.approx(8 * np.polyfit(np.arange(9), curve, 1)[0])
-    assert run_stats.change([1.0, 2.0, 3.0]) == pytest.approx(2.0)
+    assert run_stats.fitted_change(curve) == pytest.approx(
+        8 * np.polyfit(np.arange(9), curve, 1)[0]
+    )
+    assert run_stats.fitted_change([1.0, 2.0, 3.0]) == pytest.approx(2.0)
 
 
 def test_correlation_is_numpys():
@@ -206,8 +208,8 @@ def test_detrended_is_the_residual_of_least_squares():
     curve, t = np.random.default_rng(0).normal(size=EPOCHS), np.log(np.arange(1, EPOCHS + 1))
     design = np.stack([np.ones(EPOCHS), t, t**2], 1)
     expected = curve - design @ np.linalg.lstsq(design, curve, rcond=None)[0]
-    assert run_stats.detrended(curve) == pytest.approx(expected, abs=1e-10)
-    assert run_stats.detrended(3 - t + 2 * t**2) == pytest.approx(0.0, abs=1e-10)
+    assert run_stats.detrend(curve) == pytest.approx(expected, abs=1e-10)
+    assert run_stats.detrend(3 - t + 2 * t**2) == pytest.approx(0.0, abs=1e-10)
 
 
 def test_mean_correlation_is_taken_of_fishers_z():

@@ -24,21 +24,28 @@ def test_everything_is_on_for_a_gpu_less_what_is_left_out_and_tf32_on_request(mo
     cpu, on = torch.device("cpu"), Engine(engine.TOGETHER, resident=True, compile=True, graph=True)
     for variable in ("METANB_WITHOUT", "METANB_WITH"):
         monkeypatch.delenv(variable, raising=False)
-    assert engine.choose(cpu) == Engine() and engine.choose(cpu, together=3) == Engine(3)
-    assert engine.choose(GPU) == on
-    assert engine.choose(GPU, together=3).together == 3
+    assert engine.choose_engine(cpu) == Engine() and engine.choose_engine(
+        cpu, together=3
+    ) == Engine(3)
+    assert engine.choose_engine(GPU) == on
+    assert engine.choose_engine(GPU, together=3).together == 3
     assert (on.features, on.precision) == ("resident compile graph", "float32")
     monkeypatch.setenv("METANB_WITH", "tf32")
-    assert engine.choose(GPU) == replace(on, tf32=True) and engine.choose(GPU).precision == "TF32"
-    assert engine.choose(cpu) == Engine()
+    assert (
+        engine.choose_engine(GPU) == replace(on, tf32=True)
+        and engine.choose_engine(GPU).precision == "TF32"
+    )
+    assert engine.choose_engine(cpu) == Engine()
     monkeypatch.setenv("METANB_WITHOUT", "graph, together")
-    assert engine.choose(GPU, together=5) == Engine(1, resident=True, compile=True, tf32=True)
-    assert engine.choose(cpu, together=5) == Engine()
+    assert engine.choose_engine(GPU, together=5) == Engine(
+        1, resident=True, compile=True, tf32=True
+    )
+    assert engine.choose_engine(cpu, together=5) == Engine()
     monkeypatch.setenv("METANB_WITHOUT", "speed")
     with pytest.raises(
         ValueError, match="'speed': choose from together, resident, compile, graph, tf32"
     ):
-        engine.choose(GPU)
+        engine.choose_engine(GPU)
 
 
 def test_precision_is_put_back(monkeypatch):
@@ -73,7 +80,9 @@ def test_tf32_is_not_harmless(order):
     early on is small beside the products that it is the difference of.
     """
     settings = preset("paper", "glyphs", 20, algorithm=order)
-    tasks = sample_tasks(image_sets.load("glyphs", "train"), 2, 20, 1, 1, np.random.default_rng(0))
+    tasks = sample_tasks(
+        image_sets.load_images("glyphs", "train"), 2, 20, 1, 1, np.random.default_rng(0)
+    )
     torch.manual_seed(0)
     single = ConvNet(tuple(tasks.support_x.shape[2:]), 20, settings.filters)
     in_double = Tasks(*(x.double() if x.is_floating_point() else x for x in tasks.tensors()))

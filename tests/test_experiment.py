@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from metanb.data import image_sets
 from metanb.data.tasks import sample_tasks
-from metanb.runs import experiment, machine, records, training
+from metanb.landscape import hessian
+from metanb.runs import cohorts, experiment, machine, records, training
 from metanb.settings import CHOICES, preset
 from tests.bad_days import shown
 from tests.cohorts import new_cohort
@@ -72,7 +73,12 @@ def test_measures_against_a_plain_loop(store):
     """Loss, accuracy, distance and gradients of the trained network, task by task, without higher or chunks."""
     record, net = experiment.run(TINY, "cpu"), experiment.trained_net(TINY, "cpu").double()
     tasks = sample_tasks(
-        image_sets.load("glyphs", "test"), 5, 5, 1, 2, np.random.default_rng([0, training.TEST])
+        image_sets.load_images("glyphs", "test"),
+        5,
+        5,
+        1,
+        2,
+        np.random.default_rng([0, cohorts.TEST]),
     )
     found = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
     gradients = []
@@ -148,7 +154,7 @@ def test_finetuning_learns_all_classes_and_is_kept(store):
     options = {"filters": 8, "iterations": 60, "epoch_iterations": 20, "outer_lr": 0.01}
     settings = replace(TINY, algorithm="finetune", **options)
     run, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu")
-    classes = len(image_sets.load("glyphs", "train").classes)
+    classes = len(image_sets.load_images("glyphs", "train").classes)
     assert net.head.out_features == classes
     losses = run.curve("train_loss")["mean"]
     assert (
@@ -212,7 +218,7 @@ def test_killed_twice_and_resumed_equals_unkilled(tmp_path):
         process = _start(settings, tmp_path / folder)
         assert process.wait() == 0, process.communicate()
     assert measures(tmp_path / "killed", settings) == measures(tmp_path / "whole", settings)
-    assert records.read(tmp_path / "killed" / settings.id).provenance["resumed"] == 2
+    assert records.read_record(tmp_path / "killed" / settings.id).provenance["resumed"] == 2
 
 
 def test_terminated_it_says_how_to_go_on(tmp_path):
@@ -245,14 +251,14 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
         outcome = honest(*args, **kwargs)
         return outcome._replace(losses=outcome.losses * (float("nan") if len(calls) == 6 else 1.0))
 
-    monkeypatch.setattr(training, "meta_gradient", diverges)
+    monkeypatch.setattr(cohorts, "meta_gradient", diverges)
     with pytest.raises(
         experiment.DivergedError,
         match=rf"{TINY.id}: loss is nan.*iteration 5.*inner_lr.*epoch 2 is kept",
     ):
         experiment.run(TINY, "cpu")
     assert torch.load(store / f"{TINY.id}.pt", weights_only=True)["epoch"] == 2
-    assert records.find(TINY) is None
+    assert records.find_record(TINY) is None
 
 
 def test_torn_checkpoint_is_refused_by_name(store):
@@ -265,20 +271,20 @@ def test_torn_checkpoint_is_refused_by_name(store):
 
 
 def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
-    honest = training.images.load
+    honest = image_sets.load_images
     experiment.run(TINY, "cpu")
     (store / TINY.id).rename(store / "elsewhere")
 
     def other(dataset, split, **options):
         return replace(honest(dataset, split, **options), digest="0" * 16)
 
-    monkeypatch.setattr(training.images, "load", other)
+    monkeypatch.setattr(image_sets, "load_images", other)
     with pytest.raises(
         records.RecordError, match=rf"{TINY.id}.pt was made from other data: delete it"
     ) as error:
         experiment.run(TINY, "cpu")
     shown("A checkpoint was made from other data", f"Error: {error.value}")
-    monkeypatch.setattr(training.images, "load", honest)
+    monkeypatch.setattr(image_sets, "load_images", honest)
     assert experiment.run(TINY, "cpu").provenance["resumed"] == 1
 
 
@@ -286,7 +292,7 @@ def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
     def fails(*_):
         raise training.LandscapeError("no Hessian norm there")
 
-    monkeypatch.setattr(training.landscape, "hessian_norms", fails)
+    monkeypatch.setattr(hessian, "hessian_norms", fails)
     with pytest.raises(
         experiment.DivergedError,
         match=rf"{TINY.id}: no Hessian norm there, after epoch 0.*inner_lr",
@@ -343,7 +349,7 @@ def test_final_accuracy_against_a_plain_loop(store):
     """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
     settings = replace(TINY, iterations=4, final_tasks=130)
     record, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu").double()
-    test, found = image_sets.load("glyphs", "test"), []
+    test, found = image_sets.load_images("glyphs", "test"), []
     for part, n in enumerate((60, 60, 10)):
         tasks = sample_tasks(test, n, 5, 1, 2, np.random.default_rng([0, 3 + part]))
         for x, y, query_x, query_y in zip(

@@ -16,7 +16,7 @@ from metanb.claims import rules, verdicts
 from metanb.data.tasks import Tasks
 from metanb.figures import ledger as summary
 from metanb.figures import runs as figures
-from metanb.figures import style
+from metanb.figures import tasks as task_figures
 from tests.test_claims import TIME, record
 
 
@@ -69,7 +69,9 @@ def test_curves_show_and_hand_out_the_records(runs):
     assert shown.link["download"] == "flat.csv"
     assert len(table) == 2 * 3 * 2 * 13
     for run in runs:
-        chosen = table[(table.seed == run.settings.seed) & (table.run == figures.algorithm(run))]
+        chosen = table[
+            (table.seed == run.settings.seed) & (table.run == figures.algorithm_label(run))
+        ]
         drawn = chosen[chosen.measure == "hessian_norm"]["mean"]
         assert np.allclose(drawn, run.curve("hessian_norm")["mean"], rtol=1e-5)
     assert shown.image["role"] == "img"
@@ -150,8 +152,8 @@ def test_forest_shows_every_row_with_its_interval():
         )
         for s in range(3)
     ]
-    rows = [row for row in rules.ledger(base + gained) if row.claim == "C8"]
-    lonely = [row for row in rules.ledger(gained) if row.claim == "C8"]
+    rows = [row for row in rules.judge(base + gained) if row.claim == "C8"]
+    lonely = [row for row in rules.judge(gained) if row.claim == "C8"]
     figure = summary.forest(rows + lonely, "c8", "See the gain.", "points", paper=1.33)
     shown = parts(figure)
     assert "MAML, 5-way 1-shot: outer, γ = 2: +1.10 (+0.85 to +1.35)" in shown.image["aria-label"]
@@ -165,7 +167,7 @@ def test_one_wide_interval_does_not_squeeze_the_others():
         record(s, {"query_accuracy": np.full(12, 0.51)}, wobble=0.0, regulariser="outer", gamma=2.0)
         for s in range(3)
     ]
-    (row,) = (row for row in rules.ledger(base + gained) if row.claim == "C8")
+    (row,) = (row for row in rules.judge(base + gained) if row.claim == "C8")
     rows = [replace(row, effect=0.1, low=-1.0, high=1.0)] * 3
 
     def ticks(rows):
@@ -197,7 +199,7 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
         for s in range(3)
         for gamma in (0.1, 0.3)
     ]
-    rows = rules.ledger([record(s, {}) for s in range(3)] + falling + heads + paper + strengths)
+    rows = rules.judge([record(s, {}) for s in range(3)] + falling + heads + paper + strengths)
     html = summary.overview(rows, {f"C{i}": f"page.html#c{i}" for i in range(1, 9)}, "ledger.html")
     shown = [row for row in rows if row.as_in_paper and row.verdict != verdicts.TOO_FEW]
     marks = re.findall(r'<a href="ledger.html#([\w-]+)" title="([^"]*)"', html)
@@ -233,12 +235,12 @@ def test_drawing_twice_gives_the_same_bytes(runs):
 def test_pictures_of_tasks_and_steps():
     y = torch.arange(3).repeat(2, 1)
     x = torch.rand(2, 3, 1, 28, 28)
-    shown = parts(style.tasks_picture(Tasks(x, y, x, y), "tasks", "Two tasks."))
+    shown = parts(task_figures.picture_tasks(Tasks(x, y, x, y), "tasks", "Two tasks."))
     assert (
         "2 rows" in shown.image["aria-label"] and "3 support classes" in shown.image["aria-label"]
     )
     data = pd.DataFrame({"step": [0, 1], "loss": [1.5, 0.25]})
-    shown = parts(style.steps(data, "steps", "Watch.", "loss (nats)"))
+    shown = parts(task_figures.picture_adaptation(data, "steps", "Watch.", "loss (nats)"))
     assert "loss: from 1.5 to 0.25" in shown.image["aria-label"]
     assert payload(shown.link["href"]).decode() == "step,loss\n0,1.5\n1,0.25\n"
 
@@ -262,4 +264,4 @@ def test_runs_and_their_origin_in_words(runs):
         "least to greatest": f"{min(late):.3f} to {max(late):.3f}",
         "CPU minutes a run": 1.5,
     }
-    assert figures.origin(runs) == "Recorded 2026-01-02 on CPU, GPU, torch 2.0, code abc."
+    assert figures.describe_origin(runs) == "Recorded 2026-01-02 on CPU, GPU, torch 2.0, code abc."

@@ -10,9 +10,9 @@ from metanb.data import image_sets
 from metanb.data.tasks import sample_tasks, scaled
 from metanb.landscape.measures import measure
 from metanb.maml import fusing
-from metanb.maml.engine import Engine, choose, precision
+from metanb.maml.engine import Engine, choose_engine, precision
 from metanb.maml.fusing import fused
-from metanb.runs import experiment, training
+from metanb.runs import cohorts, experiment
 from metanb.settings import REGULARISERS, preset
 from tests.cohorts import new_cohort
 
@@ -41,10 +41,10 @@ GRADIENTS = [{"algorithm": "finetune"}] + [
 @pytest.mark.parametrize("options", GRADIENTS, ids=lambda one: "-".join(map(str, one.values())))
 def test_everything_on_gives_the_cpus_gradients_in_double_precision(options, runs, monkeypatch):
     """Three in a row, so that the second and third are not those of the recording; the weights change between."""
-    monkeypatch.setattr(training, "scaled", lambda pixels: scaled(pixels).double())
+    monkeypatch.setattr(cohorts, "scaled", lambda pixels: scaled(pixels).double())
     settings = [replace(SMALL, seed=seed, **options) for seed in range(runs)]
     here = new_cohort(settings, dtype=torch.float64)
-    there = new_cohort(settings, choose(GPU), GPU, dtype=torch.float64)
+    there = new_cohort(settings, choose_engine(GPU), GPU, dtype=torch.float64)
     monkeypatch.setattr(fusing, "_failed", False)
     with fused(True):
         for iteration in range(3):
@@ -70,7 +70,7 @@ def test_tf32_rounds_where_it_is_asked_for():
     settings = [preset("paper", "glyphs", 20, filters=64, meta_batch=2)]
     gradients = {}
     for tf32 in (False, True):
-        cohort = new_cohort(settings, replace(choose(GPU), tf32=tf32), GPU)
+        cohort = new_cohort(settings, replace(choose_engine(GPU), tf32=tf32), GPU)
         with precision(tf32):
             cohort.gradient(*cohort._draw([0]))
         gradients[tf32] = cohort.weights[0].grad.clone()
@@ -80,8 +80,8 @@ def test_tf32_rounds_where_it_is_asked_for():
 
 def test_what_is_left_out_is_off(monkeypatch):
     monkeypatch.setenv("METANB_WITHOUT", "compile,graph,resident,tf32,together")
-    assert choose(GPU) == Engine()
-    cohort = new_cohort([SMALL], choose(GPU), GPU)
+    assert choose_engine(GPU) == Engine()
+    cohort = new_cohort([SMALL], choose_engine(GPU), GPU)
     cohort.gradient(*cohort._draw([0]))
     assert cohort.gradient.graph is None and cohort.pool.on_device is None
 
@@ -91,7 +91,7 @@ def test_measures_are_the_cpus(algorithm):
     settings = replace(SMALL, algorithm=algorithm, filters=16)
     net = experiment.new_net(settings, experiment.load(settings, "train"))
     rng = np.random.default_rng(0)
-    pool = image_sets.load("glyphs", "test")
+    pool = image_sets.load_images("glyphs", "test")
     test, valid = (sample_tasks(pool, 9, settings.ways, 1, 3, rng) for _ in range(2))
     expected = measure(net, test, valid, settings)
     found = measure(net.to(GPU), test.to(GPU), valid.to(GPU), settings)

@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from metanb.__main__ import cli, main
-from metanb.grids import definitions, runner
+from metanb.grids import definitions, progress, runner
 from metanb.grids.definitions import Planned
 from metanb.grids.hours import CORE, Estimate, Timings
 from metanb.runs import checkpoint, experiment, records
+from metanb.runs import store as run_store
 from metanb.settings import preset, scale_of
 from tests.bad_days import shown
 
@@ -33,11 +34,11 @@ def store(tmp_path, monkeypatch):
 
 
 def states(planned, recorded):
-    return definitions.table(planned, recorded, Timings(recorded), CORE).state.tolist()
+    return progress.grid_table(planned, recorded, Timings(recorded), CORE).state.tolist()
 
 
 def test_quick_is_well_formed():
-    planned = definitions.quick()
+    planned = definitions.quick_grid()
     ids = [one.settings.id for one in planned]
     assert len(set(ids)) == len(ids)
     seeds = [one.settings.seed for one in planned]
@@ -64,23 +65,25 @@ def test_quick_is_well_formed():
 
 
 def test_select():
-    planned = definitions.quick()
-    assert {one.group for one in definitions.select(planned, "few-classes")} == {"few-classes"}
-    assert {one.settings.algorithm for one in definitions.select(planned, "*-5w1s-maml-s0-*")} == {
-        "maml"
-    }
-    assert all("20w" in one.settings.id for one in definitions.select(planned, "20w"))
-    assert definitions.select(planned) == planned
-    runs = [one.settings.id for one in definitions.select(planned, "*-maml-s1-*", "*-maml-s[01]-*")]
+    planned = definitions.quick_grid()
+    assert {one.group for one in definitions.select_runs(planned, "few-classes")} == {"few-classes"}
+    assert {
+        one.settings.algorithm for one in definitions.select_runs(planned, "*-5w1s-maml-s0-*")
+    } == {"maml"}
+    assert all("20w" in one.settings.id for one in definitions.select_runs(planned, "20w"))
+    assert definitions.select_runs(planned) == planned
+    runs = [
+        one.settings.id for one in definitions.select_runs(planned, "*-maml-s1-*", "*-maml-s[01]-*")
+    ]
     assert len(runs) == len(set(runs)) > 2
     assert ["-s1-" in run for run in runs] == sorted(("-s1-" in run for run in runs), reverse=True)
     with pytest.raises(ValueError, match="'nothing'.*few-classes"):
-        definitions.select(planned, "nothing")
+        definitions.select_runs(planned, "nothing")
 
 
 @pytest.mark.parametrize("which", [0, 5, -1])
 def test_command_trains_the_very_settings(which, monkeypatch):
-    settings, asked = definitions.quick()[which].settings, []
+    settings, asked = definitions.quick_grid()[which].settings, []
 
     def run_all(wanted, device, until, together):
         asked.append((*wanted, device, until))
@@ -97,7 +100,7 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
     good = [Planned("a", replace(TINY, seed=seed)) for seed in (0, 1)]
     bad = Planned("a", preset("smoke", "mini-imagenet", iterations=10))
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
-    failed = runner.run([good[0], bad, good[1]], 2, "cpu", lines.append)
+    failed = runner.run_grid([good[0], bad, good[1]], 2, "cpu", lines.append)
     assert (
         len(failed) == 1 and failed[0].startswith(bad.settings.id) and "mini-imagenet" in failed[0]
     )
@@ -106,7 +109,9 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
     assert sum("query accuracy" in line for line in lines) == 2 and "min left" in lines[-1]
     found = [(store / one.settings.id / "measures.csv").read_bytes() for one in good]
     again = []
-    assert runner.run(good, 2, "cpu", again.append) == [] and len(again) == 1  # nothing was missing
+    assert (
+        runner.run_grid(good, 2, "cpu", again.append) == [] and len(again) == 1
+    )  # nothing was missing
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
     assert [
         (experiment.run(one.settings, "cpu").path / "measures.csv").read_bytes() for one in good
@@ -116,9 +121,14 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
 def test_batches_hold_what_differs_by_seeds_alone_in_the_grids_order():
     runs = [replace(TINY, seed=seed, shots=shots) for seed in range(3) for shots in (1, 2)]
     one, two = runs[::2], runs[1::2]
-    assert runner.batches(runs, 5) == [tuple(one), tuple(two)]
-    assert runner.batches(runs, 2) == [tuple(one[:2]), tuple(two[:2]), (one[2],), (two[2],)]
-    assert runner.batches(runs, 1) == [(settings,) for settings in runs]
+    assert runner.group_into_batches(runs, 5) == [tuple(one), tuple(two)]
+    assert runner.group_into_batches(runs, 2) == [
+        tuple(one[:2]),
+        tuple(two[:2]),
+        (one[2],),
+        (two[2],),
+    ]
+    assert runner.group_into_batches(runs, 1) == [(settings,) for settings in runs]
     assert (runner.together_on("cpu"), runner.together_on("cuda:1")) == (1, runner.TOGETHER)
 
 
@@ -129,12 +139,12 @@ def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(store, tmp_path
     damaged = store / planned[1].settings.id
     damaged.mkdir(parents=True)
     lines = []
-    failed = runner.run(planned[:1] + planned[2:], 1, "cpu", lines.append, together=5)
+    failed = runner.run_grid(planned[:1] + planned[2:], 1, "cpu", lines.append, together=5)
     assert failed == [] and sum("query accuracy" in line for line in lines) == 3
-    made = definitions.made(planned[:1] + planned[2:])
+    made = progress.find_recorded(planned[:1] + planned[2:])
     assert [record.provenance["together"] for record in made] == [2, 2, 1]
-    monkeypatch.setattr(definitions, "made", lambda planned: [])
-    (failure,) = runner.run([planned[1]], 1, "cpu", lines.append, together=5)
+    monkeypatch.setattr(progress, "find_recorded", lambda planned: [])
+    (failure,) = runner.run_grid([planned[1]], 1, "cpu", lines.append, together=5)
     assert failure.startswith(planned[1].settings.id) and "damaged" in failure
 
 
@@ -158,8 +168,8 @@ def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch
         process.wait()
         saved = path.stat().st_mtime_ns
     assert states(planned, []) == ["begun"]
-    assert runner.run(planned, 1, "cpu", lambda line: None) == []
-    resumed = records.find(settings)
+    assert runner.run_grid(planned, 1, "cpu", lambda line: None) == []
+    resumed = records.find_record(settings)
     assert resumed.provenance["resumed"] == 10
     assert {path.suffix for path in store.iterdir()} == {".pt", ".lock", ""}  # no scraps
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
@@ -172,32 +182,32 @@ def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_p
     reach = 0  # the epoch from which on the budget is spent
 
     def clock():
-        path = records.checkpoint(longer.id)
-        return 600.0 * (path.exists() and checkpoint.read(path)["epoch"] >= reach)
+        path = run_store.checkpoint_path(longer.id)
+        return 600.0 * (path.exists() and checkpoint.read_checkpoint(path)["epoch"] >= reach)
 
     monkeypatch.setattr(runner, "monotonic", clock)
     # epochs of 3 iterations
-    assert runner.run(planned[1:], 1, "cpu", lambda line: None, until=4) == []
-    (short,) = definitions.made(planned)
+    assert runner.run_grid(planned[1:], 1, "cpu", lambda line: None, until=4) == []
+    (short,) = progress.find_recorded(planned)
     assert (short.settings.seed, short.epochs) == (1, 2)
     planned, reach = planned[:1], 2
-    assert runner.run(planned, 1, "cpu", lines.append, budget=9) == []
-    (found,) = definitions.made(planned)
+    assert runner.run_grid(planned, 1, "cpu", lines.append, budget=9) == []
+    (found,) = progress.find_recorded(planned)
     assert (
         not found.finished and found.epochs >= 2 and "final_accuracy" in set(found.measures.measure)
     )
     assert lines[-1] == f"stopped: {longer.id} at iteration {3 * found.epochs:,}, {found.path}"
     assert states(planned, [found]) == [f"to {3 * found.epochs:,}"]
     reach = found.epochs + 2
-    assert runner.run(planned[:1], 1, "cpu", lambda line: None, budget=9) == []
-    (further,) = definitions.made(planned)
+    assert runner.run_grid(planned[:1], 1, "cpu", lambda line: None, budget=9) == []
+    (further,) = progress.find_recorded(planned)
     assert further.epochs >= reach and not found.path.exists()
     shared = further.measures.merge(found.measures, on=["epoch", "measure"])
     assert (shared.mean_x == shared.mean_y).all() and len(shared) > 20 * found.epochs
 
 
 def test_grids_move_between_machines(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "places", lambda: [records.store()])
+    monkeypatch.setattr(run_store, "record_folders", lambda: [run_store.store_folder()])
     planned = [Planned("base", replace(TINY, seed=seed)) for seed in range(2)]
     monkeypatch.setitem(definitions.GRIDS, "paper", lambda: planned)
     options = ["--only", "s0", "--keep-weights", "--export", str(tmp_path / "out")]
@@ -214,14 +224,14 @@ def test_grids_move_between_machines(store, tmp_path, monkeypatch):
         and "2 runs, 1 recorded" in done.output
         and "imported: record" in done.output
     )
-    assert records.find(TINY) is not None
+    assert records.find_record(TINY) is not None
     assert (tmp_path / "other" / TINY.id / records.WEIGHTS).read_bytes() == kept.read_bytes()
     done = CliRunner().invoke(cli, ["grid", "paper", "--budget", "0"])
-    assert done.exit_code == 0 and records.find(replace(TINY, seed=1)) is None
+    assert done.exit_code == 0 and records.find_record(replace(TINY, seed=1)) is None
 
 
 def test_paper_is_well_formed():
-    planned = definitions.paper()
+    planned = definitions.paper_grid()
     settings = [one.settings for one in planned]
     assert len({one.id for one in settings}) == len(settings)
     assert [one.seed for one in settings] == sorted(one.seed for one in settings)
@@ -246,7 +256,7 @@ def test_paper_is_well_formed():
 
 
 def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "places", lambda: [store])
+    monkeypatch.setattr(run_store, "record_folders", lambda: [store])
     monkeypatch.setitem(
         definitions.GRIDS,
         "paper",
@@ -264,26 +274,26 @@ def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
 
 
 def test_at_paper_scale_has_the_runs_of_the_groups_that_are_asked_for(store, monkeypatch):
-    monkeypatch.setattr(definitions, "made", list)  # as if all were recorded
-    base = [one.settings for one in definitions.at_paper_scale("omniglot", 20, 1)]
+    monkeypatch.setattr(progress, "find_recorded", list)  # as if all were recorded
+    base = [one.settings for one in progress.recorded_at_paper_scale("omniglot", 20, 1)]
     assert len(base) == 15 and {s.regulariser for s in base} == {"none"}
     assert [s.algorithm for s in base] == ["maml"] * 5 + ["fomaml"] * 5 + ["finetune"] * 5
     both = [
         one.settings
-        for one in definitions.at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])
+        for one in progress.recorded_at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])
     ]
     assert len(both) == 55 and {(s.dataset, s.ways, s.shots) for s in both} == {("omniglot", 20, 1)}
 
 
 def test_list_of_an_empty_store(store, monkeypatch):
-    monkeypatch.setattr(records, "places", lambda: [store])
+    monkeypatch.setattr(run_store, "record_folders", lambda: [store])
     done = CliRunner().invoke(cli, ["grid", "quick", "--list", "--only", "few-classes"])
     assert done.exit_code == 0, done.output
     assert done.output.count("missing") == 10 and "10 runs, 0 recorded" in done.output
 
 
 def test_claims_prints_the_ledger(store, monkeypatch):
-    monkeypatch.setattr(records, "places", lambda: [store])
+    monkeypatch.setattr(run_store, "record_folders", lambda: [store])
     done = CliRunner().invoke(cli, ["claims"])
     assert done.exit_code == 1 and "metanb grid quick" in done.output
     for seed in range(3):

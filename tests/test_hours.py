@@ -17,11 +17,12 @@ import torch
 from click.testing import CliRunner
 
 from metanb.__main__ import cli
-from metanb.bench import report as benchmark
+from metanb.bench import timing as bench_timing
 from metanb.grids import definitions, hours
 from metanb.grids.definitions import Planned
 from metanb.grids.hours import CORE, Timings
 from metanb.runs import machine, records
+from metanb.runs import store as run_store
 from metanb.runs.records import Record
 from metanb.settings import preset
 
@@ -65,7 +66,7 @@ def minutes(timings, settings, kind, together=1.0):
     ],
 )
 def test_units(value, text):
-    assert hours.in_units(value) == text
+    assert hours.format_minutes(value) == text
 
 
 def test_a_core_takes_what_its_like_took_or_scaled_work():
@@ -254,9 +255,9 @@ def test_the_work_model_weighs_as_the_recorded_benchmark_within_a_third():
     path = Path(hours.__file__).parents[1] / "results" / "bench.json"
     ratios = []
     for timing in json.loads(path.read_text())["timings"]:
-        if timing["candidate"] == benchmark.OURS and timing["unit"] in benchmark.UNITS:
+        if timing["candidate"] == bench_timing.OURS and timing["unit"] in bench_timing.UNITS:
             algorithm = "maml" if timing["order"] == "second" else "fomaml"
-            unit = replace(benchmark.UNITS[timing["unit"]][1], algorithm=algorithm)
+            unit = replace(bench_timing.UNITS[timing["unit"]][1], algorithm=algorithm)
             unmeasured = replace(unit, epoch_iterations=unit.iterations, test_tasks=2)
             ratios.append(minutes(Timings([]), unmeasured, CORE) / timing["ms"])
     assert len(ratios) == 8
@@ -281,13 +282,13 @@ def test_the_kind_of_device_that_is_there(monkeypatch):
 
 def test_times_come_from_every_record_that_can_be_read(tmp_path, monkeypatch):
     places = [tmp_path / name for name in ("committed", "absent", "store")]
-    monkeypatch.setattr(records, "places", lambda: places)
+    monkeypatch.setattr(run_store, "record_folders", lambda: places)
     tiny = preset("smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3)
 
     def write(folder, settings, epochs):
         rows = [dict.fromkeys(records.COLUMNS, 0) | {"epoch": epoch} for epoch in range(epochs + 1)]
         origin = dict.fromkeys(records.PROVENANCE, "")
-        return records.write(settings, rows, origin, tmp_path / folder)
+        return records.write_record(settings, rows, origin, tmp_path / folder)
 
     write("committed", tiny, 2)
     further = write("store", tiny, 4)
@@ -302,7 +303,7 @@ def test_list_tells_the_device(tmp_path, monkeypatch):
     runs = [record(replace(MINI, seed=seed), 3600, H200, epochs=60) for seed in range(2)]
     runs.append(record(PAPER, 3600, H200))
     monkeypatch.setattr(hours, "recorded_anywhere", lambda: runs)
-    monkeypatch.setattr(records, "places", lambda: [tmp_path])
+    monkeypatch.setattr(run_store, "record_folders", lambda: [tmp_path])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     planned = [Planned("a", MINI), Planned("b", preset("paper", "glyphs"))]
     monkeypatch.setitem(definitions.GRIDS, "paper", lambda: planned)

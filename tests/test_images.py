@@ -23,7 +23,14 @@ from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
 from metanb.data import cache, glyphs, image_sets, mini_imagenet, omniglot
-from metanb.data.image_sets import DataError, ImageSet, check, data_root, fetch, load
+from metanb.data.image_sets import (
+    DataError,
+    ImageSet,
+    check_images,
+    data_root,
+    fetch_images,
+    load_images,
+)
 from metanb.files import DiskError
 from tests.bad_days import shown
 
@@ -134,7 +141,7 @@ def test_omniglot_splits_by_hand(tree: Path) -> None:
         },
     }.items():
         for split, names in expected.items():
-            found = load("omniglot", split, partition=partition, root=tree)
+            found = load_images("omniglot", split, partition=partition, root=tree)
             assert (found.name, found.split, list(found.classes)) == ("omniglot", split, names)
             assert (
                 found.images.shape == (len(names), 20, 1, 28, 28) and found.images.dtype == np.uint8
@@ -143,7 +150,7 @@ def test_omniglot_splits_by_hand(tree: Path) -> None:
 
 def test_omniglot_pixels_against_lanczos_in_numpy(tree: Path) -> None:
     """So they are antialiased, too: Pillow resizes mode "1", which the files are, by nearest neighbour."""
-    found = load("omniglot", "train", root=tree)
+    found = load_images("omniglot", "train", root=tree)
     for row, number in ((0, 0), (2, 2), (3, 5)):  # the split's fourth class is the roster's sixth
         for drawer in (0, 7, 19):
             ink = 255.0 * ~np.asarray(drawing(number, drawer))
@@ -151,8 +158,8 @@ def test_omniglot_pixels_against_lanczos_in_numpy(tree: Path) -> None:
 
 
 def test_rotations_against_rot90(tree: Path) -> None:
-    plain = load("omniglot", "train", root=tree)
-    turned = load("omniglot", "train", rotations=True, root=tree)
+    plain = load_images("omniglot", "train", root=tree)
+    turned = load_images("omniglot", "train", rotations=True, root=tree)
     assert turned.images.shape == (16, 20, 1, 28, 28)
     for quarter in range(4):
         for row in range(4):
@@ -163,15 +170,15 @@ def test_rotations_against_rot90(tree: Path) -> None:
     assert turned.digest != plain.digest
     for split in ("valid", "test"):
         with pytest.raises(ValueError, match="only train classes are rotated"):
-            load("omniglot", split, rotations=True, root=tree)
+            load_images("omniglot", split, rotations=True, root=tree)
 
 
 def test_the_cache_is_read_and_does_not_need_the_tree(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load("omniglot", "train", root=tree)
+    first = load_images("omniglot", "train", root=tree)
     monkeypatch.setattr(omniglot, "pixels", None)  # decoding again would fail
-    again = load("omniglot", "train", root=tree)
+    again = load_images("omniglot", "train", root=tree)
     assert (
         (again.images == first.images).all()
         and again.digest == first.digest
@@ -213,11 +220,11 @@ DAMAGE = {
 def test_a_damaged_cache_is_rebuilt(
     tree: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = load("omniglot", "valid", root=tree)
+    first = load_images("omniglot", "valid", root=tree)
     npy = tree / "cache" / "omniglot-vinyals-valid.npy"
     whole = npy.read_bytes(), npy.with_suffix(".json").read_bytes()
     DAMAGE[damage](npy)
-    again = load("omniglot", "valid", root=tree)
+    again = load_images("omniglot", "valid", root=tree)
     assert (
         (again.images == first.images).all()
         and again.classes == first.classes
@@ -229,11 +236,11 @@ def test_a_damaged_cache_is_rebuilt(
 
 
 def test_a_damaged_cache_without_its_tree_is_an_error(tree: Path) -> None:
-    load("omniglot", "valid", root=tree)
+    load_images("omniglot", "valid", root=tree)
     flip(tree / "cache" / "omniglot-vinyals-valid.npy")
     (tree / "omniglot-py" / "images_background" / "Beta").rename(tree / "gone")
     with pytest.raises(DataError, match="missing Beta/character01"):
-        load("omniglot", "valid", root=tree)
+        load_images("omniglot", "valid", root=tree)
 
 
 def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
@@ -248,34 +255,34 @@ def test_wrong_counts_and_bad_images(tree: Path) -> None:
 
     lost.unlink()
     with pytest.raises(DataError) as error:
-        load("omniglot", "train", root=tree)
+        load_images("omniglot", "train", root=tree)
     assert f"{lost.parent} has 19 drawings, not 20; delete {top} and run" in one_line(error)
     shown("A part of the data is missing", f"Error: {error.value}")
 
     lost.write_bytes(whole[:60])
     with pytest.raises(DataError) as error:
-        load("omniglot", "train", root=tree)
+        load_images("omniglot", "train", root=tree)
     assert f"unreadable image {lost}" in one_line(error)
 
     lost.write_bytes(b"not an image")
     with pytest.raises(DataError, match="unreadable image .*0002_07.png") as error:
-        load("omniglot", "train", root=tree)
+        load_images("omniglot", "train", root=tree)
     shown("An image is corrupt", f"Error: {error.value}")
 
     Image.new("1", (28, 28)).save(lost)
     with pytest.raises(DataError, match="0002_07.png is 28x28, not 105x105"):
-        load("omniglot", "train", root=tree)
+        load_images("omniglot", "train", root=tree)
 
     lost.write_bytes(whole)
     extra = top / "Delta" / "character01"
     extra.mkdir(parents=True)
     with pytest.raises(DataError) as error:
-        load("omniglot", "train", root=tree)
+        load_images("omniglot", "train", root=tree)
     assert "has 6 characters, not 5: unknown Delta/character01 (1 in all)" in one_line(error)
 
     extra.rmdir()
     assert not list((tree / "cache").glob("*.npy")) and not list((tree / "cache").glob("*.[0-9]*"))
-    load("omniglot", "train", root=tree)
+    load_images("omniglot", "train", root=tree)
 
 
 def test_of_two_at_once_one_builds(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +295,7 @@ def test_of_two_at_once_one_builds(tree: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(omniglot, "pixels", slowly)
     threads = [
-        threading.Thread(target=lambda: found.append(load("omniglot", "valid", root=tree)))
+        threading.Thread(target=lambda: found.append(load_images("omniglot", "valid", root=tree)))
         for _ in range(3)
     ]
     for thread in threads:
@@ -323,9 +330,9 @@ def test_download_by_torchvision(
             shutil.copytree(drawings / half, tmp_path / "omniglot-py" / half)
 
     monkeypatch.setattr("torchvision.datasets.Omniglot", Fetches)
-    assert load("omniglot", "test", root=tmp_path).images.shape == (1, 20, 1, 28, 28)
+    assert load_images("omniglot", "test", root=tmp_path).images.shape == (1, 20, 1, 28, 28)
     assert calls == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
-    summary = fetch("omniglot", root=tmp_path)  # what is there is not fetched again
+    summary = fetch_images("omniglot", root=tmp_path)  # what is there is not fetched again
     assert (
         "train 4 x 20" in summary
         and "background 5 + evaluation 2 characters" in summary
@@ -336,8 +343,8 @@ def test_download_by_torchvision(
 def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.Omniglot", Offline)
     for act in (
-        lambda: load("omniglot", "train", root=tmp_path),
-        lambda: fetch("omniglot", root=tmp_path),
+        lambda: load_images("omniglot", "train", root=tmp_path),
+        lambda: fetch_images("omniglot", root=tmp_path),
     ):
         with pytest.raises(DataError) as error:
             act()
@@ -350,7 +357,7 @@ def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.Monk
         shown("A download fails", f"Error: {text}")
     # checking downloads nothing
     with pytest.raises(DataError, match="run `metanb data fetch omniglot`"):
-        check("omniglot", root=tmp_path)
+        check_images("omniglot", root=tmp_path)
 
 
 def test_zip_files_put_there_by_hand_are_extracted(
@@ -365,48 +372,48 @@ def test_zip_files_put_there_by_hand_are_extracted(
     monkeypatch.setattr(
         "torchvision.datasets.Omniglot", type("Offline", (Offline,), {"zips_md5": md5})
     )
-    assert load("omniglot", "train", root=tmp_path).images.shape == (4, 20, 1, 28, 28)
+    assert load_images("omniglot", "train", root=tmp_path).images.shape == (4, 20, 1, 28, 28)
 
 
 # mini-ImageNet
 
 
 def test_mini_imagenet_by_hand(mini: Path) -> None:
-    train = load("mini-imagenet", "train", root=mini)
+    train = load_images("mini-imagenet", "train", root=mini)
     assert train.images.shape == (3, 2, 3, 84, 84) and train.classes == ("n06", "n07", "n08")
     # label n08 is the first of the csv file, and sorts last
     for row, label in enumerate((3, 2, 1)):
         for i in range(2):
             for channel, value in enumerate((10 * label, 100 + i, 250 - label)):
                 assert (train.images[row, i, channel] == value).all()
-    assert load("mini-imagenet", "valid", root=mini).images.shape == (2, 2, 3, 84, 84)
-    assert load("mini-imagenet", "test", root=mini).classes == ("n02", "n03")
+    assert load_images("mini-imagenet", "valid", root=mini).images.shape == (2, 2, 3, 84, 84)
+    assert load_images("mini-imagenet", "test", root=mini).classes == ("n02", "n03")
 
 
 def test_large_caches_are_mapped_and_check_reads_them_through(
     mini: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = load("mini-imagenet", "train", root=mini)
+    plain = load_images("mini-imagenet", "train", root=mini)
     monkeypatch.setattr(cache, "IN_MEMORY", 0)
-    mapped = load("mini-imagenet", "train", root=mini)
+    mapped = load_images("mini-imagenet", "train", root=mini)
     assert isinstance(mapped.images, np.memmap) and not mapped.images.flags.writeable
     assert sha(mapped) == sha(plain)
     npy = mini / "cache" / "mini-imagenet-train.npy"
     DAMAGE["truncated"](npy)  # a wrong size is noticed even so
-    assert sha(load("mini-imagenet", "train", root=mini)) == sha(plain)
+    assert sha(load_images("mini-imagenet", "train", root=mini)) == sha(plain)
     flip(npy)  # a wrong byte only when all is read
-    summary = check("mini-imagenet", root=mini)
+    summary = check_images("mini-imagenet", root=mini)
     assert f"train 3 x 2 ({plain.digest}) / valid 2 x 2" in summary and "3x84x84" in summary
-    assert sha(load("mini-imagenet", "train", root=mini)) == sha(plain)
+    assert sha(load_images("mini-imagenet", "train", root=mini)) == sha(plain)
 
 
 def test_another_csv_file_rebuilds_the_cache(mini: Path) -> None:
-    before = load("mini-imagenet", "test", root=mini)
+    before = load_images("mini-imagenet", "test", root=mini)
     table = mini / "mini-imagenet" / "test.csv"
     header, *rows = table.read_text().splitlines()
     # two images of a class change places
     table.write_text("\n".join([header, rows[1], rows[0], *rows[2:]]) + "\n")
-    after = load("mini-imagenet", "test", root=mini)
+    after = load_images("mini-imagenet", "test", root=mini)
     assert (after.images[1] == before.images[1, ::-1]).all() and (
         after.images[0] == before.images[0]
     ).all()
@@ -415,9 +422,9 @@ def test_another_csv_file_rebuilds_the_cache(mini: Path) -> None:
 
 def test_mini_imagenet_absent(tmp_path: Path) -> None:
     for act in (
-        load,
-        lambda dataset, _, root: fetch(dataset, root),
-        lambda dataset, _, root: check(dataset, root),
+        load_images,
+        lambda dataset, _, root: fetch_images(dataset, root),
+        lambda dataset, _, root: check_images(dataset, root),
     ):
         with pytest.raises(DataError) as error:
             act("mini-imagenet", "train", root=tmp_path)
@@ -445,12 +452,12 @@ def test_mini_imagenet_errors(mini: Path) -> None:
     ):
         table.write_text(content)
         with pytest.raises(DataError) as error:
-            load("mini-imagenet", "train", root=mini)
+            load_images("mini-imagenet", "train", root=mini)
         assert text in one_line(error)
     table.write_text(good)
     (mini / "mini-imagenet" / "images" / "n010.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(DataError, match="unreadable image .*n010.png"):
-        load("mini-imagenet", "train", root=mini)
+        load_images("mini-imagenet", "train", root=mini)
 
 
 # Glyphs
@@ -487,7 +494,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_glyph_splits(glyph_root: Path) -> None:
-    found = {split: load("glyphs", split, root=glyph_root) for split in image_sets.SPLITS}
+    found = {split: load_images("glyphs", split, root=glyph_root) for split in image_sets.SPLITS}
     counts = {split: len(each.classes) for split, each in found.items()}
     assert (
         280 <= sum(counts.values()) <= 340
@@ -519,7 +526,7 @@ def test_glyphs_depend_on_the_seed_only(glyph_root: Path, tmp_path: Path) -> Non
     run = subprocess.run(
         [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
     )
-    here, other = (load("glyphs", "valid", root=glyph_root, seed=seed) for seed in (0, 1))
+    here, other = (load_images("glyphs", "valid", root=glyph_root, seed=seed) for seed in (0, 1))
     assert run.stdout.strip() == here.digest
     assert other.classes == here.classes and other.digest != here.digest
 
@@ -527,13 +534,13 @@ def test_glyphs_depend_on_the_seed_only(glyph_root: Path, tmp_path: Path) -> Non
 def test_another_design_is_rendered_anew(
     glyph_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new = load("glyphs", "valid", root=glyph_root)
+    new = load_images("glyphs", "valid", root=glyph_root)
     with monkeypatch.context() as patch:
         patch.setattr(glyphs, "PER_CLASS", 16)
         patch.setattr(glyphs, "DESIGN", 1)
-        old = load("glyphs", "valid", root=tmp_path)
+        old = load_images("glyphs", "valid", root=tmp_path)
     assert old.images.shape[1] == 16
-    assert load("glyphs", "valid", root=tmp_path).digest == new.digest
+    assert load_images("glyphs", "valid", root=tmp_path).digest == new.digest
     assert (old.images == new.images[:, :16]).all()
 
 
@@ -549,7 +556,7 @@ def test_every_face_comes_once_before_any_comes_again(
     # Georgian is in some faces only
     for code, count in ((ord("A"), 16), (0x10D0, len(faces.having(0x10D0)))):
         drawn.clear()
-        pictures = glyphs.images_of(faces, code, 0)
+        pictures = glyphs.glyph_images(faces, code, 0)
         assert len(drawn) == len({picture.tobytes() for picture in pictures}) == 20
         assert (
             set(drawn[:count]) == set(faces.having(code)) and drawn[count:] == drawn[: 20 - count]
@@ -559,7 +566,7 @@ def test_every_face_comes_once_before_any_comes_again(
 def test_every_face_drawn_has_the_character(faces: glyphs.Faces) -> None:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     cmaps = {face: TTFont(folder / f"{face}.ttf", lazy=True).getBestCmap() for face in glyphs.FACES}
-    for code in glyphs.choose(False):
+    for code in glyphs.choose_characters(False):
         having = faces.having(code)
         assert len(having) >= 2
         for face in having:
@@ -573,7 +580,7 @@ def test_glyphs_look_as_pillow_draws_them(faces: glyphs.Faces) -> None:
     for face in ("DejaVuSans", "DejaVuSerif-BoldItalic", "STIXGeneral"):
         likeness = [
             cosine(faces.plain(face, code).astype(float), by_pillow(face, code))
-            for code in glyphs.choose(False)
+            for code in glyphs.choose_characters(False)
             if face in faces.having(code)
         ]
         assert len(likeness) > 50 and min(likeness) > 0.95
@@ -581,7 +588,7 @@ def test_glyphs_look_as_pillow_draws_them(faces: glyphs.Faces) -> None:
 
 def test_no_two_glyph_classes_look_alike() -> None:
     """By Pillow's rendering: no pair of classes, of one split or of two, is nearly the same picture."""
-    codes = list(glyphs.choose(False))
+    codes = list(glyphs.choose_characters(False))
     stamps = np.stack([by_pillow("DejaVuSans", code).ravel() for code in codes])
     stamps /= np.linalg.norm(stamps, axis=1, keepdims=True)
     likeness = stamps @ stamps.T - 2 * np.eye(len(codes))
@@ -595,7 +602,7 @@ def test_look_alikes_are_one_class_across_scripts(monkeypatch: pytest.MonkeyPatc
         ("Greek and Coptic", 0x391, 0x3BF, "valid", True),
     ]
     monkeypatch.setattr(glyphs, "BLOCKS", (*blocks, ("Cyrillic", 0x410, 0x445, "test", False)))
-    classes = glyphs.choose.__wrapped__(True)
+    classes = glyphs.choose_characters.__wrapped__(True)
     for family in ("AΑА", "BΒВ", "EΕЕ", "HΗН", "KΚК", "MΜМ", "OΟОοо", "PΡР", "TΤТ", "XΧХх", "CСс"):
         assert len({char for char in family if ord(char) in classes}) == 1, family
     assert (
@@ -604,14 +611,14 @@ def test_look_alikes_are_one_class_across_scripts(monkeypatch: pytest.MonkeyPatc
         and classes[ord("Ж")] == "test"
     )
     # the default set is a part of the full one, with the same splits
-    assert glyphs.choose.__wrapped__(False).items() <= classes.items()
+    assert glyphs.choose_characters.__wrapped__(False).items() <= classes.items()
 
 
 def test_a_missing_font_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "FACES", ("NoSuchFace",))
-    glyphs.choose.cache_clear()
+    glyphs.choose_characters.cache_clear()
     with pytest.raises(DataError, match="matplotlib lacks a font .*NoSuchFace"):
-        load("glyphs", "train", root=tmp_path)
+        load_images("glyphs", "train", root=tmp_path)
 
 
 # All sets
@@ -633,9 +640,9 @@ def test_requests_that_make_no_sense(tmp_path: Path) -> None:
         ({"seed": 3}, "seed=3: glyphs only, not omniglot"),
     ):
         with pytest.raises(ValueError, match=text):
-            load(**({"dataset": "omniglot", "split": "train", "root": tmp_path} | kwargs))
+            load_images(**({"dataset": "omniglot", "split": "train", "root": tmp_path} | kwargs))
     with pytest.raises(ValueError, match="dataset 'omniglott'"):
-        check("omniglott", root=tmp_path)
+        check_images("omniglott", root=tmp_path)
 
 
 def test_an_unwritable_root_is_named(tmp_path: Path) -> None:
@@ -643,7 +650,7 @@ def test_an_unwritable_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         DiskError, match="cannot write .*cache.*: make room, or name another folder .*METANB_DATA"
     ) as error:
-        load("glyphs", "train", root=tmp_path)
+        load_images("glyphs", "train", root=tmp_path)
     shown("The data folder may not be written", f"Error: {error.value}")
 
 
@@ -652,12 +659,12 @@ def test_a_full_disk_is_named_and_leaves_no_scrap(tree: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(DiskError) as error:
-            load("omniglot", "valid", root=tree)
+            load_images("omniglot", "valid", root=tree)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     shown("The disk fills while images are cached", f"Error: {one_line(error)}")
     assert not [path for path in (tree / "cache").iterdir() if path.suffix != ".lock"]
-    assert load("omniglot", "valid", root=tree).images.shape == (2, 20, 1, 28, 28)
+    assert load_images("omniglot", "valid", root=tree).images.shape == (2, 20, 1, 28, 28)
 
 
 def test_data_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -711,7 +718,7 @@ def test_the_real_omniglot() -> None:
         ("vinyals", "valid", 172),
         ("vinyals", "test", 423),
     ):
-        found = load("omniglot", split, partition=partition)
+        found = load_images("omniglot", split, partition=partition)
         assert found.images.shape == (count, 20, 1, 28, 28)
         for row in range(0, count, 100):
             half = "evaluation" if (REAL / found.classes[row]).is_dir() else "background"
@@ -725,23 +732,26 @@ def test_the_real_omniglot() -> None:
 
 @needs_omniglot
 def test_the_real_omniglot_loads_in_under_a_second() -> None:
-    load("omniglot", "train")
+    load_images("omniglot", "train")
     start = time.perf_counter()
-    assert len(load("omniglot", "train", rotations=True).classes) == 4112
+    assert len(load_images("omniglot", "train", rotations=True).classes) == 4112
     assert time.perf_counter() - start < 1
 
 
 def test_keep_is_nested_seeded_and_says_what_it_holds():
-    everything = image_sets.load("glyphs", "train")
+    everything = image_sets.load_images("glyphs", "train")
     few, more, other = (
-        image_sets.keep(everything, n, seed) for n, seed in ((6, 1), (9, 1), (6, 2))
+        image_sets.keep_classes(everything, n, seed) for n, seed in ((6, 1), (9, 1), (6, 2))
     )
     assert set(few.classes) < set(more.classes) and set(few.classes) != set(other.classes)
     for name, drawings in zip(few.classes, few.images, strict=True):
         assert (drawings == everything.images[everything.classes.index(name)]).all()
     assert len({few.digest, more.digest, other.digest, everything.digest}) == 4
-    assert image_sets.keep(everything, 6, 1).digest == few.digest and not few.images.flags.writeable
+    assert (
+        image_sets.keep_classes(everything, 6, 1).digest == few.digest
+        and not few.images.flags.writeable
+    )
     with pytest.raises(
         image_sets.DataError, match=f"has {len(everything.classes)} classes, not 100000"
     ):
-        image_sets.keep(everything, 100_000, 0)
+        image_sets.keep_classes(everything, 100_000, 0)

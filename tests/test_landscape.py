@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from metanb.landscape.hessian import (
-    LandscapeError,
-    coherence,
-    distance,
-    gradient_coherence,
-    hessian_norms,
-    summarise,
-    trajectory_coherence,
-)
+from metanb.landscape.coherence import coherence, gradient_coherence, trajectory_coherence
+from metanb.landscape.hessian import LandscapeError, hessian_norms
+from metanb.landscape.task_stats import distance, summarise
 from metanb.maml.inner_loop import flatten, losses
 from metanb.maml.network import ConvNet
 

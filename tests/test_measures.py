@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from metanb.data.tasks import Tasks
-from metanb.landscape import hessian
-from metanb.landscape.hessian import adaptive_sharpness, hessian_norms, trajectory_coherence
-from metanb.landscape.measures import measure, starts
+from metanb.landscape import task_stats
+from metanb.landscape.coherence import trajectory_coherence
+from metanb.landscape.hessian import adaptive_sharpness, hessian_norms
+from metanb.landscape.measures import measure, starting_points
 from metanb.maml.inner_loop import flatten, losses
 from metanb.maml.network import ConvNet
 from metanb.settings import preset
@@ -91,8 +92,10 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
     chosen = settings(algorithm=algorithm, shots=2, inner_steps=2, test_steps=2)
     net, test, valid = new_net(WAYS if algorithm == "maml" else 11), tasks(2), tasks(2, seed=1)
     found = measure(net, test, valid, chosen)
-    learner, theta = starts(net, chosen, TASKS, stream=0)
-    assert TASKS > hessian.tasks_at_once(torch.device("cpu"))  # so that they are measured in chunks
+    learner, theta = starting_points(net, chosen, TASKS, stream=0)
+    assert TASKS > task_stats.tasks_at_once(
+        torch.device("cpu")
+    )  # so that they are measured in chunks
     expected, rows = by_hand(learner, test, theta, chosen.inner_lr, 2)
     for name, value in expected.items():
         assert found[name].mean == pytest.approx(value, rel=1e-7 if "accuracy" in name else 1e-9), (
@@ -113,7 +116,7 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
     }
     for name, vectors in coherences.items():
         assert found[name].mean == pytest.approx(pairs(vectors), rel=1e-7, abs=1e-12), name
-    learner, theta = starts(net, chosen, TASKS, stream=1)
+    learner, theta = starting_points(net, chosen, TASKS, stream=1)
     of_valid, _ = by_hand(learner, valid, theta, chosen.inner_lr, 2)
     assert found["valid_accuracy"].mean == pytest.approx(of_valid["query_accuracy"], rel=1e-7)
     squares = sum(
@@ -202,14 +205,14 @@ def test_adaptive_sharpness_ignores_the_scale_that_batch_norm_removes():
 
 def test_mamls_starts_are_theta():
     net = new_net()
-    learner, theta = starts(net, settings(), 4, stream=0)
+    learner, theta = starting_points(net, settings(), 4, stream=0)
     assert learner is net and torch.equal(theta, flatten(net).detach().expand(4, -1))
 
 
 @pytest.mark.parametrize("head", ["fresh", "shared", "zero"])
 def test_finetunings_heads(head):
     net, chosen = new_net(11), settings(algorithm="finetune", test_head=head)
-    learner, theta = starts(net, chosen, 4, stream=0)
+    learner, theta = starting_points(net, chosen, 4, stream=0)
     n_head = sum(p.numel() for p in learner.head.parameters())
     body = torch.cat([p.detach().flatten() for p in net.blocks.parameters()])
     assert learner.ways == WAYS and torch.equal(theta[:, :-n_head], body.expand(4, -1))
@@ -217,8 +220,10 @@ def test_finetunings_heads(head):
     different = len({tuple(row.tolist()) for row in heads})
     assert different == {"fresh": 4, "shared": 1, "zero": 1}[head]
     assert (heads == 0).all() == (head == "zero")
-    assert torch.equal(starts(net, chosen, 6, stream=0)[1][:4], theta)  # the same after each epoch
+    assert torch.equal(
+        starting_points(net, chosen, 6, stream=0)[1][:4], theta
+    )  # the same after each epoch
     if head != "zero":
-        assert not torch.equal(starts(net, chosen, 4, stream=1)[1], theta)
+        assert not torch.equal(starting_points(net, chosen, 4, stream=1)[1], theta)
         bound = 1 / np.sqrt(net.head.in_features)  # nn.Linear's own start
         assert heads.abs().max() <= bound and heads.abs().max() > 0.8 * bound

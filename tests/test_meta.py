@@ -9,11 +9,12 @@ import torch.nn.functional as F
 
 from metanb.data import image_sets
 from metanb.data.tasks import Tasks, sample_tasks
-from metanb.landscape.lanczos import directions
+from metanb.landscape.lanczos import random_directions
 from metanb.maml.inner_loop import flatten
 from metanb.maml.kernels import EPS
 from metanb.maml.network import ConvNet
-from metanb.maml.outer_loop import chunk_size, meta_gradient, omega, pulled, supervised_gradient
+from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
+from metanb.maml.regulariser import omega, pull
 from metanb.settings import CHOICES, REGULARISERS, preset
 
 
@@ -38,7 +39,7 @@ def gradient(net, tasks, **options):
 
 def direction(net, seed=3):
     """A random one, as the control takes."""
-    return directions(1, flatten(net).numel(), seed).to(net.head.weight)
+    return random_directions(1, flatten(net).numel(), seed).to(net.head.weight)
 
 
 @pytest.mark.parametrize("regulariser", CHOICES["regulariser"])
@@ -133,7 +134,7 @@ def test_the_papers_move_in_closed_form_and_a_task_that_stays():
     """In the plane, d = (1, 0) and d_mu = (0.5, 0.5): across is (0, 0.5), over r = 2, times gamma = 4."""
     start = torch.zeros(2, 2, dtype=torch.float64)
     adapted = torch.tensor([[2.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
-    moved = pulled(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64), 4.0)
+    moved = pull(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64), 4.0)
     assert moved.tolist() == [[2.0, 1.0], [0.0, 0.0]]
     assert omega(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64)).tolist() == [
         -0.5,
@@ -161,7 +162,7 @@ def test_orders_differ(setup):
 
 def test_float32_is_as_exact_as_plain_float32():
     """On printed characters, whose flat background and few edges are hard on variances: rounding, and no more."""
-    pool = image_sets.load("glyphs", "test")
+    pool = image_sets.load_images("glyphs", "test")
     for seed in range(5):
         torch.manual_seed(seed)
         single, double = ConvNet((1, 28, 28), 5, 64), ConvNet((1, 28, 28), 5, 64).double()

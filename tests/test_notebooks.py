@@ -122,7 +122,7 @@ def test_what_a_reader_is_told_to_type_is_understood(name):
         assert flag != "-p" or re.search(rf"^{given} = ", parameters, re.MULTILINE), given
     for words in lines[1:]:
         assert words[:2] == ["metanb", "grid"] and words[3] == "--only" and len(words) == 5
-        assert definitions.select(definitions.GRIDS[words[2]](), words[4])
+        assert definitions.select_runs(definitions.GRIDS[words[2]](), words[4])
 
 
 def test_readme_shows_what_the_notebook_drew():

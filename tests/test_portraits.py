@@ -13,6 +13,7 @@ import torch
 from metanb import files
 from metanb.landscape import portrait as stages
 from metanb.runs import checkpoint, experiment, portraits, records
+from metanb.runs import store as run_store
 from metanb.runs.portraits import portrait
 from metanb.settings import preset
 
@@ -58,7 +59,9 @@ def test_drawn_once_then_read(kind, store, monkeypatch):
     monkeypatch.setattr(portraits, "_draw", None)  # calling it would raise
     again = portrait(kind, TINY, "cpu")
     assert again == first and first.path.read_bytes() == content
-    assert len(records.read_all(store)) == 2  # a portrait is no record; the run and its half are
+    assert (
+        len(records.read_records(store)) == 2
+    )  # a portrait is no record; the run and its half are
 
 
 def test_same_weights_give_the_same_portrait(path, store):
@@ -141,7 +144,7 @@ def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path,
     train = experiment.load(TINY, "train")
     for epoch in (3, 6):
         experiment.run(TINY, "cpu", until=2 * epoch)
-        there = checkpoint.read(records.checkpoint(TINY.id))
+        there = checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))
         assert there["epoch"] == epoch
         assert all(
             torch.equal(there["net"][name], value)
@@ -155,6 +158,6 @@ def test_a_longer_run_goes_on_from_the_shorter_one(store):
     half = replace(TINY, iterations=6)
     experiment.nets_after(TINY, (3, 6), "cpu")
     assert (
-        records.find(TINY).provenance["resumed"] == 1
-        and records.find(half).provenance["resumed"] == 0
+        records.find_record(TINY).provenance["resumed"] == 1
+        and records.find_record(half).provenance["resumed"] == 0
     )

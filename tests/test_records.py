@@ -24,7 +24,7 @@ def rows(epochs=3):
 
 
 def write(folder):
-    return records.write(SETTINGS, rows(), dict.fromkeys(PROVENANCE, "x"), folder)
+    return records.write_record(SETTINGS, rows(), dict.fromkeys(PROVENANCE, "x"), folder)
 
 
 def test_round_trip(tmp_path):
@@ -105,44 +105,52 @@ def test_damaged_record_is_refused_by_name(tmp_path, damage):
     record = write(tmp_path)
     damage(record.path)
     with pytest.raises(RecordError, match=SETTINGS.id) as error:
-        records.read(record.path)
+        records.read_record(record.path)
     assert "delete the folder" in str(error.value)
     with pytest.raises(RecordError, match=SETTINGS.id):
-        records.read_all(tmp_path)
+        records.read_records(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_epochs_with_a_gap_are_refused_and_leave_nothing(tmp_path):
     with pytest.raises(RecordError, match="epochs 0, 1, 2 and so on"):
-        records.write(SETTINGS, [rows()[0], rows()[-1]], dict.fromkeys(PROVENANCE, "x"), tmp_path)
+        records.write_record(
+            SETTINGS, [rows()[0], rows()[-1]], dict.fromkeys(PROVENANCE, "x"), tmp_path
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stopped_run_is_told_apart_and_gives_way_to_a_longer_one(tmp_path, monkeypatch):
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     monkeypatch.setenv("METANB_STORE", str(here))
-    stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
+    stopped = records.write_record(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
     assert (
         stopped.path.name == f"{SETTINGS.id}-to-1" and stopped.epochs == 1 and not stopped.finished
     )
-    assert records.find(SETTINGS) is None  # it is to be trained on
+    assert records.find_record(SETTINGS) is None  # it is to be trained on
     whole = write(here)
     assert (
-        whole.finished and records.find(SETTINGS).path == whole.path and not stopped.path.exists()
+        whole.finished
+        and records.find_record(SETTINGS).path == whole.path
+        and not stopped.path.exists()
     )
-    again = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
+    again = records.write_record(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
     assert again.path == whole.path and [path.name for path in here.iterdir()] == [SETTINGS.id]
-    stopped = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), elsewhere)
+    stopped = records.write_record(
+        SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), elsewhere
+    )
     # the furthest of the two
-    assert [run.epochs for run in records.read_all(elsewhere, here)] == [2]
+    assert [run.epochs for run in records.read_records(elsewhere, here)] == [2]
     stopped.path.rename(elsewhere / f"{SETTINGS.id}-to-2")
     with pytest.raises(RecordError, match="it holds 1 epochs"):
-        records.read_all(elsewhere)
+        records.read_records(elsewhere)
 
 
 def test_what_a_kill_leaves_is_cleared_and_what_is_no_record_is_let_be(tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
-    shorter = records.write(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path).path
+    shorter = records.write_record(
+        SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), tmp_path
+    ).path
     shorter.with_name(f"{shorter.name}.bak").mkdir()  # somebody's own
 
     def killed(*_, **__):
@@ -155,9 +163,11 @@ def test_what_a_kill_leaves_is_cleared_and_what_is_no_record_is_let_be(tmp_path,
             lambda path, **kwargs: killed() if path.name.endswith("old") else None,
         )
         write(tmp_path)
-    assert records.find(SETTINGS).finished
+    assert records.find_record(SETTINGS).finished
     shorter.with_name(f"{shorter.name}.bak").rmdir()
-    assert [record.epochs for record in records.read_all(tmp_path)] == [2]  # nothing torn is seen
+    assert [record.epochs for record in records.read_records(tmp_path)] == [
+        2
+    ]  # nothing torn is seen
     write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [SETTINGS.id]
 
@@ -174,8 +184,8 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
 def test_find_looks_in_the_store(tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
-    assert records.find(SETTINGS) is None
+    assert records.find_record(SETTINGS) is None
     write(tmp_path)
-    found = records.find(SETTINGS)
+    found = records.find_record(SETTINGS)
     assert found is not None and found.finished and found.path.parent == tmp_path
-    assert [record.path for record in records.read_all(tmp_path)] == [found.path]
+    assert [record.path for record in records.read_records(tmp_path)] == [found.path]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from metanb.bench import peers
-from metanb.bench import report as benchmark
+from metanb.bench import timing as bench_timing
 from metanb.data.tasks import Tasks
 from metanb.landscape import portrait
-from metanb.landscape.lanczos import directions
+from metanb.landscape.lanczos import random_directions
 from metanb.maml.engine import Engine
 from metanb.maml.inner_loop import flatten
 from metanb.maml.network import ConvNet
@@ -91,7 +91,9 @@ def test_runs_side_by_side_stay_there_with_their_images(options, tmp_path, monke
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "cpu"))
     expected = experiment.run_all(runs, "cpu")
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "second"))
-    monkeypatch.setattr(experiment, "choose", lambda device, together: Engine(2, resident=True))
+    monkeypatch.setattr(
+        experiment, "choose_engine", lambda device, together: Engine(2, resident=True)
+    )
     request.getfixturevalue("elsewhere")
     experiment.run_all(runs, until=1)
     for there, here in zip(experiment.run_all(runs), expected, strict=True):
@@ -112,7 +114,7 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
     }
     options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
     if regulariser == "random":
-        options["other"] = directions(1, flatten(net).numel(), 0).float()
+        options["other"] = random_directions(1, flatten(net).numel(), 0).float()
     here = meta_gradient(net, tasks, 0.1, 2, **options)
     with second_device() as device:
         other = copy.deepcopy(net).to(device)
@@ -153,7 +155,7 @@ def test_the_bench_compares_there_and_leaves_the_network_there():
             norm
         )
         torch.testing.assert_close(peers.exact_gradient(net, there, settings), exact)
-        peer, *_ = peers.PEERS[benchmark.BASE]
+        peer, *_ = peers.PEERS[bench_timing.BASE]
         peer(plain, there, settings.inner_lr, settings.inner_steps, False)
         torch.testing.assert_close(
             peers.gradient(plain).cpu().double(), exact, rtol=1e-3, atol=1e-5

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from metanb.landscape import spectrum
-from metanb.landscape.lanczos import LandscapeError, directions
+from metanb.landscape.lanczos import LandscapeError, random_directions
 from metanb.maml.inner_loop import flatten, logits
 from metanb.maml.network import ConvNet
 from tests.test_landscape import conv_net, dense_eigenvalues, quadratic, randn
@@ -40,7 +40,7 @@ def everywhere(form):
 
 
 def random_starts(n, params):
-    return torch.stack([directions(len(params), params.shape[1], seed) for seed in range(n)])
+    return torch.stack([random_directions(len(params), params.shape[1], seed) for seed in range(n)])
 
 
 def test_moments_of_a_direction_are_those_of_the_dense_hessian(net):

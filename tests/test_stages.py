@@ -23,7 +23,9 @@ def both():
     images = experiment.load(TINY, "train")
     net, other = (experiment.new_net(replace(TINY, seed=seed), images) for seed in (0, 1))
     tasks = experiment.meta_test_tasks(TINY)
-    return [portrait.stage(TINY, epoch, one, tasks) for epoch, one in ((0, net), (3, other))]
+    return [
+        portrait.adapt_at_stage(TINY, epoch, one, tasks) for epoch, one in ((0, net), (3, other))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def test_stage_keeps_each_inner_step(both):
 
 
 def test_surfaces(both):
-    found = portrait.surfaces(both)
+    found = portrait.compute_surfaces(both)
     at = found["at"]
     reach = max(float(stage["paths"].abs().max()) for stage in found["stages"])
     assert float(at[0]) == pytest.approx(portrait.BEYOND[0] * reach) and len(at) == portrait.DRAWN
@@ -75,7 +77,7 @@ def test_surfaces(both):
 
 
 def test_interpolations(both, measured):
-    found = portrait.interpolations(both)
+    found = portrait.compute_interpolations(both)
     alpha = found["alpha"].tolist()
     assert found["n"] == 5 and (alpha[0], alpha[-1]) == (-0.5, 2) and {0, 1} <= set(alpha)
     for stage, drawn, stats in zip(both, found["stages"], measured, strict=True):
@@ -98,7 +100,7 @@ def test_spectra_against_dense_ones(both, monkeypatch):
     monkeypatch.setattr(portrait, "DIRECTIONS", 10)
     monkeypatch.setattr(portrait, "SPECTRUM_TASKS", 2)
     stage = both[0]
-    found = portrait.spectra([stage])
+    found = portrait.compute_spectra([stage])
     (drawn,) = found["stages"]
     x, y = stage.tasks.support_x.double(), stage.tasks.support_y
     net = experiment.new_net(TINY, experiment.load(TINY, "train")).double()

@@ -15,7 +15,7 @@ def points():
 
 
 def test_plane_runs_through_its_points_at_their_distances(points):
-    where = slices.plane(*points)
+    where = slices.plane_through(*points)
     torch.testing.assert_close(
         where.axes @ where.axes.T, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-14
     )
@@ -36,9 +36,9 @@ def test_plane_runs_through_its_points_at_their_distances(points):
 
 def test_loss_on_the_plane_is_the_closed_form(points):
     """|p|^2 is |origin|^2 + 2 a u.origin + 2 b v.origin + a^2 + b^2."""
-    where = slices.plane(*points)
+    where = slices.plane_through(*points)
     a, b = torch.linspace(-1, 2, 5).double(), torch.linspace(-3, 1, 4).double()
-    found = slices.on_plane(lambda p: p.square().sum(1), where, a, b, like=points)
+    found = slices.losses_on_plane(lambda p: p.square().sum(1), where, a, b, like=points)
     (u, v), o = where.axes @ where.origin, where.origin
     true = o @ o + 2 * a * u + a**2 + (2 * b * v + b**2)[:, None]
     assert found.shape == (4, 5)
@@ -51,16 +51,16 @@ def test_loss_of_a_net_on_the_plane_and_line_is_the_loss_at_each_point():
     def one(p):  # the first task's loss of any parameters
         return torch.cat([loss(row[None]) for row in p])
 
-    where = slices.plane(*params)
+    where = slices.plane_through(*params)
     a, b = torch.tensor([0.0, 1.5]), torch.tensor([0.0, -0.5, 2.0])
-    found = slices.on_plane(one, where, a, b, like=params)
+    found = slices.losses_on_plane(one, where, a, b, like=params)
     for i, y in enumerate(b):
         for j, x in enumerate(a):
             point = params[0] + float(x) * where.axes[0] + float(y) * where.axes[1]
             assert float(found[i, j]) == pytest.approx(float(loss(point[None])), rel=1e-9)
     alphas = torch.tensor([-0.5, 0.0, 1.0, 2.0])
     start, end = params, params.flip(0)
-    found = slices.along(loss, start, end, alphas)
+    found = slices.values_along_line(loss, start, end, alphas)
     assert found.shape == (4, 3) and not found.requires_grad
     for i, alpha in enumerate((-0.5, 0, 1, 2)):
         torch.testing.assert_close(
@@ -71,6 +71,6 @@ def test_loss_of_a_net_on_the_plane_and_line_is_the_loss_at_each_point():
 @pytest.mark.parametrize("second", [lambda o, u: o, lambda o, u: u, lambda o, u: 2 * o - u])
 def test_points_on_a_line_are_refused(points, second):
     with pytest.raises(ValueError, match="line .* span no plane"):
-        slices.plane(points[0], points[1], second(points[0], points[1]))
+        slices.plane_through(points[0], points[1], second(points[0], points[1]))
     with pytest.raises(ValueError, match="line"):
-        slices.plane(points[0], points[0], points[1])
+        slices.plane_through(points[0], points[0], points[1])

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from metanb.__main__ import main
 from metanb.data.tasks import scaled
 from metanb.maml.engine import Engine
-from metanb.runs import checkpoint, experiment, records, training
+from metanb.runs import checkpoint, cohorts, experiment, records, training
+from metanb.runs import store as run_store
 from metanb.settings import REGULARISERS, preset
 from tests.bad_days import shown
 from tests.cohorts import new_cohort
@@ -42,7 +43,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def double(monkeypatch):
-    monkeypatch.setattr(training, "scaled", lambda pixels: scaled(pixels).double())
+    monkeypatch.setattr(cohorts, "scaled", lambda pixels: scaled(pixels).double())
 
 
 def seeds(n, **options):
@@ -123,13 +124,13 @@ def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, monkeypatch):
     """It lacks what is noted since: how many runs shared the time, and how it was computed."""
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
     experiment.run(TINY, "cpu", until=4)
-    path = records.checkpoint(TINY.id)
+    path = run_store.checkpoint_path(TINY.id)
     values = torch.load(path, weights_only=True)
     del values["shared"]
     for name in ("together", "precision", "engine"):
         del values["origin"][name]
     torch.save(values, path)
-    assert checkpoint.read(path)["shared"] == values["wall"]
+    assert checkpoint.read_checkpoint(path)["shared"] == values["wall"]
     record = experiment.run(TINY, "cpu")
     assert (
         record.finished
@@ -150,22 +151,23 @@ def diverging(monkeypatch, run, call):
             losses[run] = float("nan")
         return outcome._replace(losses=losses.flatten())
 
-    monkeypatch.setattr(training, "meta_gradient", diverges)
+    monkeypatch.setattr(cohorts, "meta_gradient", diverges)
 
 
 def test_a_run_that_diverges_is_set_aside_and_the_others_go_on(store, monkeypatch, capsys):
     runs = seeds(3)
     diverging(monkeypatch, run=1, call=4)
     with pytest.raises(
-        training.DivergedError, match=rf"{runs[1].id}: loss is nan.*iteration 3.*epoch 1 is kept"
+        cohorts.DivergedError, match=rf"{runs[1].id}: loss is nan.*iteration 3.*epoch 1 is kept"
     ):
         experiment.run_all(runs, "cpu", together=3)
     shown("A run of a batch diverges", capsys.readouterr().err)
     assert (
-        records.find(runs[1]) is None and checkpoint.read(store / f"{runs[1].id}.pt")["epoch"] == 1
+        records.find_record(runs[1]) is None
+        and checkpoint.read_checkpoint(store / f"{runs[1].id}.pt")["epoch"] == 1
     )
     for settings in (runs[0], runs[2]):
-        record = records.find(settings)
+        record = records.find_record(settings)
         assert record.finished and np.isfinite(record.measures["mean"]).all()
     assert experiment.run(runs[1], "cpu").finished  # alone, its loss is a number here
 
@@ -185,11 +187,11 @@ def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(
     measured = []
     monkeypatch.setattr(training, "measure_together", fails)
     with pytest.raises(
-        training.DivergedError, match=rf"{runs[2].id}: loss of task 3 is nan, after epoch 1"
+        cohorts.DivergedError, match=rf"{runs[2].id}: loss of task 3 is nan, after epoch 1"
     ):
         experiment.run_all(runs, "cpu", together=3)
     assert measured == [3, 3, 1]
-    assert all(records.find(settings).finished for settings in runs[:2])
+    assert all(records.find_record(settings).finished for settings in runs[:2])
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys):
@@ -202,7 +204,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return honest(*args, **kwargs)
 
-    monkeypatch.setattr(training, "meta_gradient", full)
+    monkeypatch.setattr(cohorts, "meta_gradient", full)
     made = experiment.run_all(runs, "cpu", together=5)
     assert [record.settings for record in made] == runs and all(record.finished for record in made)
     assert sizes[0] == 5 and sizes[1] == 3 and set(sizes[2:]) == {1, 2}
@@ -230,23 +232,23 @@ def test_a_run_that_diverges_in_one_half_leaves_the_other_half_alone(store, monk
         return outcome._replace(losses=losses.flatten())
 
     seen = []
-    monkeypatch.setattr(training, "meta_gradient", full)
-    with pytest.raises(training.DivergedError, match=rf"{runs[0].id}: loss is nan"):
+    monkeypatch.setattr(cohorts, "meta_gradient", full)
+    with pytest.raises(cohorts.DivergedError, match=rf"{runs[0].id}: loss is nan"):
         experiment.run_all(runs, "cpu", together=4)
-    assert records.find(runs[0]) is None and all(
-        records.find(settings).finished for settings in runs[1:]
+    assert records.find_record(runs[0]) is None and all(
+        records.find_record(settings).finished for settings in runs[1:]
     )
 
 
 def test_a_torn_checkpoint_sets_its_run_aside_alone(store, capsys):
     runs = seeds(3)
     experiment.run_all(runs, "cpu", until=2, together=3)
-    path = records.checkpoint(runs[1].id)
+    path = run_store.checkpoint_path(runs[1].id)
     path.write_bytes(b"torn")
     with pytest.raises(records.RecordError, match=rf"{runs[1].id}.pt cannot be read"):
         experiment.run_all(runs, "cpu", together=3)
     assert f"set aside: checkpoint {path} cannot be read" in capsys.readouterr().err
-    assert all(records.find(settings).finished for settings in (runs[0], runs[2]))
+    assert all(records.find_record(settings).finished for settings in (runs[0], runs[2]))
 
 
 def test_a_cohort_that_is_dropped_is_gone_at_once():
@@ -263,8 +265,10 @@ def test_a_cohort_that_is_dropped_is_gone_at_once():
 
 
 def test_provenance_tells_what_was_on_and_not_what_was_asked_for(store, monkeypatch, capsys):
-    monkeypatch.setattr(training.TrainingImages, "_copy", out_of_memory)
-    monkeypatch.setattr(experiment, "choose", lambda device, together: Engine(2, resident=True))
+    monkeypatch.setattr(cohorts.TrainingImages, "_copy", out_of_memory)
+    monkeypatch.setattr(
+        experiment, "choose_engine", lambda device, together: Engine(2, resident=True)
+    )
     (record, _) = experiment.run_all(seeds(2), "cpu", until=2)
     assert record.provenance["engine"] == "plain"
 
@@ -276,7 +280,7 @@ def out_of_memory(*_):
 def test_images_that_do_not_fit_on_the_device_stay_on_the_host(monkeypatch, capsys):
     settings = seeds(2)
     expected = trained(new_cohort(settings), 1)[1]
-    monkeypatch.setattr(training.TrainingImages, "_copy", out_of_memory)
+    monkeypatch.setattr(cohorts.TrainingImages, "_copy", out_of_memory)
     assert torch.equal(trained(new_cohort(settings, Engine(resident=True)), 1)[1], expected)
     shown("An image set does not fit on the GPU", capsys.readouterr().err)
 
@@ -345,7 +349,7 @@ def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_th
         assert child.wait() == 0, child.stderr.read()
     for settings in runs:
         killed, whole = (
-            records.read(tmp_path / folder / settings.id) for folder in ("killed", "whole")
+            records.read_record(tmp_path / folder / settings.id) for folder in ("killed", "whole")
         )
         assert killed.finished and killed.provenance["resumed"] >= 3
         assert killed.measures[["epoch", "measure", "n"]].equals(

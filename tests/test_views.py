@@ -50,11 +50,11 @@ def bowl(scale):
 
 
 def test_angle_in_the_plane():
-    assert views.angle(bowl(1)["stages"][0]) == pytest.approx(60)
+    assert views.angle_between_paths(bowl(1)["stages"][0]) == pytest.approx(60)
 
 
 def test_surfaces_label_their_levels_and_carry_their_data():
-    found = views.surfaces(
+    found = views.draw_surfaces(
         [portrait(bowl(1)), portrait(bowl(3), "fomaml")], "support_loss", "plane", "Look."
     )
     words = parsed(found)
@@ -110,7 +110,9 @@ def test_lines_average_runs_and_show_each():
             "stages": [{"epoch": 0, "support_loss": loss, "query_loss": loss}],
         }
 
-    found = views.lines([portrait(values(0.1)), portrait(values(0.3), seed=1)], "lines", "Look.")
+    found = views.draw_interpolations(
+        [portrait(values(0.1)), portrait(values(0.3), seed=1)], "lines", "Look."
+    )
     assert {"support loss, MAML", "query loss, MAML", "untrained"} <= set(parsed(found))
     of = found.data[found.data.measure == "query_loss"]
     assert np.allclose(of["mean"], np.exp(-ALPHAS) + 0.2) and np.allclose(
@@ -137,7 +139,7 @@ def test_spectra():
         }
         return {"size": 10_000, "n": 16, "counted": COUNTED.tolist(), "stages": [stage]}
 
-    found = views.densities(
+    found = views.draw_densities(
         [portrait(values(1)), portrait(values(2), "fomaml")], "densities", "Look."
     )
     assert "the 10,000 eigenvalues, mean over 16 tasks" in found.caption
@@ -145,7 +147,9 @@ def test_spectra():
         parsed(found)
     )
     assert "first-order MAML, iteration 60: from -2 to 2" in found.alt and len(found.data) == 100
-    found = views.counts([portrait(values(1)), portrait(values(3), seed=1)], "counts", "Look.")
+    found = views.draw_eigenvalue_counts(
+        [portrait(values(1)), portrait(values(3), seed=1)], "counts", "Look."
+    )
     parsed(found)
     above = found.data[found.data.side == "above"]
     assert np.allclose(above.number * above.x, 200)  # the mean of 100 and 300
@@ -158,7 +162,7 @@ def test_a_table_by_stage_has_a_row_a_run_and_stage():
         portrait({"unit": 2, "stages": [{"epoch": 0, "x": 1.0}, {"epoch": 6, "x": 3.0}]}, *of)
         for of in (("maml", 0), ("fomaml", 4))
     ]
-    table = views.by_stage(runs, lambda one, stage: {"x": stage["x"] * one.values["unit"]})
+    table = views.table_by_stage(runs, lambda one, stage: {"x": stage["x"] * one.values["unit"]})
     assert table.index.names == ["algorithm", "seed", "epoch"]
     assert table.x.to_dict() == {
         ("MAML", 0, 0): 2,
@@ -169,7 +173,7 @@ def test_a_table_by_stage_has_a_row_a_run_and_stage():
 
 
 def test_origin_names_each_machine_and_code_once():
-    said = views.origin([portrait({}), portrait({}, seed=1)])
+    said = views.describe_portraits([portrait({}), portrait({}, seed=1)])
     assert said == (
         "Drawn 2026-01-02 on a processor, torch 2.0, code abc; weights trained by code w0, w1 on another."
     )

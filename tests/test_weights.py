@@ -23,6 +23,7 @@ from metanb.data import image_sets
 from metanb.grids import definitions
 from metanb.grids.definitions import Planned
 from metanb.runs import checkpoint, experiment, portraits, records, weights
+from metanb.runs import store as run_store
 from metanb.runs.records import RecordError
 from metanb.settings import CHOICES, IMAGE_SHAPES, preset
 from tests.bad_days import shown
@@ -43,23 +44,23 @@ def made(tmp_path_factory):
         experiment.run(TINY, "cpu")
         experiment.run(STOPPED, "cpu", until=6)
         experiment.run(FINETUNED, "cpu")
-        return records.store()
+        return run_store.store_folder()
 
 
 @pytest.fixture
 def store(made, tmp_path, monkeypatch):
     """A copy of that store, and no other place with records."""
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(records, "places", lambda: [records.store()])
+    monkeypatch.setattr(run_store, "record_folders", lambda: [run_store.store_folder()])
     return shutil.copytree(made, tmp_path / "store")
 
 
 def record_of(settings):
-    return records.find(settings, 0)
+    return records.find_record(settings, 0)
 
 
 def trained(settings):
-    return checkpoint.read(records.checkpoint(settings.id))["net"]
+    return checkpoint.read_checkpoint(run_store.checkpoint_path(settings.id))["net"]
 
 
 def same(state, other):
@@ -77,8 +78,8 @@ def only_weights(monkeypatch):
             raise AssertionError("only the kept weights are to be read")
 
         monkeypatch.setattr(experiment, "_train", forbidden)
-        monkeypatch.setattr(image_sets, "load", forbidden)
-        monkeypatch.setattr(checkpoint, "read", forbidden)
+        monkeypatch.setattr(image_sets, "load_images", forbidden)
+        monkeypatch.setattr(checkpoint, "read_checkpoint", forbidden)
 
     return forbid
 
@@ -86,8 +87,8 @@ def only_weights(monkeypatch):
 @pytest.mark.parametrize("settings", RUNS, ids=["finished", "stopped", "finetuned"])
 def test_weights_are_kept_to_the_bit(store, settings):
     before = record_of(settings)
-    assert weights.load(before) is None
-    path = weights.keep(before)
+    assert weights.load_weights(before) is None
+    path = weights.keep_weights(before)
     assert path == before.path / "weights.safetensors"
     with safe_open(path, "pt") as file:  # as somebody without metanb opens it
         kept = {name: file.get_tensor(name) for name in file.keys()}
@@ -95,7 +96,7 @@ def test_weights_are_kept_to_the_bit(store, settings):
         assert json.loads(file.metadata()["metanb"]) == origin
     assert same(kept, trained(settings)) and {t.dtype for t in kept.values()} == {torch.float32}
     after = record_of(settings)
-    assert same(weights.load(after), trained(settings))
+    assert same(weights.load_weights(after), trained(settings))
     added = {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert after.provenance == before.provenance | added and after.measures.equals(before.measures)
     assert sorted(file.name for file in after.path.iterdir()) == sorted([*records.FILES, path.name])
@@ -104,17 +105,17 @@ def test_weights_are_kept_to_the_bit(store, settings):
 def test_keeping_twice_changes_nothing(store):
     files = {}
     for _ in range(2):
-        path = weights.keep(record_of(TINY))
+        path = weights.keep_weights(record_of(TINY))
         files = files or {file: file.read_bytes() for file in path.parent.iterdir()}
-        records.checkpoint(TINY.id).unlink(missing_ok=True)  # no longer needed
+        run_store.checkpoint_path(TINY.id).unlink(missing_ok=True)  # no longer needed
     assert {file: file.read_bytes() for file in path.parent.iterdir()} == files
 
 
 @pytest.mark.parametrize("settings", [TINY, FINETUNED], ids=["maml", "finetuned"])
 def test_a_trained_net_is_read_without_training_or_images(store, only_weights, settings):
     expected = trained(settings)
-    weights.keep(record_of(settings))
-    records.checkpoint(settings.id).unlink()
+    weights.keep_weights(record_of(settings))
+    run_store.checkpoint_path(settings.id).unlink()
     only_weights()
     before = torch.get_rng_state()
     net = trained_net(settings)
@@ -123,21 +124,23 @@ def test_a_trained_net_is_read_without_training_or_images(store, only_weights, s
 
 
 def test_weights_kept_come_before_the_checkpoint(store):
-    weights.keep(record_of(TINY))
+    weights.keep_weights(record_of(TINY))
     expected = trained(TINY)
-    shutil.copy(records.checkpoint(STOPPED.id), records.checkpoint(TINY.id))  # of another seed
+    shutil.copy(
+        run_store.checkpoint_path(STOPPED.id), run_store.checkpoint_path(TINY.id)
+    )  # of another seed
     assert same(trained_net(TINY, "cpu").state_dict(), expected)
 
 
 def test_the_net_of_a_checkpoint_needs_no_images(store, monkeypatch):
-    monkeypatch.setattr(image_sets, "load", None)  # calling it would raise
+    monkeypatch.setattr(image_sets, "load_images", None)  # calling it would raise
     assert same(trained_net(FINETUNED, "cpu").state_dict(), trained(FINETUNED))
 
 
 def test_networks_on_the_way_are_those_kept_beside_stopped_runs(store, only_weights, monkeypatch):
     expected = trained(STOPPED)
-    weights.keep(record_of(STOPPED))
-    records.checkpoint(STOPPED.id).unlink()
+    weights.keep_weights(record_of(STOPPED))
+    run_store.checkpoint_path(STOPPED.id).unlink()
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "_train", None)
         fresh, kept = experiment.nets_after(STOPPED, [0, 2], "cpu").values()
@@ -149,19 +152,19 @@ def test_networks_on_the_way_are_those_kept_beside_stopped_runs(store, only_weig
 
 
 def test_a_portrait_tells_of_kept_weights_where_they_are_from(store):
-    weights.keep(record_of(TINY))
-    records.checkpoint(TINY.id).unlink()
+    weights.keep_weights(record_of(TINY))
+    run_store.checkpoint_path(TINY.id).unlink()
     origin = portraits.portrait("interpolation", TINY, "cpu").provenance["weights"]
     provenance = record_of(TINY).provenance
     assert origin["trained"] == provenance["finished"] and origin["code"] == provenance["code"]
     assert origin.keys() == {"code", "torch", "device", "threads", "trained"}
-    assert not records.checkpoint(TINY.id).exists()
+    assert not run_store.checkpoint_path(TINY.id).exists()
 
 
 @pytest.mark.parametrize("dataset", CHOICES["dataset"])
 def test_shapes_of_images_are_those_of_the_sets(dataset):
     try:
-        found = image_sets.load(dataset, "valid").images.shape[2:]
+        found = image_sets.load_images(dataset, "valid").images.shape[2:]
     except image_sets.DataError:
         pytest.skip(f"no {dataset} here")
     assert found == IMAGE_SHAPES[dataset]
@@ -175,27 +178,29 @@ def no_checkpoint(path):
 
 
 def further(path):
-    values = checkpoint.read(path)
+    values = checkpoint.read_checkpoint(path)
     torch.save(values | {"epoch": values["epoch"] + 1}, path)
 
 
 def behind(path):
-    values = checkpoint.read(path)
+    values = checkpoint.read_checkpoint(path)
     torch.save(values | {"epoch": values["epoch"] - 1}, path)
 
 
 def another_training(path):
-    torch.save(checkpoint.read(path) | {"saved": "2020-01-01T00:00:00+00:00"}, path)
+    torch.save(checkpoint.read_checkpoint(path) | {"saved": "2020-01-01T00:00:00+00:00"}, path)
 
 
 def undated(path):
     """As archives of an earlier version hold them."""
-    torch.save({name: checkpoint.read(path)[name] for name in ("epoch", "net")}, path)
+    torch.save({name: checkpoint.read_checkpoint(path)[name] for name in ("epoch", "net")}, path)
 
 
 def another_network(path):
-    state = checkpoint.read(path)["net"]
-    torch.save(checkpoint.read(path) | {"net": state | {"head.bias": torch.zeros(7)}}, path)
+    state = checkpoint.read_checkpoint(path)["net"]
+    torch.save(
+        checkpoint.read_checkpoint(path) | {"net": state | {"head.bias": torch.zeros(7)}}, path
+    )
 
 
 REFUSED = {
@@ -211,9 +216,9 @@ REFUSED = {
 @pytest.mark.parametrize("change", REFUSED)
 def test_weights_of_another_training_are_not_kept(store, change):
     record = record_of(STOPPED)
-    change(records.checkpoint(STOPPED.id))
+    change(run_store.checkpoint_path(STOPPED.id))
     with pytest.raises(weights.NoWeightsError, match=REFUSED[change]) as error:
-        weights.keep(record)
+        weights.keep_weights(record)
     assert str(record.path) in str(error.value) and "\n" not in str(error.value)
     assert sorted(file.name for file in record.path.iterdir()) == sorted(records.FILES)
     assert record_of(STOPPED).provenance == record.provenance
@@ -246,7 +251,7 @@ def no_tensors(record):
 
 
 def wider(record):
-    listed(record, save(weights.load(record) | {"head.bias": torch.zeros(7)}))
+    listed(record, save(weights.load_weights(record) | {"head.bias": torch.zeros(7)}))
 
 
 def nameless(record):
@@ -254,7 +259,7 @@ def nameless(record):
 
 
 def doubled(record):
-    listed(record, save({name: t.double() for name, t in weights.load(record).items()}))
+    listed(record, save({name: t.double() for name, t in weights.load_weights(record).items()}))
 
 
 DAMAGES = [cut, flip, unlisted, no_tensors, wider, nameless, doubled]
@@ -263,28 +268,31 @@ DAMAGES = [cut, flip, unlisted, no_tensors, wider, nameless, doubled]
 @pytest.mark.parametrize("settings", [TINY, FINETUNED], ids=["maml", "finetuned"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_weights_are_refused_by_name(store, damage, settings):
-    path = weights.keep(record_of(settings))
+    path = weights.keep_weights(record_of(settings))
     damage(record_of(settings))
     if (damage, settings) == (wider, FINETUNED):
         listed(
             record_of(settings),
-            save(weights.net_of(settings, trained(settings)).blocks.state_dict()),
+            save(weights.network_with(settings, trained(settings)).blocks.state_dict()),
         )
-    for read in (lambda: weights.load(record_of(settings)), lambda: trained_net(settings, "cpu")):
+    for read in (
+        lambda: weights.load_weights(record_of(settings)),
+        lambda: trained_net(settings, "cpu"),
+    ):
         with pytest.raises(RecordError, match="delete the file") as error:
             read()
         assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert record_of(settings).finished  # the record itself is read as ever
     path.unlink()  # the remedy
-    assert weights.load(record_of(settings)) is None
+    assert weights.load_weights(record_of(settings)) is None
     assert same(trained_net(settings, "cpu").state_dict(), trained(settings))
-    assert weights.keep(record_of(settings)) == path
-    assert same(weights.load(record_of(settings)), trained(settings))
+    assert weights.keep_weights(record_of(settings)) == path
+    assert same(weights.load_weights(record_of(settings)), trained(settings))
 
 
 def test_a_weights_file_is_damaged(store, capsys, monkeypatch):
     monkeypatch.setitem(definitions.GRIDS, "smoke", lambda: [Planned("base", TINY)])
-    path = weights.keep(record_of(TINY))
+    path = weights.keep_weights(record_of(TINY))
     os.truncate(path, path.stat().st_size // 2)
     for option in (["--keep-weights"], ["--export", str(store.parent / "out")]):
         code, _, err = call(capsys, monkeypatch, "grid", "smoke", "--budget", 0, *option)
@@ -304,13 +312,16 @@ def test_a_kill_between_the_two_files_leaves_a_readable_record(store, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", watched)
-        path = weights.keep(record_of(TINY))
+        path = weights.keep_weights(record_of(TINY))
     names = sorted(file.name for file in path.parent.iterdir())
     assert len(moments) == 2  # the provenance, then the weights
     for moment in moments:
         monkeypatch.setenv("METANB_STORE", str(moment))
-        assert len(records.read_all(moment)) == len(RUNS) and weights.load(record_of(TINY)) is None
-        again = weights.keep(record_of(TINY))
+        assert (
+            len(records.read_records(moment)) == len(RUNS)
+            and weights.load_weights(record_of(TINY)) is None
+        )
+        again = weights.keep_weights(record_of(TINY))
         assert again.read_bytes() == path.read_bytes()
         assert sorted(file.name for file in again.parent.iterdir()) == names
 
@@ -318,15 +329,15 @@ def test_a_kill_between_the_two_files_leaves_a_readable_record(store, tmp_path, 
 def test_a_full_disk_leaves_the_record_whole(store, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="make room"):
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
-        weights.keep(record_of(TINY))
+        weights.keep_weights(record_of(TINY))
     assert sorted(file.name for file in record_of(TINY).path.iterdir()) == sorted(records.FILES)
 
 
 def test_other_files_in_a_records_folder_stay_and_do_not_count(store):
     mine = record_of(TINY).path / "weights.pt"
     mine.write_bytes(b"mine")
-    assert record_of(TINY).finished and weights.load(record_of(TINY)) is None
-    weights.keep(record_of(TINY))
+    assert record_of(TINY).finished and weights.load_weights(record_of(TINY)) is None
+    weights.keep_weights(record_of(TINY))
     assert mine.read_bytes() == b"mine"
 
 
@@ -363,7 +374,7 @@ def test_a_grid_takes_the_lowest_seed_whose_checkpoint_is_that_of_its_record(sto
     monkeypatch.setitem(
         definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)]
     )
-    another_training(records.checkpoint(TINY.id))
+    another_training(run_store.checkpoint_path(TINY.id))
     (line,) = keep_by_grid()
     assert line == f"weights: {record_of(STOPPED).path / records.WEIGHTS}"
     shutil.rmtree(record_of(STOPPED).path)

@@ -13,23 +13,17 @@ from typing import Any
 import pandas as pd
 
 from metanb.bench import report as bench
+from metanb.bench import timing as bench_timing
 from metanb.claims import rules
-from metanb.claims.cells import cells
-from metanb.claims.verdicts import (
-    HOLM_MEANING,
-    PAPER_GAIN,
-    PUBLISHED,
-    REPRODUCED,
-    TOO_FEW,
-    UNJUDGED,
-    Row,
-)
+from metanb.claims.cells import group_into_cells
+from metanb.claims.paper import PAPER_GAIN, PUBLISHED
+from metanb.claims.verdicts import HOLM_MEANING, REPRODUCED, TOO_FEW, UNJUDGED, Row
 from metanb.figures import ledger as summary
 from metanb.figures import runs as figures
 from metanb.grids import definitions, hours
-from metanb.grids.hours import CORE, Estimate, Timings, in_units
-from metanb.runs.records import Record, read_all
-from metanb.settings import NAMES, Settings, apart, preset, scale_of
+from metanb.grids.hours import CORE, Estimate, Timings, format_minutes
+from metanb.runs.records import Record, read_records
+from metanb.settings import NAMES, Settings, differences_from_scale, preset, scale_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE = ROOT / "book" / "verdicts-before.csv"  # made by the rules of then, from the records of now
@@ -69,7 +63,7 @@ MAIN_SETTINGS = {  # 1-shot; Omniglot where no data set is named
 @cache
 def all_recorded() -> list[Record]:
     """The committed runs; read once a build, for all that is made from them."""
-    return read_all(ROOT / "results")
+    return read_records(ROOT / "results")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -153,7 +147,7 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
     """
     then = before.set_index(["claim", "variant", "runs", "reached"]).verdict.to_dict()
     ids = {run_id for runs in before.runs for run_id in runs.split()}
-    rows = rules.ledger(run for run in recorded if run.settings.id in ids)
+    rows = rules.judge(run for run in recorded if run.settings.id in ids)
     turned: dict[tuple[str, str, str], list[str]] = {}
     compared = still = 0
     for row in rows:
@@ -179,7 +173,7 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
 def runs_page(recorded: list[Record]) -> str:
     """A section for each cell, with its runs to download; the id of each of them leads there."""
     timings, lines = Timings(recorded), []
-    for cell in cells(recorded):
+    for cell in group_into_cells(recorded):
         timed = [timings.of(run) for run in cell]
         minutes = sum(run.minutes for run in timed) / len(timed)
         devices = " and ".join(sorted({run.kind for run in timed}))
@@ -196,8 +190,8 @@ def runs_page(recorded: list[Record]) -> str:
         lines += [
             f"### {what(cell[0].settings)}",
             "",
-            f"{len(cell)} runs, each {in_units(minutes)} of one {devices}{so_far}. "
-            f"{figures.origin(cell)} Measures: {downloads}.",
+            f"{len(cell)} runs, each {format_minutes(minutes)} of one {devices}{so_far}. "
+            f"{figures.describe_origin(cell)} Measures: {downloads}.",
             "",
         ]
     return "\n".join(lines)
@@ -205,7 +199,9 @@ def runs_page(recorded: list[Record]) -> str:
 
 def what(settings: Settings) -> str:
     """A cell in words: its data, its algorithm, and every setting that sets it apart from its scale's."""
-    rest = "".join(f", `{name}={number(value)}`" for name, value in apart(settings).items())
+    rest = "".join(
+        f", `{name}={number(value)}`" for name, value in differences_from_scale(settings).items()
+    )
     return f"{NAMES[settings.dataset]}, {settings.setting}, {NAMES[settings.algorithm]}, {scale_of(settings)} scale{rest}"
 
 
@@ -235,22 +231,22 @@ def gradient_table(timings: pd.DataFrame, order: str) -> str:
     chosen = timings[timings.order == order]
 
     def cell(row: Any) -> str:
-        wrong = f" <br>**wrong by {row.error64:.2%}**" if row.error64 > bench.WRONG else ""
+        wrong = f" <br>**wrong by {row.error64:.2%}**" if row.error64 > bench_timing.WRONG else ""
         return f"×\N{NO-BREAK SPACE}{row.ratio:.2f} ({row.ms:,.0f}\N{NO-BREAK SPACE}ms){wrong}"
 
     cells = {(row.candidate, row.unit): cell(row) for row in chosen.itertuples()}
     rows = [
-        [name, *(cells.get((name, unit), "–") for unit in bench.UNITS)]
+        [name, *(cells.get((name, unit), "–") for unit in bench_timing.UNITS)]
         for name in chosen.candidate.unique()
     ]
-    return table(["Candidate", *bench.UNITS], rows)
+    return table(["Candidate", *bench_timing.UNITS], rows)
 
 
 def against_best_peer(timings: pd.DataFrame, order: str) -> str:
     """How many times as fast metanb is as the fastest peer that is right, unit by unit."""
-    chosen = timings[(timings.order == order) & ~(timings.error64 > bench.WRONG)]
-    ours = chosen[chosen.candidate == bench.OURS].set_index("unit").ms
-    best = chosen[chosen.candidate != bench.OURS].groupby("unit").ms.min()
+    chosen = timings[(timings.order == order) & ~(timings.error64 > bench_timing.WRONG)]
+    ours = chosen[chosen.candidate == bench_timing.OURS].set_index("unit").ms
+    best = chosen[chosen.candidate != bench_timing.OURS].groupby("unit").ms.min()
     return ", ".join(f"{best[unit] / ms:.2f} ({unit})" for unit, ms in ours.items())
 
 
@@ -258,19 +254,19 @@ def benchmark() -> dict[str, str]:
     """The recorded benchmark, `results/bench.json`, as tables; names and units are `metanb.bench.report`'s."""
     result = json.loads((ROOT / "results" / "bench.json").read_text())
     timings, where = pd.DataFrame(result["timings"]), result["environment"]
-    ours = timings[(timings.candidate == bench.OURS) & (timings.unit != "H")]
-    hessian = bench.table(result)
+    ours = timings[(timings.candidate == bench_timing.OURS) & (timings.unit != "H")]
+    hessian = bench.timings_table(result)
     return {
         "bench_units": table(
-            ["Unit", "Setting"], [[name, text] for name, (text, _) in bench.UNITS.items()]
+            ["Unit", "Setting"], [[name, text] for name, (text, _) in bench_timing.UNITS.items()]
         ),
-        "bench_tasks": number(bench.HESSIAN_TASKS),
+        "bench_tasks": number(bench_timing.HESSIAN_TASKS),
         "bench_where": f"Measured on {where['date'][:10]} on {where['device']} with {where['threads']} thread, "
         f"torch {where['torch']}: {result['clock']}, {result['repeats']} rounds.",
-        "bench_checked": number(bench.CHECKED_TASKS),
+        "bench_checked": number(bench_timing.CHECKED_TASKS),
         "bench_single": span(ours.error),
         "bench_single_base": span(
-            timings[(timings.candidate == bench.BASE) & (timings.unit != "H")].error
+            timings[(timings.candidate == bench_timing.BASE) & (timings.unit != "H")].error
         ),
         "bench_measuring": f"{result['measuring']:.1%}",
         "bench_rate": f"{result['best_gflops']:.0f}",
@@ -288,7 +284,7 @@ def benchmark() -> dict[str, str]:
 def accuracy_table(recorded: list[Record]) -> str:
     """Accuracy on further meta-test tasks at the paper's scale, beside the published figures for MAML."""
     lines = []
-    for cell in cells(run for run in recorded if scale_of(run.settings) == "paper"):
+    for cell in group_into_cells(run for run in recorded if scale_of(run.settings) == "paper"):
         settings = cell[0].settings
         published = PUBLISHED.get((settings.dataset, settings.ways, settings.shots))
         if settings.algorithm == "finetune" or settings.regulariser != "none" or published is None:
@@ -352,7 +348,9 @@ def paper_missing(recorded: list[Record], rows: list[Row]) -> str:
     """What of the paper's experiments has no verdict at its scale, in words."""
     there = {run.settings.unseeded for run in judged_at_paper_scale(recorded, rows)}
     left: dict[str, list[str]] = {}
-    for one in (planned.settings for planned in definitions.paper() if planned.settings.seed == 0):
+    for one in (
+        planned.settings for planned in definitions.paper_grid() if planned.settings.seed == 0
+    ):
         setting = f"{NAMES[one.dataset]} {one.setting}"
         what = "the regulariser" if one.regulariser != "none" else NAMES[one.algorithm]
         if one.unseeded not in there and what not in left.setdefault(setting, []):
@@ -369,14 +367,14 @@ def iterations(cell: list[Record]) -> str:
 
 def cost_table(recorded: list[Record]) -> str:
     """The paper's runs on each kind of device: one of each main setting, and all of its grid."""
-    timings, planned = Timings(recorded), [run.settings for run in definitions.paper()]
+    timings, planned = Timings(recorded), [run.settings for run in definitions.paper_grid()]
     by_bandwidth = sorted(hours.BANDWIDTH, key=lambda gpu: -hours.BANDWIDTH[gpu])
     others = [gpu for gpu in timings.gpus if gpu not in hours.BANDWIDTH]
     rows = []
     for kind in (*by_bandwidth, *others, CORE):
         estimates = [timings.estimate(settings, kind) for settings in MAIN_SETTINGS.values()]
         left = timings.left(planned, [], kind)
-        whole, device_hours = in_units(left.minutes), f"{left.minutes / 60:,.0f}"
+        whole, device_hours = format_minutes(left.minutes), f"{left.minutes / 60:,.0f}"
         if left.unknown == left.runs:
             whole = device_hours = "unknown"
         elif left.unknown:
@@ -407,13 +405,13 @@ def timed_how(bases: frozenset[hours.Basis], kind: str) -> str:
 def cost(estimate: Estimate) -> str:
     """A time, marked where no run of just these settings was timed on the device."""
     rough = estimate.known and estimate.basis != "like runs"
-    return f"{'≈ ' if rough else ''}{in_units(estimate.minutes)}"
+    return f"{'≈ ' if rough else ''}{format_minutes(estimate.minutes)}"
 
 
 def gpu_table(recorded: list[Record]) -> str:
     """What runs at the paper's scale took on GPUs, and what whole ones would take at that pace."""
     timings, rows = Timings(recorded), []
-    for cell in cells(run for run in recorded if scale_of(run.settings) == "paper"):
+    for cell in group_into_cells(run for run in recorded if scale_of(run.settings) == "paper"):
         devices = {timings.of(run).kind for run in cell}
         if not devices <= set(timings.gpus):
             continue
@@ -425,10 +423,10 @@ def gpu_table(recorded: list[Record]) -> str:
                 ", ".join(sorted(devices)),
                 number(len(cell)),
                 iterations(cell),
-                in_units(by_the_clock),
+                format_minutes(by_the_clock),
                 f"{timed.together:.1f}",
-                in_units(timed.minutes),
-                in_units(timed.whole),
+                format_minutes(timed.minutes),
+                format_minutes(timed.whole),
             ]
         )
     return table(
@@ -449,7 +447,7 @@ def gpu_table(recorded: list[Record]) -> str:
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
     recorded = all_recorded()
-    rows = rules.ledger(recorded)
+    rows = rules.judge(recorded)
     of = {name: [row for row in rows if row.claim == name] for name in CLAIMS}
     names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
     names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
@@ -462,7 +460,7 @@ def substitutions() -> dict[str, str]:
     names["gpu_hours"] = gpu_table(recorded)
     names["paper_cost"] = cost_table(recorded)
     names["bandwidths"] = ", ".join(f"{gpu} {rate:g} TB/s" for gpu, rate in hours.BANDWIDTH.items())
-    names["limit_unknown"] = in_units(hours.LIMIT_IF_UNKNOWN)
+    names["limit_unknown"] = format_minutes(hours.LIMIT_IF_UNKNOWN)
     names["paper_missing"] = paper_missing(recorded, rows)
     names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
     names["rules_changed"] = rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False))
@@ -490,10 +488,10 @@ def substitutions() -> dict[str, str]:
     names["runs_by_scale"] = runs_by_scale(recorded)
     names["accuracy"] = accuracy_table(recorded)
     names["final_tasks"] = number(preset("paper").final_tasks)
-    names["paper_runs"] = number(len(definitions.paper()))
-    quick = [run.settings for run in definitions.quick()]
+    names["paper_runs"] = number(len(definitions.paper_grid()))
+    quick = [run.settings for run in definitions.quick_grid()]
     names["quick_runs"] = number(len(quick))
-    names["quick_hours"] = in_units(Timings(recorded).left(quick, [], CORE).minutes)
+    names["quick_hours"] = format_minutes(Timings(recorded).left(quick, [], CORE).minutes)
     return names | benchmark()
 
 

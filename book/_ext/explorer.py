@@ -15,10 +15,10 @@ import pandas as pd
 import seaborn as sns
 from book_numbers import all_recorded, number
 
-from metanb.claims.cells import cells
+from metanb.claims.cells import group_into_cells
 from metanb.figures.runs import LABELS
 from metanb.runs.records import Record
-from metanb.settings import NAMES, apart, scale_of
+from metanb.settings import NAMES, differences_from_scale, scale_of
 
 PAGE = "book/explore"
 DATA = "explorer-data.js"  # made at build time
@@ -41,7 +41,7 @@ def explored(records: Iterable[Record]) -> dict[str, Any]:
     Returns:
         measures: name, label, whether its axis starts logarithmic, for all of LABELS.
         colours: of lines, apart for the colour-blind, too.
-        cells: in the order of `metanb.claims.cells.cells`: dataset, setting, scale, algorithm and
+        cells: in the order of `metanb.claims.cells.group_into_cells`: dataset, setting, scale, algorithm and
             variant (what else sets the cell apart, or nothing) in words; iterations, those behind
             the epochs 0, 1, ...; runs. A run: id, seed, means and errors (standard errors of the
             means over tasks), each a string of a number an epoch for each of `measures`, in that
@@ -55,7 +55,7 @@ def explored(records: Iterable[Record]) -> dict[str, Any]:
         "colours": [
             colour for colour in sns.color_palette("colorblind").as_hex() if colour not in PALE
         ],
-        "cells": [_cell(cell) for cell in cells(records)],
+        "cells": [_cell(cell) for cell in group_into_cells(records)],
     }
 
 
@@ -66,7 +66,9 @@ def _cell(cell: list[Record]) -> dict[str, Any]:
         "setting": settings.setting,
         "scale": scale_of(settings),
         "algorithm": NAMES[settings.algorithm],
-        "variant": ", ".join(f"{name}={number(value)}" for name, value in apart(settings).items()),
+        "variant": ", ".join(
+            f"{name}={number(value)}" for name, value in differences_from_scale(settings).items()
+        ),
         "iterations": [
             epoch * settings.epoch_iterations
             for epoch in range(max(run.epochs for run in cell) + 1)

@@ -94,7 +94,7 @@ def _channels_first(net: ConvNet, weight: Tensor) -> Tensor:
     return weight
 
 
-def each(tasks: Tasks) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def each_task(tasks: Tasks) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Support images and labels, query images and labels, of one task after another."""
     return zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True)
 
@@ -104,7 +104,7 @@ def plain_higher(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_orde
     import higher
 
     sgd = torch.optim.SGD(net.parameters(), lr=lr)
-    for x, y, query_x, query_y in each(tasks):
+    for x, y, query_x, query_y in each_task(tasks):
         with higher.innerloop_ctx(
             net, sgd, copy_initial_weights=False, track_higher_grads=not first_order
         ) as (fast, inner):
@@ -128,7 +128,7 @@ def bare_loop(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: 
         named = dict(zip(names, params, strict=True))
         return F.cross_entropy(torch.func.functional_call(net, named, (x,)), y)
 
-    for x, y, query_x, query_y in each(tasks):
+    for x, y, query_x, query_y in each_task(tasks):
         params = theta
         for _ in range(steps):
             slopes = torch.autograd.grad(loss(params, x, y), params, create_graph=not first_order)
@@ -141,7 +141,7 @@ def torchopt(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: b
     import torchopt as library
 
     start = library.extract_state_dict(net, by="reference")
-    for x, y, query_x, query_y in each(tasks):
+    for x, y, query_x, query_y in each_task(tasks):
         inner = library.MetaSGD(net, lr=lr)
         for _ in range(steps):
             inner.step(F.cross_entropy(net(x), y))
@@ -196,7 +196,7 @@ def exact_gradient(net: ConvNet, tasks: Tasks, settings: Settings) -> Tensor:
     plain = plain_net(net).double().cpu()
     names, theta = zip(*plain.named_parameters(), strict=True)
     total = torch.zeros(sum(p.numel() for p in theta), dtype=torch.float64)
-    for x, y, query_x, query_y in each(tasks.to("cpu")):
+    for x, y, query_x, query_y in each_task(tasks.to("cpu")):
         params = list(theta)
         for images, labels, last in [(x, y, False)] * steps + [(query_x, query_y, True)]:
             output = torch.func.functional_call(
@@ -248,6 +248,6 @@ PEERS: dict[str, tuple[Peer, type[PrimitiveNorm], str, str]] = {
 }
 
 
-def installed(library: str) -> bool:
+def is_installed(library: str) -> bool:
     """Whether a peer's library can be imported; the extra `bench` brings them all."""
     return find_spec(library) is not None

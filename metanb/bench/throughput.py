@@ -22,8 +22,8 @@ from tqdm import tqdm
 from metanb.data import image_sets
 from metanb.data.image_sets import ImageSet
 from metanb.landscape.measures import measure_together
-from metanb.maml.engine import Engine, choose, precision
-from metanb.runs import training
+from metanb.maml.engine import Engine, choose_engine, precision
+from metanb.runs import cohorts, training
 from metanb.runs.checkpoint import State
 from metanb.settings import IMAGE_SHAPES, Settings, preset
 
@@ -74,7 +74,9 @@ class Rate:
     measuring: float
 
 
-def rates(cell: str, device: torch.device, repeats: int, together: Sequence[int]) -> list[Rate]:
+def measure_rates(
+    cell: str, device: torch.device, repeats: int, together: Sequence[int]
+) -> list[Rate]:
     """Time a cell's iterations as they are trained, for several numbers of runs; then with each feature changed.
 
     Args:
@@ -89,7 +91,7 @@ def rates(cell: str, device: torch.device, repeats: int, together: Sequence[int]
     copied = _copy_rate(device)
     timed = []
     for runs in together:
-        engine = replace(choose(device), together=runs)
+        engine = replace(choose_engine(device), together=runs)
         try:
             timed.append(_rate(cell, runs, engine, "", device, repeats, work, copied))
         except torch.OutOfMemoryError:  # more than this card holds: what was timed stays
@@ -159,28 +161,28 @@ def _timed(
     return rounds[1:], measured, held  # the first round warms up
 
 
-def _train(cohort: training.Cohort) -> None:
+def _train(cohort: cohorts.Cohort) -> None:
     """One round. Raises DivergedError: what ended early would look fast."""
     with tqdm(disable=True) as bar:
         for outcome in cohort.train(bar):
-            if isinstance(outcome, training.DivergedError):
+            if isinstance(outcome, cohorts.DivergedError):
                 raise outcome
 
 
-def _cohort(settings: Settings, runs: int, engine: Engine, device: torch.device) -> training.Cohort:
+def _cohort(settings: Settings, runs: int, engine: Engine, device: torch.device) -> cohorts.Cohort:
     """Untrained runs that differ by seeds, on images of the settings' shape."""
     pool = _images(settings)
     states = []
     for seed in range(runs):
         chosen = replace(settings, seed=seed)
-        net = training.new_net(chosen, pool)
+        net = training.new_network(chosen, pool)
         states.append(
             State(
                 chosen, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), {}, epoch=0
             )
         )
-    on_device = training.TrainingImages([pool], device, engine.resident)
-    return training.Cohort(states, [pool] * runs, on_device, device, engine)
+    on_device = cohorts.TrainingImages([pool], device, engine.resident)
+    return cohorts.Cohort(states, [pool] * runs, on_device, device, engine)
 
 
 def _images(settings: Settings) -> ImageSet:
@@ -190,15 +192,15 @@ def _images(settings: Settings) -> ImageSet:
             0, 256, (64, 600, *IMAGE_SHAPES["mini-imagenet"]), np.uint8
         )
         return ImageSet("random", "train", pixels, tuple(map(str, range(64))), "")
-    return image_sets.load("glyphs", "train")
+    return image_sets.load_images("glyphs", "train")
 
 
-def _measuring(cohort: training.Cohort, settings: Settings, device: torch.device) -> float:
+def _measuring(cohort: cohorts.Cohort, settings: Settings, device: torch.device) -> float:
     """Seconds of one epoch's measures of all runs."""
     pool = _images(settings)
     test, valid = (
         training.fixed_tasks(settings, pool, settings.test_tasks, stream).to(device)
-        for stream in (training.TEST, training.VALID)
+        for stream in (cohorts.TEST, cohorts.VALID)
     )
     runs = [state.settings for state in cohort.states]
     return _seconds(lambda: measure_together(cohort.net, cohort.theta, test, valid, runs), device)

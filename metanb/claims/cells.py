@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from metanb.claims.run_stats import late, late_error
+from metanb.claims.run_stats import late_error, late_mean
 from metanb.claims.verdicts import MIN_RUNS
 from metanb.runs.records import Record, RecordError
 from metanb.settings import CHOICES, Scale, Settings, scale_of
@@ -13,7 +13,7 @@ from metanb.settings import CHOICES, Scale, Settings, scale_of
 SCALES = (*get_args(Scale), "custom")
 
 
-def cells(records: Iterable[Record]) -> list[list[Record]]:
+def group_into_cells(records: Iterable[Record]) -> list[list[Record]]:
     """Records grouped into cells: same settings but for the seeds.
 
     Cells by data set and setting, runs by seed.
@@ -34,7 +34,7 @@ def cells(records: Iterable[Record]) -> list[list[Record]]:
     return [groups[settings] for settings in sorted(groups, key=order)]
 
 
-def even(cell: list[Record]) -> list[Record]:
+def cut_to_common_length(cell: list[Record]) -> list[Record]:
     """Runs of one length: all up to where the MIN_RUNS furthest have got, without those that have not.
 
     How far a run got says how much time there was for it. A run that diverged has no record, and is
@@ -44,7 +44,7 @@ def even(cell: list[Record]) -> list[Record]:
     return [run.upto(reach) for run in cell if run.epochs >= reach]
 
 
-def pairs(cell: list[Record], other: list[Record]) -> list[tuple[Record, Record]]:
+def pair_by_seed(cell: list[Record], other: list[Record]) -> list[tuple[Record, Record]]:
     """Runs of two cells that have their seeds in common, of one length: that to which MIN_RUNS pairs have got."""
     by_seed = {(run.settings.seed, run.settings.class_seed): run for run in other}
     found = [
@@ -60,7 +60,9 @@ def pairs(cell: list[Record], other: list[Record]) -> list[tuple[Record, Record]
     ]
 
 
-def level(cell: list[Record], other: list[Record]) -> tuple[list[Record], list[Record]]:
+def cut_to_common_epoch(
+    cell: list[Record], other: list[Record]
+) -> tuple[list[Record], list[Record]]:
     """Two cells that are compared, up to the epoch that both have reached."""
     reach = min(run.epochs for run in (*cell, *other))
     return [run.upto(reach) for run in cell], [run.upto(reach) for run in other]
@@ -99,7 +101,7 @@ def final_accuracy(run: Record) -> tuple[float, float] | None:
 
 def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:
     """A measure late in meta-training: the mean over a run's last quarter of epochs, for each of the runs, [runs]."""
-    return np.array([late(curve(run, measure)) for run in runs])
+    return np.array([late_mean(curve(run, measure)) for run in runs])
 
 
 def late_errors(runs: Iterable[Record], measure: str) -> np.ndarray:

@@ -25,24 +25,25 @@ from dataclasses import replace
 import numpy as np
 
 from metanb.claims.cells import (
-    cells,
     curve,
-    even,
+    cut_to_common_epoch,
+    cut_to_common_length,
     final_accuracy,
+    group_into_cells,
     late_errors,
     late_values,
-    level,
-    pairs,
+    pair_by_seed,
     untrained,
 )
+from metanb.claims.paper import BY_NAME, CLAIMS, PAPER, PAPER_GAIN, Claim
 from metanb.claims.run_stats import (
     Interval,
-    change,
-    change_error,
     correlation,
     correlation_power,
-    detrended,
+    detrend,
     first_peak,
+    fitted_change,
+    fitted_change_error,
     holm,
     interval,
     mean_correlation,
@@ -50,8 +51,6 @@ from metanb.claims.run_stats import (
     trend_error,
 )
 from metanb.claims.verdicts import (
-    BY_NAME,
-    CLAIMS,
     CONTRARY,
     CORRELATION,
     COSINE,
@@ -60,8 +59,6 @@ from metanb.claims.verdicts import (
     NO_BASELINE,
     NO_CASE,
     NOT_SEEN,
-    PAPER,
-    PAPER_GAIN,
     PARTLY,
     POINTS,
     POWERLESS,
@@ -71,11 +68,10 @@ from metanb.claims.verdicts import (
     TOO_SHORT,
     UNCLEAR,
     UNJUDGED,
-    Claim,
     Row,
 )
 from metanb.runs.records import Record
-from metanb.settings import NAMES, apart, scale_of
+from metanb.settings import NAMES, differences_from_scale, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
 STRONG = 0.8  # a true correlation across runs that a test should see
@@ -88,7 +84,7 @@ PEAK_BY = 50  # iterations by which the first epoch must be measured for a first
 FALLING = 4  # epochs that the second half must have before a fall can be seen
 
 
-def by_interval(found: Interval, runs: int, direction: int) -> str:
+def verdict_by_interval(found: Interval, runs: int, direction: int) -> str:
     """The verdict on an effect of claimed sign `direction`, by its 95 % interval, of `runs` runs."""
     if runs < MIN_RUNS:
         return TOO_FEW
@@ -97,14 +93,14 @@ def by_interval(found: Interval, runs: int, direction: int) -> str:
     return REPRODUCED if (found.low > 0) == (direction > 0) else CONTRARY
 
 
-def ledger(records: Iterable[Record]) -> list[Row]:
+def judge(records: Iterable[Record]) -> list[Row]:
     """Every claim on every cell that it is about, in the claims' order.
 
     Runs that were stopped early count: see `even`. Those of fewer than MIN_EPOCHS epochs are left
     out. Raises RecordError for a run whose curves have gaps or are not finite.
     """
-    whole = cells(run for run in records if run.epochs >= MIN_EPOCHS)
-    groups = [even(cell) for cell in whole]
+    whole = group_into_cells(run for run in records if run.epochs >= MIN_EPOCHS)
+    groups = [cut_to_common_length(cell) for cell in whole]
     by_settings = {cell[0].settings.unseeded: cell for cell in groups}
     uncut = {cell[0].settings.unseeded: cell for cell in whole}
     learners = [
@@ -123,7 +119,9 @@ def ledger(records: Iterable[Record]) -> list[Row]:
     for cell in filter(_finetuned, groups):
         for algorithm in ("maml", "fomaml"):
             other = replace(cell[0].settings.unseeded, algorithm=algorithm, test_head="fresh")
-            rows.append(_orthogonal(*level(cell, by_settings.get(other, [])), algorithm))
+            rows.append(
+                _orthogonal(*cut_to_common_epoch(cell, by_settings.get(other, [])), algorithm)
+            )
     for settings, cell in uncut.items():
         if settings.regulariser != "none":
             rows.append(
@@ -166,7 +164,7 @@ def _trend(claim: Claim, cell: list[Record], measure: str, variant: str, over: s
         cell,
         found,
         LOG_RATIO,
-        by_interval(found, len(cell), claim.direction),
+        verdict_by_interval(found, len(cell), claim.direction),
         variant=variant,
     )
 
@@ -227,18 +225,20 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
         verdict = TOO_FEW if len(cell) < MIN_RUNS else TOO_SHORT
         return _row(BY_NAME["C4"], cell, found, LOG_RATIO, verdict, detail, variant)
     test, valid = (
-        interval(100 * change(curve(run, accuracy)[first:]) for run in cell)
+        interval(100 * fitted_change(curve(run, accuracy)[first:]) for run in cell)
         for accuracy in ("query_accuracy", "valid_accuracy")
     )
     norms, errors = (
         [curve(run, measure, column)[first:] for run in cell] for column in ("mean", "sem")
     )
     relative = [error / norm for error, norm in zip(errors, norms, strict=True)]
-    found = interval((change(np.log(norm)) for norm in norms), shared=map(change_error, relative))
+    found = interval(
+        (fitted_change(np.log(norm)) for norm in norms), shared=map(fitted_change_error, relative)
+    )
     detail += f"; {RUNS_ALONE}: accuracy"
     for falls, tasks in ((test, ""), (valid, ", on meta-validation tasks")):
         detail += f"{tasks} {falls.mean:+.2f} points ({falls.low:+.2f} to {falls.high:+.2f})"
-    verdict = by_interval(found, len(cell), -1)
+    verdict = verdict_by_interval(found, len(cell), -1)
     if len(cell) >= MIN_RUNS and not (test.high < 0 and valid.high < 0):
         verdict = NO_CASE
     found = found._replace(p=max(found.p, test.p, valid.p))
@@ -271,7 +271,7 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
     steps = mean_correlation([correlation(np.diff(a), np.diff(c))[0] for a, c in pairs])
     detail = f"{RUNS_ALONE}: first differences r = {steps.mean:.2f} ({steps.low:.2f} to {steps.high:.2f}); "
     if cell[0].epochs >= DETRENDABLE:
-        rest = mean_correlation([correlation(detrended(a), detrended(c))[0] for a, c in pairs])
+        rest = mean_correlation([correlation(detrend(a), detrend(c))[0] for a, c in pairs])
         detail += f"detrended r = {rest.mean:.2f} ({rest.low:.2f} to {rest.high:.2f}); "
     else:
         detail += f"too few epochs to detrend: {cell[0].epochs}; "
@@ -287,7 +287,7 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
         else f"too few runs to compare across them: {len(cell)}"
     )
     detail += f"; so many runs show a true r of {STRONG:g} in {100 * power:.0f} % of cases"
-    verdict = by_interval(found, len(cell), claim.direction)
+    verdict = verdict_by_interval(found, len(cell), claim.direction)
     if verdict == REPRODUCED:
         across = 0 if p >= 0.05 else int(np.sign(r))
         if steps.low > 0 and across > 0:
@@ -361,7 +361,7 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     interval that holds 0 and the paper's gain as well is UNCLEAR: to call that not reproduced would
     be to blame the paper for our few runs.
     """
-    paired = pairs(cell, base)
+    paired = pair_by_seed(cell, base)
     runs, others = [run for run, _ in paired], [other for _, other in paired]
     ends = [(final_accuracy(run), final_accuracy(other)) for run, other in paired]
     measured = [(with_it, without) for with_it, without in ends if with_it and without]
@@ -384,7 +384,7 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
         else f"{settings.test_tasks} tasks, late in meta-training, {RUNS_ALONE}"
     )
     detail = f"accuracy on {tasks}" + (f"; relative move {moves.mean():.3f}" if len(moves) else "")
-    verdict = by_interval(found, len(paired), +1)
+    verdict = verdict_by_interval(found, len(paired), +1)
     if verdict == NOT_SEEN and found.high >= PAPER_GAIN:
         verdict = UNCLEAR
     return _row(
@@ -417,7 +417,9 @@ def _row(
     setting += f", {settings.head_init} first head" if settings.head_init != "torch" else ""
     told = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
     rest = ", ".join(
-        f"{name}={value}" for name, value in apart(settings).items() if name not in told
+        f"{name}={value}"
+        for name, value in differences_from_scale(settings).items()
+        if name not in told
     )
     reached = (
         "" if cell[0].finished else f"{cell[0].iterations:,} of {settings.iterations:,} iterations"

@@ -59,14 +59,14 @@ def interval(
     return Interval(mean, mean - half, mean + half, p)
 
 
-def late(curve: np.ndarray) -> float:
+def late_mean(curve: np.ndarray) -> float:
     """A curve's mean over its last quarter."""
     return float(np.asarray(curve, dtype=float)[-_quarter(curve) :].mean())
 
 
 def late_error(errors: np.ndarray) -> float:
     """The standard error over tasks of `late`, at most, by those of the epochs: their mean."""
-    return late(errors)
+    return late_mean(errors)
 
 
 def trend(curve: np.ndarray) -> float:
@@ -74,7 +74,7 @@ def trend(curve: np.ndarray) -> float:
 
     Raises ValueError for fewer than four epochs or means that are not positive.
     """
-    first, last = float(np.asarray(curve, dtype=float)[: _quarter(curve)].mean()), late(curve)
+    first, last = float(np.asarray(curve, dtype=float)[: _quarter(curve)].mean()), late_mean(curve)
     if not (first > 0 and last > 0):
         raise ValueError(f"a log ratio needs positive means, these are {first:g} and {last:g}")
     return float(np.log(last / first))
@@ -91,7 +91,7 @@ def trend_error(curve: np.ndarray, errors: np.ndarray) -> float:
     early, first = (
         np.asarray(values, dtype=float)[: _quarter(values)].mean() for values in (errors, curve)
     )
-    return float(np.hypot(late_error(errors) / late(curve), early / first))
+    return float(np.hypot(late_error(errors) / late_mean(curve), early / first))
 
 
 def first_peak(curves: np.ndarray, errors: np.ndarray | None = None) -> Interval:
@@ -122,12 +122,12 @@ def first_peak(curves: np.ndarray, errors: np.ndarray | None = None) -> Interval
     return best._replace(p=min(1.0, best.p * tests))
 
 
-def change(curve: np.ndarray) -> float:
+def fitted_change(curve: np.ndarray) -> float:
     """Least-squares slope of a curve times its length: how much it changes from its start to its end, in its unit."""
     return float(_slope(len(curve)) @ np.asarray(curve, dtype=float))
 
 
-def change_error(errors: np.ndarray) -> float:
+def fitted_change_error(errors: np.ndarray) -> float:
     """The standard error over tasks of `change`, at most, by those of the epochs.
 
     As in `trend_error`, with the curve's halves for the quarters.
@@ -171,7 +171,7 @@ def correlation_power(runs: int, r: float) -> float:
     return float(sum(w / 2 * seen((1 + x) / 2) for x, w in zip(places, weights, strict=True)))
 
 
-def detrended(curve: np.ndarray) -> np.ndarray:
+def detrend(curve: np.ndarray) -> np.ndarray:
     """What a quadratic in log epoch leaves of a curve."""
     curve = np.asarray(curve, dtype=float)
     log_epoch = np.log(np.arange(1, len(curve) + 1))

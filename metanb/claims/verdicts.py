@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from metanb.settings import NAMES, Settings
+from metanb.settings import NAMES
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
@@ -35,51 +35,6 @@ LOG_RATIO, POINTS, CORRELATION, COSINE = (
     "correlation r",
     "mean cosine",
 )
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper.
-
-    For one about a curve: `measure` falls (direction -1) or rises (+1) in meta-training.
-    """
-
-    name: str
-    text: str
-    measure: str = ""
-    direction: int = 0
-
-
-CLAIMS = (
-    Claim("C1", "adapted solutions become flatter", "hessian_norm", -1),
-    Claim("C2", "adapted solutions become lower in support loss", "support_loss", -1),
-    Claim("C3", "adapted solutions lie further from where they began", "distance", +1),
-    Claim("C4", "they become flatter even while query accuracy falls", "hessian_norm", -1),
-    Claim("C5", "query accuracy goes with trajectory coherence", "trajectory_coherence", +1),
-    Claim("C6", "query accuracy goes with gradient coherence", "gradient_coherence", +1),
-    Claim("C7", "finetuning's trajectories are nearly orthogonal", "trajectory_coherence", -1),
-    Claim("C8", "the coherence regulariser raises query accuracy", "query_accuracy", +1),
-)
-BY_NAME = {claim.name: claim for claim in CLAIMS}
-PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}  # the figures that the paper gives
-PAPER_GAIN = 95.38 - 94.05  # percentage points
-# accuracy in per cent of MAML with second derivatives, Finn et al. 2017, tables 1 and 2
-PUBLISHED = {
-    ("omniglot", 5, 1): 98.7,
-    ("omniglot", 5, 5): 99.9,
-    ("omniglot", 20, 1): 95.8,
-    ("omniglot", 20, 5): 98.9,
-    ("mini-imagenet", 5, 1): 48.70,
-    ("mini-imagenet", 5, 5): 63.11,
-}
-
-
-def published(settings: Settings) -> dict[str, tuple[float, str]]:
-    """MAML's published accuracy in a setting, for `figures.curves` to draw in: by measure, value and source."""
-    accuracy = PUBLISHED.get((settings.dataset, settings.ways, settings.shots))
-    return (
-        {} if accuracy is None else {"query_accuracy": (accuracy / 100, "MAML, Finn et al. 2017")}
-    )
 
 
 @dataclass(frozen=True)
@@ -180,7 +135,7 @@ class Row:
         )
 
 
-def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
+def verdict_table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
     """The ledger for reading: a row a cell, the effect with its 95 % interval.
 
     `corrected` adds Holm's p-values, which mean something beside the whole ledger only.
@@ -216,9 +171,9 @@ def table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
     return found if corrected else found.drop(columns="p, Holm")
 
 
-def by_scale(rows: Iterable[Row]) -> pd.DataFrame:
+def verdicts_by_scale(rows: Iterable[Row]) -> pd.DataFrame:
     """The same claims at several scales, one below the other: a row a claim, algorithm and scale."""
-    shown = table(rows)
+    shown = verdict_table(rows)
     names = ["claim", "algorithm"]
     # rows of one claim and algorithm stay together, in their order
     first = shown.groupby(names, sort=False).ngroup()
@@ -226,7 +181,7 @@ def by_scale(rows: Iterable[Row]) -> pd.DataFrame:
     return shown.set_index([*names, "scale"])[["95 % interval", "runs", "verdict"]]
 
 
-def turned(rows: Iterable[Row], others: Iterable[Row]) -> str:
+def changed_verdicts(rows: Iterable[Row], others: Iterable[Row]) -> str:
     """In Markdown: what `others` say of a claim and algorithm where their verdict is not that of `rows`."""
     before = {(row.name, row.algorithm): row for row in rows}
     said = [
@@ -238,7 +193,7 @@ def turned(rows: Iterable[Row], others: Iterable[Row]) -> str:
     return "\n".join(said) or "No verdict is another one there."
 
 
-def as_json(rows: Iterable[Row]) -> str:
+def rows_as_json(rows: Iterable[Row]) -> str:
     """The ledger for machines: a list of objects with the fields of Row; null for what is not finite."""
 
     def plain(value: Any) -> Any:

@@ -25,7 +25,9 @@ class DataError(RuntimeError):
     """An image set is missing, incomplete, damaged or too small; one line: the thing, the value and the remedy."""
 
 
-def cached(path: Path, stamp: str, source: Callable[[], Source], verify: bool = False) -> Content:
+def read_or_build(
+    path: Path, stamp: str, source: Callable[[], Source], verify: bool = False
+) -> Content:
     """The content of a cache; absent, damaged, half written or of another stamp, it is built first.
 
     Args:
@@ -51,7 +53,7 @@ def cached(path: Path, stamp: str, source: Callable[[], Source], verify: bool = 
     return found
 
 
-def digest(names: Sequence[str], images: np.ndarray) -> str:
+def digest_of(names: Sequence[str], images: np.ndarray) -> str:
     """First 16 hex digits of the SHA-256 of shape, class names and pixels."""
     sha = _header(names, images.shape)
     for block in images:
@@ -59,7 +61,7 @@ def digest(names: Sequence[str], images: np.ndarray) -> str:
     return sha.hexdigest()[:16]
 
 
-def pixels(path: Path, mode: str, side: int, exactly: int | None = None) -> np.ndarray:
+def read_pixels(path: Path, mode: str, side: int, exactly: int | None = None) -> np.ndarray:
     """One image file, uint8 [side, side] ("L") or [side, side, 3] ("RGB"), resized by Lanczos where it must be.
 
     Raises:
@@ -96,7 +98,7 @@ def _read(path: Path, stamp: str, verify: bool) -> Content | None:
         if images.dtype != np.uint8 or list(images.shape) != meta["shape"]:
             return None
         content = images, tuple(meta["classes"]), str(meta["digest"])
-        if (verify or not mapped) and digest(content[1], images) != content[2]:
+        if (verify or not mapped) and digest_of(content[1], images) != content[2]:
             return None
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None

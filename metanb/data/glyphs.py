@@ -169,7 +169,7 @@ def _extremes(vertices: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def choose(everything: bool) -> dict[int, str]:
+def choose_characters(everything: bool) -> dict[int, str]:
     """The classes: code point -> split. No two look alike, in any face that has both, be they of one split or of two.
 
     With `everything`, they come from all of `BLOCKS` (2,566 classes with matplotlib 3.11), else its
@@ -209,7 +209,7 @@ def choose(everything: bool) -> dict[int, str]:
     return {codes[i]: split_of[codes[i]] for i in kept}
 
 
-def images_of(faces: Faces, code: int, seed: int) -> np.ndarray:
+def glyph_images(faces: Faces, code: int, seed: int) -> np.ndarray:
     """The images of one class, uint8 [20, 1, 28, 28]; they depend on code point and seed, not on other classes."""
     rng = np.random.default_rng([seed, code])
     having = faces.having(code)
@@ -226,10 +226,10 @@ def images_of(faces: Faces, code: int, seed: int) -> np.ndarray:
     return out
 
 
-def source(everything: bool, split: str, seed: int) -> Source:
+def glyph_source(everything: bool, split: str, seed: int) -> Source:
     """Names of a split's classes ("U+0041 A"), and their images [20, 1, 28, 28] one class after the other."""
     faces = Faces()
-    codes = [code for code, where in choose(everything).items() if where == split]
+    codes = [code for code, where in choose_characters(everything).items() if where == split]
     return [f"U+{code:04X} {chr(code)}" for code in codes], (
-        images_of(faces, code, seed) for code in codes
+        glyph_images(faces, code, seed) for code in codes
     )

@@ -20,9 +20,9 @@ import numpy as np
 import platformdirs
 
 from metanb.data import glyphs, mini_imagenet, omniglot
-from metanb.data.cache import Content, cached
+from metanb.data.cache import Content, read_or_build
 from metanb.data.cache import DataError as DataError  # callers know it as images.DataError
-from metanb.data.cache import digest as digest_of
+from metanb.data.cache import digest_of as digest_of
 from metanb.settings import CHOICES
 
 SPLITS = ("train", "valid", "test")
@@ -61,7 +61,7 @@ def data_root() -> Path:
     )
 
 
-def load(
+def load_images(
     dataset: str,
     split: str,
     *,
@@ -105,7 +105,7 @@ def load(
     return ImageSet(dataset, split, images, names, digest)
 
 
-def keep(images: ImageSet, n: int, seed: int) -> ImageSet:
+def keep_classes(images: ImageSet, n: int, seed: int) -> ImageSet:
     """The set with n of its classes only, drawn by the seed; of two numbers of classes, the fewer are among the more.
 
     Raises DataError if the set has fewer.
@@ -120,7 +120,7 @@ def keep(images: ImageSet, n: int, seed: int) -> ImageSet:
     return ImageSet(images.name, images.split, kept, names, digest_of(names, kept))
 
 
-def check(dataset: str, root: Path | str | None = None) -> str:
+def check_images(dataset: str, root: Path | str | None = None) -> str:
     """Verify a data set as a whole, downloading nothing; the summary names what was found: counts and digests by split.
 
     Raises:
@@ -140,7 +140,7 @@ def check(dataset: str, root: Path | str | None = None) -> str:
     return f"{' / '.join(parts)}, classes x images (digest), each {'x'.join(map(str, images.shape[2:]))}{tail}"
 
 
-def fetch(dataset: str, root: Path | str | None = None) -> str:
+def fetch_images(dataset: str, root: Path | str | None = None) -> str:
     """Get a data set as far as its terms allow (Omniglot: torchvision downloads it; glyphs: rendered), then `check` it.
 
     Raises:
@@ -149,7 +149,7 @@ def fetch(dataset: str, root: Path | str | None = None) -> str:
     root = data_root() if root is None else Path(root)
     if dataset == "omniglot":
         omniglot.download(root)
-    return check(dataset, root)
+    return check_images(dataset, root)
 
 
 def _check_request(dataset: str, split: str, partition: str, rotations: bool, seed: int) -> None:
@@ -179,21 +179,21 @@ def _stored(
     """Images, class names and digest of one split, unrotated; `verify` reads mapped caches through, too."""
     if dataset == "omniglot":
         key, stamp = f"omniglot-{partition}-{split}", ""
-        source = partial(omniglot.source, root, partition, split)
+        source = partial(omniglot.omniglot_source, root, partition, split)
     elif dataset == "mini-imagenet":
         key, stamp = (
             f"mini-imagenet-{split}",
-            hashlib.sha256(mini_imagenet.table(root, split)).hexdigest()[:16],
+            hashlib.sha256(mini_imagenet.split_csv(root, split)).hexdigest()[:16],
         )
-        source = partial(mini_imagenet.source, root, split)
+        source = partial(mini_imagenet.mini_imagenet_source, root, split)
     elif dataset in ("glyphs", "glyphs-all"):
         key, stamp = (
             f"{dataset}-{seed}-{split}",
             f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}",
         )
-        source = partial(glyphs.source, dataset == "glyphs-all", split, seed)
+        source = partial(glyphs.glyph_source, dataset == "glyphs-all", split, seed)
     else:
         raise DataError(
             f"data set {dataset!r} has no source yet: give it one in metanb/data/image_sets.py"
         )
-    return cached(root / "cache" / f"{key}.npy", stamp, source, verify)
+    return read_or_build(root / "cache" / f"{key}.npy", stamp, source, verify)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from metanb.data.cache import DataError, Source, pixels
+from metanb.data.cache import DataError, Source, read_pixels
 
 CLASSES = {"train": 64, "valid": 16, "test": 20}
 REMEDY = "put the Ravi-Larochelle csv files there"
 
 
-def table(root: Path, split: str) -> bytes:
+def split_csv(root: Path, split: str) -> bytes:
     """The split's csv file.
 
     Raises:
@@ -35,7 +35,7 @@ def table(root: Path, split: str) -> bytes:
         ) from error
 
 
-def source(root: Path, split: str) -> Source:
+def mini_imagenet_source(root: Path, split: str) -> Source:
     """Labels, sorted, and images, uint8 [per_class, 3, 84, 84], in the order of the split's csv file.
 
     Raises:
@@ -59,7 +59,9 @@ def source(root: Path, split: str) -> Source:
 
     def decode() -> Iterator[np.ndarray]:
         for files in classes.values():
-            yield np.stack([pixels(folder / name, "RGB", 84).transpose(2, 0, 1) for name in files])
+            yield np.stack(
+                [read_pixels(folder / name, "RGB", 84).transpose(2, 0, 1) for name in files]
+            )
 
     return list(classes), decode()
 
@@ -69,7 +71,9 @@ def _classes(root: Path, split: str) -> dict[str, list[str]]:
     classes: dict[str, list[str]] = {}
     where = f"mini-imagenet's {split} csv file in {root / 'mini-imagenet'}"
     try:
-        for row in csv.DictReader(io.StringIO(table(root, split).decode("utf-8-sig"), newline="")):
+        for row in csv.DictReader(
+            io.StringIO(split_csv(root, split).decode("utf-8-sig"), newline="")
+        ):
             classes.setdefault(row["label"], []).append(row["filename"])
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{where} has no columns filename,label ({error!r}); {REMEDY}") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from metanb import files
-from metanb.data.cache import DataError, Source, pixels
+from metanb.data.cache import DataError, Source, read_pixels
 
 HALVES = ("background", "evaluation")
 DRAWERS = 20  # of each character
@@ -100,7 +100,7 @@ def download(root: Path) -> None:
                 ) from error
 
 
-def source(root: Path, partition: str, split: str) -> Source:
+def omniglot_source(root: Path, partition: str, split: str) -> Source:
     """Names and images, uint8 [20, 1, 28, 28] with ink 255 on 0, of a split's characters; downloaded if absent.
 
     Raises:
@@ -116,7 +116,7 @@ def source(root: Path, partition: str, split: str) -> Source:
             folder = root / "omniglot-py" / f"images_{half}" / name
             yield np.stack(
                 [
-                    255 - pixels(folder / file, "L", 28, exactly=105)[None]
+                    255 - read_pixels(folder / file, "L", 28, exactly=105)[None]
                     for file in _drawings(folder)
                 ]
             )

@@ -11,8 +11,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
+from metanb.claims.paper import CLAIMS
 from metanb.claims.verdicts import (
-    CLAIMS,
     CONTRARY,
     NO_BASELINE,
     NO_CASE,
@@ -25,7 +25,7 @@ from metanb.claims.verdicts import (
     UNCLEAR,
     Row,
 )
-from metanb.figures.style import STYLE, Figure, finish
+from metanb.figures.style import STYLE, Figure, finish_figure
 from metanb.settings import NAMES
 
 # By verdict: its name in short, and its mark in a square of 16 about the middle. Shapes differ, not
@@ -162,4 +162,4 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: flo
             f"{caption} Dots: means over n pairs of runs; bars: 95 % intervals (Student's t); filled: the interval "
             f"does not hold 0; an arrow: the interval goes on. Dashed: no effect; dotted: the paper's, {paper:+.2f}."
         )
-        return finish(canvas, name, caption, f"Effects with intervals. {said}.", data)
+        return finish_figure(canvas, name, caption, f"Effects with intervals. {said}.", data)

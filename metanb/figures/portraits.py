@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from metanb.figures.style import STYLE, Figure, finish, looks
+from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure
 from metanb.landscape.portrait import BEYOND
 from metanb.runs.portraits import Portrait
 from metanb.settings import NAMES
@@ -24,7 +24,7 @@ CLEAR = 0.08  # how far from what else is drawn a contour's label stays, of a pa
 LOSSES = {"support_loss": "support loss", "query_loss": "query loss"}
 
 
-def surfaces(runs: list[Portrait], loss: str, name: str, caption: str) -> Figure:
+def draw_surfaces(runs: list[Portrait], loss: str, name: str, caption: str) -> Figure:
     """One task's `loss` on the plane of two trajectories: a row a run, a column a stage, one scale of colours.
 
     The data have a row for each b, a column for each a, both in units of the column `unit`.
@@ -70,7 +70,7 @@ def surfaces(runs: list[Portrait], loss: str, name: str, caption: str) -> Figure
                 lengths = (np.hypot(*path[-1]) for path in stage["paths"])
                 steps = " and ".join(f"{length:.2g}" for length in lengths)
                 said.append(
-                    f"{NAMES[kind]}, {_when(one, stage['epoch'])}: {steps} long, {angle(stage):.0f}° apart"
+                    f"{NAMES[kind]}, {_when(one, stage['epoch'])}: {steps} long, {angle_between_paths(stage):.0f}° apart"
                 )
             row[0].set_ylabel(f"{NAMES[kind]}\n2nd axis (L2)")
         for axis in axes[-1]:
@@ -84,15 +84,15 @@ def surfaces(runs: list[Portrait], loss: str, name: str, caption: str) -> Figure
             rows, columns=["algorithm", "epoch", "unit", "b", *(f"{a / unit:.4g}" for a in at)]
         )
         alt = f"Contour maps of a task's {LOSSES[loss]}, each with two trajectories. {'; '.join(said)}."
-        return finish(canvas, name, caption, alt, data)
+        return finish_figure(canvas, name, caption, alt, data)
 
 
-def angle(stage: dict[str, Any]) -> float:
+def angle_between_paths(stage: dict[str, Any]) -> float:
     """Degrees between the ways from theta_s to the two ends, of one stage of a surface."""
     return float(np.degrees(np.arctan2(stage["paths"][1][-1][1], stage["paths"][1][-1][0])))
 
 
-def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
+def draw_interpolations(runs: list[Portrait], name: str, caption: str) -> Figure:
     """Losses along the line from theta_s to theta~_i: a row an algorithm, a column a loss, a line a stage.
 
     Thin lines are single runs, the thick one is their mean; the band is the mean of the runs'
@@ -107,7 +107,7 @@ def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
             chosen = [one for one in runs if one.settings.algorithm == kind]
             alpha, stages = np.array(chosen[0].values["alpha"]), chosen[0].values["stages"]
             for axis, measure in zip(row, LOSSES, strict=True):
-                for i, (colour, dash) in enumerate(looks(len(stages))):
+                for i, (colour, dash) in enumerate(colours_and_dashes(len(stages))):
                     found = [one.values["stages"][i][measure] for one in chosen]
                     when = _when(chosen[0], stages[i]["epoch"])
                     mean = _each_and_mean(
@@ -136,10 +136,10 @@ def lines(runs: list[Portrait], name: str, caption: str) -> Figure:
         data = pd.DataFrame(
             rows, columns=["algorithm", "epoch", "measure", "alpha", "mean", "low", "high"]
         )
-        return finish(canvas, name, caption, _alt_lines(data), data)
+        return finish_figure(canvas, name, caption, _alt_lines(data), data)
 
 
-def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
+def draw_densities(runs: list[Portrait], name: str, caption: str) -> Figure:
     """Smoothed spectra: a row a run, a column a stage, each on its own axis, eigenvalues a unit on a log scale.
 
     Dots are the largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean
@@ -152,7 +152,7 @@ def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
         canvas = Canvas(figsize=(2.95 * n, 2.7 * len(runs)), layout="constrained")
         axes = canvas.subplots(len(runs), n, squeeze=False, sharey=True)
         for row, one in zip(axes, runs, strict=True):
-            (colour, _), (other, _) = looks(2)
+            (colour, _), (other, _) = colours_and_dashes(2)
             for axis, stage in zip(row, one.values["stages"], strict=True):
                 at, density = np.array(stage["density_at"]), np.array(stage["density"])
                 axis.fill_between(
@@ -190,12 +190,12 @@ def densities(runs: list[Portrait], name: str, caption: str) -> Figure:
             " means over tasks; crosses: those of the Gauss-Newton part. They stand in two rows to be told apart: their"
             " height means nothing. Where a cross stands below a dot, the Gauss-Newton part is what is sharp."
         )
-        return finish(
+        return finish_figure(
             canvas, name, caption, f"Densities of eigenvalues, with a spike at 0. {ends}.", data
         )
 
 
-def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
+def draw_eigenvalue_counts(runs: list[Portrait], name: str, caption: str) -> Figure:
     """How many eigenvalues lie above x, and below -x: a row an algorithm, a line a stage, mean over runs."""
     kinds = list(dict.fromkeys(one.settings.algorithm for one in runs))
     rows = []
@@ -208,7 +208,7 @@ def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
             for axis, side, label in zip(
                 row, ("below", "above"), ("below −x", "above x"), strict=True
             ):
-                for i, (colour, dash) in enumerate(looks(len(stages))):
+                for i, (colour, dash) in enumerate(colours_and_dashes(len(stages))):
                     each = [one.values["stages"][i][side] for one in chosen]
                     when = _when(chosen[0], stages[i]["epoch"])
                     mean = _each_and_mean(axis, at, each, colour, dash, when)
@@ -231,7 +231,7 @@ def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
             f"{NAMES[r.algorithm]}, epoch {r.epoch}: {r.number:.0f} {r.side}"
             for r in near.itertuples()
         )
-        return finish(
+        return finish_figure(
             canvas,
             name,
             caption,
@@ -240,7 +240,7 @@ def counts(runs: list[Portrait], name: str, caption: str) -> Figure:
         )
 
 
-def by_stage(
+def table_by_stage(
     runs: list[Portrait], values: Callable[[Portrait, dict[str, Any]], dict[str, float]]
 ) -> pd.DataFrame:
     """A table of portraits, a row a run and stage: its columns are what `values` makes of a portrait and its stage."""
@@ -252,7 +252,7 @@ def by_stage(
     return pd.DataFrame([values(one, stage) for one, stage in drawn], index=index)
 
 
-def origin(portraits: list[Portrait]) -> str:
+def describe_portraits(portraits: list[Portrait]) -> str:
     """When and with what portraits were drawn, and their weights trained, as one line of Markdown."""
 
     def each(*values: Any) -> str:

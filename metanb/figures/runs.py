@@ -14,7 +14,7 @@ from matplotlib.ticker import LogFormatter
 
 from metanb.claims.cells import late_values
 from metanb.claims.run_stats import correlation
-from metanb.figures.style import STYLE, Figure, finish, looks, panels
+from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure, make_panels
 from metanb.runs.records import Record
 from metanb.settings import NAMES
 
@@ -46,12 +46,14 @@ LABELS = {
 }
 
 
-def algorithm(run: Record) -> str:
+def algorithm_label(run: Record) -> str:
     """The name of a run's algorithm: what runs are told apart by, unless a figure is given something else."""
     return NAMES[run.settings.algorithm]
 
 
-def runs_table(runs: Sequence[Record], label: Callable[[Record], str] = algorithm) -> pd.DataFrame:
+def runs_table(
+    runs: Sequence[Record], label: Callable[[Record], str] = algorithm_label
+) -> pd.DataFrame:
     """What was run, a row a kind of run: how many, how long, late query accuracy and time, means over runs."""
     rows = pd.DataFrame(
         {
@@ -76,7 +78,7 @@ def runs_table(runs: Sequence[Record], label: Callable[[Record], str] = algorith
     )
 
 
-def origin(runs: Sequence[Record]) -> str:
+def describe_origin(runs: Sequence[Record]) -> str:
     """Where the runs come from, in a sentence: dates, devices, versions and commits, each as often as it differs."""
     facts = [run.provenance | {"date": run.provenance["finished"][:10]} for run in runs]
     seen = {
@@ -90,8 +92,10 @@ def origin(runs: Sequence[Record]) -> str:
     )
 
 
-def long(
-    runs: Sequence[Record], measures: Sequence[str], label: Callable[[Record], str] = algorithm
+def long_table(
+    runs: Sequence[Record],
+    measures: Sequence[str],
+    label: Callable[[Record], str] = algorithm_label,
 ) -> pd.DataFrame:
     """The runs' measures as one long table: columns run, seed, measure, epoch, iteration, mean, sem, n."""
     return pd.concat(
@@ -118,7 +122,7 @@ def curves(
     name: str,
     caption: str,
     log: Sequence[str] = (),
-    label: Callable[[Record], str] = algorithm,
+    label: Callable[[Record], str] = algorithm_label,
     known: Mapping[str, tuple[float, str]] = MappingProxyType({}),
 ) -> Figure:
     """Measures over meta-training, a panel each: a thin line a run, a thick one for the mean, a band over runs.
@@ -136,13 +140,13 @@ def curves(
         label: what runs are told apart by.
         known: by measure, a published value and whose it is, drawn as a dotted line.
     """
-    data = long(runs, measures, label)
+    data = long_table(runs, measures, label)
     kinds = list(dict.fromkeys(data.run))
     said = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = panels(len(measures))
+        canvas, axes = make_panels(len(measures))
         for axis, measure in zip(axes, measures, strict=False):
-            for kind, (colour, dash) in zip(kinds, looks(len(kinds)), strict=True):
+            for kind, (colour, dash) in zip(kinds, colours_and_dashes(len(kinds)), strict=True):
                 chosen = data[(data.measure == measure) & (data.run == kind)]
                 table = chosen.pivot(index="iteration", columns="seed", values="mean")
                 start, table = table.loc[table.index == 0], table.loc[table.index > 0]
@@ -214,7 +218,7 @@ def curves(
             caption += " Circles: the untrained network."
         if known:
             caption += " Dotted: published."
-        return finish(
+        return finish_figure(
             canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data
         )
 
@@ -225,10 +229,10 @@ def scatter(
     y: str,
     name: str,
     caption: str,
-    label: Callable[[Record], str] = algorithm,
+    label: Callable[[Record], str] = algorithm_label,
 ) -> Figure:
     """One measure against another, a panel for each label, a dot an epoch, joined in order of time; colour: the run."""
-    data = long(runs, (x, y), label)
+    data = long_table(runs, (x, y), label)
     data = (
         data[data.epoch > 0]
         .pivot(index=["run", "seed", "epoch"], columns="measure", values="mean")
@@ -236,7 +240,7 @@ def scatter(
     )
     kinds, said = list(dict.fromkeys(label(run) for run in runs)), []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = panels(len(kinds))
+        canvas, axes = make_panels(len(kinds))
         for axis, kind in zip(axes, kinds, strict=False):
             chosen = data[data.run == kind]
             seeds = chosen.groupby("seed")
@@ -258,7 +262,7 @@ def scatter(
         # clear of the dots
         canvas.legend(handles, names, title="seed", loc="outside right upper", frameon=False)
         caption = f"{caption} A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
-        return finish(
+        return finish_figure(
             canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data
         )
 
@@ -269,16 +273,18 @@ def shares(
     parts: Sequence[str],
     name: str,
     caption: str,
-    label: Callable[[Record], str] = algorithm,
+    label: Callable[[Record], str] = algorithm_label,
 ) -> Figure:
     """A measure and its parts over meta-training, a panel for each label: means over runs, bands least to greatest."""
-    data = long(runs, (whole, *parts), label)
+    data = long_table(runs, (whole, *parts), label)
     data = data[data.epoch > 0]
     kinds, said = list(dict.fromkeys(data.run)), []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = panels(len(kinds))
+        canvas, axes = make_panels(len(kinds))
         for axis, kind in zip(axes, kinds, strict=False):
-            for measure, (colour, dash) in zip((whole, *parts), looks(1 + len(parts)), strict=True):
+            for measure, (colour, dash) in zip(
+                (whole, *parts), colours_and_dashes(1 + len(parts)), strict=True
+            ):
                 chosen = data[(data.run == kind) & (data.measure == measure)]
                 table = chosen.pivot(index="iteration", columns="seed", values="mean")
                 axis.plot(
@@ -303,7 +309,7 @@ def shares(
         axes[0].legend(frameon=False)
         caption = f"{caption} Lines: means of {_counts(data)} (seeds), each over the same {_tasks(runs)} meta-test tasks; "
         caption += "bands: least to greatest."
-        return finish(
+        return finish_figure(
             canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data
         )
 

@@ -1,15 +1,11 @@
 """The grids of runs as data: what a scale's results rest on, and what there is of it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-import pandas as pd
-
-from metanb.grids.hours import Timings, in_units
-from metanb.runs import records
-from metanb.settings import CHOICES, Dataset, Scale, Settings, preset
+from metanb.settings import Dataset, Scale, Settings, preset
 
 # The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its
 # way from theta_s. 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it
@@ -128,7 +124,7 @@ def new_head_runs(
     return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
 
 
-def quick() -> list[Planned]:
+def quick_grid() -> list[Planned]:
     """The quick grid, one seed of everything before the second of anything; hours on two cores in all.
 
     base: every algorithm on every setting. few-classes: meta-training that overfits, by class count
@@ -150,7 +146,7 @@ def quick() -> list[Planned]:
     return [planned for runs in seeds for planned in runs]
 
 
-def paper() -> list[Planned]:
+def paper_grid() -> list[Planned]:
     """The paper's experiments, the most informative first: one seed of everything before the second of anything.
 
     Within a seed: the regulariser where the paper reports its gain, at the middle strength;
@@ -184,7 +180,7 @@ def paper() -> list[Planned]:
     return runs
 
 
-def smoke() -> list[Planned]:
+def smoke_grid() -> list[Planned]:
     """Seconds each, and no data set to fetch: it shows that a machine, or a cluster, does what the others ask of it."""
     return [
         planned
@@ -193,10 +189,14 @@ def smoke() -> list[Planned]:
     ]
 
 
-GRIDS: dict[str, Callable[[], list[Planned]]] = {"smoke": smoke, "quick": quick, "paper": paper}
+GRIDS: dict[str, Callable[[], list[Planned]]] = {
+    "smoke": smoke_grid,
+    "quick": quick_grid,
+    "paper": paper_grid,
+}
 
 
-def select(planned: Iterable[Planned], *patterns: str) -> list[Planned]:
+def select_runs(planned: Iterable[Planned], *patterns: str) -> list[Planned]:
     """Those whose group or run id matches a pattern of the shell, or contains it; all where no pattern is given.
 
     Of several patterns, those of the first come first, each pattern's in the grid's order. Raises
@@ -218,74 +218,6 @@ def select(planned: Iterable[Planned], *patterns: str) -> list[Planned]:
             )
         chosen |= dict.fromkeys(matched)
     return list(chosen)
-
-
-def made(planned: Iterable[Planned]) -> list[records.Record]:
-    """The records that there are of these runs, finished or not."""
-    return [found for one in planned if (found := records.find(one.settings, 0))]
-
-
-def missing(
-    planned: Iterable[Planned], recorded: Iterable[records.Record], until: int | None = None
-) -> list[Settings]:
-    """The runs that are not recorded up to this iteration, in the grid's order; None: not finished."""
-    there = {found.settings for found in recorded if found.epochs >= found.settings.epoch_of(until)}
-    return [one.settings for one in planned if one.settings not in there]
-
-
-def at_paper_scale(
-    dataset: str, ways: int, shots: int, groups: Iterable[str] = ("base",)
-) -> list[records.Record]:
-    """The records of the paper's own experiment in one setting, by algorithm, as far as they got; none is trained."""
-    where = (dataset, ways, shots)
-    found = made(
-        one
-        for one in paper()
-        if one.group in groups
-        and (one.settings.dataset, one.settings.ways, one.settings.shots) == where
-    )
-    return sorted(found, key=lambda run: CHOICES["algorithm"].index(run.settings.algorithm))
-
-
-def table(
-    planned: Sequence[Planned],
-    recorded: Iterable[records.Record],
-    timings: Timings,
-    kind: str,
-    together: float = 1.0,
-) -> pd.DataFrame:
-    """The grid for reading: a row per run.
-
-    Args:
-        planned: the runs.
-        recorded: those that are recorded, finished or not.
-        timings: what runs took.
-        kind: the kind of device on which they are to run.
-        together: how many of them share a GPU.
-
-    Returns:
-        Columns group, run, state, time (of one core, or the run's share of a GPU's) and
-        estimate: what that time rests on, as `metanb.grids.hours.Estimate` says it.
-    """
-    there = {run.settings: run for run in recorded}
-
-    def state(settings: Settings) -> str:
-        found = there.get(settings)
-        if found is None:
-            return "begun" if records.checkpoint(settings.id).exists() else "missing"
-        return "recorded" if found.finished else f"to {found.iterations:,}"
-
-    estimates = {run.settings: timings.estimate(run.settings, kind, together) for run in planned}
-    return pd.DataFrame(
-        {
-            "group": run.group,
-            "run": run.settings.id,
-            "state": state(run.settings),
-            "time": in_units(estimates[run.settings].minutes),
-            "estimate": estimates[run.settings].basis,
-        }
-        for run in planned
-    )
 
 
 def _group(name: str, runs: Iterable[Settings]) -> list[Planned]:

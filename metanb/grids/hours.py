@@ -17,7 +17,7 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import Literal
 
-from metanb.runs import records
+from metanb.runs import records, store
 from metanb.runs.records import Record
 from metanb.settings import Settings
 
@@ -117,16 +117,16 @@ class Left:
         """The time until all are done, as a phrase."""
         if self.unknown == self.runs > 0:
             return "unknown time left"
-        phrase = f"about {in_units(self.elapsed(processes))} left"
+        phrase = f"about {format_minutes(self.elapsed(processes))} left"
         return phrase + (f", and unknown time for {self.unknown} runs" if self.unknown else "")
 
     def in_words(self, processes: int = 1) -> str:
         """The time, the device, how many runs share it, and what is not known, as a phrase."""
         if self.unknown == self.runs > 0:
             return f"unknown time on one {self.kind}, on which nothing like them was timed"
-        phrase = f"about {in_units(self.minutes)} of one {self.kind}"
+        phrase = f"about {format_minutes(self.minutes)} of one {self.kind}"
         if self.kind == CORE:
-            phrase += f", {in_units(self.elapsed(processes))} with {processes} at a time"
+            phrase += f", {format_minutes(self.elapsed(processes))} with {processes} at a time"
         elif round(self.together) > 1:
             phrase += f", shared by {self.together:.0f} runs at a time"
         if "bandwidth" in self.bases:
@@ -184,12 +184,11 @@ class Timings:
             return CORE
         import torch  # slow to import, and on a CPU not needed
 
-        from metanb.runs.experiment import resolve
-        from metanb.runs.machine import device_name
+        from metanb.runs.machine import device_name, resolve_device
 
         if device.startswith("cuda") and not torch.cuda.is_available():
             return self.gpus[0] if self.gpus else "GPU"
-        return kind_of(device_name(resolve(device)))
+        return kind_of(device_name(resolve_device(device)))
 
     def estimate(self, settings: Settings, kind: str, together: float = 1.0) -> Estimate:
         """How long a run should take on a kind of device.
@@ -280,11 +279,11 @@ def recorded_anywhere() -> list[Record]:
     A record that is damaged tells no time, and is named where it is asked for.
     """
     runs: dict[Settings, Record] = {}
-    for place in filter(lambda place: place.is_dir(), records.places()):
+    for place in filter(lambda place: place.is_dir(), store.record_folders()):
         for path in sorted(place.iterdir()):
             if path.is_dir() and not path.name.startswith("."):
                 with suppress(records.RecordError):
-                    run = records.read(path)
+                    run = records.read_record(path)
                     if run.settings not in runs or run.epochs > runs[run.settings].epochs:
                         runs[run.settings] = run
     return list(runs.values())
@@ -299,7 +298,7 @@ def kind_of(device: str) -> str:
     return ", ".join(sorted(kinds))
 
 
-def in_units(minutes: float) -> str:
+def format_minutes(minutes: float) -> str:
     """A time in minutes below two hours, in hours below two days, else in days; NaN: unknown."""
     if math.isnan(minutes):
         return "unknown"

@@ -11,7 +11,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from time import monotonic
 
-from metanb.grids import definitions, hours
+from metanb.grids import hours, progress
 from metanb.grids.definitions import Planned
 from metanb.maml.engine import TOGETHER
 from metanb.runs import records
@@ -20,7 +20,7 @@ from metanb.settings import Settings
 Batch = tuple[Settings, ...]  # runs that one process trains, which differ by seeds alone
 
 
-def run(
+def run_grid(
     planned: Iterable[Planned],
     processes: int,
     device: str,
@@ -49,8 +49,8 @@ def run(
         A line for each run that failed, with its error.
     """
     planned = list(planned)
-    recorded = definitions.made(planned)
-    missing = definitions.missing(planned, recorded, until)
+    recorded = progress.find_recorded(planned)
+    missing = progress.find_missing(planned, recorded, until)
     there = len(planned) - len(missing)
     timed = hours.recorded_anywhere()
     kind = hours.Timings(timed).kind_here(device)
@@ -67,7 +67,7 @@ def run(
     deadline = monotonic() + 60 * budget
     running: dict[Future[str], Batch] = {}
     children: dict[Batch, subprocess.Popen[str]] = {}
-    queue, done = batches(missing, together), 0
+    queue, done = group_into_batches(missing, together), 0
 
     def waiting() -> list[Settings]:
         return [settings for batch in (*queue, *running.values()) for settings in batch]
@@ -93,7 +93,7 @@ def run(
                         else:
                             recorded.append(record)
                             accuracy = record.curve("query_accuracy")["mean"].iloc[-1]
-                            took = hours.in_units(record.provenance["wall_seconds"] / 60)
+                            took = hours.format_minutes(record.provenance["wall_seconds"] / 60)
                             outcome = f"{took}, query accuracy {accuracy:.3f}, {record.path}"
                         say(f"[{done}/{len(missing)}] {settings.id}: {outcome}; {left(waiting())}")
                 if monotonic() > deadline:
@@ -120,13 +120,15 @@ def run(
 def together_on(device: str) -> int:
     """How many runs of a cell train in one batch on a device, unless told otherwise."""
     if device == "auto":
-        from metanb.runs.experiment import resolve  # torch is slow to import, and it alone knows
+        from metanb.runs.machine import (
+            resolve_device,  # torch is slow to import, and it alone knows
+        )
 
-        device = resolve(device).type
+        device = resolve_device(device).type
     return TOGETHER if device.startswith("cuda") else 1
 
 
-def batches(runs: Iterable[Settings], together: int) -> list[Batch]:
+def group_into_batches(runs: Iterable[Settings], together: int) -> list[Batch]:
     """The runs in batches of at most `together` that differ by seeds alone, in the order of each batch's first run."""
     cells: dict[Settings, list[list[Settings]]] = {}
     ordered: list[list[Settings]] = []
@@ -142,7 +144,7 @@ def batches(runs: Iterable[Settings], together: int) -> list[Batch]:
 def _find(settings: Settings, until: int | None) -> records.Record | None:
     """The record that was asked for; a damaged one is none."""
     try:
-        return records.find(settings, settings.epoch_of(until))
+        return records.find_record(settings, settings.epoch_of(until))
     except records.RecordError:
         return None
 

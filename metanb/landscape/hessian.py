@@ -20,40 +20,13 @@ from torch import Tensor
 
 from metanb.landscape.lanczos import (
     LandscapeError,
-    closed,
-    directions,
-    eigen,
     hessian_product,
+    is_closed,
     lanczos,
+    random_directions,
     require_finite,
+    tridiagonal_eigen,
 )
-
-# for measuring, on a card that may have 24 GB and holds training's memory, too
-GPU_BYTES = 8 * 2**30
-
-
-def tasks_at_once(device: torch.device, bytes_each: float = GPU_BYTES / 20) -> int:
-    """How many tasks to measure at once, where each takes so many bytes on the device.
-
-    On a CPU the Lanczos basis of more than 8 would leave the processor's cache. A GPU is slow at
-    few: it takes as many as GPU_BYTES hold. A rule and no look at what is free, so that a seed
-    gives the same bits each time.
-    """
-    return 8 if device.type == "cpu" else max(1, int(GPU_BYTES / bytes_each))
-
-
-@dataclass(frozen=True)
-class Stat:
-    """A measure over n tasks.
-
-    A NaN among the values makes every statistic NaN; one that n is too small for is NaN.
-    """
-
-    mean: float
-    median: float
-    std: float  # with n - 1
-    sem: float  # standard error of the mean
-    n: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +87,7 @@ def hessian_norms(
         )
     product = hessian_product(loss_fn, params)
     n_tasks, size = params.shape
-    start = directions(1, size, seed).to(params).expand(n_tasks, -1)
+    start = random_directions(1, size, seed).to(params).expand(n_tasks, -1)
     found = torch.zeros(4, n_tasks, dtype=torch.float64)  # norm, smallest, largest, residual
     products = torch.zeros(n_tasks, dtype=torch.int64)  # 0: not done
     enough = math.log(math.sqrt(2 * size / math.pi) / risk)
@@ -125,7 +98,7 @@ def hessian_norms(
             torch.where(open_, alpha[:, -1] + beta[:, -1], 0.0), "Hessian-vector product"
         )
         alpha, beta = alpha[open_], beta[open_]  # what is done needs no further look
-        ritz, vectors = eigen(alpha, beta)
+        ritz, vectors = tridiagonal_eigen(alpha, beta)
         norm, which = ritz.abs().max(1)
         residual = beta[:, -1] * vectors[:, -1].gather(1, which[:, None])[:, 0].abs()
         found[:, open_] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])
@@ -135,7 +108,7 @@ def hessian_norms(
         ).amin(0)
         # Nothing is left to see where the Krylov space is closed under the Hessian, or is the whole
         # space.
-        seen = closed(alpha, beta, params.dtype)[:, -1] | (k == size)
+        seen = is_closed(alpha, beta, params.dtype)[:, -1] | (k == size)
         done = seen | ((residual <= tol * norm) & (hidden >= enough))
         products[open_.nonzero()[done, 0]] = k
         if products.all():
@@ -164,75 +137,3 @@ def adaptive_sharpness(
     """
     weights = params.detach()
     return hessian_norms(lambda z: loss_fn(weights * z), torch.ones_like(weights), **options)
-
-
-def coherence(vectors: Tensor) -> Tensor:
-    """Each task's mean inner product with the others: vectors [T, P] -> c [T] float64.
-
-    c_i is the mean over j != i of v_i . v_j. The mean of c is the mean over all pairs i != j,
-    (norm(sum v)^2 - sum norm(v)^2) / (T (T - 1)). Raises ValueError for T < 2.
-    """
-    if vectors.dim() != 2 or len(vectors) < 2:
-        raise ValueError(
-            f"vectors has shape {tuple(vectors.shape)}: coherence is over pairs, give 2 or more rows"
-        )
-    vectors = vectors.detach().double()
-    return (vectors @ vectors.sum(0) - vectors.square().sum(1)) / (len(vectors) - 1)
-
-
-def summarise(values: Tensor) -> Stat:
-    """Statistics of one value a task, [T]; sem = std / sqrt(n).
-
-    Raises ValueError if there is none.
-    """
-    if values.dim() != 1 or not len(values):
-        raise ValueError(f"values has shape {tuple(values.shape)}: give at least one value, [T]")
-    values = values.detach().double().cpu()
-    n = len(values)
-    std = float(values.std()) if n > 1 else math.nan
-    return Stat(float(values.mean()), float(values.quantile(0.5)), std, std / math.sqrt(n), n)
-
-
-def trajectory_coherence(displacements: Tensor, part: slice = slice(None)) -> tuple[Stat, int]:
-    """Mean cosine between displacements theta~_i - theta_s [T, P] of different tasks, and the number of tasks dropped.
-
-    A task that did not move has no direction: it is dropped. Raises ValueError if fewer than 2
-    moved.
-
-    With `part`, only those columns' share of the cosines: shares over columns that make up the
-    whole sum to the whole.
-    """
-    norms = displacements.detach().double().norm(dim=1, keepdim=True)
-    moved = norms[:, 0] != 0  # NaN stays
-    if (n := int(moved.sum())) < 2:
-        raise ValueError(
-            f"{n} of {len(displacements)} tasks moved: trajectory coherence is over pairs, it needs 2"
-        )
-    return _pairwise((displacements.double()[moved] / norms[moved])[:, part]), len(
-        displacements
-    ) - n
-
-
-def gradient_coherence(gradients: Tensor) -> Stat:
-    """Mean inner product, not cosine, between the tasks' gradients at theta_s, [T, P].
-
-    Raises ValueError for T < 2.
-    """
-    return _pairwise(gradients)
-
-
-def distance(displacements: Tensor) -> Stat:
-    """Length of the tasks' displacements theta~_i - theta_s [T, P]."""
-    return summarise(displacements.detach().double().norm(dim=1))
-
-
-def _pairwise(vectors: Tensor) -> Stat:
-    """Statistics of each task's mean inner product c_i with the others; sem is the jackknife's, over tasks.
-
-    Without task i the mean C over pairs is (n C - 2 c_i) / (n - 2), so the jackknife's standard
-    error sqrt((n - 1) / n sum (C_without_i - C)^2) is std(c) / sqrt(n) times 2 (n - 1) / (n - 2).
-    """
-    plain = summarise(coherence(vectors))
-    n = plain.n
-    sem = plain.sem * 2 * (n - 1) / (n - 2) if n > 2 else math.nan
-    return Stat(plain.mean, plain.median, plain.std, sem, n)

@@ -43,7 +43,7 @@ def hessian_product(
     return lambda v: torch.autograd.grad(gradient, at, v, retain_graph=True)[0]
 
 
-def directions(n: int, size: int, seed: int) -> Tensor:
+def random_directions(n: int, size: int, seed: int) -> Tensor:
     """Random directions, uniform on the sphere: [n, size] float64 of length 1, the same wherever they are drawn."""
     drawn = torch.randn(n, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return drawn / drawn.norm(dim=1, keepdim=True)
@@ -93,7 +93,7 @@ def lanczos(
             torch.div(w, b.clamp_min(torch.finfo(b.dtype).tiny)[:, None], out=basis[:, k])
 
 
-def closed(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
+def is_closed(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
     """After which products nothing was left to see, up to rounding of the basis' dtype: [T, k].
 
     The Krylov space is then closed under H.
@@ -102,7 +102,7 @@ def closed(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
     return beta <= 10 * torch.finfo(dtype).eps * scale
 
 
-def eigen(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def tridiagonal_eigen(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Ritz values [T, k], ascending, and eigenvectors [T, k, k] of the tridiagonal matrices of `lanczos`."""
     off = beta[:, :-1]
     return torch.linalg.eigh(

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metanb.data.tasks import Tasks
-from metanb.landscape import hessian
-from metanb.landscape.hessian import Stat
+from metanb.landscape import coherence, hessian, task_stats
+from metanb.landscape.task_stats import Stat
 from metanb.maml.inner_loop import accuracy, adapt, flatten, logits, losses, unflatten
 from metanb.maml.network import ConvNet
 from metanb.settings import Settings
@@ -53,7 +53,7 @@ def measure_together(
         valid: the meta-validation tasks.
         runs: the S runs' settings.
     """
-    learner, starts = starts_together(net, theta, runs, len(test), stream=0)
+    learner, starts = starting_points_together(net, theta, runs, len(test), stream=0)
     values: dict[str, list[Tensor]] = {}
     for chosen, part in _chunks(learner, starts, test, len(runs)):
         for name, value in _of_tasks(learner, starts[chosen], part, runs[0]).items():
@@ -78,18 +78,18 @@ def _stats(
     moved, gradient, uniform = (
         values.pop(name) for name in ("displacement", "gradient", "uniform")
     )
-    stats = {name: hessian.summarise(value) for name, value in values.items()}
+    stats = {name: task_stats.summarise(value) for name, value in values.items()}
     head = slice(-sum(p.numel() for p in learner.head.parameters()), None)
     body = slice(None, head.start)
-    stats["distance"] = hessian.distance(moved)
-    stats["trajectory_coherence"], _ = hessian.trajectory_coherence(moved)
-    stats["trajectory_coherence_head"], _ = hessian.trajectory_coherence(moved, head)
-    stats["trajectory_coherence_body"], _ = hessian.trajectory_coherence(moved, body)
-    stats["gradient_coherence"] = hessian.gradient_coherence(gradient)
-    stats["gradient_coherence_uniform"] = hessian.gradient_coherence(uniform)
-    stats["gradient_coherence_label"] = hessian.gradient_coherence(gradient - uniform)
-    stats["gradient_cosine"], _ = hessian.trajectory_coherence(gradient)
-    stats["valid_accuracy"] = hessian.summarise(right)
+    stats["distance"] = task_stats.distance(moved)
+    stats["trajectory_coherence"], _ = coherence.trajectory_coherence(moved)
+    stats["trajectory_coherence_head"], _ = coherence.trajectory_coherence(moved, head)
+    stats["trajectory_coherence_body"], _ = coherence.trajectory_coherence(moved, body)
+    stats["gradient_coherence"] = coherence.gradient_coherence(gradient)
+    stats["gradient_coherence_uniform"] = coherence.gradient_coherence(uniform)
+    stats["gradient_coherence_label"] = coherence.gradient_coherence(gradient - uniform)
+    stats["gradient_cosine"], _ = coherence.trajectory_coherence(gradient)
+    stats["valid_accuracy"] = task_stats.summarise(right)
     convolutions, head_weight = [w for w in weights if w.dim() == 4], weights[-2]
     for part, tensors in (("body", convolutions), ("head", [head_weight])):
         norm = float(torch.cat([weight.flatten() for weight in tensors]).norm())
@@ -97,7 +97,9 @@ def _stats(
     return stats
 
 
-def accuracies(net: ConvNet, tasks: Tasks, settings: Settings, stream: int) -> Tensor:
+def accuracies_after_adapting(
+    net: ConvNet, tasks: Tasks, settings: Settings, stream: int
+) -> Tensor:
     """Share of right answers on each task's query images after adapting, [T]; `stream` is that of fresh heads."""
     return _accuracies(net, flatten(net).detach().unsqueeze(0), tasks, [settings], stream)[0]
 
@@ -106,7 +108,7 @@ def _accuracies(
     net: ConvNet, theta: Tensor, tasks: Tasks, runs: Sequence[Settings], stream: int
 ) -> Tensor:
     """The same for S runs at once, [S, T]."""
-    learner, starts = starts_together(net, theta, runs, len(tasks), stream)
+    learner, starts = starting_points_together(net, theta, runs, len(tasks), stream)
     parts = []
     for chosen, part in _chunks(learner, starts, tasks, len(runs)):
         part = part.to(theta.device)
@@ -117,7 +119,7 @@ def _accuracies(
 
 def _chunks(net: ConvNet, starts: Tensor, tasks: Tasks, runs: int) -> Iterator[tuple[slice, Tasks]]:
     """Rows of starts [S*T, P], run after run, and the tasks that they belong to, as many as fit at once."""
-    at_once = hessian.tasks_at_once(starts.device, _bytes_of_a_task(net, starts, tasks))
+    at_once = task_stats.tasks_at_once(starts.device, _bytes_of_a_task(net, starts, tasks))
     for first in range(0, len(starts), at_once):
         chosen = slice(first, min(first + at_once, len(starts)))
         if runs == 1:
@@ -141,7 +143,9 @@ def _bytes_of_a_task(net: ConvNet, starts: Tensor, tasks: Tasks) -> float:
     return basis + 3.5 * query + 8 * support
 
 
-def starts(net: ConvNet, settings: Settings, n_tasks: int, stream: int) -> tuple[ConvNet, Tensor]:
+def starting_points(
+    net: ConvNet, settings: Settings, n_tasks: int, stream: int
+) -> tuple[ConvNet, Tensor]:
     """The N-way network that adapts, and where each task starts, [n_tasks, P], detached.
 
     Under MAML they are the network itself and theta_s for all. Under finetuning the trained body
@@ -149,10 +153,12 @@ def starts(net: ConvNet, settings: Settings, n_tasks: int, stream: int) -> tuple
     task's head depends on the run's seed, the stream and the task's number, so that it is the same
     after each epoch.
     """
-    return starts_together(net, flatten(net).detach().unsqueeze(0), [settings], n_tasks, stream)
+    return starting_points_together(
+        net, flatten(net).detach().unsqueeze(0), [settings], n_tasks, stream
+    )
 
 
-def starts_together(
+def starting_points_together(
     net: ConvNet, theta: Tensor, runs: Sequence[Settings], n_tasks: int, stream: int
 ) -> tuple[ConvNet, Tensor]:
     """As `starts`, of S runs with weights theta [S, P]: the starts are [S * n_tasks, P], run after run."""

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from metanb.data.tasks import Tasks
 from metanb.landscape import slices, spectrum
-from metanb.landscape.hessian import tasks_at_once
-from metanb.landscape.lanczos import directions
-from metanb.landscape.measures import adapt_at_test, starts
+from metanb.landscape.lanczos import random_directions
+from metanb.landscape.measures import adapt_at_test, starting_points
+from metanb.landscape.task_stats import tasks_at_once
 from metanb.maml.inner_loop import accuracy, logits, losses
 from metanb.maml.network import ConvNet
 from metanb.settings import Settings
@@ -40,9 +40,9 @@ class Stage:
     paths: Tensor  # [S + 1, T, P] theta_s, the parameters after each inner step, theta~_i
 
 
-def stage(settings: Settings, epoch: int, net: ConvNet, tasks: Tasks) -> Stage:
+def adapt_at_stage(settings: Settings, epoch: int, net: ConvNet, tasks: Tasks) -> Stage:
     """The tasks adapted as at meta-test by the network after an epoch, each inner step kept."""
-    learner, theta = starts(net, settings, len(tasks), stream=0)
+    learner, theta = starting_points(net, settings, len(tasks), stream=0)
     paths, at_once = [theta], tasks_at_once(theta.device)
     for _ in range(settings.test_steps):
         pairs = zip(tasks.split(at_once), paths[-1].split(at_once), strict=True)
@@ -51,14 +51,14 @@ def stage(settings: Settings, epoch: int, net: ConvNet, tasks: Tasks) -> Stage:
     return Stage(epoch, learner, tasks, torch.stack(paths))
 
 
-def surfaces(stages: list[Stage]) -> dict[str, Any]:
+def compute_surfaces(stages: list[Stage]) -> dict[str, Any]:
     """Losses of the first task on the plane of the first two tasks' adaptation, on the same square at every stage.
 
     `at` are the coordinates of both axes; of each stage `support_loss` and `query_loss` [b, a], and
     `paths`, the two trajectories' coordinates [2, S + 1, 2], which are inside the plane at both
     ends.
     """
-    planes = [slices.plane(*stage.paths[0, :1], *stage.paths[-1, :2]) for stage in stages]
+    planes = [slices.plane_through(*stage.paths[0, :1], *stage.paths[-1, :2]) for stage in stages]
     paths = [
         torch.stack([where.coordinates(stage.paths[:, t]) for t in (0, 1)])
         for where, stage in zip(planes, stages, strict=True)
@@ -71,12 +71,12 @@ def surfaces(stages: list[Stage]) -> dict[str, Any]:
         found = {"epoch": stage.epoch, "paths": path}
         for name, x, y in _sets(stage.tasks[0:1]):
             loss = _by_params(losses, stage.net, x, y)
-            found[f"{name}_loss"] = slices.on_plane(loss, where, at, at, like=stage.paths)
+            found[f"{name}_loss"] = slices.losses_on_plane(loss, where, at, at, like=stage.paths)
         drawn.append(found)
     return {"at": at, "stages": drawn}
 
 
-def interpolations(stages: list[Stage]) -> dict[str, Any]:
+def compute_interpolations(stages: list[Stage]) -> dict[str, Any]:
     """Support and query loss at theta_s + alpha (theta~_i - theta_s).
 
     `alpha` [A] and `n`, the number of tasks; of each stage and loss the `mean`, `low` and `high`
@@ -91,7 +91,9 @@ def interpolations(stages: list[Stage]) -> dict[str, Any]:
             part = slice(first, first + at_once)
             start, end, tasks = stage.paths[0, part], stage.paths[-1, part], stage.tasks[part]
             for name, x, y in _sets(tasks):
-                values = slices.along(_by_params(losses, stage.net, x, y), start, end, alphas)
+                values = slices.values_along_line(
+                    _by_params(losses, stage.net, x, y), start, end, alphas
+                )
                 seen.setdefault(f"{name}_loss", []).append(values)
             seen.setdefault("distance", []).append((end - start).norm(dim=1))
             with torch.no_grad():
@@ -108,7 +110,7 @@ def interpolations(stages: list[Stage]) -> dict[str, Any]:
     return {"alpha": alphas, "n": len(stages[0].tasks), "stages": drawn}
 
 
-def spectra(stages: list[Stage]) -> dict[str, Any]:
+def compute_spectra(stages: list[Stage]) -> dict[str, Any]:
     """The spectrum of the support loss's Hessian at theta~_i, over the first tasks, `n` of them.
 
     `size` is the number of parameters, `counted` the values at which eigenvalues are counted. Of
@@ -129,7 +131,7 @@ def spectra(stages: list[Stage]) -> dict[str, Any]:
                 stage.tasks[part].support_y,
             )
             lines = [
-                directions(len(theta), theta.shape[1], seed=first * DIRECTIONS + i)
+                random_directions(len(theta), theta.shape[1], seed=first * DIRECTIONS + i)
                 for i in range(DIRECTIONS)
             ]
             found.append(
@@ -179,9 +181,9 @@ def _spectrum(found: spectrum.Quadrature, parts: list[Tensor]) -> dict[str, Any]
 
 
 KINDS: dict[str, Callable[[list[Stage]], dict[str, Any]]] = {
-    "surface": surfaces,
-    "interpolation": interpolations,
-    "spectrum": spectra,
+    "surface": compute_surfaces,
+    "interpolation": compute_interpolations,
+    "spectrum": compute_spectra,
 }
 
 

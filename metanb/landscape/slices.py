@@ -29,7 +29,7 @@ class Plane:
         return (points.double() - self.origin) @ self.axes.T
 
 
-def plane(origin: Tensor, first: Tensor, second: Tensor) -> Plane:
+def plane_through(origin: Tensor, first: Tensor, second: Tensor) -> Plane:
     """The plane through three points [P], by Gram and Schmidt: `first` lies on the positive a axis, `second` has b > 0.
 
     Raises ValueError if they lie on a line, or nearly.
@@ -48,7 +48,7 @@ def plane(origin: Tensor, first: Tensor, second: Tensor) -> Plane:
     )
 
 
-def on_plane(
+def losses_on_plane(
     loss_fn: Callable[[Tensor], Tensor], where: Plane, a: Tensor, b: Tensor, like: Tensor
 ) -> Tensor:
     """Losses on the grid of a [A] and b [B]: [B, A], float64, a row for each b as contour plots want it.
@@ -65,7 +65,7 @@ def on_plane(
     return torch.stack(rows)
 
 
-def along(
+def values_along_line(
     values_fn: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, alphas: Tensor
 ) -> Tensor:
     """Values at start + alpha (end - start), for each alpha and task: [A, T] float64, on the CPU.

@@ -18,7 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metanb.landscape.lanczos import closed, eigen, hessian_product, lanczos, require_finite
+from metanb.landscape.lanczos import (
+    hessian_product,
+    is_closed,
+    lanczos,
+    require_finite,
+    tridiagonal_eigen,
+)
 
 
 @dataclass(frozen=True)
@@ -138,12 +144,12 @@ def _run(
 
 def _measure(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Nodes and weights [T, k] of a Lanczos run; columns after a closed Krylov space give NaN, of weight 0."""
-    end = closed(alpha, beta, dtype)
+    end = is_closed(alpha, beta, dtype)
     after = end.cumsum(1) - end.long() > 0
     alpha, beta = torch.where(after, 0.0, alpha), torch.where(end | after, 0.0, beta)
     require_finite((alpha + beta).sum(1), "Hessian-vector product")
     # larger than any eigenvalue, by Gershgorin
     beyond = 1 + 2 * (alpha.abs() + 2 * beta).amax(1, keepdim=True)
-    nodes, vectors = eigen(torch.where(after, beyond, alpha), beta)
+    nodes, vectors = tridiagonal_eigen(torch.where(after, beyond, alpha), beta)
     unseen = torch.arange(alpha.shape[1]) >= alpha.shape[1] - after.sum(1, keepdim=True)
     return nodes.masked_fill(unseen, torch.nan), vectors[:, 0].square().masked_fill(unseen, 0.0)

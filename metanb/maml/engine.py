@@ -53,7 +53,7 @@ class Engine:
         return " ".join(names) or "plain"
 
 
-def choose(device: torch.device, together: int | None = None) -> Engine:
+def choose_engine(device: torch.device, together: int | None = None) -> Engine:
     """The engine for a device: nothing on a CPU; on a GPU everything but ON_REQUEST, as METANB_WITHOUT and _WITH say.
 
     Args:

@@ -8,8 +8,6 @@ order of `net.parameters()`.
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from typing import Any
 
 import higher
@@ -127,21 +125,6 @@ def losses(net: ConvNet, params: Tensor, x: Tensor | Patches, y: Tensor) -> Tens
 def accuracy(net: ConvNet, params: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Each task's share of right answers, [T]: arguments as for `losses`."""
     return (logits(net, params, x).argmax(-1) == y).float().mean(1)
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep freed memory for its next tensors, instead of handing it back to the kernel each pass.
-
-    A meta-gradient frees and asks again for the same hundreds of megabytes; faulting those pages in
-    anew takes 10 to 20 % of its time on a CPU. A setting of glibc for the whole process; with
-    another C library it does nothing.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        trim_threshold, mmap_threshold = -1, -3  # their names in malloc.h begin with M_
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        # older ones take 32 MB at most
-        libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)
 
 
 def _losses(output: Tensor, y: Tensor) -> Tensor:

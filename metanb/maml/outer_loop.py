@@ -13,6 +13,7 @@ from torch import Tensor
 from metanb.data.tasks import Tasks
 from metanb.maml.inner_loop import adapt, flatten, logits, losses
 from metanb.maml.network import ConvNet
+from metanb.maml.regulariser import READINGS, length, unit
 from metanb.settings import IMAGE_SHAPES, Settings
 
 
@@ -39,29 +40,15 @@ def meta_gradient(
     other: Tensor | None = None,
     theta: Tensor | None = None,
 ) -> Outcome:
-    """Add the gradient of the mean query loss after adaptation to the `.grad` of what theta_s is made of.
+    """Add the gradient of the mean query loss after adaptation to the `.grad` of theta_s.
 
-    That is the net's parameters; or `theta` [S, P], the weights of S runs side by side. Their tasks
-    come run after run, S times T of them, and each run's gradient is that of its own mean over its
+    theta_s are the net's parameters; or `theta` [S, P], the weights of S runs side by side. Their
+    tasks come run after run, S times T of them. Each run's gradient is that of the mean over its
     own tasks: runs do not mix.
 
-    The tasks of each run go through in chunks of `chunk` at a time, each chunk's graph freed before
-    the next is built: the sum is the same up to rounding, the memory is that of one chunk. A
-    regulariser needs the mean direction of the whole meta-batch, so it takes a first pass, without
-    a graph.
-
-    With u_i = theta~_i - theta_s, r_i = norm(u_i), d_i = u_i / r_i, d_mu the mean of d_i over the
-    meta-batch, a constant, and Omega_i = -d_i . d_mu, the outer loss of task i is L(D'_i;
-    theta^_i), and `regulariser` says what theta^_i is:
-
-        none      theta~_i
-        adapted   theta~_i - gamma grad Omega_i by theta~_i, which is -(d_mu - (d_i . d_mu) d_i) / r_i (our reading)
-        through   theta~_i - gamma grad Omega_i by theta_s, through the inner loop, to third derivatives
-        random    as `adapted`, along another direction e in place of d_mu, the same for the whole batch, but as far as
-                  `adapted` would go: a control, with e drawn at random
-        outer     theta~_i; the outer loss of task i is L(D'_i; theta~_i) + gamma Omega_i
-
-    In first order u_i counts as a constant; then `through` and `outer` would change nothing.
+    The tasks of each run go through in chunks, each chunk's graph freed before the next is built.
+    The sum is the same up to rounding, and the memory is that of one chunk. A regulariser needs the
+    mean direction of the whole meta-batch, so it takes a first pass, without a graph.
 
     Args:
         net: the network; its parameters are theta_s unless `theta` is given.
@@ -71,52 +58,64 @@ def meta_gradient(
         first_order: first-order MAML.
         adapt_norm: whether batch norm's scale and shift take part in the inner loop.
         chunk: tasks of each run at a time.
-        regulariser: see above.
+        regulariser: a key of `metanb.maml.regulariser.READINGS`, where their definitions stand.
         gamma: its strength.
         other: e, [S, P], each of length 1: for `random` alone.
         theta: [S, P], differentiable; None: the net's parameters, of one run.
 
     Raises:
         ValueError: the tasks are not as many for each run.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from metanb.data import image_sets, tasks
+        >>> from metanb.maml.network import ConvNet
+        >>> _ = torch.manual_seed(0)
+        >>> images = image_sets.ImageSet(
+        ...     "noise", "train", np.random.default_rng(0).integers(0, 256, (9, 4, 1, 28, 28), "uint8"),
+        ...     tuple("abcdefghi"), "")
+        >>> batch = tasks.sample_tasks(images, 4, 5, 1, 1, np.random.default_rng(0))
+        >>> net = ConvNet((1, 28, 28), 5, filters=8)
+        >>> outcome = meta_gradient(net, batch, 0.4, 1, first_order=False, adapt_norm=True, chunk=2)
+        >>> outcome.losses.shape, net.head.weight.grad.shape
+        (torch.Size([4]), torch.Size([5, 8]))
     """
     runs = 1 if theta is None else len(theta)
     if len(tasks) % runs:
         raise ValueError(f"{len(tasks)} tasks for {runs} runs: give as many for each")
-    per_run = len(tasks) // runs
+    tasks_per_run = len(tasks) // runs
     options = {"adapt_norm": adapt_norm}
+    regularise = READINGS[regulariser]
+
+    # First pass, for a regulariser alone: d_mu of each run's whole meta-batch.
     weights = flatten(net).unsqueeze(0) if theta is None else theta
-    direction = weights.new_zeros(runs, 0)  # without a regulariser nothing points anywhere
+    mean_direction = weights.new_zeros(runs, 0)
     if regulariser != "none":
-        direction = _mean_direction(net, weights, tasks, lr, steps, chunk, **options)
-    query_losses_of, moves_of = [], []
-    for chosen in _chunks(per_run, chunk):
-        part = _of_each_run(tasks, runs, chosen)
-        # In each chunk anew, so that its graph ends there and is freed.
+        mean_direction = _mean_direction(net, weights, tasks, lr, steps, chunk, **options)
+
+    query_losses_by_chunk, moves_by_chunk = [], []
+    for columns in _chunks(tasks_per_run, chunk):
+        part = _of_each_run(tasks, runs, columns)
+        # Expand the weights in each chunk anew, so that its graph ends there and is freed.
         weights = flatten(net).unsqueeze(0) if theta is None else theta
-        start, along = _for_tasks(weights, len(part)), _shared(direction, len(part))
+        start = _for_tasks(weights, len(part))
+        # Inner loop: theta~_i.
         adapted = adapt(net, part, lr, steps, first_order=first_order, start=start, **options)
-        moved, penalty = adapted, torch.zeros((), device=start.device)
-        if regulariser in ("adapted", "random"):
-            moved = pulled(adapted, start, along, gamma)
-            if regulariser == "random":
-                assert other is not None  # the caller draws it
-                step = moved - adapted
-                elsewhere = pulled(adapted, start, _shared(other, len(part)), gamma) - adapted
-                moved = adapted + _length(step) * _moved(step) * _unit(elsewhere)
-        elif regulariser == "through":
-            (slope,) = torch.autograd.grad(
-                omega(adapted, start, along).sum(), start, create_graph=True
-            )
-            moved = adapted - gamma * slope
-        elif regulariser == "outer":
-            penalty = gamma * omega(adapted, start, along)
+        # Regulariser: theta^_i, or a penalty.
+        mean = _shared(mean_direction, len(part))
+        random = None if other is None else _shared(other, len(part))
+        moved, penalty = regularise(adapted, start, mean, random, gamma)
+        # Outer loss of the chunk, divided so that the chunks' gradients sum to that of the mean.
         query_losses = losses(net, moved, part.query_x, part.query_y)
-        ((query_losses + penalty).sum() / per_run).backward()
+        ((query_losses + penalty).sum() / tasks_per_run).backward()
         with torch.no_grad():
-            relative = (moved - adapted).norm(dim=1) / _length(adapted - start)[:, 0]
-        query_losses_of.append(query_losses.detach().view(runs, -1))
-        moves_of.append(relative.view(runs, -1))
-    return Outcome(*(torch.cat(values, dim=1).flatten() for values in (query_losses_of, moves_of)))
+            relative_moves = (moved - adapted).norm(dim=1) / length(adapted - start)[:, 0]
+        query_losses_by_chunk.append(query_losses.detach().view(runs, -1))
+        moves_by_chunk.append(relative_moves.view(runs, -1))
+    return Outcome(
+        torch.cat(query_losses_by_chunk, dim=1).flatten(),
+        torch.cat(moves_by_chunk, dim=1).flatten(),
+    )
 
 
 def _chunks(per_run: int, chunk: int) -> list[slice]:
@@ -134,28 +133,6 @@ def _for_tasks(rows: Tensor, n_tasks: int) -> Tensor:
     """Each run's row, [S, P], for each of its tasks, [n_tasks, P]; a view where there is one run."""
     runs, size = rows.shape
     return rows.unsqueeze(1).expand(runs, n_tasks // runs, size).reshape(n_tasks, size)
-
-
-def omega(adapted: Tensor, start: Tensor, direction: Tensor) -> Tensor:
-    """Omega_i = -d_i . direction, [T], of adapted parameters and starts [T, P]; 0 for a task that did not move.
-
-    `direction` is [P], or [T, P] where it is not the same for all.
-    """
-    return -_along(_unit(adapted - start), direction)
-
-
-def pulled(adapted: Tensor, start: Tensor, direction: Tensor, gamma: float) -> Tensor:
-    """theta^_i = theta~_i - gamma grad Omega_i, [T, P], the gradient by theta~_i and `direction` a constant.
-
-    With u = theta~_i - theta_s and r = norm(u), that is theta~_i + (gamma / r) (direction - (d_i .
-    direction) d_i). A task that did not move stays where it is. `direction` is [P], or [T, P] where
-    it is not the same for all.
-    """
-    u = adapted - start
-    r = _length(u)
-    d = u / r
-    across = direction - _along(d, direction).unsqueeze(1) * d
-    return adapted + torch.where(_moved(u), gamma / r * across, 0.0)
 
 
 def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None = None) -> Tensor:
@@ -218,25 +195,5 @@ def _mean_direction(
             adapted = adapt(
                 net, part, lr, steps, first_order=True, adapt_norm=adapt_norm, start=start
             )
-            directions.append(_unit(adapted - start).unflatten(0, (runs, -1)))
+            directions.append(unit(adapted - start).unflatten(0, (runs, -1)))
         return torch.cat(directions, dim=1).mean(1)
-
-
-def _along(rows: Tensor, direction: Tensor) -> Tensor:
-    """Inner products [T] of rows [T, P] with one direction [P], or with one each, [T, P]."""
-    return rows @ direction if direction.dim() == 1 else (rows * direction).sum(1)
-
-
-def _length(u: Tensor) -> Tensor:
-    """Norms [T, 1] of u [T, P], 1 for a row of zeros: a norm has no derivative there."""
-    squares = u.square().sum(1, keepdim=True)
-    return torch.where(squares > 0, squares, 1.0).sqrt()
-
-
-def _moved(u: Tensor) -> Tensor:
-    """Whether rows [T, 1] of u [T, P] are other than zeros, whose `_length` is 1."""
-    return u.detach().abs().amax(1, keepdim=True) > 0
-
-
-def _unit(u: Tensor) -> Tensor:
-    return u / _length(u)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from metanb import files
-from metanb.runs import checkpoint, records, weights
+from metanb.runs import checkpoint, records, store, weights
 from metanb.settings import Settings, from_dict
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
@@ -33,7 +33,7 @@ class ArchiveError(RuntimeError):
     """An archive that is damaged or foreign; the message names the file and the remedy."""
 
 
-def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
+def pack_runs(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
     """Pack what the local store has of these runs: records, weights, unfinished checkpoints.
 
     A checkpoint is packed where no whole record is, weights where they are kept beside a record.
@@ -43,15 +43,15 @@ def write(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
 
     def members(settings: Settings) -> dict[str, bytes]:
         found = _record(settings)
-        path = records.checkpoint(settings.id)
-        if path.exists() and records.find(settings) is None:
+        path = store.checkpoint_path(settings.id)
+        if path.exists() and records.find_record(settings) is None:
             found[path.name] = path.read_bytes()
         return found
 
     return _pack([members(one) for one in runs], folder, name)
 
 
-def read(path: Path) -> list[str]:
+def unpack_runs(path: Path) -> list[str]:
     """Put what an archive holds into the local store; a line for each run.
 
     What the store has already and is as far stays. Nothing is written unless every member is as it
@@ -80,7 +80,7 @@ def _check_weights(run: str, members: dict[str, bytes], path: Path) -> None:
         return
     try:
         provenance = json.loads(members[f"{run}/provenance.json"])
-        weights.unpack(members[member], _settings(run, members), provenance)
+        weights.unpack_weights(members[member], _settings(run, members), provenance)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArchiveError(
             f"archive {path} holds {member}, which does not fit the record: ask for a whole one"
@@ -89,7 +89,7 @@ def _check_weights(run: str, members: dict[str, bytes], path: Path) -> None:
 
 def _trained(run: str, members: dict[str, bytes], path: Path) -> str:
     """The run whose checkpoint `<run>.pt` is: of weights on the way, the run that ends there."""
-    if run == records.run_of(run):
+    if run == store.run_of(run):
         return run
     try:
         settings = _settings(run, members)
@@ -106,17 +106,19 @@ def _settings(record: str, members: Mapping[str, bytes]) -> Settings:
 
 def _record(settings: Settings) -> dict[str, bytes]:
     """The files of a run's furthest record in the store, with its weights where they are kept."""
-    folders = records.reached(records.store(), settings)
+    folders = records.records_of_run(store.store_folder(), settings)
     if not folders:
         return {}
-    record = records.read(folders[max(folders)])
-    names = records.FILES if weights.load(record) is None else (*records.FILES, records.WEIGHTS)
+    record = records.read_record(folders[max(folders)])
+    names = (
+        records.FILES if weights.load_weights(record) is None else (*records.FILES, records.WEIGHTS)
+    )
     return {f"{record.path.name}/{file}": (record.path / file).read_bytes() for file in names}
 
 
 def _runs(members: Iterable[str]) -> set[str]:
     """The runs that some members belong to."""
-    return {records.run_of(_owner(member)) for member in members}
+    return {store.run_of(_owner(member)) for member in members}
 
 
 def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Path]:
@@ -212,8 +214,8 @@ def _put_record(run: str, members: dict[str, bytes]) -> str:
     content = members.get(f"{run}/{records.WEIGHTS}")
     if content is not None:
         contents[records.WEIGHTS] = content
-    with records.lock(records.run_of(run)):
-        record = records.put(records.store(), run, contents)
+    with store.lock_run(store.run_of(run)):
+        record = records.put_record(store.store_folder(), run, contents)
         if content is not None and not (record.path / records.WEIGHTS).exists():
             packed = json.loads(contents["provenance.json"])
             if all(record.provenance[name] == packed[name] for name in TRAINING):
@@ -223,14 +225,14 @@ def _put_record(run: str, members: dict[str, bytes]) -> str:
 
 def _put_checkpoint(run: str, content: bytes) -> str:
     """A checkpoint into the store, unless the one there is as far."""
-    path = records.checkpoint(run)
-    with records.lock(run):
+    path = store.checkpoint_path(run)
+    with store.lock_run(run):
         scratch = path.with_suffix(f".{os.getpid()}")
         try:
             with files.writing(path):
                 files.write_synced(scratch, content)
-                epoch = checkpoint.read(scratch)["epoch"]
-                if path.exists() and checkpoint.read(path)["epoch"] >= epoch:
+                epoch = checkpoint.read_checkpoint(scratch)["epoch"]
+                if path.exists() and checkpoint.read_checkpoint(path)["epoch"] >= epoch:
                     return f"checkpoint {path} is as far already"
                 os.replace(scratch, path)
         finally:

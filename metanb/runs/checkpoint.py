@@ -39,12 +39,12 @@ class State:
     # seconds of `wall`, divided by the number of runs that were trained together
     shared: float = 0.0
     resumed: int = 0
-    started: str = field(default_factory=machine.now)
+    started: str = field(default_factory=machine.utc_now)
     saved: str = ""
 
     def save(self, path: Path) -> None:
         """Replace the checkpoint, as `metanb.files.replace` does. The caller holds the lock."""
-        self.saved = machine.now()
+        self.saved = machine.utc_now()
         plain, stream = {name: getattr(self, name) for name in PLAIN}, io.BytesIO()
         torch.save(
             plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, stream
@@ -56,7 +56,7 @@ class State:
 
         Raises RecordError for one that is torn, of another design, or of other data.
         """
-        here, values = self.origin, read(path)
+        here, values = self.origin, read_checkpoint(path)
         try:
             self.net.load_state_dict(values["net"])
             self.optimiser.load_state_dict(values["optimiser"])
@@ -88,11 +88,11 @@ def go_on_from(shorter: Path, path: Path) -> None:
     as archives hold them, are nothing to go on from: the run then starts anew. The caller holds the
     lock of `path`.
     """
-    if not path.exists() and "optimiser" in read(shorter):
+    if not path.exists() and "optimiser" in read_checkpoint(shorter):
         files.replace(path, shorter.read_bytes())
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, plain values and tensors only.
 
     Raises RecordError for a file that is torn.

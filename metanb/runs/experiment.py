@@ -3,31 +3,24 @@
 And the networks they end with.
 """
 
-import errno
 import gc
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from metanb.data.tasks import Tasks
-from metanb.maml.engine import Engine, choose
+from metanb.maml.engine import Engine, choose_engine
 from metanb.maml.network import ConvNet
-from metanb.runs import checkpoint, records, training, weights
+from metanb.runs import checkpoint, cohorts, records, store, training, weights
 
 # callers know it as experiment.DivergedError
-from metanb.runs.training import DivergedError as DivergedError
-from metanb.runs.training import Ended, load, new_net
+from metanb.runs.cohorts import DivergedError as DivergedError
+from metanb.runs.machine import MemoryFullError, enough_memory, is_interactive, resolve_device
+from metanb.runs.training import Ended, load_split, new_network
 from metanb.settings import Settings
-
-CUDA_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-
-
-class MemoryFullError(RuntimeError):
-    """A run needs more memory than there is; the message names the run and the remedy."""
 
 
 def run(settings: Settings, device: str = "auto", until: int | None = None) -> records.Record:
@@ -79,11 +72,11 @@ def run_all(
         raise ValueError(f"together is {together}: at least 1 run in a batch")
     cells: dict[Settings, list[Settings]] = {}
     for settings in dict.fromkeys(runs):
-        if records.find(settings, settings.epoch_of(until)) is None:
+        if records.find_record(settings, settings.epoch_of(until)) is None:
             cells.setdefault(settings.unseeded, []).append(settings)
     if cells:
-        where = resolve(device)
-        engine = choose(where, together)
+        where = resolve_device(device)
+        engine = choose_engine(where, together)
         for cell in cells.values():
             for first in range(0, len(cell), engine.together):
                 _raise_first(_train(cell[first : first + engine.together], where, until, engine))
@@ -91,7 +84,7 @@ def run_all(
 
 
 def _recorded(settings: Settings, until: int | None) -> records.Record:
-    record = records.find(settings, settings.epoch_of(until))
+    record = records.find_record(settings, settings.epoch_of(until))
     assert record is not None  # it was read or trained
     return record
 
@@ -104,14 +97,16 @@ def _train(
     with ExitStack() as locks:
         # in one order: no two processes wait crosswise
         for settings in sorted(runs, key=lambda settings: settings.id):
-            locks.enter_context(records.lock(settings.id))
+            locks.enter_context(store.lock_run(settings.id))
         # still, behind the locks
-        missing = [settings for settings in runs if records.find(settings, last) is None]
+        missing = [settings for settings in runs if records.find_record(settings, last) is None]
         if not missing:
             return []
         try:
-            with _enough_memory(missing[0]):
-                return training.train(missing, device, last, engine, shown=interactive())
+            with enough_memory(missing[0]):
+                return training.train_together(
+                    missing, device, last, engine, shown=is_interactive()
+                )
         except MemoryFullError:
             if len(missing) == 1:
                 raise
@@ -134,23 +129,6 @@ def _raise_first(results: Iterable[records.Record | Ended]) -> None:
             raise result
 
 
-def resolve(device: str) -> torch.device:
-    """The torch device of a name; "auto" is a GPU where there is one.
-
-    Raises ValueError for one that is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    there = ["cpu", "cuda"][: 1 + torch.cuda.is_available()] + [
-        f"cuda:{i}" for i in range(torch.cuda.device_count())
-    ]
-    if device not in there:
-        raise ValueError(
-            f"device {device!r} is not there: use 'auto' or one of {', '.join(map(repr, there))}"
-        )
-    return torch.device(device)
-
-
 def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     """The network at the end of a run, on the CPU; trained where its weights are not stored.
 
@@ -166,16 +144,20 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
     """
     if kept := _kept_net(settings, settings.epochs):
         return kept
-    path = records.checkpoint(settings.id)
-    with records.lock(settings.id), _enough_memory(settings):
-        if not path.exists() or checkpoint.read(path)["epoch"] < settings.epochs:
-            where = resolve(device)
+    path = store.checkpoint_path(settings.id)
+    with store.lock_run(settings.id), enough_memory(settings):
+        if not path.exists() or checkpoint.read_checkpoint(path)["epoch"] < settings.epochs:
+            where = resolve_device(device)
             _raise_first(
-                training.train(
-                    [settings], where, settings.epochs, choose(where, 1), shown=interactive()
+                training.train_together(
+                    [settings],
+                    where,
+                    settings.epochs,
+                    choose_engine(where, 1),
+                    shown=is_interactive(),
                 )
             )
-    return _net_of(settings, checkpoint.read(path))
+    return _net_of(settings, checkpoint.read_checkpoint(path))
 
 
 def nets_after(
@@ -191,15 +173,17 @@ def nets_after(
     shorter = None
     for epoch in sorted(set(epochs)):
         if epoch == 0:
-            nets[epoch] = new_net(settings, load(settings, "train"))
+            nets[epoch] = new_network(settings, load_split(settings, "train"))
             continue
         if kept := _kept_net(settings, epoch):
             nets[epoch] = kept
             continue
         part = settings.ending(epoch)
-        if shorter is not None and records.checkpoint(shorter.id).exists():
-            with records.lock(part.id):
-                checkpoint.go_on_from(records.checkpoint(shorter.id), records.checkpoint(part.id))
+        if shorter is not None and store.checkpoint_path(shorter.id).exists():
+            with store.lock_run(part.id):
+                checkpoint.go_on_from(
+                    store.checkpoint_path(shorter.id), store.checkpoint_path(part.id)
+                )
         nets[epoch], shorter = trained_net(part, device), part
     return nets
 
@@ -207,7 +191,7 @@ def nets_after(
 def meta_test_tasks(settings: Settings) -> Tasks:
     """The fixed meta-test tasks on which a run's measures are taken."""
     return training.fixed_tasks(
-        settings, load(settings, "test"), settings.test_tasks, training.TEST
+        settings, load_split(settings, "test"), settings.test_tasks, cohorts.TEST
     )
 
 
@@ -217,55 +201,26 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
     The checkpoint stays: asked for again, the run goes on from there. Raises filelock.Timeout if
     another process is at it.
     """
-    with records.lock(settings.id, patience=5):
-        if (found := records.find(settings)) or not records.checkpoint(settings.id).exists():
+    with store.lock_run(settings.id, patience=5):
+        if (found := records.find_record(settings)) or not store.checkpoint_path(
+            settings.id
+        ).exists():
             return found
-        values = checkpoint.read(records.checkpoint(settings.id))
+        values = checkpoint.read_checkpoint(store.checkpoint_path(settings.id))
         if values["epoch"] < 1:
             return None
-        return training.record(settings, _net_of(settings, values).to(resolve(device)), values)
+        return training.record_run(
+            settings, _net_of(settings, values).to(resolve_device(device)), values
+        )
 
 
 def _net_of(settings: Settings, values: dict[str, Any]) -> ConvNet:
     """The network of a checkpoint."""
-    return weights.net_of(settings, values["net"])
+    return weights.network_with(settings, values["net"])
 
 
 def _kept_net(settings: Settings, epoch: int) -> ConvNet | None:
     """The network after an epoch, if its weights are kept beside a record that ends there."""
-    record = weights.find(settings, epoch)
-    state = weights.load(record) if record else None
-    return weights.net_of(settings, state) if state else None
-
-
-@contextmanager
-def _enough_memory(settings: Settings) -> Iterator[None]:
-    """Raises MemoryFullError where the work inside asks for more memory than there is.
-
-    Smaller chunks would need less, but then a run's last bits would depend on what else the device
-    had to do.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        # A library of CUDA's that finds no memory for itself says so in words alone.
-        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(
-            one in str(error) for one in CUDA_FULL
-        )
-        # On the CPU torch's allocator raises a plain RuntimeError, and the system refuses to open a
-        # module's folder.
-        here = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-        if not (on_gpu or here or getattr(error, "errno", None) == errno.ENOMEM):
-            raise
-        whose, other = (
-            ("the GPU's memory", ", or go on with --device cpu") if on_gpu else ("memory", "")
-        )
-        raise MemoryFullError(
-            f"{settings.id}: {whose} is full: stop what else uses it (in a grid: --processes 1){other}; the checkpoint "
-            "of the last epoch is kept"
-        ) from error
-
-
-def interactive() -> bool:
-    """Whether somebody watches: a terminal, or a notebook open in Jupyter (papermill and nbval are nobody)."""
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    record = weights.find_weights(settings, epoch)
+    state = weights.load_weights(record) if record else None
+    return weights.network_with(settings, state) if state else None

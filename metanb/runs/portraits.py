@@ -21,9 +21,10 @@ from torch import Tensor
 
 from metanb import files
 from metanb.data import image_sets
-from metanb.landscape.portrait import KINDS, stage
-from metanb.runs import checkpoint, machine, records, weights
-from metanb.runs.experiment import meta_test_tasks, nets_after, resolve
+from metanb.landscape.portrait import KINDS, adapt_at_stage
+from metanb.runs import checkpoint, machine, records, store, weights
+from metanb.runs.experiment import meta_test_tasks, nets_after
+from metanb.runs.machine import resolve_device
 from metanb.settings import Settings, from_dict
 
 KEYS = {"kind", "settings", "values", "provenance", "sha256"}
@@ -65,13 +66,13 @@ def portrait(kind: str, settings: Settings, device: str = "auto") -> Portrait:
     name = f"{settings.id}.{kind}"
 
     def found() -> Portrait | None:
-        paths = (place / f"{name}.json" for place in records.places())
+        paths = (place / f"{name}.json" for place in store.record_folders())
         return next((_read(path, kind, settings) for path in paths if path.exists()), None)
 
     if there := found():
         return there
-    with records.lock(name):
-        return found() or _draw(kind, settings, resolve(device))
+    with store.lock_run(name):
+        return found() or _draw(kind, settings, resolve_device(device))
 
 
 def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
@@ -79,16 +80,18 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     nets = nets_after(settings, epochs, str(device))
     tasks = meta_test_tasks(settings).to(device)
     values = KINDS[kind](
-        [stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)]
+        [adapt_at_stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)]
     )
     origin = {
-        **machine.environment(device),
-        "code": machine.code(),
-        "data": image_sets.load(settings.dataset, "test", partition=settings.partition).digest,
-        "drawn": machine.now(),
+        **machine.describe_environment(device),
+        "code": machine.code_version(),
+        "data": image_sets.load_images(
+            settings.dataset, "test", partition=settings.partition
+        ).digest,
+        "drawn": machine.utc_now(),
         "weights": _origin_of_weights(settings),
     }
-    path = records.store() / f"{settings.id}.{kind}.json"
+    path = store.store_folder() / f"{settings.id}.{kind}.json"
     content = {
         "kind": kind,
         "settings": settings.to_dict(),
@@ -101,10 +104,10 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
 
 def _origin_of_weights(settings: Settings) -> dict[str, Any]:
     """With what the weights that `nets_after` found were trained, and when."""
-    if record := weights.find(settings):
+    if record := weights.find_weights(settings):
         origin, trained = record.provenance, record.provenance["finished"]
     else:
-        values = checkpoint.read(records.checkpoint(settings.id))
+        values = checkpoint.read_checkpoint(store.checkpoint_path(settings.id))
         origin, trained = values.get("origin", {}), values.get("saved")  # not in older archives
     names = ("code", "torch", "device", "threads")
     return {name: origin.get(name) for name in names} | {"trained": trained}

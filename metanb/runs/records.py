@@ -16,15 +16,15 @@ import json
 import os
 import re
 import shutil
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import platformdirs
 
 from metanb import files
+from metanb.runs import store
+from metanb.runs.store import checkpoint_path, run_of
 from metanb.settings import Settings, from_dict
 
 FILES = ("settings.json", "provenance.json", "measures.csv")
@@ -78,7 +78,7 @@ class Record:
 
         from its checkpoint alone the same rows would be written again.
         """
-        return f"delete the folder and {checkpoint(self.settings.id)} to train it anew"
+        return f"delete the folder and {checkpoint_path(self.settings.id)} to train it anew"
 
     def upto(self, epochs: int) -> "Record":
         """The record as it was after that epoch."""
@@ -102,51 +102,23 @@ class Record:
         return rows.set_index("epoch").drop(columns="measure")
 
 
-def store() -> Path:
-    """The local store of runs: METANB_STORE, else a folder in the user's cache."""
-    given = os.environ.get("METANB_STORE")
-    return (
-        Path(given).expanduser()
-        if given
-        else platformdirs.user_cache_path("metanb", appauthor=False) / "runs"
-    )
-
-
-def checkpoint(run_id: str) -> Path:
-    """Where the store keeps the checkpoint of a run, finished or not."""
-    return store() / f"{run_id}.pt"
-
-
-def lock(run_id: str, patience: float = -1) -> AbstractContextManager[None]:
-    """Keeps two processes off one run, as `metanb.files.locked` does;
-
-    the store is made if it is not there.
-    """
-    return files.locked(store() / f"{run_id}.lock", f"run {run_id}", patience)
-
-
-def places() -> list[Path]:
-    """Where records are looked for, in this order:
-
-    a checkout's `results/`, then the local store.
-    """
-    committed = Path(__file__).resolve().parents[2] / "results"
-    return [committed, store()] if committed.is_dir() else [store()]
-
-
-def find(settings: Settings, epochs: int | None = None) -> Record | None:
+def find_record(settings: Settings, epochs: int | None = None) -> Record | None:
     """The furthest record of exactly these settings, of all epochs or of at least so many; None if there is none.
 
     Raises RecordError if there is one and it is damaged.
     """
-    there = [found for place in places() for found in reached(place, settings).items()]
+    there = [
+        found
+        for place in store.record_folders()
+        for found in records_of_run(place, settings).items()
+    ]
     # of two alike, the first place's
     furthest, path = max(there, key=lambda found: found[0], default=(-1, None))
     enough = furthest >= (settings.epochs if epochs is None else epochs)
-    return read(path) if path is not None and enough else None
+    return read_record(path) if path is not None and enough else None
 
 
-def read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Read and check the record in a folder.
 
     Raises RecordError for anything missing, torn, or belonging elsewhere.
@@ -184,7 +156,7 @@ def _read(path: Path, name: str) -> Record:
     return record
 
 
-def read_all(*folders: Path) -> list[Record]:
+def read_records(*folders: Path) -> list[Record]:
     """The records in some folders, by name;
 
     of one run, the furthest. Raises RecordError for a damaged one.
@@ -193,14 +165,14 @@ def read_all(*folders: Path) -> list[Record]:
     for folder in folders:
         for path in sorted(folder.iterdir()):
             if path.is_dir() and not path.name.startswith("."):
-                record = read(path)
+                record = read_record(path)
                 other = found.get(record.settings)
                 if other is None or record.epochs > other.epochs:
                     found[record.settings] = record
     return sorted(found.values(), key=lambda record: record.settings.id)
 
 
-def write(
+def write_record(
     settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
 ) -> Record:
     """Write a record into `folder`, whole or not at all, and read it back.
@@ -221,10 +193,10 @@ def write(
         "provenance.json": _json(provenance),
         "measures.csv": content,
     }
-    return put(folder, _name(settings, max(row["epoch"] for row in rows)), contents)
+    return put_record(folder, _name(settings, max(row["epoch"] for row in rows)), contents)
 
 
-def put(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
+def put_record(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
     """A record's files as the folder `name` in `folder`, as `write` does it. The caller holds the run's lock.
 
     The files are FILES and, where weights are kept, WEIGHTS, which the caller has checked. The
@@ -241,7 +213,7 @@ def put(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
             for file, content in contents.items():
                 files.write_synced(scratch / file, content)
             record = _read(scratch, name)
-            there = reached(folder, record.settings)
+            there = records_of_run(folder, record.settings)
             if record.epochs > max(there, default=-1):
                 os.rename(scratch, folder / name)
                 there[record.epochs] = folder / name
@@ -252,7 +224,7 @@ def put(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
                 shutil.rmtree(gone)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return read(furthest)
+    return read_record(furthest)
 
 
 def attach_weights(record: Record, content: bytes) -> Path:
@@ -269,18 +241,13 @@ def attach_weights(record: Record, content: bytes) -> Path:
     return record.path / WEIGHTS
 
 
-def reached(folder: Path, settings: Settings) -> dict[int, Path]:
+def records_of_run(folder: Path, settings: Settings) -> dict[int, Path]:
     """The folders of a run's records in `folder`, by the last epoch that each holds."""
     there = {settings.epochs: folder / settings.id} if (folder / settings.id).is_dir() else {}
     for path in folder.glob(f"{settings.id}-to-*"):
         if found := re.fullmatch(rf"{settings.id}-to-(\d+)", path.name):
             there[int(found[1]) // settings.epoch_iterations] = path
     return there
-
-
-def run_of(name: str) -> str:
-    """The id of the run that a record's folder, or a checkpoint, is named after."""
-    return name.partition("-to-")[0]
 
 
 def _json(values: dict[str, Any]) -> bytes:

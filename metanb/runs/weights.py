@@ -20,7 +20,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from metanb.maml.network import ConvNet
-from metanb.runs import checkpoint, records
+from metanb.runs import checkpoint, records, store
 from metanb.runs.records import Record, RecordError
 from metanb.settings import IMAGE_SHAPES, Settings
 
@@ -31,7 +31,7 @@ class NoWeightsError(RecordError):
     """No checkpoint in the store has the weights of a record; the message says why."""
 
 
-def keep(record: Record) -> Path:
+def keep_weights(record: Record) -> Path:
     """Keep the weights that a run had when it was recorded, from its checkpoint; return their file.
 
     Measures and the rest of the record stay as they are. Weights that are kept already stay, too.
@@ -45,9 +45,9 @@ def keep(record: Record) -> Path:
         metanb.files.DiskError: the record's folder cannot be written.
         filelock.Timeout: another process is training the run.
     """
-    with records.lock(record.settings.id, PATIENCE):
-        record = records.read(record.path)  # anew: another process may have written there
-        if load(record) is not None:
+    with store.lock_run(record.settings.id, PATIENCE):
+        record = records.read_record(record.path)  # anew: another process may have written there
+        if load_weights(record) is not None:
             return record.path / records.WEIGHTS
         state = _state_when_recorded(record)
         # One entry: of several, safetensors writes the order at random, and the bytes would vary.
@@ -68,7 +68,7 @@ def keep_one_per_cell(runs: Iterable[Settings]) -> Iterator[str]:
         yield _keep_lowest_seed(cell)
 
 
-def find(settings: Settings, epoch: int | None = None) -> Record | None:
+def find_weights(settings: Settings, epoch: int | None = None) -> Record | None:
     """The record of a run that has its weights beside it; None if there is none.
 
     Args:
@@ -78,14 +78,14 @@ def find(settings: Settings, epoch: int | None = None) -> Record | None:
     Raises RecordError if the record is damaged.
     """
     last = settings.epochs if epoch is None else epoch
-    for place in records.places():
-        folder = records.reached(place, settings).get(last)
+    for place in store.record_folders():
+        folder = records.records_of_run(place, settings).get(last)
         if folder is not None and (folder / records.WEIGHTS).exists():
-            return records.read(folder)
+            return records.read_record(folder)
     return None
 
 
-def load(record: Record) -> dict[str, Tensor] | None:
+def load_weights(record: Record) -> dict[str, Tensor] | None:
     """The weights kept beside a record, by the names of `ConvNet.state_dict()`, on the CPU.
 
     None for a record without the file, even if its provenance lists a checksum: records may be
@@ -95,7 +95,7 @@ def load(record: Record) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
     try:
-        return unpack(path.read_bytes(), record.settings, record.provenance)
+        return unpack_weights(path.read_bytes(), record.settings, record.provenance)
     except (OSError, ValueError) as error:
         raise RecordError(
             f"weights {path} are damaged: {error}; delete the file: they are then read from the "
@@ -103,7 +103,9 @@ def load(record: Record) -> dict[str, Tensor] | None:
         ) from error
 
 
-def unpack(content: bytes, settings: Settings, provenance: dict[str, Any]) -> dict[str, Tensor]:
+def unpack_weights(
+    content: bytes, settings: Settings, provenance: dict[str, Any]
+) -> dict[str, Tensor]:
     """The weights in a file's content, as `load` returns them.
 
     Raises ValueError, with the reason, for content that the provenance of the run does not list, or
@@ -113,7 +115,7 @@ def unpack(content: bytes, settings: Settings, provenance: dict[str, Any]) -> di
         raise ValueError("the content does not match weights_sha256 in provenance.json")
     try:
         state = tensors_of(content)
-        net_of(settings, state)
+        network_with(settings, state)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(f"the content is not the network of {settings.id}") from error
     if wrong := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
@@ -121,7 +123,7 @@ def unpack(content: bytes, settings: Settings, provenance: dict[str, Any]) -> di
     return state
 
 
-def net_of(settings: Settings, state: dict[str, Tensor]) -> ConvNet:
+def network_with(settings: Settings, state: dict[str, Tensor]) -> ConvNet:
     """The network of a run with given weights, on the CPU, without a look at the image set.
 
     Raises KeyError or RuntimeError for weights that do not fit.
@@ -140,25 +142,25 @@ def _keep_lowest_seed(cell: list[Settings]) -> str:
     """Keep the weights of the first of these runs that can be; a line that says which."""
     reasons: list[str] = []
     for settings in cell:
-        folders = records.reached(records.store(), settings)
+        folders = records.records_of_run(store.store_folder(), settings)
         if folders:
             try:
-                return f"weights: {keep(records.read(folders[max(folders)]))}"
+                return f"weights: {keep_weights(records.read_record(folders[max(folders)]))}"
             except (NoWeightsError, Timeout) as error:
                 reasons.append(str(error))
-    absent = f"{records.store()} has no record of {cell[0].id}, nor of its other seeds"
+    absent = f"{store.store_folder()} has no record of {cell[0].id}, nor of its other seeds"
     return f"no weights: {reasons[0] if reasons else absent}"
 
 
 def _state_when_recorded(record: Record) -> dict[str, Tensor]:
     """The weights in the run's checkpoint, if it is the one that the record was made from."""
-    path = records.checkpoint(record.settings.id)
+    path = store.checkpoint_path(record.settings.id)
     if not path.exists():
         raise NoWeightsError(
             f"no checkpoint {path}, which would have the weights of record {record.path}: copy it "
             "there, or delete the record's folder to train it anew"
         )
-    values = checkpoint.read(path)
+    values = checkpoint.read_checkpoint(path)
     if values["epoch"] > record.epochs:
         raise NoWeightsError(
             f"checkpoint {path} is at epoch {values['epoch']}, further than record {record.path} "
@@ -167,7 +169,7 @@ def _state_when_recorded(record: Record) -> dict[str, Tensor]:
     if (values["epoch"], values.get("saved")) != (record.epochs, record.provenance["finished"]):
         raise _not_of(record, path, "is of another training than")
     try:
-        net_of(record.settings, values["net"])
+        network_with(record.settings, values["net"])
     except (KeyError, RuntimeError) as error:
         raise _not_of(record, path, "does not hold the network of") from error
     return values["net"]

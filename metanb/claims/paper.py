@@ -1,0 +1,58 @@
+"""What the paper claims, and the figures that were published."""
+
+from dataclasses import dataclass
+
+from metanb.settings import Settings
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper.
+
+    For one about a curve: `measure` falls (direction -1) or rises (+1) in meta-training.
+    """
+
+    name: str
+    text: str
+    measure: str = ""
+    direction: int = 0
+
+
+CLAIMS = (
+    Claim("C1", "adapted solutions become flatter", "hessian_norm", -1),
+    Claim("C2", "adapted solutions become lower in support loss", "support_loss", -1),
+    Claim("C3", "adapted solutions lie further from where they began", "distance", +1),
+    Claim("C4", "they become flatter even while query accuracy falls", "hessian_norm", -1),
+    Claim("C5", "query accuracy goes with trajectory coherence", "trajectory_coherence", +1),
+    Claim("C6", "query accuracy goes with gradient coherence", "gradient_coherence", +1),
+    Claim("C7", "finetuning's trajectories are nearly orthogonal", "trajectory_coherence", -1),
+    Claim("C8", "the coherence regulariser raises query accuracy", "query_accuracy", +1),
+)
+
+
+BY_NAME = {claim.name: claim for claim in CLAIMS}
+
+
+PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}  # the figures that the paper gives
+
+
+PAPER_GAIN = 95.38 - 94.05  # percentage points
+
+
+# accuracy in per cent of MAML with second derivatives, Finn et al. 2017, tables 1 and 2
+PUBLISHED = {
+    ("omniglot", 5, 1): 98.7,
+    ("omniglot", 5, 5): 99.9,
+    ("omniglot", 20, 1): 95.8,
+    ("omniglot", 20, 5): 98.9,
+    ("mini-imagenet", 5, 1): 48.70,
+    ("mini-imagenet", 5, 5): 63.11,
+}
+
+
+def published(settings: Settings) -> dict[str, tuple[float, str]]:
+    """MAML's published accuracy in a setting, for `figures.curves` to draw in: by measure, value and source."""
+    accuracy = PUBLISHED.get((settings.dataset, settings.ways, settings.shots))
+    return (
+        {} if accuracy is None else {"query_accuracy": (accuracy / 100, "MAML, Finn et al. 2017")}
+    )
