@@ -54,21 +54,6 @@ REGULARISERS = {  # those that can change a meta-gradient: some act by second de
     "fomaml": ("none", "adapted", "random"),
     "finetune": ("none",),
 }
-IMAGE_SHAPES = {  # channels, height, width
-    "glyphs": (1, 28, 28),
-    "glyphs-all": (1, 28, 28),
-    "omniglot": (1, 28, 28),
-    "mini-imagenet": (3, 84, 84),
-}
-NAMES = {  # as readers know them
-    "maml": "MAML",
-    "fomaml": "first-order MAML",
-    "finetune": "finetuning",
-    "glyphs": "Glyphs",
-    "glyphs-all": "Glyphs (all)",
-    "omniglot": "Omniglot",
-    "mini-imagenet": "mini-ImageNet",
-}
 
 
 class SettingsError(ValueError):

@@ -5,12 +5,13 @@ import torch
 
 from metanb.data.tasks import Tasks
 from metanb.grids import definitions
+from metanb.labels import DATASETS
 from metanb.landscape import hessian, measures, task_stats
 from metanb.maml import kernels
 from metanb.maml.inner_loop import flatten
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import meta_gradient
-from metanb.settings import IMAGE_SHAPES, preset
+from metanb.settings import preset
 from tests.memory import Peak
 
 CARD = 24e9 - 1e9  # bytes of a card of 24 GB, less what the driver and the libraries take
@@ -29,7 +30,7 @@ def as_on_a_gpu(monkeypatch):
 def one_task(settings, queries):
     """The network of a run, and one task of its shape, of random pixels."""
     torch.manual_seed(0)
-    shape = IMAGE_SHAPES[settings.dataset]
+    shape = DATASETS[settings.dataset].shape
     sets = []
     for per_class in (settings.shots, queries):
         labels = torch.arange(settings.ways).repeat_interleave(per_class)[None]

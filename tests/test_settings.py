@@ -4,10 +4,9 @@ from dataclasses import fields, replace
 
 import pytest
 
+from metanb.labels import ALGORITHMS, DATASETS, NAMES
 from metanb.settings import (
     CHOICES,
-    IMAGE_SHAPES,
-    NAMES,
     RANGES,
     REGULARISERS,
     Settings,
@@ -64,7 +63,7 @@ def test_every_setting_is_checked():
 def test_every_algorithm_and_data_set_has_what_the_book_needs_of_it():
     assert NAMES.keys() == {*CHOICES["algorithm"], *CHOICES["dataset"]}
     assert REGULARISERS.keys() == set(CHOICES["algorithm"])
-    assert IMAGE_SHAPES.keys() == set(CHOICES["dataset"])
+    assert tuple(DATASETS) == CHOICES["dataset"] and tuple(ALGORITHMS) == CHOICES["algorithm"]
 
 
 def test_id_is_stable_and_tells_settings_apart():

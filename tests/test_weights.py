@@ -22,10 +22,11 @@ from metanb.__main__ import cli
 from metanb.data import image_sets
 from metanb.grids import definitions
 from metanb.grids.definitions import Planned
+from metanb.labels import DATASETS
 from metanb.runs import checkpoint, experiment, portraits, records, weights
 from metanb.runs import store as run_store
 from metanb.runs.records import RecordError
-from metanb.settings import CHOICES, IMAGE_SHAPES, preset
+from metanb.settings import CHOICES, preset
 from tests.bad_days import shown
 from tests.test_main import call
 
@@ -167,7 +168,7 @@ def test_shapes_of_images_are_those_of_the_sets(dataset):
         found = image_sets.load_images(dataset, "valid").images.shape[2:]
     except image_sets.DataError:
         pytest.skip(f"no {dataset} here")
-    assert found == IMAGE_SHAPES[dataset]
+    assert found == DATASETS[dataset].shape
 
 
 # Refusals

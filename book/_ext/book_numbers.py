@@ -22,8 +22,9 @@ from metanb.figures import ledger as summary
 from metanb.figures import runs as figures
 from metanb.grids import definitions, hours
 from metanb.grids.hours import CORE, Estimate, Timings, format_minutes
+from metanb.labels import NAMES
 from metanb.runs.records import Record, read_records
-from metanb.settings import NAMES, Settings, differences_from_scale, preset, scale_of
+from metanb.settings import Settings, differences_from_scale, preset, scale_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE = ROOT / "book" / "verdicts-before.csv"  # made by the rules of then, from the records of now

@@ -16,30 +16,23 @@ import seaborn as sns
 from book_numbers import all_recorded, number
 
 from metanb.claims.cells import group_into_cells
-from metanb.figures.runs import LABELS
+from metanb.labels import MEASURES, NAMES
 from metanb.runs.records import Record
-from metanb.settings import NAMES, differences_from_scale, scale_of
+from metanb.settings import differences_from_scale, scale_of
 
 PAGE = "book/explore"
 DATA = "explorer-data.js"  # made at build time
 SCRIPTS = ("uplot/uPlot.iife.min.js", DATA, "explorer-panel.js", "explorer.js")
 STYLES = ("uplot/uPlot.min.css", "explorer.css")
 DIGITS, ERROR_DIGITS = 4, 2  # significant ones, of means and of their standard errors
-# drawn on a logarithmic axis unless the reader objects
-LOG = ("hessian_norm", "adaptive_sharpness", "support_loss")
-
 PALE = ("#fbafe4", "#ece133")  # colours of the palette that fade on white
-ALONE = {  # labels that lean on the one before, as they read in a list
-    "trajectory_coherence_head": "trajectory coherence, the head's share",
-    "trajectory_coherence_body": "trajectory coherence, the body's share",
-}
 
 
 def explored(records: Iterable[Record]) -> dict[str, Any]:
     """What the page draws.
 
     Returns:
-        measures: name, label, whether its axis starts logarithmic, for all of LABELS.
+        measures: name, label, whether its axis starts logarithmic, for all of MEASURES.
         colours: of lines, apart for the colour-blind, too.
         cells: in the order of `metanb.claims.cells.group_into_cells`: dataset, setting, scale, algorithm and
             variant (what else sets the cell apart, or nothing) in words; iterations, those behind
@@ -49,8 +42,9 @@ def explored(records: Iterable[Record]) -> dict[str, Any]:
     """
     return {
         "measures": [
-            {"name": name, "label": label[0].upper() + label[1:], "log": name in LOG}
-            for name, label in (LABELS | ALONE).items()
+            {"name": name, "label": label[0].upper() + label[1:], "log": measure.log}
+            for name, measure in MEASURES.items()
+            for label in [measure.alone or measure.label]
         ],
         "colours": [
             colour for colour in sns.color_palette("colorblind").as_hex() if colour not in PALE
@@ -82,11 +76,11 @@ def _run(run: Record) -> dict[str, Any]:
     every = range(run.epochs + 1)
     means = [
         _numbers(curves[name]["mean"].reindex(every), DIGITS) if name in curves else ""
-        for name in LABELS
+        for name in MEASURES
     ]
     errors = [
         _numbers(curves[name]["sem"].reindex(every), ERROR_DIGITS) if name in curves else ""
-        for name in LABELS
+        for name in MEASURES
     ]
     return {"id": run.settings.id, "seed": run.settings.seed, "means": means, "errors": errors}
 

@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from metanb.data import image_sets
 from metanb.data.image_sets import ImageSet
+from metanb.labels import DATASETS
 from metanb.landscape.measures import measure_together
 from metanb.maml.engine import Engine, choose_engine, precision
 from metanb.runs import cohorts, training
 from metanb.runs.checkpoint import State
-from metanb.settings import IMAGE_SHAPES, Settings, preset
+from metanb.settings import Settings, preset
 
 CELLS: dict[str, tuple[str, Settings]] = {
     "R1": ("Omniglot 20-way 1-shot, MAML", preset("paper", "omniglot", 20)),
@@ -189,7 +190,7 @@ def _images(settings: Settings) -> ImageSet:
     """Printed characters for 28x28 grey; random pixels, as many as mini-ImageNet's training set, for 84x84 colour."""
     if settings.dataset == "mini-imagenet":
         pixels = np.random.default_rng(0).integers(
-            0, 256, (64, 600, *IMAGE_SHAPES["mini-imagenet"]), np.uint8
+            0, 256, (64, 600, *DATASETS["mini-imagenet"].shape), np.uint8
         )
         return ImageSet("random", "train", pixels, tuple(map(str, range(64))), "")
     return image_sets.load_images("glyphs", "train")

@@ -70,8 +70,9 @@ from metanb.claims.verdicts import (
     UNJUDGED,
     Row,
 )
+from metanb.labels import NAMES
 from metanb.runs.records import Record
-from metanb.settings import NAMES, differences_from_scale, scale_of
+from metanb.settings import differences_from_scale, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
 STRONG = 0.8  # a true correlation across runs that a test should see

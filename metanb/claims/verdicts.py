@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from metanb.settings import NAMES
+from metanb.labels import NAMES
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 

@@ -26,7 +26,7 @@ from metanb.claims.verdicts import (
     Row,
 )
 from metanb.figures.style import STYLE, Figure, finish_figure
-from metanb.settings import NAMES
+from metanb.labels import NAMES
 
 # By verdict: its name in short, and its mark in a square of 16 about the middle. Shapes differ, not
 # only colours.

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure
+from metanb.labels import NAMES
 from metanb.landscape.portrait import BEYOND
 from metanb.runs.portraits import Portrait
-from metanb.settings import NAMES
 
 _INK, _PAPER = "#111111", "#ffffff"  # on filled contours, whatever the page
 SHOWN = 8  # of the largest eigenvalues

@@ -15,35 +15,8 @@ from matplotlib.ticker import LogFormatter
 from metanb.claims.cells import late_values
 from metanb.claims.run_stats import correlation
 from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure, make_panels
+from metanb.labels import LABELS, MEASURES, NAMES
 from metanb.runs.records import Record
-from metanb.settings import NAMES
-
-# statistics of an epoch's iterations, not of meta-test tasks
-OF_TRAINING = ("train_loss", "relative_move")
-
-LABELS = {
-    "hessian_norm": "Hessian norm at adapted solutions",
-    "support_loss": "support loss, adapted (nats)",
-    "support_loss_before": "support loss, not adapted (nats)",
-    "query_loss": "query loss, adapted (nats)",
-    "query_accuracy": "query accuracy",
-    "valid_accuracy": "meta-validation accuracy",
-    "distance": "distance from θ_s (L2)",
-    "trajectory_coherence": "trajectory coherence",
-    "gradient_coherence": "gradient coherence",
-    "adaptive_sharpness": "adaptive sharpness (relative curvature)",
-    "entropy_before": "prediction entropy, not adapted (nats)",
-    "majority_before": "share of a task's most frequent answer",
-    "trajectory_coherence_head": "the head's share of it",
-    "trajectory_coherence_body": "the body's share of it",
-    "gradient_cosine": "gradient cosine",
-    "gradient_coherence_uniform": "coherence of g_uniform",
-    "gradient_coherence_label": "coherence of g_label",
-    "relative_move": "relative move by the regulariser",
-    "train_loss": "meta-training loss (nats)",
-    "body_norm": "L2 norm of convolution weights",
-    "head_norm": "L2 norm of head weights",
-}
 
 
 def algorithm_label(run: Record) -> str:
@@ -208,10 +181,11 @@ def curves(
                 axis.yaxis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.5)))
         axes[0].legend(frameon=False)
         caption = f"{caption} Thick: mean of {_counts(data)} (seeds); thin: each run; band: least to greatest run."
-        if set(measures) & set(OF_TRAINING):
-            names = " and ".join(LABELS[measure] for measure in measures if measure in OF_TRAINING)
+        of_iterations = [name for name in measures if MEASURES[name].over == "iterations"]
+        if of_iterations:
+            names = " and ".join(LABELS[name] for name in of_iterations)
             caption += f" The {names}: mean over the iterations of each epoch."
-        if set(measures) - set(OF_TRAINING):
+        if len(of_iterations) < len(measures):
             caption += (
                 f" What is measured on tasks: mean over the same {_tasks(runs)} meta-test tasks."
             )

@@ -120,9 +120,7 @@ def run_grid(
 def together_on(device: str) -> int:
     """How many runs of a cell train in one batch on a device, unless told otherwise."""
     if device == "auto":
-        from metanb.runs.machine import (
-            resolve_device,  # torch is slow to import, and it alone knows
-        )
+        from metanb.runs.machine import resolve_device
 
         device = resolve_device(device).type
     return TOGETHER if device.startswith("cuda") else 1

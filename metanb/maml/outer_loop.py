@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metanb.data.tasks import Tasks
+from metanb.labels import DATASETS
 from metanb.maml.inner_loop import adapt, flatten, logits, losses
 from metanb.maml.network import ConvNet
 from metanb.maml.regulariser import READINGS, length, unit
-from metanb.settings import IMAGE_SHAPES, Settings
+from metanb.settings import Settings
 
 
 class Outcome(NamedTuple):
@@ -172,8 +173,8 @@ def chunk_size(settings: Settings, device: torch.device) -> int:
     """
     if device.type != "cpu":
         return settings.meta_batch
-    _, height, width = IMAGE_SHAPES[settings.dataset]
-    pixels = settings.ways * (settings.shots + settings.queries) * height * width
+    side = DATASETS[settings.dataset].side
+    pixels = settings.ways * (settings.shots + settings.queries) * side**2
     return min(settings.meta_batch, 2 ** int(math.log2(max(1.0, 2**20 / pixels))))
 
 

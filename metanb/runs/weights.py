@@ -19,10 +19,11 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
+from metanb.labels import DATASETS
 from metanb.maml.network import ConvNet
 from metanb.runs import checkpoint, records, store
 from metanb.runs.records import Record, RecordError
-from metanb.settings import IMAGE_SHAPES, Settings
+from metanb.settings import Settings
 
 PATIENCE = 5  # seconds to wait for a run that another process is training
 
@@ -132,7 +133,7 @@ def network_with(settings: Settings, state: dict[str, Tensor]) -> ConvNet:
     if settings.algorithm == "finetune":  # one per meta-train class
         outputs = settings.train_classes or state["head.bias"].numel()
     with torch.random.fork_rng(devices=[]):  # the first weights, which are replaced, take no draws
-        shape = IMAGE_SHAPES[settings.dataset]
+        shape = DATASETS[settings.dataset].shape
         net = ConvNet(shape, outputs, settings.filters, settings.head_init)
     net.load_state_dict(state)
     return net

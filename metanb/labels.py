@@ -1,0 +1,80 @@
+"""The catalogue: data sets, algorithms and measures, and what readers call them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """What a data set's images look like.
+
+    Attributes:
+        label: the data set's name, for readers.
+        channels: 1 for grey, 3 for colour.
+        side: height and width, pixels.
+    """
+
+    label: str
+    channels: int
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.channels, self.side, self.side
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of a network that records hold after each epoch.
+
+    Attributes:
+        label: its name, for readers.
+        over: what its mean and error are over: "tasks" (of meta-test), "iterations" (of the
+            epoch), or "network" (one value).
+        log: whether it is drawn on a logarithmic axis.
+        alone: its label in a list, where `label` refers to the measure before it.
+    """
+
+    label: str
+    over: str = "tasks"
+    log: bool = False
+    alone: str = ""
+
+
+DATASETS = {
+    "glyphs": ImageKind("Glyphs", 1, 28),
+    "glyphs-all": ImageKind("Glyphs (all)", 1, 28),
+    "omniglot": ImageKind("Omniglot", 1, 28),
+    "mini-imagenet": ImageKind("mini-ImageNet", 3, 84),
+}
+ALGORITHMS = {"maml": "MAML", "fomaml": "first-order MAML", "finetune": "finetuning"}
+MEASURES = {
+    "hessian_norm": Measure("Hessian norm at adapted solutions", log=True),
+    "support_loss": Measure("support loss, adapted (nats)", log=True),
+    "support_loss_before": Measure("support loss, not adapted (nats)"),
+    "query_loss": Measure("query loss, adapted (nats)"),
+    "query_accuracy": Measure("query accuracy"),
+    "valid_accuracy": Measure("meta-validation accuracy"),
+    "distance": Measure("distance from θ_s (L2)"),
+    "trajectory_coherence": Measure("trajectory coherence"),
+    "gradient_coherence": Measure("gradient coherence"),
+    "adaptive_sharpness": Measure("adaptive sharpness (relative curvature)", log=True),
+    "entropy_before": Measure("prediction entropy, not adapted (nats)"),
+    "majority_before": Measure("share of a task's most frequent answer"),
+    "trajectory_coherence_head": Measure(
+        "the head's share of it", alone="trajectory coherence, the head's share"
+    ),
+    "trajectory_coherence_body": Measure(
+        "the body's share of it", alone="trajectory coherence, the body's share"
+    ),
+    "gradient_cosine": Measure("gradient cosine"),
+    "gradient_coherence_uniform": Measure("coherence of g_uniform"),
+    "gradient_coherence_label": Measure("coherence of g_label"),
+    "relative_move": Measure("relative move by the regulariser", over="iterations"),
+    "train_loss": Measure("meta-training loss (nats)", over="iterations"),
+    "body_norm": Measure("L2 norm of convolution weights", over="network"),
+    "head_norm": Measure("L2 norm of head weights", over="network"),
+}
+
+NAMES = {name: kind.label for name, kind in DATASETS.items()} | ALGORITHMS
+LABELS = {name: measure.label for name, measure in MEASURES.items()}
