@@ -1,0 +1,123 @@
+"""Any `nn.Module` with a copy of its weights for each task.
+
+The inner loop hands a network weights of shape [T, ...] and images of shape [T, B, ...]. `ConvNet`
+takes them as they are. `for_tasks` makes any other module take them: `torch.func.vmap` maps the
+module's own `forward` over the tasks, and autograd differentiates the mapped call from outside. (To
+map a gradient instead is silently wrong for batch norm, see the tests.) What cannot be mapped:
+
+    attention           its fused kernels have no second derivative: the plain ones are used
+    LSTM, GRU, RNN      one fused kernel each: refused
+    running statistics  in training mode they are updated in place, and tasks would share them: refused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class NetworkError(ValueError):
+    """A network that cannot adapt to tasks; the message names the layer and the remedy."""
+
+
+class PerTask(nn.Module):
+    """A module whose parameters may carry a leading task dimension.
+
+    Its parameters are the module's own, in the same order. With weights [T, ...] it maps images
+    [T, B, ...] to outputs [T, B, ...], each task by its own weights; with plain weights it is the
+    module. Buffers, training mode and hooks stay those of the module.
+
+    Args:
+        module: any module of one input. Raises NetworkError for one that cannot be mapped.
+    """
+
+    takes_tasks = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        require_mappable(module)
+        self.template = (module,)  # in a tuple, so that its parameters are not registered twice
+        self.names = [name for name, _ in module.named_parameters()]
+        for i, parameter in enumerate(module.parameters()):
+            self.register_parameter(f"p{i}", parameter)
+        self.shapes = [parameter.shape for parameter in module.parameters()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs for images x [T, B, ...], or [B, ...] with plain weights."""
+        (module,) = self.template
+        require_mappable(module)  # it may have been put into training mode since
+        weights = tuple(getattr(self, f"p{i}") for i in range(len(self.names)))
+
+        def call(weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
+            return torch.func.functional_call(
+                module, dict(zip(self.names, weights, strict=True)), x
+            )
+
+        with _plain_attention():
+            if all(w.dim() == len(shape) for w, shape in zip(weights, self.shapes, strict=True)):
+                return call(weights, x)
+            return torch.func.vmap(call, randomness="different")(weights, x)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The images as they are: nothing is computed once for several inner steps."""
+        return x
+
+
+def for_tasks(net: nn.Module) -> Any:
+    """The network in a form whose weights may carry a leading task dimension.
+
+    That is the network itself where it says so (`takes_tasks = True`, as `ConvNet` does), else a
+    `PerTask` over its parameters.
+
+    Raises:
+        NetworkError: the network has no parameters, or a layer that cannot be mapped.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Linear(3, 2)
+        >>> mapped = for_tasks(net)
+        >>> weights = [p.expand(4, *p.shape) for p in net.parameters()]
+        >>> names = [name for name, _ in mapped.named_parameters()]
+        >>> x = torch.ones(4, 5, 3)
+        >>> torch.func.functional_call(mapped, dict(zip(names, weights)), x).shape
+        torch.Size([4, 5, 2])
+    """
+    if getattr(net, "takes_tasks", False):
+        return net
+    if next(net.parameters(), None) is None:
+        raise NetworkError(f"{type(net).__name__} has no parameters: there is nothing to adapt")
+    return PerTask(net)
+
+
+def require_mappable(module: nn.Module) -> None:
+    """Raise NetworkError for a layer that cannot be mapped over tasks."""
+    for name, layer in module.named_modules():
+        where = f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
+        if isinstance(layer, nn.RNNBase):
+            raise NetworkError(
+                f"{where} is one fused kernel, which cannot be mapped over tasks: use "
+                f"nn.{type(layer).__name__}Cell in a loop over time"
+            )
+        updates = getattr(layer, "track_running_stats", False) and layer.training
+        if updates and getattr(layer, "running_mean", None) is not None:
+            raise NetworkError(
+                f"{where} updates running statistics, which tasks would share: call .eval() on it "
+                "to freeze them, or build it with track_running_stats=False"
+            )
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Inside, attention is computed by kernels that have a second derivative."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
