@@ -41,7 +41,7 @@ book: $(INSTALLED) $(LIVE) ## build the book strictly: _build/html/index.html
 
 test: book ## make book, then run all tests, the notebooks' outputs among them
 	@rm -rf .live/test
-	@OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-sanitize-with tests/nbval.cfg tests notebooks
+	@OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-sanitize-with tests/nbval.cfg --doctest-modules metanb tests notebooks
 
 clean: ## remove what make made: the book, its live page and its runs, .venv
 	rm -rf _build .live $(LIVE) .venv
