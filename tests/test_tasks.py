@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from metanb.data.image_sets import DataError, ImageSet
-from metanb.data.tasks import Tasks, draw_images, pixels_of, sample_tasks
+from metanb.data.tasks import Tasks, draw_images, drawn_pixels, sample_tasks
 
 
 def signed(classes: int, per_class: int, channels: int = 1) -> ImageSet:
@@ -234,7 +234,7 @@ def test_a_mini_batch_holds_images_of_the_classes_it_names_all_alike_often():
     pixels = np.arange(6 * 4, dtype=np.uint8).reshape(6, 4, 1, 1, 1)
     pool = ImageSet("toy", "train", pixels, tuple("abcdef"), "0")
     draw = draw_images(pool, 20_000, np.random.default_rng(0))
-    found = pixels_of(pool, draw).flatten().long()
+    found = drawn_pixels(pool, draw).flatten().long()
     assert torch.equal(found // 4, torch.from_numpy(draw.labels[0]))
     counts = np.bincount(found, minlength=24)
     # 23 degrees of freedom, p = 0.001

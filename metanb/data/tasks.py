@@ -123,16 +123,17 @@ def sample_tasks(
         ValueError: a count below 1.
     """
     draw = draw_tasks(images, n_tasks, ways, shots, queries, rng)
-    return as_tasks(scaled(pixels_of(images, draw)), torch.from_numpy(draw.labels), ways * shots)
+    pixels = scale_pixels(drawn_pixels(images, draw))
+    return split_into_tasks(pixels, torch.from_numpy(draw.labels), ways * shots)
 
 
-def pixels_of(images: ImageSet, draw: Draw) -> torch.Tensor:
+def drawn_pixels(images: ImageSet, draw: Draw) -> torch.Tensor:
     """The images of a draw, uint8 [T, n, C, H, W]."""
     classes, members = np.divmod(draw.images, images.images.shape[1])
     return torch.from_numpy(images.images[classes, members])
 
 
-def scaled(pixels: torch.Tensor) -> torch.Tensor:
+def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """Images as networks read them: uint8 -> float32 in [0, 1].
 
     On a GPU, too, a true division: the same bits.
@@ -140,7 +141,7 @@ def scaled(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.to(torch.float32).div_(torch.full((), 255.0, device=pixels.device))
 
 
-def as_tasks(x: torch.Tensor, labels: torch.Tensor, n_support: int) -> Tasks:
+def split_into_tasks(x: torch.Tensor, labels: torch.Tensor, n_support: int) -> Tasks:
     """Tasks of images x [T, n, C, H, W] and labels [T, n], of which the first `n_support` are the support set."""
     parts = (
         z[:, place]
