@@ -274,7 +274,8 @@ def test_wrong_counts_and_bad_images(tree: Path) -> None:
 
 
 def test_of_two_at_once_one_builds(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, loaded = [], []
+    decoded = []
+    loaded = []
     decode = omniglot.read_pixels
 
     def slowly(path: Path, *args, **kwargs) -> np.ndarray:
@@ -464,7 +465,8 @@ def by_pillow(face: str, code: int) -> np.ndarray:
     ImageDraw.Draw(page).text((200, 200), chr(code), fill=255, font=font)
     left, upper, right, lower = page.getbbox()
     half = max(right - left, lower - upper) * 28 / 20 / 2
-    x, y = (left + right) / 2, (upper + lower) / 2
+    x = (left + right) / 2
+    y = (upper + lower) / 2
     box = (x - half, y - half, x + half, y + half)
     return np.asarray(page.resize((28, 28), Image.Resampling.BOX, box=box), dtype=np.float64)
 

@@ -70,7 +70,8 @@ def test_each_task_by_the_class_and_index_of_its_images(
         signed(classes, per_class), 50, ways, shots, queries, np.random.default_rng(1)
     )
     for t in range(50):
-        support, query = read(tasks.support_x[t]), read(tasks.query_x[t])
+        support = read(tasks.support_x[t])
+        query = read(tasks.query_x[t])
         assert not set(map(tuple, support)) & set(map(tuple, query))  # disjoint
         assert len(set(map(tuple, support))) == ways * shots  # no image twice
         assert len(set(map(tuple, query))) == ways * queries
