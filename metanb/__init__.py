@@ -1,8 +1,8 @@
-"""metanb: gradient-based meta-learning through `higher`, and the landscape it finds.
+"""metanb: gradient-based meta-learning through `higher`, and the landscape of its solutions.
 
 A reproduction of Guiroy, Verma and Pal, "Towards Understanding Generalization in Gradient-Based
-Meta-Learning" (arXiv:1907.07287). `run(preset("smoke", "glyphs"))` trains or reads a run; the book
-tells the rest.
+Meta-Learning" (arXiv:1907.07287). `run(preset("smoke", "glyphs"))` trains a run, or reads its
+record; the book explains the rest.
 """
 
 from importlib.metadata import version
@@ -19,7 +19,7 @@ __version__ = version("metanb")
 
 
 def __getattr__(name: str) -> Any:
-    """`run`, `run_all` and `trained_net` import torch, which takes seconds: only where they are asked for."""
+    """Import `run`, `run_all` and `trained_net` at first use: torch takes seconds to import."""
     if name in ("run", "run_all", "trained_net"):
         from metanb.runs import experiment
 

@@ -1,14 +1,14 @@
-"""The catalogue: data sets, algorithms and measures, and what readers call them."""
+"""The catalogue of data sets, algorithms and measures: their names for readers, images' shapes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ImageKind:
-    """What a data set's images look like.
+    """A data set's name and the shape of its images.
 
     Attributes:
-        label: the data set's name, for readers.
+        label: the name, for readers.
         channels: 1 for grey, 3 for colour.
         side: height and width, pixels.
     """
@@ -25,14 +25,14 @@ class ImageKind:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of a network that records hold after each epoch.
+    """A measure of a network, recorded after each epoch.
 
     Attributes:
-        label: its name, for readers.
-        over: what its mean and error are over: "tasks" (of meta-test), "iterations" (of the
-            epoch), or "network" (one value).
-        log: whether it is drawn on a logarithmic axis.
-        alone: its label in a list, where `label` refers to the measure before it.
+        label: the name, for readers.
+        over: what the mean and its error are taken over: "tasks" (of meta-test), "iterations" (of
+            the epoch), or "network" (one value).
+        log: whether figures draw the measure on a logarithmic axis.
+        alone: the label in a list, where `label` refers to the measure before it.
     """
 
     label: str

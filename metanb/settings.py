@@ -6,7 +6,8 @@ never its meaning. They are recorded in its provenance instead.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+import math
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 Dataset = Literal["glyphs", "glyphs-all", "omniglot", "mini-imagenet"]
@@ -17,124 +18,135 @@ Partition = Literal["vinyals", "background"]
 HeadInit = Literal["torch", "finn", "zero"]
 Scale = Literal["smoke", "quick", "paper"]
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "dataset": get_args(Dataset),
-    "partition": get_args(Partition),
-    "algorithm": get_args(Algorithm),
-    "head_init": get_args(HeadInit),
-    "test_head": get_args(TestHead),
-    "regulariser": get_args(Regulariser),
-    "rotations": (False, True),
-    "adapt_norm": (False, True),
-}
-RANGES: dict[str, tuple[float, float]] = {
-    "ways": (2, 100),
-    "shots": (1, 100),
-    "queries": (1, 100),
-    "test_queries": (1, 100),
-    "filters": (1, 1024),
-    "inner_lr": (1e-6, 100.0),
-    "inner_steps": (1, 100),
-    "test_steps": (1, 100),
-    "meta_batch": (1, 1024),
-    "outer_lr": (1e-8, 1.0),
-    "iterations": (1, 10**7),
-    "epoch_iterations": (1, 10**6),
-    "test_tasks": (2, 10_000),
-    "final_tasks": (0, 100_000),
-    "gamma": (0.0, 1e6),
-    "seed": (0, 2**31 - 1),
-    "task_seed": (0, 2**31 - 1),
-    "train_classes": (0, 100_000),
-    "class_seed": (0, 2**31 - 1),
-}
-
-REGULARISERS = {  # those that can change a meta-gradient: some act by second derivatives alone
+# The regularisers that can change the meta-gradient: some act through second derivatives alone.
+REGULARISERS = {
     "maml": get_args(Regulariser),
     "fomaml": ("none", "adapted", "random"),
     "finetune": ("none",),
 }
+SEEDS = (0, 2**31 - 1)  # the least and the greatest seed
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be; the message names it, its value and what is allowed."""
+    """A setting has an impossible value; the message names it, its value and what is allowed."""
 
 
-def _setting(default: Any, meaning: str) -> Any:
-    """A field whose meaning the command line and the book show."""
-    return field(default=default, metadata={"help": meaning})
+def _choice(default: Any, choices: tuple[Any, ...], meaning: str) -> Any:
+    """A field that takes one of `choices`; the command line and the book show its meaning."""
+    return field(default=default, metadata={"help": meaning, "choices": choices})
+
+
+def _number(default: float, low: float, high: float, meaning: str) -> Any:
+    """A field that takes a number from `low` to `high`: whole if the default is whole."""
+    return field(default=default, metadata={"help": meaning, "range": (low, high)})
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines a run's numbers, up to floating-point noise.
 
-    The paper's setting is that of Finn et al. (2017); where the paper is silent the default here is
-    our choice, and the method page of the book says so. Raises SettingsError for an unknown choice,
-    a value out of range, or two settings that exclude each other.
+    The paper's settings are those of Finn et al. (2017). Where the paper is silent, the default is
+    our choice, and the method page of the book says so.
+
+    Raises:
+        SettingsError: an unknown choice, a value out of range, or two settings that exclude each
+            other.
+
+    Example:
+        >>> settings = Settings(dataset="omniglot", ways=20, iterations=3_000)
+        >>> settings.setting, settings.epochs
+        ('20-way 1-shot', 3)
+        >>> Settings(ways=1)
+        Traceback (most recent call last):
+        metanb.settings.SettingsError: ways=1 is not a whole number from 2 to 100
     """
 
-    dataset: Dataset = _setting("glyphs", "the image set")
-    partition: Partition = _setting(
-        "vinyals", "Omniglot's class split; the other sets have one only"
+    dataset: Dataset = _choice("glyphs", get_args(Dataset), "the image set")
+    partition: Partition = _choice(
+        "vinyals",
+        get_args(Partition),
+        "class split of Omniglot; the other data sets have one split only",
     )
-    rotations: bool = _setting(
-        False, "meta-train classes of Omniglot also rotated by 90, 180, 270 degrees, as new classes"
+    rotations: bool = _choice(
+        False,
+        (False, True),
+        "rotate Omniglot's meta-train classes by 90, 180 and 270 degrees, as additional classes",
     )
-    train_classes: int = _setting(
-        0, "how many meta-train classes are kept, 0: all; few make meta-training overfit"
+    train_classes: int = _number(
+        0, 0, 100_000, "number of meta-train classes kept, 0: all; few make meta-training overfit"
     )
-    class_seed: int = _setting(
-        0, "which ones are kept; of two numbers of classes, the fewer are among the more"
+    class_seed: int = _number(
+        0, *SEEDS, "draws the classes kept; subsets are nested: the first 10 are among the first 20"
     )
-    ways: int = _setting(5, "N, classes a task")
-    shots: int = _setting(1, "K, support images a class")
-    queries: int = _setting(1, "query images a class in meta-training")
-    test_queries: int = _setting(15, "query images a class in meta-test and meta-validation")
-    filters: int = _setting(64, "channels of each convolution")
-    head_init: HeadInit = _setting(
+    ways: int = _number(5, 2, 100, "N, classes per task")
+    shots: int = _number(1, 1, 100, "K, support images per class")
+    queries: int = _number(1, 1, 100, "query images per class in meta-training")
+    test_queries: int = _number(
+        15, 1, 100, "query images per class in meta-test and meta-validation"
+    )
+    filters: int = _number(64, 1, 1024, "channels of each convolution")
+    head_init: HeadInit = _choice(
         "torch",
-        "how the head starts; finn: standard normal weights, as in Finn's code; zero: all zero",
+        get_args(HeadInit),
+        "initialisation of the head; torch: PyTorch's default; finn: standard normal weights, as "
+        "in Finn's code; zero: all zero",
     )
-    algorithm: Algorithm = _setting(
+    algorithm: Algorithm = _choice(
         "maml",
-        "maml, fomaml: first-order MAML, or finetune: supervised training over all meta-train classes",
+        get_args(Algorithm),
+        "maml; fomaml: first-order MAML; or finetune: supervised training over all meta-train "
+        "classes",
     )
-    test_head: TestHead = _setting(
+    test_head: TestHead = _choice(
         "fresh",
-        "the N-way head that finetuning meets a task with: fresh for each task, one shared by all, or zero",
+        get_args(TestHead),
+        "N-way head at meta-test, for finetuning: fresh: drawn anew for each task; shared: one for "
+        "all tasks; zero: all zero",
     )
-    regulariser: Regulariser = _setting(
+    regulariser: Regulariser = _choice(
         "none",
-        "the coherence regulariser: adapted is our reading of the paper, the others are further readings and a control",
+        get_args(Regulariser),
+        "the coherence regulariser; adapted: our reading of the paper; through, outer: further "
+        "readings; random: a control",
     )
-    gamma: float = _setting(0.0, "strength of the regulariser")
-    inner_lr: float = _setting(0.4, "step size of the inner SGD")
-    inner_steps: int = _setting(1, "inner SGD steps in meta-training")
-    test_steps: int = _setting(1, "inner SGD steps at meta-test")
-    adapt_norm: bool = _setting(
-        True, "whether batch norm's scale and shift take part in the inner loop"
+    gamma: float = _number(0.0, 0.0, 1e6, "strength of the regulariser")
+    inner_lr: float = _number(0.4, 1e-6, 100.0, "step size of the inner SGD")
+    inner_steps: int = _number(1, 1, 100, "inner SGD steps in meta-training")
+    test_steps: int = _number(1, 1, 100, "inner SGD steps at meta-test")
+    adapt_norm: bool = _choice(
+        True, (False, True), "adapt batch norm's scale and shift in the inner loop, too"
     )
-    meta_batch: int = _setting(32, "tasks a meta-training iteration")
-    outer_lr: float = _setting(1e-3, "step size of Adam")
-    iterations: int = _setting(60_000, "meta-training iterations")
-    epoch_iterations: int = _setting(1_000, "iterations an epoch: measures are taken after each")
-    test_tasks: int = _setting(
-        60, "fixed meta-test tasks on which measures are taken, and as many meta-validation tasks"
+    meta_batch: int = _number(32, 1, 1024, "tasks per meta-training iteration")
+    outer_lr: float = _number(1e-3, 1e-8, 1.0, "step size of Adam")
+    iterations: int = _number(60_000, 1, 10**7, "meta-training iterations")
+    epoch_iterations: int = _number(
+        1_000, 1, 10**6, "iterations per epoch; measures are taken after each epoch"
     )
-    final_tasks: int = _setting(
-        0, "further meta-test tasks on which accuracy is measured once, at the end"
+    test_tasks: int = _number(
+        60,
+        2,
+        10_000,
+        "number of fixed meta-test tasks for the measures, and of meta-validation tasks",
     )
-    seed: int = _setting(0, "initial weights and meta-training tasks")
-    task_seed: int = _setting(
-        0, "the fixed meta-test and meta-validation tasks: the same for all seeds"
+    final_tasks: int = _number(
+        0, 0, 100_000, "further meta-test tasks, for accuracy alone, measured once at the end"
+    )
+    seed: int = _number(0, *SEEDS, "seed of initial weights and meta-training tasks")
+    task_seed: int = _number(
+        0, *SEEDS, "seed of the fixed meta-test and meta-validation tasks; independent of seed"
     )
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            _check(one.name, getattr(self, one.name), type(one.default))
-            if isinstance(one.default, float):  # 1 and 1.0 are one setting, and one run
-                object.__setattr__(self, one.name, float(getattr(self, one.name)))
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            _check_value(setting, value)
+            # 1 and 1.0 are one setting, and one run.
+            if isinstance(setting.default, float):
+                object.__setattr__(self, setting.name, float(value))
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Raise SettingsError where two settings exclude each other."""
         if self.iterations % self.epoch_iterations:
             raise SettingsError(
                 f"iterations={self.iterations} is not a whole number of epochs of epoch_iterations="
@@ -142,7 +154,8 @@ class Settings:
             )
         if self.dataset != "omniglot" and (self.rotations or self.partition != "vinyals"):
             raise SettingsError(
-                f"rotations and partition belong to dataset='omniglot', not {self.dataset!r}: leave them out"
+                "rotations and partition belong to dataset='omniglot', not "
+                f"{self.dataset!r}: leave them out"
             )
         if self.algorithm != "finetune" and self.test_head != "fresh":
             raise SettingsError(
@@ -150,12 +163,13 @@ class Settings:
             )
         if (self.regulariser == "none") != (self.gamma == 0):
             raise SettingsError(
-                f"regulariser={self.regulariser!r} with gamma={self.gamma:g}: give a regulariser and a gamma above 0"
+                f"regulariser={self.regulariser!r} with gamma={self.gamma:g}: give a regulariser "
+                "and a gamma above 0"
             )
         if self.regulariser not in REGULARISERS[self.algorithm]:
             raise SettingsError(
-                f"regulariser={self.regulariser!r} has no effect under algorithm={self.algorithm!r}: choose from "
-                f"{', '.join(REGULARISERS[self.algorithm])}"
+                f"regulariser={self.regulariser!r} has no effect under algorithm="
+                f"{self.algorithm!r}: choose from {', '.join(REGULARISERS[self.algorithm])}"
             )
         if 0 < self.train_classes < self.ways:
             raise SettingsError(
@@ -168,19 +182,20 @@ class Settings:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs; epoch 0, the untrained network, is measured besides."""
+        """Number of epochs, without epoch 0, the untrained network."""
         return self.iterations // self.epoch_iterations
 
     def epoch_of(self, until: int | None) -> int:
-        """The epoch that reaches this iteration, or the last one; that, too, for None."""
-        return (
-            self.epochs if until is None else min(self.epochs, -(-until // self.epoch_iterations))
-        )
+        """The epoch that reaches iteration `until`; the last epoch if that is later or None."""
+        if until is None:
+            return self.epochs
+        return min(self.epochs, math.ceil(until / self.epoch_iterations))
 
     def ending(self, epoch: int) -> "Settings":
-        """The run that ends after this epoch, from 1 on; these settings for the last one.
+        """The settings of a run that ends after this epoch, from 1 on.
 
-        No draw depends on how long a run is: its weights are those that this run has then.
+        Random draws do not depend on a run's length, so the shorter run has the weights that this
+        run has after the epoch. These settings themselves, if the epoch is the last one or later.
         """
         if epoch >= self.epochs:
             return self
@@ -198,144 +213,190 @@ class Settings:
 
     @property
     def unseeded(self) -> "Settings":
-        """These settings with seed and class_seed 0: what the runs of a cell have in common."""
+        """These settings with seed and class_seed 0: equal for all runs of a cell."""
         return replace(self, seed=0, class_seed=0)
 
     @property
     def id(self) -> str:
-        """The run's name on disk: readable, then a hash of every setting that differs from its default.
+        """The run's name on disk: readable words, then a hash of the settings that are no defaults.
 
-        Defaults stay out of the hash, so that a setting added later leaves the names of old runs as
-        they are.
+        Defaults stay out of the hash, so a setting that is added later does not rename old runs.
         """
         changed = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if getattr(self, f.name) != f.default
+            setting.name: getattr(self, setting.name)
+            for setting in fields(self)
+            if getattr(self, setting.name) != setting.default
         }
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-        what = (
-            self.algorithm if self.regulariser == "none" else f"{self.algorithm}-{self.regulariser}"
-        )
-        kept = f"-{self.train_classes}c" if self.train_classes else ""
-        return f"{self.dataset}{kept}-{self.ways}w{self.shots}s-{what}-s{self.seed}-{digest}"
+        classes = f"-{self.train_classes}c" if self.train_classes else ""
+        reading = f"-{self.regulariser}" if self.regulariser != "none" else ""
+        data = f"{self.dataset}{classes}-{self.ways}w{self.shots}s"
+        return f"{data}-{self.algorithm}{reading}-s{self.seed}-{digest}"
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values, for JSON."""
         return asdict(self)
 
 
-def from_dict(values: dict[str, Any]) -> Settings:
-    """Settings from names and values; those left out take their defaults.
+# By a setting's name: its choices, or else its least and greatest value, from the fields above.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    setting.name: setting.metadata["choices"]
+    for setting in fields(Settings)
+    if "choices" in setting.metadata
+}
+RANGES: dict[str, tuple[float, float]] = {
+    setting.name: setting.metadata["range"]
+    for setting in fields(Settings)
+    if "range" in setting.metadata
+}
 
-    Raises SettingsError for an unknown name.
+
+def from_dict(values: dict[str, Any]) -> Settings:
+    """Make settings from names and values; a setting that is left out takes its default.
+
+    Raises:
+        SettingsError: an unknown name, and as `Settings` does.
     """
-    known = [one.name for one in fields(Settings)]
+    known = [setting.name for setting in fields(Settings)]
     for name in values:
         if name not in known:
             raise SettingsError(f"unknown setting {name!r}: choose from {', '.join(known)}")
     return Settings(**values)
 
 
-def _check(name: str, value: Any, kind: type) -> None:
-    if name in CHOICES:
-        if value not in CHOICES[name] or isinstance(value, bool) != (kind is bool):
+def _check_value(setting: Field[Any], value: Any) -> None:
+    """Raise SettingsError unless the value is one of the field's choices, or in its range."""
+    kind = type(setting.default)
+    if choices := setting.metadata.get("choices"):
+        # False == 0 and True == 1, so `in` alone takes a number for a switch.
+        if value not in choices or isinstance(value, bool) != (kind is bool):
             raise SettingsError(
-                f"{name}={value!r} is not one of {', '.join(map(repr, CHOICES[name]))}"
+                f"{setting.name}={value!r} is not one of {', '.join(map(repr, choices))}"
             )
         return
-    low, high = RANGES[name]
-    numeric = isinstance(value, (int, float) if kind is float else int) and not isinstance(
-        value, bool
-    )
-    if not numeric or not low <= value <= high:
-        raise SettingsError(
-            f"{name}={value!r} is not {'a number' if kind is float else 'a whole number'} from {low} to {high}"
-        )
+    low, high = setting.metadata["range"]
+    accepted = (int, float) if kind is float else int
+    is_number = isinstance(value, accepted) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        noun = "a number" if kind is float else "a whole number"
+        raise SettingsError(f"{setting.name}={value!r} is not {noun} from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class _PresetRow:
+    """A row of a preset table: values, and the tasks that take them.
+
+    Attributes:
+        values: settings by name.
+        dataset: the data set that takes them; "": every data set.
+        ways: the least N that takes them.
+        shots: the least K that takes them.
+    """
+
+    values: dict[str, Any]
+    dataset: str = ""
+    ways: int = 2
+    shots: int = 1
+
+    def applies_to(self, dataset: str, ways: int, shots: int) -> bool:
+        return self.dataset in ("", dataset) and ways >= self.ways and shots >= self.shots
+
+
+# What a data set, its ways and its shots change, at every scale. Where several rows apply, the
+# last one decides.
+TASK_ROWS = (
+    _PresetRow({"inner_lr": 0.4, "inner_steps": 1, "test_steps": 1, "meta_batch": 32}),
+    _PresetRow({"inner_lr": 0.1, "inner_steps": 5, "test_steps": 5, "meta_batch": 16}, ways=20),
+    _PresetRow({"rotations": True}, dataset="omniglot"),
+    _PresetRow({"inner_lr": 0.01, "inner_steps": 5, "test_steps": 10}, dataset="mini-imagenet"),
+    _PresetRow({"filters": 32, "queries": 15, "meta_batch": 4}, dataset="mini-imagenet"),
+    _PresetRow({"meta_batch": 2}, dataset="mini-imagenet", shots=2),
+)
+# What a scale changes after that. Again the last row decides.
+SHORT = {"iterations": 1_200, "epoch_iterations": 100, "test_tasks": 30}
+SCALE_ROWS: dict[Scale, tuple[_PresetRow, ...]] = {
+    "paper": (_PresetRow({"epoch_iterations": 500, "final_tasks": 600}),),
+    "quick": (
+        _PresetRow({"filters": 32, "iterations": 1_800, "epoch_iterations": 150}),
+        _PresetRow(SHORT, ways=20),
+        _PresetRow(SHORT, shots=2),
+        # A quarter of the paper's tasks per iteration, but at least 2.
+        _PresetRow({"meta_batch": 8}),
+        _PresetRow({"meta_batch": 4}, ways=20),
+        _PresetRow({"meta_batch": 2}, dataset="mini-imagenet"),
+    ),
+    "smoke": (
+        _PresetRow({"filters": 16, "iterations": 60, "epoch_iterations": 10, "meta_batch": 4}),
+        _PresetRow({"test_tasks": 8, "test_queries": 5}),
+    ),
+}
 
 
 def preset(
-    scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: int = 1, **others: Any
+    scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: int = 1, **changes: Any
 ) -> Settings:
-    """The settings of a scale.
+    """Make the settings of a scale.
 
-    `paper` is the paper's own (Finn et al. 2017). `quick` takes a minute or a few on a CPU core,
-    and differs from it in filters, tasks an iteration, iterations and their number an epoch and,
-    from 20 ways or 2 shots on, in meta-test tasks. `smoke` takes seconds and shows that everything
-    runs.
+    `paper` has the paper's own settings (Finn et al. 2017). `quick` takes one to a few minutes on a
+    CPU core. It differs from `paper` in filters, tasks per iteration, iterations, their number per
+    epoch and final tasks and, from 20 ways or 2 shots on, in meta-test tasks. `smoke` takes seconds
+    and shows that everything runs.
 
     Args:
         scale: "smoke", "quick" or "paper".
-        dataset: glyphs follow Omniglot's settings.
+        dataset: the data set; glyphs take Omniglot's settings.
         ways: N; 20-way and above take the 20-way settings.
         shots: K.
-        others: further settings, which replace the scale's.
+        changes: further settings, which replace those of the scale.
+
+    Raises:
+        SettingsError: an unknown scale, and as `from_dict` does.
+
+    Example:
+        >>> settings = preset("quick", "omniglot", 20, 1, algorithm="fomaml")
+        >>> settings.meta_batch, settings.inner_lr, settings.iterations
+        (4, 0.1, 1200)
+        >>> preset("paper", "omniglot", 20, 1).iterations
+        60000
     """
     if scale not in get_args(Scale):
         raise SettingsError(
             f"scale={scale!r} is not one of {', '.join(map(repr, get_args(Scale)))}"
         )
-    few = isinstance(ways, int) and ways < 20
-    values: dict[str, Any] = {
-        "dataset": dataset,
-        "ways": ways,
-        "shots": shots,
-        "rotations": dataset == "omniglot",
-    }
-    if dataset == "mini-imagenet":
-        values |= {
-            "filters": 32,
-            "inner_lr": 0.01,
-            "inner_steps": 5,
-            "test_steps": 10,
-            "queries": 15,
-        }
-        values |= {"meta_batch": 4 if shots == 1 else 2}
-    else:
-        values |= (
-            {"inner_lr": 0.4, "inner_steps": 1, "test_steps": 1, "meta_batch": 32}
-            if few
-            else {"inner_lr": 0.1, "inner_steps": 5, "test_steps": 5, "meta_batch": 16}
-        )
-        values |= {"queries": shots}  # as in Finn's code: as many query as support images
-    if scale == "paper":
-        values |= {"epoch_iterations": 500, "final_tasks": 600}
-    if scale == "quick":
-        values |= {"meta_batch": max(2, values["meta_batch"] // 4), "filters": 32}
-        values |= (
-            {"iterations": 1_800, "epoch_iterations": 150}
-            if few and shots == 1
-            else {"iterations": 1_200, "epoch_iterations": 100, "test_tasks": 30}
-        )
-    if scale == "smoke":
-        values |= {"filters": 16, "meta_batch": 4, "iterations": 60, "epoch_iterations": 10}
-        values |= {"test_tasks": 8, "test_queries": 5}
-    return from_dict(values | others)
+    task = {"dataset": dataset, "ways": ways, "shots": shots}
+    # The tables compare these, so they are checked first.
+    for setting in fields(Settings):
+        if setting.name in task:
+            _check_value(setting, task[setting.name])
+    values = task | {"queries": shots}  # as in Finn's code: as many query as support images
+    for row in TASK_ROWS + SCALE_ROWS[scale]:
+        if row.applies_to(dataset, ways, shots):
+            values |= row.values
+    return from_dict(values | changes)
 
 
 def scale_of(settings: Settings) -> Scale | Literal["custom"]:
     """The scale whose filters, iterations and epochs these settings have, or "custom"."""
+    size = ("filters", "iterations", "epoch_iterations")
     for scale in get_args(Scale):
         base = preset(scale, settings.dataset, settings.ways, settings.shots)
-        if all(
-            getattr(base, f) == getattr(settings, f)
-            for f in ("filters", "iterations", "epoch_iterations")
-        ):
+        if all(getattr(base, name) == getattr(settings, name) for name in size):
             return scale
     return "custom"
 
 
 def differences_from_scale(settings: Settings) -> dict[str, Any]:
-    """What sets these settings apart from their scale's, beyond data set, ways, shots, algorithm and seeds."""
+    """The settings that differ from their scale's; those of a custom scale, from the defaults.
+
+    Data set, ways, shots, algorithm and seeds are left out: they do not belong to a scale.
+    """
     scale = scale_of(settings)
-    base = (
-        preset(scale, settings.dataset, settings.ways, settings.shots)
-        if scale != "custom"
-        else Settings()
-    )
-    known = ("dataset", "ways", "shots", "algorithm", "seed", "class_seed")
+    base = Settings()
+    if scale != "custom":
+        base = preset(scale, settings.dataset, settings.ways, settings.shots)
+    left_out = ("dataset", "ways", "shots", "algorithm", "seed", "class_seed")
     return {
         name: value
         for name, value in asdict(settings).items()
-        if name not in known and value != getattr(base, name)
+        if name not in left_out and value != getattr(base, name)
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metanb.data import image_sets
-from metanb.data.tasks import sample_tasks, scaled
+from metanb.data.tasks import sample_tasks, scale_pixels
 from metanb.landscape.measures import measure
 from metanb.maml import fusing
 from metanb.maml.engine import Engine, choose_engine, precision
@@ -41,7 +41,7 @@ GRADIENTS = [{"algorithm": "finetune"}] + [
 @pytest.mark.parametrize("options", GRADIENTS, ids=lambda one: "-".join(map(str, one.values())))
 def test_everything_on_gives_the_cpus_gradients_in_double_precision(options, runs, monkeypatch):
     """Three in a row, so that the second and third are not those of the recording; the weights change between."""
-    monkeypatch.setattr(cohorts, "scaled", lambda pixels: scaled(pixels).double())
+    monkeypatch.setattr(cohorts, "scale_pixels", lambda pixels: scale_pixels(pixels).double())
     settings = [replace(SMALL, seed=seed, **options) for seed in range(runs)]
     here = new_cohort(settings, dtype=torch.float64)
     there = new_cohort(settings, choose_engine(GPU), GPU, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Image sets: small trees that the tests write and count by hand, and independent re-implementations.
+"""Image sets: small trees, written and counted by hand, and independent re-implementations.
 
 Resizing is compared with Lanczos resampling written out in numpy, rotations with np.rot90 image by
 image, glyphs with Pillow's rendering and fontTools' character maps. Tests of the real Omniglot are
@@ -34,8 +34,7 @@ from metanb.data.image_sets import (
 from metanb.files import DiskError
 from tests.bad_days import shown
 
-# half, split of Vinyals et al., character: 3 + 2 of the background half, 1 + 1 of the evaluation
-# half
+# Half, split of Vinyals et al., character: 3 + 2 of the background, 1 + 1 of the evaluation half.
 ROSTER = [
     ("background", "train", "Alpha/character01"),
     ("background", "train", "Alpha/character02"),
@@ -82,7 +81,10 @@ def tree(tmp_path: Path, drawings: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data root with a mini-ImageNet of 3 / 2 / 2 classes of two images of one colour, one of them at 168x168."""
+    """A data root with a mini-ImageNet of 3 / 2 / 2 classes of two images, each of one colour.
+
+    One of the images is 168x168, the others are 84x84.
+    """
     monkeypatch.setattr(mini_imagenet, "CLASSES", {"train": 3, "valid": 2, "test": 2})
     folder = tmp_path / "mini-imagenet"
     (folder / "images").mkdir(parents=True)
@@ -115,46 +117,38 @@ def lanczos(image: np.ndarray, side: int) -> np.ndarray:
     return image
 
 
-def sha(found: ImageSet) -> str:
-    return hashlib.sha256(found.images.tobytes()).hexdigest()
+def sha(images: ImageSet) -> str:
+    return hashlib.sha256(images.images.tobytes()).hexdigest()
 
 
 # Omniglot
 
 
 def test_omniglot_splits_by_hand(tree: Path) -> None:
-    for partition, expected in {
-        "vinyals": {
-            "train": [
-                "Alpha/character01",
-                "Alpha/character02",
-                "Alpha/character03",
-                "Gamma/character01",
-            ],
-            "valid": ["Beta/character01", "Beta/character02"],
-            "test": ["Gamma/character02"],
-        },
-        "background": {
-            "train": ["Alpha/character01", "Alpha/character02", "Alpha/character03"],
-            "valid": ["Beta/character01", "Beta/character02"],
-            "test": ["Gamma/character01", "Gamma/character02"],
-        },
-    }.items():
-        for split, names in expected.items():
-            found = load_images("omniglot", split, partition=partition, root=tree)
-            assert (found.name, found.split, list(found.classes)) == ("omniglot", split, names)
-            assert (
-                found.images.shape == (len(names), 20, 1, 28, 28) and found.images.dtype == np.uint8
-            )
+    alpha = ["Alpha/character01", "Alpha/character02", "Alpha/character03"]
+    beta = ["Beta/character01", "Beta/character02"]
+    for partition, split, names in (
+        ("vinyals", "train", [*alpha, "Gamma/character01"]),
+        ("vinyals", "valid", beta),
+        ("vinyals", "test", ["Gamma/character02"]),
+        ("background", "train", alpha),
+        ("background", "valid", beta),
+        ("background", "test", ["Gamma/character01", "Gamma/character02"]),
+    ):
+        loaded = load_images("omniglot", split, partition=partition, root=tree)
+        assert (loaded.name, loaded.split, list(loaded.classes)) == ("omniglot", split, names)
+        assert loaded.images.shape == (len(names), 20, 1, 28, 28)
+        assert loaded.images.dtype == np.uint8
 
 
 def test_omniglot_pixels_against_lanczos_in_numpy(tree: Path) -> None:
-    """So they are antialiased, too: Pillow resizes mode "1", which the files are, by nearest neighbour."""
-    found = load_images("omniglot", "train", root=tree)
+    """Antialiased: Pillow resizes mode "1", which the files have, by nearest neighbour."""
+    train = load_images("omniglot", "train", root=tree)
     for row, number in ((0, 0), (2, 2), (3, 5)):  # the split's fourth class is the roster's sixth
         for drawer in (0, 7, 19):
             ink = 255.0 * ~np.asarray(drawing(number, drawer))
-            assert np.abs(found.images[row, drawer, 0] - (255 - lanczos(255 - ink, 28))).max() <= 1
+            expected = 255 - lanczos(255 - ink, 28)
+            assert np.abs(train.images[row, drawer, 0] - expected).max() <= 1
 
 
 def test_rotations_against_rot90(tree: Path) -> None:
@@ -177,13 +171,10 @@ def test_the_cache_is_read_and_does_not_need_the_tree(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_images("omniglot", "train", root=tree)
-    monkeypatch.setattr(omniglot, "pixels", None)  # decoding again would fail
+    monkeypatch.setattr(omniglot, "read_pixels", None)  # decoding again would fail
     again = load_images("omniglot", "train", root=tree)
-    assert (
-        (again.images == first.images).all()
-        and again.digest == first.digest
-        and again.classes == first.classes
-    )
+    assert (again.images == first.images).all()
+    assert again.digest == first.digest and again.classes == first.classes
     assert not again.images.flags.writeable
 
 
@@ -225,11 +216,8 @@ def test_a_damaged_cache_is_rebuilt(
     whole = npy.read_bytes(), npy.with_suffix(".json").read_bytes()
     DAMAGE[damage](npy)
     again = load_images("omniglot", "valid", root=tree)
-    assert (
-        (again.images == first.images).all()
-        and again.classes == first.classes
-        and again.digest == first.digest
-    )
+    assert (again.images == first.images).all()
+    assert again.digest == first.digest and again.classes == first.classes
     assert (npy.read_bytes(), npy.with_suffix(".json").read_bytes()) == whole
     shown("The cache of images is damaged", "".join(capsys.readouterr()))
     assert not list(npy.parent.glob("*.[0-9]*"))
@@ -286,23 +274,25 @@ def test_wrong_counts_and_bad_images(tree: Path) -> None:
 
 
 def test_of_two_at_once_one_builds(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, found, decode = [], [], omniglot.pixels
+    decoded = []
+    loaded = []
+    decode = omniglot.read_pixels
 
     def slowly(path: Path, *args, **kwargs) -> np.ndarray:
         decoded.append(path)
         time.sleep(0.005)
         return decode(path, *args, **kwargs)
 
-    monkeypatch.setattr(omniglot, "pixels", slowly)
+    monkeypatch.setattr(omniglot, "read_pixels", slowly)
     threads = [
-        threading.Thread(target=lambda: found.append(load_images("omniglot", "valid", root=tree)))
+        threading.Thread(target=lambda: loaded.append(load_images("omniglot", "valid", root=tree)))
         for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(decoded) == 40 and len(found) == 3 and len({sha(each) for each in found}) == 1
+    assert len(decoded) == 40 and len(loaded) == 3 and len({sha(each) for each in loaded}) == 1
 
 
 # Downloading
@@ -333,11 +323,8 @@ def test_download_by_torchvision(
     assert load_images("omniglot", "test", root=tmp_path).images.shape == (1, 20, 1, 28, 28)
     assert calls == [(str(tmp_path), True, True), (str(tmp_path), False, True)]
     summary = fetch_images("omniglot", root=tmp_path)  # what is there is not fetched again
-    assert (
-        "train 4 x 20" in summary
-        and "background 5 + evaluation 2 characters" in summary
-        and len(calls) == 2
-    )
+    assert "train 4 x 20" in summary and "background 5 + evaluation 2 characters" in summary
+    assert len(calls) == 2
 
 
 def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,10 +336,8 @@ def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(DataError) as error:
             act()
         text = one_line(error)
-        assert (
-            "no network" in text
-            and "put images_background.zip of github.com/brendenlake/omniglot" in text
-        )
+        assert "no network" in text
+        assert "put images_background.zip of github.com/brendenlake/omniglot" in text
         assert str(tmp_path / "omniglot-py") in text
         shown("A download fails", f"Error: {text}")
     # checking downloads nothing
@@ -363,7 +348,10 @@ def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.Monk
 def test_zip_files_put_there_by_hand_are_extracted(
     tmp_path: Path, drawings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after the remedy for a damaged tree, to delete it: torchvision itself extracts no zip file that is there."""
+    """So the remedy for a damaged tree, to delete it, works offline.
+
+    torchvision itself extracts no zip file that it finds.
+    """
     monkeypatch.setattr(omniglot, "roster", lambda: ROSTER)
     md5 = {}
     for half in ("images_background", "images_evaluation"):
@@ -414,9 +402,8 @@ def test_another_csv_file_rebuilds_the_cache(mini: Path) -> None:
     # two images of a class change places
     table.write_text("\n".join([header, rows[1], rows[0], *rows[2:]]) + "\n")
     after = load_images("mini-imagenet", "test", root=mini)
-    assert (after.images[1] == before.images[1, ::-1]).all() and (
-        after.images[0] == before.images[0]
-    ).all()
+    assert (after.images[1] == before.images[1, ::-1]).all()
+    assert (after.images[0] == before.images[0]).all()
     assert after.digest != before.digest
 
 
@@ -429,13 +416,10 @@ def test_mini_imagenet_absent(tmp_path: Path) -> None:
         with pytest.raises(DataError) as error:
             act("mini-imagenet", "train", root=tmp_path)
         text = one_line(error)
-        assert (
-            f"no {tmp_path / 'mini-imagenet' / 'train.csv'}" in text and "never downloaded" in text
-        )
+        folder = tmp_path / "mini-imagenet"
+        assert f"no {folder / 'train.csv'}" in text and "never downloaded" in text
         shown("A data set is not there", f"Error: {text}")
-        assert (
-            "columns filename,label" in text and str(tmp_path / "mini-imagenet" / "images") in text
-        )
+        assert "columns filename,label" in text and str(folder / "images") in text
 
 
 def test_mini_imagenet_errors(mini: Path) -> None:
@@ -474,17 +458,15 @@ def faces() -> glyphs.Faces:
 
 
 def by_pillow(face: str, code: int) -> np.ndarray:
-    """The character by Pillow's FreeType, large, then shrunk so that its longer side is 20 of 28 pixels."""
-    font = ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"),
-        160,
-        layout_engine=ImageFont.Layout.BASIC,
-    )
+    """The character by Pillow's FreeType, shrunk so that its longer side is 20 of 28 pixels."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
+    font = ImageFont.truetype(str(path), 160, layout_engine=ImageFont.Layout.BASIC)
     page = Image.new("L", (600, 600))
     ImageDraw.Draw(page).text((200, 200), chr(code), fill=255, font=font)
     left, upper, right, lower = page.getbbox()
     half = max(right - left, lower - upper) * 28 / 20 / 2
-    x, y = (left + right) / 2, (upper + lower) / 2
+    x = (left + right) / 2
+    y = (upper + lower) / 2
     box = (x - half, y - half, x + half, y + half)
     return np.asarray(page.resize((28, 28), Image.Resampling.BOX, box=box), dtype=np.float64)
 
@@ -494,41 +476,36 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_glyph_splits(glyph_root: Path) -> None:
-    found = {split: load_images("glyphs", split, root=glyph_root) for split in image_sets.SPLITS}
-    counts = {split: len(each.classes) for split, each in found.items()}
-    assert (
-        280 <= sum(counts.values()) <= 340
-        and counts["train"] > counts["test"] > counts["valid"] >= 20
-    )
-    names = [name for each in found.values() for name in each.classes]
+    sets = {split: load_images("glyphs", split, root=glyph_root) for split in image_sets.SPLITS}
+    counts = {split: len(images.classes) for split, images in sets.items()}
+    assert 280 <= sum(counts.values()) <= 340
+    assert counts["train"] > counts["test"] > counts["valid"] >= 20
+    names = [name for images in sets.values() for name in images.classes]
     assert len(set(names)) == len(names)
     spans = {name: (first, last) for name, first, last, _, _ in glyphs.BLOCKS}
-    codes = {
-        split: [
-            int(name[2:6], 16) if name[6] == " " else int(name[2:7], 16) for name in each.classes
-        ]
-        for split, each in found.items()
-    }
-    for code in codes["test"]:
-        # a script that no training class is of
+    for name in sets["test"].classes:
+        code = int(name.split(" ")[0].removeprefix("U+"), 16)
+        # a script that has no training class
         assert spans["Georgian"][0] <= code <= spans["Georgian"][1]
-    for each in found.values():
-        assert each.images.shape == (len(each.classes), 20, 1, 28, 28)
-        ink = each.images.reshape(-1, 784)
+    for images in sets.values():
+        assert images.images.shape == (len(images.classes), 20, 1, 28, 28)
+        ink = images.images.reshape(-1, 784)
         # bright ink on 0
         assert (ink.max(axis=1) > 150).all() and ((ink == 0).mean(axis=1) > 0.4).all()
         assert len({image.tobytes() for image in ink}) == len(ink)  # no image twice
 
 
 def test_glyphs_depend_on_the_seed_only(glyph_root: Path, tmp_path: Path) -> None:
-    # Another process: other hash seeds, so another order of any set.
-    script = "import sys; from metanb import images; print(images.load('glyphs', 'valid', root=sys.argv[1]).digest)"
-    run = subprocess.run(
-        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
+    # Another process has other hash seeds, so another order of any set.
+    script = (
+        "import sys; from metanb.data.image_sets import load_images; "
+        "print(load_images('glyphs', 'valid', root=sys.argv[1]).digest)"
     )
-    here, other = (load_images("glyphs", "valid", root=glyph_root, seed=seed) for seed in (0, 1))
-    assert run.stdout.strip() == here.digest
-    assert other.classes == here.classes and other.digest != here.digest
+    command = [sys.executable, "-c", script, tmp_path]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    first, second = (load_images("glyphs", "valid", root=glyph_root, seed=seed) for seed in (0, 1))
+    assert printed.strip() == first.digest
+    assert second.classes == first.classes and second.digest != first.digest
 
 
 def test_another_design_is_rendered_anew(
@@ -547,47 +524,50 @@ def test_another_design_is_rendered_anew(
 def test_every_face_comes_once_before_any_comes_again(
     faces: glyphs.Faces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, draw = [], faces.draw
-    monkeypatch.setattr(
-        faces,
-        "draw",
-        lambda face, *args, **kwargs: drawn.append(face) or draw(face, *args, **kwargs),
-    )
+    drawn = []
+    draw = faces.draw
+
+    def draw_and_note(face: str, *args, **kwargs) -> np.ndarray:
+        drawn.append(face)
+        return draw(face, *args, **kwargs)
+
+    monkeypatch.setattr(faces, "draw", draw_and_note)
     # Georgian is in some faces only
-    for code, count in ((ord("A"), 16), (0x10D0, len(faces.having(0x10D0)))):
+    for code, count in ((ord("A"), 16), (0x10D0, len(faces.faces_with(0x10D0)))):
         drawn.clear()
         pictures = glyphs.glyph_images(faces, code, 0)
         assert len(drawn) == len({picture.tobytes() for picture in pictures}) == 20
-        assert (
-            set(drawn[:count]) == set(faces.having(code)) and drawn[count:] == drawn[: 20 - count]
-        )
+        assert set(drawn[:count]) == set(faces.faces_with(code))
+        assert drawn[count:] == drawn[: 20 - count]
 
 
 def test_every_face_drawn_has_the_character(faces: glyphs.Faces) -> None:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     cmaps = {face: TTFont(folder / f"{face}.ttf", lazy=True).getBestCmap() for face in glyphs.FACES}
     for code in glyphs.choose_characters(False):
-        having = faces.having(code)
+        having = faces.faces_with(code)
         assert len(having) >= 2
         for face in having:
             assert cmaps[face].get(code, ".notdef") != ".notdef"
     # Georgian; Chinese; a blank
-    assert faces.having(0x10A0) and not faces.having(0x4E00) and not faces.having(0x0020)
+    assert (
+        faces.faces_with(0x10A0) and not faces.faces_with(0x4E00) and not faces.faces_with(0x0020)
+    )
 
 
 def test_glyphs_look_as_pillow_draws_them(faces: glyphs.Faces) -> None:
     """Upright, not mirrored, holes kept."""
     for face in ("DejaVuSans", "DejaVuSerif-BoldItalic", "STIXGeneral"):
         likeness = [
-            cosine(faces.plain(face, code).astype(float), by_pillow(face, code))
+            cosine(faces.draw_plain(face, code).astype(float), by_pillow(face, code))
             for code in glyphs.choose_characters(False)
-            if face in faces.having(code)
+            if face in faces.faces_with(code)
         ]
         assert len(likeness) > 50 and min(likeness) > 0.95
 
 
 def test_no_two_glyph_classes_look_alike() -> None:
-    """By Pillow's rendering: no pair of classes, of one split or of two, is nearly the same picture."""
+    """By Pillow's rendering, for classes of one split and of two."""
     codes = list(glyphs.choose_characters(False))
     stamps = np.stack([by_pillow("DejaVuSans", code).ravel() for code in codes])
     stamps /= np.linalg.norm(stamps, axis=1, keepdims=True)
@@ -605,11 +585,8 @@ def test_look_alikes_are_one_class_across_scripts(monkeypatch: pytest.MonkeyPatc
     classes = glyphs.choose_characters.__wrapped__(True)
     for family in ("AΑА", "BΒВ", "EΕЕ", "HΗН", "KΚК", "MΜМ", "OΟОοо", "PΡР", "TΤТ", "XΧХх", "CСс"):
         assert len({char for char in family if ord(char) in classes}) == 1, family
-    assert (
-        classes[ord("A")] == "train"
-        and classes[ord("Σ")] == "valid"
-        and classes[ord("Ж")] == "test"
-    )
+    splits = [classes[ord(character)] for character in "AΣЖ"]
+    assert splits == ["train", "valid", "test"]
     # the default set is a part of the full one, with the same splits
     assert glyphs.choose_characters.__wrapped__(False).items() <= classes.items()
 
@@ -685,7 +662,7 @@ def test_an_image_set_checks_itself() -> None:
 
 
 def test_the_shipped_split() -> None:
-    """Digests of the sorted names, taken from the split file as it is passed around, one line a character."""
+    """Digests of the sorted names, one per line, from the split file as it is passed around."""
     published = {
         "train": (1028, "c350ea5778649d32"),
         "valid": (172, "d3f56052fbd17195"),
@@ -693,19 +670,13 @@ def test_the_shipped_split() -> None:
     }
     for split, (count, digest) in published.items():
         names = sorted(name for _, name in omniglot.members("vinyals", split))
-        assert (
-            len(names) == count
-            and hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] == digest
-        )
+        assert len(names) == count
+        assert hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] == digest
     parts = {
         split: {name for _, name in omniglot.members("background", split)}
         for split in image_sets.SPLITS
     }
-    assert {split: len(names) for split, names in parts.items()} == {
-        "train": 792,
-        "valid": 172,
-        "test": 659,
-    }
+    assert [len(parts[split]) for split in ("train", "valid", "test")] == [792, 172, 659]
     assert len(set.union(*parts.values())) == 1623
     background = {name for half, _, name in omniglot.roster() if half == "background"}
     assert len(background) == 964 and parts["train"] | parts["valid"] == background
@@ -713,21 +684,19 @@ def test_the_shipped_split() -> None:
 
 @needs_omniglot
 def test_the_real_omniglot() -> None:
-    for partition, split, count in (
-        ("vinyals", "train", 1028),
-        ("vinyals", "valid", 172),
-        ("vinyals", "test", 423),
-    ):
-        found = load_images("omniglot", split, partition=partition)
-        assert found.images.shape == (count, 20, 1, 28, 28)
+    for split, count in (("train", 1028), ("valid", 172), ("test", 423)):
+        loaded = load_images("omniglot", split)
+        assert loaded.images.shape == (count, 20, 1, 28, 28)
         for row in range(0, count, 100):
-            half = "evaluation" if (REAL / found.classes[row]).is_dir() else "background"
-            paths = sorted((REAL.parent / f"images_{half}" / found.classes[row]).glob("*.png"))
+            name = loaded.classes[row]
+            half = "evaluation" if (REAL / name).is_dir() else "background"
+            paths = sorted((REAL.parent / f"images_{half}" / name).glob("*.png"))
             for drawer in (0, 11):
                 with Image.open(paths[drawer]) as image:
                     assert image.mode == "1"
                     paper = 255.0 * np.asarray(image)
-                assert np.abs(found.images[row, drawer, 0] - (255 - lanczos(paper, 28))).max() <= 1
+                expected = 255 - lanczos(paper, 28)
+                assert np.abs(loaded.images[row, drawer, 0] - expected).max() <= 1
 
 
 @needs_omniglot
@@ -738,20 +707,16 @@ def test_the_real_omniglot_loads_in_under_a_second() -> None:
     assert time.perf_counter() - start < 1
 
 
-def test_keep_is_nested_seeded_and_says_what_it_holds():
-    everything = image_sets.load_images("glyphs", "train")
-    few, more, other = (
+def test_kept_classes_are_nested_and_seeded():
+    everything = load_images("glyphs", "train")
+    few, more, second = (
         image_sets.keep_classes(everything, n, seed) for n, seed in ((6, 1), (9, 1), (6, 2))
     )
-    assert set(few.classes) < set(more.classes) and set(few.classes) != set(other.classes)
+    assert set(few.classes) < set(more.classes) and set(few.classes) != set(second.classes)
     for name, drawings in zip(few.classes, few.images, strict=True):
         assert (drawings == everything.images[everything.classes.index(name)]).all()
-    assert len({few.digest, more.digest, other.digest, everything.digest}) == 4
-    assert (
-        image_sets.keep_classes(everything, 6, 1).digest == few.digest
-        and not few.images.flags.writeable
-    )
-    with pytest.raises(
-        image_sets.DataError, match=f"has {len(everything.classes)} classes, not 100000"
-    ):
+    assert len({few.digest, more.digest, second.digest, everything.digest}) == 4
+    assert image_sets.keep_classes(everything, 6, 1).digest == few.digest
+    assert not few.images.flags.writeable
+    with pytest.raises(DataError, match=f"has {len(everything.classes)} classes, not 100000"):
         image_sets.keep_classes(everything, 100_000, 0)

@@ -1,5 +1,9 @@
-"""Settings: refusals by name, identity on disk, and the scales against the paper's settings written out by hand."""
+"""Settings: refusals by name, identity on disk, and the scales against the paper's settings.
 
+Evidence: the paper's settings and recorded ids, written out by hand.
+"""
+
+import itertools
 from dataclasses import fields, replace
 
 import pytest
@@ -57,7 +61,11 @@ def test_what_cannot_be_is_refused_in_one_line(values, words):
 
 
 def test_every_setting_is_checked():
-    assert {field.name for field in fields(Settings)} == CHOICES.keys() | RANGES.keys()
+    names = [setting.name for setting in fields(Settings)]
+    assert sorted(names) == sorted([*CHOICES, *RANGES])
+    for name in names:
+        with pytest.raises(SettingsError, match=f"^{name}='nonsense' is not "):
+            from_dict({name: "nonsense"})
 
 
 def test_every_algorithm_and_data_set_has_what_the_book_needs_of_it():
@@ -69,10 +77,8 @@ def test_every_algorithm_and_data_set_has_what_the_book_needs_of_it():
 def test_id_is_stable_and_tells_settings_apart():
     # a recorded name: a change of defaults or of the hash would orphan every committed record
     assert Settings().id == "glyphs-5w1s-maml-s0-44136fa3"
-    assert (
-        preset("quick", "omniglot", algorithm="fomaml", seed=1).id
-        == "omniglot-5w1s-fomaml-s1-79c37b62"
-    )
+    recorded = preset("quick", "omniglot", algorithm="fomaml", seed=1)
+    assert recorded.id == "omniglot-5w1s-fomaml-s1-79c37b62"
     few = preset(
         "quick", "omniglot", algorithm="fomaml", regulariser="adapted", gamma=1.0, train_classes=10
     )
@@ -107,27 +113,35 @@ def test_paper_scale_is_the_papers():
 
 
 def test_quick_differs_from_paper_in_size_and_length_only():
+    size = {"filters", "meta_batch", "iterations", "epoch_iterations", "final_tasks"}
     for ways, shots, fewer in ((5, 1, set()), (20, 5, {"test_tasks"})):
-        quick, paper = (
-            preset("quick", "omniglot", ways, shots),
-            preset("paper", "omniglot", ways, shots),
+        quick = preset("quick", "omniglot", ways, shots).to_dict()
+        paper = preset("paper", "omniglot", ways, shots).to_dict()
+        assert {name for name in quick if quick[name] != paper[name]} == size | fewer
+
+
+@pytest.mark.parametrize("dataset", CHOICES["dataset"])
+def test_scales_follow_the_paper_for_every_task(dataset):
+    """Queries, inner loop and quick's share of the paper's tasks, by ways and shots."""
+    for ways, shots in itertools.product((2, 5, 19, 20, 50), (1, 2, 5)):
+        paper, quick, smoke = (
+            preset(scale, dataset, ways, shots) for scale in ("paper", "quick", "smoke")
         )
-        different = {
-            f.name for f in fields(Settings) if getattr(quick, f.name) != getattr(paper, f.name)
-        }
-        assert (
-            different
-            == {"filters", "meta_batch", "iterations", "epoch_iterations", "final_tasks"} | fewer
-        )
+        mini = dataset == "mini-imagenet"
+        assert paper.queries == (15 if mini else shots)
+        assert quick.meta_batch == max(2, paper.meta_batch // 4)
+        lr, steps, test_steps = (0.01, 5, 10) if mini else (0.1, 5, 5) if ways > 19 else (0.4, 1, 1)
+        for settings in (paper, quick, smoke):
+            assert (settings.inner_lr, settings.inner_steps) == (lr, steps)
+            assert settings.test_steps == test_steps
+            assert settings.rotations == (dataset == "omniglot")
 
 
 def test_scale_of_knows_presets_and_custom():
     for scale in ("smoke", "quick", "paper"):
         assert scale_of(preset(scale, "omniglot", 20, 1, algorithm="fomaml", seed=3)) == scale
-    assert (
-        scale_of(preset("quick", "omniglot", train_classes=10, gamma=1.0, regulariser="adapted"))
-        == "quick"
-    )
+    few = preset("quick", "omniglot", train_classes=10, gamma=1.0, regulariser="adapted")
+    assert scale_of(few) == "quick"
     assert scale_of(preset("quick", "omniglot", filters=64)) == "custom"
     with pytest.raises(SettingsError, match="'fast'.*'quick'"):
         preset("fast")

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from metanb.__main__ import main
-from metanb.data.tasks import scaled
+from metanb.data.tasks import scale_pixels
 from metanb.maml.engine import Engine
 from metanb.runs import checkpoint, cohorts, experiment, records, training
 from metanb.runs import store as run_store
@@ -43,7 +43,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def double(monkeypatch):
-    monkeypatch.setattr(cohorts, "scaled", lambda pixels: scaled(pixels).double())
+    monkeypatch.setattr(cohorts, "scale_pixels", lambda pixels: scale_pixels(pixels).double())
 
 
 def seeds(n, **options):

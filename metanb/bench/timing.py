@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metanb.bench import peers
 from metanb.data import image_sets
 from metanb.data.tasks import Tasks, sample_tasks
+from metanb.labels import DATASETS
 from metanb.landscape import hessian, task_stats
 from metanb.landscape.measures import measure
 from metanb.maml.cuda_graph import Replayed
@@ -217,7 +218,7 @@ def unit_tasks(settings: Settings, n_tasks: int, device: torch.device) -> Tasks:
         pool = image_sets.ImageSet(
             "random",
             "train",
-            rng.integers(0, 256, (10, 20, 3, 84, 84), np.uint8),
+            rng.integers(0, 256, (10, 20, *DATASETS["mini-imagenet"].shape), np.uint8),
             tuple("0123456789"),
             "",
         )

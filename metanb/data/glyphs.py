@@ -1,15 +1,15 @@
-"""Glyphs: an image set drawn from the fonts that matplotlib ships, for runs that need no download.
+"""Glyphs: an image set drawn from the fonts that matplotlib ships, for runs without a download.
 
-A class is a character, an image is that character in one of 16 faces (DejaVu Sans, Sans Mono and
-Serif, STIX General; four styles each), a little turned, sheared, scaled, shifted and thickened. A
+A class is a character. An image is that character in one of 16 faces (DejaVu Sans, Sans Mono and
+Serif, STIX General; four styles each), slightly turned, sheared, scaled, shifted and thickened. A
 class has 20 images, as in Omniglot: each face that has the character once, in random order, then
-from the first again, jittered anew. Splits go by Unicode block, so meta-test classes come from
-scripts never trained on. Classes are never rotated by quarter turns: in print, that makes one
-letter of another (n, u).
+from the first again with new jitter. Splits go by Unicode block, so meta-test classes come from
+scripts that are not in meta-training. Classes are never rotated by quarter turns: in print, that
+turns one letter into another (n, u).
 
 Only the outlines are taken from the font files, unhinted and in font units, so FreeType's version
 does not matter; matplotlib's Agg fills them. Sizes are normalised (a character's longer side is 20
-pixels), so o and O look the same; such look-alikes, and those of two scripts (Latin A, Greek Alpha,
+pixels), so o and O look the same. Such look-alikes, and those of two scripts (Latin A, Greek Alpha,
 Cyrillic A), are one class, the first in `BLOCKS`.
 """
 
@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from metanb.data.cache import DataError, Source
+from metanb.labels import DATASETS
 
-# Name, first and last code point, split, part of the default set. The order decides which of two
-# look-alikes stays, so the default set comes first: it is a subset of the full one.
+# Name, first and last code point, split, whether the block is in the default set. The first of two
+# look-alikes stays, so the default set comes first: it is a subset of the full set.
 BLOCKS: tuple[tuple[str, int, int, str, bool], ...] = (
     ("Basic Latin", 0x0000, 0x007F, "train", True),
     ("Greek and Coptic", 0x0370, 0x03FF, "train", True),
@@ -63,7 +64,8 @@ BLOCKS: tuple[tuple[str, int, int, str, bool], ...] = (
     ("Arabic Presentation Forms-A", 0xFB50, 0xFDFF, "test", False),
     ("Arabic Presentation Forms-B", 0xFE70, 0xFEFF, "test", False),
 )
-SYMBOL_BLOCKS = (  # elsewhere only letters and numbers are classes
+# In these blocks symbols are classes, too; elsewhere letters and numbers alone.
+SYMBOL_BLOCKS = (
     "Arrows",
     "Mathematical Operators",
     "Miscellaneous Technical",
@@ -76,17 +78,15 @@ FACES: tuple[str, ...] = (
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
-    # matplotlib's other fonts have encodings of their own (cm*, STIXNonUni, STIXSiz*) or no letters
-    # (LastResort)
-)
-# raise it whenever the classes or their images change: caches of another number are rendered anew
-DESIGN = 2
-SIDE = 28  # pixels
+)  # the other fonts have their own encodings (cm*, STIXNonUni, STIXSiz*) or no letters (LastResort)
+DESIGN = 2  # raise it whenever classes or images change: caches of another number are rendered anew
+SIDE = DATASETS["glyphs"].side  # pixels
 INK_SIDE = 20  # longer side of an unjittered character, pixels
 PER_CLASS = 20
-LOOK_ALIKE = 0.95  # cosine between two characters' pixels from which they count as one
-# matplotlib's path codes: a parabola's control point or end; a closing, its vertex void
-CURVE3, CLOSEPOLY = 3, 79
+LOOK_ALIKE = 0.95  # two characters whose pixels have a cosine above this count as one
+# matplotlib's path codes.
+CURVE3 = 3  # control point or end of a parabola
+CLOSEPOLY = 79  # end of a closed outline; its vertex has no meaning
 
 
 class Faces:
@@ -108,128 +108,157 @@ class Faces:
             raise DataError(
                 f"glyphs: matplotlib lacks a font ({error}); install it again from a wheel"
             ) from error
-        self._cmaps = {  # glyph 0 is the box that stands for a missing character
+        # Glyph 0 is the box that stands for a missing character.
+        self._characters = {
             face: {code for code, glyph in font.get_charmap().items() if glyph}
             for face, font in self.fonts.items()
         }
         self._outlines: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         self._canvas = RendererAgg(SIDE, SIDE, 72)  # at 72 dpi, a point is a pixel
 
-    def having(self, code: int) -> list[str]:
-        """The faces that have this code point: in the character map, and with an outline to draw."""
-        return [
-            face for face in FACES if code in self._cmaps[face] and len(self.outline(face, code)[0])
-        ]
+    def faces_with(self, code: int) -> list[str]:
+        """List the faces that have this code point in their character map, and an outline of it."""
+        mapped = [face for face in FACES if code in self._characters[face]]
+        return [face for face in mapped if len(self.outline(face, code)[0])]
 
     def outline(self, face: str, code: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vertices [V, 2], centred on 0 with the longer side 1, and path codes [V]; V is 0 for a blank."""
+        """Vertices [V, 2], centred on 0 with the longer side 1, and path codes [V].
+
+        V is 0 for a blank.
+        """
         from matplotlib.ft2font import LoadFlags
 
         if (face, code) not in self._outlines:
             self.fonts[face].load_char(code, flags=LoadFlags.NO_SCALE)
             vertices, codes = self.fonts[face].get_path()
-            drawn = _extremes(vertices, codes)
-            if len(drawn) and (side := np.ptp(drawn, axis=0).max()) > 0:
-                self._outlines[face, code] = (
-                    (vertices - (drawn.min(0) + drawn.max(0)) / 2) / side,
-                    codes,
-                )
+            extremes = _extreme_points(vertices, codes)
+            side = np.ptp(extremes, axis=0).max() if len(extremes) else 0
+            if side > 0:
+                centre = (extremes.min(0) + extremes.max(0)) / 2
+                self._outlines[face, code] = (vertices - centre) / side, codes
             else:
                 self._outlines[face, code] = vertices[:0], codes[:0]
         return self._outlines[face, code]
 
     def draw(self, face: str, code: int, matrix: np.ndarray, pen: float = 0.0) -> np.ndarray:
-        """One image, uint8 [28, 28], ink 255 on 0: the outline through a 2x3 affine matrix, edged by `pen` pixels."""
+        """Draw one image, uint8 [28, 28], ink 255 on 0.
+
+        Args:
+            face: of `FACES`.
+            code: the code point.
+            matrix: [2, 3], affine; maps the outline to pixels from the image's centre.
+            pen: width of a line along the edge, pixels.
+        """
         from matplotlib.path import Path as Outline
         from matplotlib.transforms import Affine2D
 
         vertices, codes = self.outline(face, code)
+        white = (1.0, 1.0, 1.0, 1.0)
         self._canvas.clear()
-        gc = self._canvas.new_gc()
-        gc.set_linewidth(pen)
-        gc.set_foreground((1.0, 1.0, 1.0, 1.0), isRGBA=True)
-        gc.set_snap(False)  # else upright strokes, and only they, would jump to whole pixels
+        context = self._canvas.new_gc()
+        context.set_linewidth(pen)
+        context.set_foreground(white, isRGBA=True)
+        # Snapping would move upright strokes, and no others, to whole pixels.
+        context.set_snap(False)
         placed = vertices @ matrix[:, :2].T + matrix[:, 2] + SIDE / 2
-        self._canvas.draw_path(gc, Outline(placed, codes), Affine2D(), (1.0, 1.0, 1.0, 1.0))
+        self._canvas.draw_path(context, Outline(placed, codes), Affine2D(), white)
         return np.array(np.asarray(self._canvas.buffer_rgba())[..., 3])
 
-    def plain(self, face: str, code: int) -> np.ndarray:
-        """The character without jitter: what look-alikes are told by."""
+    def draw_plain(self, face: str, code: int) -> np.ndarray:
+        """Draw the character without jitter, for comparison with others: uint8 [28, 28]."""
         return self.draw(face, code, np.array([[INK_SIDE, 0.0, 0.0], [0.0, INK_SIDE, 0.0]]))
 
 
-def _extremes(vertices: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Points, [points, 2], that span the outline's box: parabolas' tips, since control points may lie outside it."""
+def _extreme_points(vertices: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Points [points, 2] that span the outline's bounding box.
+
+    Parabolas count with their extreme points, since control points may lie outside the box.
+    """
     control = np.flatnonzero(codes == CURVE3)[::2]
-    start, middle, end = vertices[control - 1], vertices[control], vertices[control + 1]
+    start = vertices[control - 1]
+    middle = vertices[control]
+    end = vertices[control + 1]
+    # The derivative of the parabola is 0 at t, by coordinate.
     bend = start - 2 * middle + end
     t = np.clip(np.divide(start - middle, bend, out=np.zeros_like(bend), where=bend != 0), 0, 1)
     tips = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
-    return np.concatenate([vertices[(codes != CURVE3) & (codes != CLOSEPOLY)], end, tips])
+    corners = vertices[(codes != CURVE3) & (codes != CLOSEPOLY)]
+    return np.concatenate([corners, end, tips])
 
 
 @functools.cache
 def choose_characters(everything: bool) -> dict[int, str]:
-    """The classes: code point -> split. No two look alike, in any face that has both, be they of one split or of two.
+    """Choose the classes: code point -> split.
 
-    With `everything`, they come from all of `BLOCKS` (2,566 classes with matplotlib 3.11), else its
-    default part (312).
+    No two classes look alike in any face that has both, whether of one split or of two.
+
+    Args:
+        everything: choose from all of `BLOCKS` (2,566 classes with matplotlib 3.11), else from its
+            default blocks (312).
     """
     faces = Faces()
+    # Candidates: the characters that at least two faces have. DejaVu Sans is one of them, so that
+    # any two candidates can be compared. Each face's rows are numbers of candidates.
     split_of: dict[int, str] = {}
-    members: dict[str, list[int]] = {face: [] for face in FACES}
-    for name, first, last, split, default in BLOCKS:
-        # Unicode's general categories: letters, numbers, symbols
-        wanted = "LNS" if name in SYMBOL_BLOCKS else "LN"
-        for code in range(first, last + 1) if everything or default else ():
-            having = faces.having(code) if unicodedata.category(chr(code))[0] in wanted else []
-            # Two faces at least; DejaVu Sans among them, so that any two characters can be
-            # compared.
+    rows_of: dict[str, list[int]] = {face: [] for face in FACES}
+    for block, first, last, split, default in BLOCKS:
+        if not (everything or default):
+            continue
+        # Unicode's general categories: letters, numbers, symbols.
+        categories = "LNS" if block in SYMBOL_BLOCKS else "LN"
+        for code in range(first, last + 1):
+            if unicodedata.category(chr(code))[0] not in categories:
+                continue
+            having = faces.faces_with(code)
             if "DejaVuSans" in having and len(having) > 1:
                 for face in having:
-                    members[face].append(len(split_of))
+                    rows_of[face].append(len(split_of))
                 split_of[code] = split
     codes = list(split_of)
+    # Compare all pairs of candidates in each face.
     alike = np.zeros((len(codes), len(codes)), dtype=bool)
-    for face, rows in members.items():
-        pixels = (
-            np.stack([faces.plain(face, codes[i]) for i in rows])
-            .reshape(len(rows), -1)
-            .astype(np.float64)
-        )
-        # Sums of whole numbers below 2^53 are exact in float64: the same classes on every machine,
-        # whatever its BLAS.
+    for face, rows in rows_of.items():
+        images = np.stack([faces.draw_plain(face, codes[row]) for row in rows])
+        pixels = images.reshape(len(rows), -1).astype(np.float64)
+        # Sums of whole numbers below 2^53 are exact in float64, so every machine chooses the same
+        # classes, whatever its BLAS.
         gram = pixels @ pixels.T
         norms = np.sqrt(np.diag(gram))
         alike[np.ix_(rows, rows)] |= gram > np.outer(LOOK_ALIKE * norms, norms)
+    # Keep the first of each group of look-alikes.
     kept: list[int] = []
-    for i in range(len(codes)):
-        if not alike[i, kept].any():
-            kept.append(i)
-    return {codes[i]: split_of[codes[i]] for i in kept}
+    for row in range(len(codes)):
+        if not alike[row, kept].any():
+            kept.append(row)
+    return {codes[row]: split_of[codes[row]] for row in kept}
 
 
 def glyph_images(faces: Faces, code: int, seed: int) -> np.ndarray:
-    """The images of one class, uint8 [20, 1, 28, 28]; they depend on code point and seed, not on other classes."""
+    """Draw the images of one class, uint8 [20, 1, 28, 28].
+
+    They depend on code point and seed, not on other classes.
+    """
     rng = np.random.default_rng([seed, code])
-    having = faces.having(code)
-    order = np.argsort(rng.random(len(having)))  # every face before any comes again
-    out = np.empty((PER_CLASS, 1, SIDE, SIDE), dtype=np.uint8)
-    for i, draw in enumerate(rng.random((PER_CLASS, 7)) * 2 - 1):  # seven numbers in [-1, 1)
-        turn, shear = np.deg2rad(8.0) * draw[0], 0.12 * draw[1]
+    having = faces.faces_with(code)
+    # Every face comes once before any comes again.
+    order = np.argsort(rng.random(len(having)))
+    images = np.empty((PER_CLASS, *DATASETS["glyphs"].shape), dtype=np.uint8)
+    # Seven numbers in [-1, 1) per image: turn, shear, two scales, two shifts, thickness.
+    for i, jitter in enumerate(rng.random((PER_CLASS, 7)) * 2 - 1):
+        turn = np.deg2rad(8.0) * jitter[0]
+        shear = np.array([[1.0, 0.12 * jitter[1]], [0.0, 1.0]])
+        scales = np.diag(INK_SIDE * (0.9 + 0.1 * jitter[2:4]))
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        shape = np.array([[1.0, shear], [0.0, 1.0]]) @ np.diag(INK_SIDE * (0.9 + 0.1 * draw[2:4]))
-        matrix = np.column_stack([rotation @ shape, 1.5 * draw[4:6]])
-        out[i, 0] = faces.draw(
-            having[order[i % len(having)]], code, matrix, pen=0.4 * (1 + draw[6])
-        )
-    return out
+        matrix = np.column_stack([rotation @ (shear @ scales), 1.5 * jitter[4:6]])
+        face = having[order[i % len(having)]]
+        images[i, 0] = faces.draw(face, code, matrix, pen=0.4 * (1 + jitter[6]))
+    return images
 
 
 def glyph_source(everything: bool, split: str, seed: int) -> Source:
-    """Names of a split's classes ("U+0041 A"), and their images [20, 1, 28, 28] one class after the other."""
+    """Names of a split's classes ("U+0041 A"), and the images of one class after the other."""
     faces = Faces()
-    codes = [code for code, where in choose_characters(everything).items() if where == split]
-    return [f"U+{code:04X} {chr(code)}" for code in codes], (
-        glyph_images(faces, code, seed) for code in codes
-    )
+    characters = choose_characters(everything)
+    codes = [code for code, of_split in characters.items() if of_split == split]
+    names = [f"U+{code:04X} {chr(code)}" for code in codes]
+    return names, (glyph_images(faces, code, seed) for code in codes)

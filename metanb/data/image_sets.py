@@ -1,12 +1,12 @@
-"""Labelled image sets: Omniglot, mini-ImageNet and Glyphs, each decoded once and then read from a checked cache.
+"""Labelled image sets: Omniglot, mini-ImageNet and Glyphs, each decoded once into a checked cache.
 
-All live under one data root, METANB_DATA or else the user's cache folder:
+All of them are under one data root, METANB_DATA or else the user's cache folder:
 
-    omniglot-py/images_background/<Alphabet>/<characterNN>/*.png    as torchvision.datasets.Omniglot extracts it,
+    omniglot-py/images_background/<Alphabet>/<characterNN>/*.png    as torchvision extracts it,
     omniglot-py/images_evaluation/<Alphabet>/<characterNN>/*.png    for both of its halves
-    mini-imagenet/images/*                                          Ravi and Larochelle's layout:
-    mini-imagenet/train.csv, val.csv, test.csv                      columns filename,label
-    cache/                                                          what was decoded or rendered
+    mini-imagenet/images/*                                    Ravi and Larochelle's layout:
+    mini-imagenet/train.csv, val.csv, test.csv                columns filename,label
+    cache/                                                    what was decoded or rendered
 """
 
 import hashlib
@@ -20,9 +20,8 @@ import numpy as np
 import platformdirs
 
 from metanb.data import glyphs, mini_imagenet, omniglot
-from metanb.data.cache import Content, read_or_build
-from metanb.data.cache import DataError as DataError  # callers know it as images.DataError
-from metanb.data.cache import digest_of as digest_of
+from metanb.data.cache import Content, digest_of, read_or_build
+from metanb.data.cache import DataError as DataError  # callers know it as image_sets.DataError
 from metanb.settings import CHOICES
 
 SPLITS = ("train", "valid", "test")
@@ -34,31 +33,31 @@ class ImageSet:
 
     name: str
     split: str  #: "train", "valid" or "test": meta-training, meta-validation, meta-test classes
-    images: (
-        np.ndarray
-    )  #: uint8 [classes, per_class, C, H, W], perhaps a np.memmap; omniglot, glyphs: ink 255 on 0
-    classes: tuple[str, ...]  #: name of each class, no two the same
+    #: uint8 [classes, per_class, C, H, W], perhaps a np.memmap; Omniglot and glyphs: ink 255 on 0
+    images: np.ndarray
+    classes: tuple[str, ...]  #: name of each class, all different
     digest: str  #: first 16 hex digits of the SHA-256 of shape, class names and pixels
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 5:
-            got = f"{self.images.dtype} {list(self.images.shape)}"
+            shape = f"{self.images.dtype} {list(self.images.shape)}"
             raise DataError(
-                f"{self.name} {self.split}: images are {got}; give uint8 [classes, per_class, C, H, W]"
+                f"{self.name} {self.split}: images are {shape}; "
+                "give uint8 [classes, per_class, C, H, W]"
             )
         if not len(self.images) == len(self.classes) == len(set(self.classes)):
-            got = f"{len(set(self.classes))} different names for {len(self.images)} classes"
-            raise DataError(f"{self.name} {self.split}: {got}; name each class once")
+            names = f"{len(set(self.classes))} different names"
+            raise DataError(
+                f"{self.name} {self.split}: {names} for {len(self.images)} classes; "
+                "name each class once"
+            )
 
 
 def data_root() -> Path:
     """METANB_DATA if set, else `metanb/data` in the user's cache folder."""
-    given = os.environ.get("METANB_DATA")
-    return (
-        Path(given).expanduser()
-        if given
-        else Path(platformdirs.user_cache_dir("metanb", appauthor=False)) / "data"
-    )
+    if folder := os.environ.get("METANB_DATA"):
+        return Path(folder).expanduser()
+    return Path(platformdirs.user_cache_dir("metanb", appauthor=False)) / "data"
 
 
 def load_images(
@@ -70,58 +69,79 @@ def load_images(
     root: Path | str | None = None,
     seed: int = 0,
 ) -> ImageSet:
-    """One split of a data set, from the cache or decoded (rendered) into it.
+    """Load one split of a data set from the cache; decode or render it first if it is not there.
 
     Args:
-        dataset: "omniglot" (28x28 grey; downloaded by torchvision when it is not there),
+        dataset: "omniglot" (28x28 grey; torchvision downloads it when it is not there),
             "mini-imagenet" (84x84 RGB; never downloaded), "glyphs" or "glyphs-all" (28x28 grey,
             rendered: about 300 and 2,600 classes).
         split: "train", "valid" or "test".
-        partition: of Omniglot's characters. "vinyals": 1,028 / 172 / 423, as in Vinyals et al.
-            2016. "background": test is the evaluation half (659); valid is the five background
-            alphabets that Vinyals et al. validate on (Armenian, Bengali, Early Aramaic, Hebrew,
-            Mkhedruli: 172), train the background half's other 25 (792).
-        rotations: Omniglot's train split only: each class also turned by 90, 180 and 270 degrees,
-            counterclockwise, as new classes, as in Finn et al. 2017: four times the classes, in
-            four blocks of the unrotated order.
+        partition: the split of Omniglot's characters. "vinyals": 1,028 / 172 / 423, as in Vinyals
+            et al. 2016. "background": test is the evaluation half (659); valid is the five
+            background alphabets that Vinyals et al. validate on (Armenian, Bengali, Early Aramaic,
+            Hebrew, Mkhedruli: 172); train is the background half's other 25 (792).
+        rotations: for Omniglot's train split only: each class also turned by 90, 180 and 270
+            degrees, counterclockwise, as new classes, as in Finn et al. 2017. That makes four times
+            the classes, in four blocks of the unrotated order.
         root: the data root; `data_root()` if None.
-        seed: glyphs only: of the faces' order and the jitter. The classes do not depend on it.
+        seed: for glyphs only: seed of the faces' order and the jitter, not of the classes.
 
     Raises:
-        DataError: the data set is missing, has a wrong count, a missing class or an unreadable
-            image. (A cache that is damaged, half written or of other sources is rebuilt.)
+        DataError: the data set is missing, or has a wrong number of classes or images, or an
+            unreadable image. (A cache that is damaged, half written or of other sources is
+            rebuilt.)
         metanb.files.DiskError: the cache cannot be written.
         ValueError: an unknown name, or an option that this data set does not have.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     images = load_images("glyphs", "valid", root=folder)
+        >>> images.images.shape[1:], images.images.dtype, images.classes[0]
+        ((20, 1, 28, 28), dtype('uint8'), 'U+05D0 א')
     """
     _check_request(dataset, split, partition, rotations, seed)
-    images, names, digest = _stored(
-        data_root() if root is None else Path(root), dataset, split, partition, seed
-    )
+    folder = data_root() if root is None else Path(root)
+    images, names, digest = _read_split(folder, dataset, split, partition, seed)
     if rotations:
-        images = np.concatenate([np.rot90(images, quarter, axes=(-2, -1)) for quarter in range(4)])
+        quarters = range(4)
+        images = np.concatenate([np.rot90(images, quarter, axes=(-2, -1)) for quarter in quarters])
         images.flags.writeable = False
-        names = tuple(f"{name}@{90 * quarter}" for quarter in range(4) for name in names)
+        names = tuple(f"{name}@{90 * quarter}" for quarter in quarters for name in names)
         digest = digest_of(names, images)
     return ImageSet(dataset, split, images, names, digest)
 
 
 def keep_classes(images: ImageSet, n: int, seed: int) -> ImageSet:
-    """The set with n of its classes only, drawn by the seed; of two numbers of classes, the fewer are among the more.
+    """Keep n of the set's classes, drawn by the seed.
 
-    Raises DataError if the set has fewer.
+    Subsets of one seed are nested: the first 10 classes are among the first 20.
+
+    Raises:
+        DataError: the set has fewer classes.
+
+    Example:
+        >>> pixels = np.zeros((5, 2, 1, 4, 4), np.uint8)
+        >>> images = ImageSet("blank", "train", pixels, tuple("abcde"), digest="")
+        >>> keep_classes(images, 2, seed=0).classes
+        ('d', 'c')
+        >>> keep_classes(images, 3, seed=0).classes
+        ('d', 'c', 'b')
     """
-    if n > len(images.classes):
+    n_classes = len(images.classes)
+    if n > n_classes:
         raise DataError(
-            f"{images.name} {images.split} has {len(images.classes)} classes, not {n}: keep fewer"
+            f"{images.name} {images.split} has {n_classes} classes, not {n}: keep fewer"
         )
-    chosen = np.argsort(np.random.default_rng(seed).random(len(images.classes)))[:n]
-    kept, names = images.images[chosen], tuple(images.classes[i] for i in chosen)
-    kept.flags.writeable = False
-    return ImageSet(images.name, images.split, kept, names, digest_of(names, kept))
+    kept = np.argsort(np.random.default_rng(seed).random(n_classes))[:n]
+    pixels = images.images[kept]
+    pixels.flags.writeable = False
+    names = tuple(images.classes[i] for i in kept)
+    return ImageSet(images.name, images.split, pixels, names, digest_of(names, pixels))
 
 
 def check_images(dataset: str, root: Path | str | None = None) -> str:
-    """Verify a data set as a whole, downloading nothing; the summary names what was found: counts and digests by split.
+    """Check a data set as a whole, without a download, and summarise it: counts and digests.
 
     Raises:
         DataError: what is wrong, and the remedy.
@@ -129,22 +149,25 @@ def check_images(dataset: str, root: Path | str | None = None) -> str:
     """
     _check_request(dataset, "train", "vinyals", rotations=False, seed=0)
     root = data_root() if root is None else Path(root)
-    tail = ""
+    trees = ""
     if dataset == "omniglot":
         counts = " + ".join(f"{half} {omniglot.check_tree(root, half)}" for half in omniglot.HALVES)
-        tail = f"; {counts} characters of {omniglot.DRAWERS} drawings"
-    parts = []
+        trees = f"; {counts} characters of {omniglot.DRAWERS} drawings"
+    splits = []
     for split in SPLITS:
-        images, _, digest = _stored(root, dataset, split, "vinyals", 0, verify=True)
-        parts.append(f"{split} {images.shape[0]:,} x {images.shape[1]:,} ({digest})")
-    return f"{' / '.join(parts)}, classes x images (digest), each {'x'.join(map(str, images.shape[2:]))}{tail}"
+        images, _, digest = _read_split(root, dataset, split, "vinyals", 0, verify=True)
+        splits.append(f"{split} {images.shape[0]:,} x {images.shape[1]:,} ({digest})")
+    shape = "x".join(map(str, images.shape[2:]))
+    return f"{' / '.join(splits)}, classes x images (digest), each {shape}{trees}"
 
 
 def fetch_images(dataset: str, root: Path | str | None = None) -> str:
-    """Get a data set as far as its terms allow (Omniglot: torchvision downloads it; glyphs: rendered), then `check` it.
+    """Get a data set as far as its terms allow, then check it as `check_images` does.
+
+    Omniglot is downloaded by torchvision, glyphs are rendered.
 
     Raises:
-        DataError: it cannot be had this way; the message says what to put where.
+        DataError: the data set cannot be had this way; the message says what to put where.
     """
     root = data_root() if root is None else Path(root)
     if dataset == "omniglot":
@@ -153,17 +176,18 @@ def fetch_images(dataset: str, root: Path | str | None = None) -> str:
 
 
 def _check_request(dataset: str, split: str, partition: str, rotations: bool, seed: int) -> None:
-    known = {
-        "dataset": (dataset, CHOICES["dataset"]),
-        "split": (split, SPLITS),
-        "partition": (partition, CHOICES["partition"]),
-    }
-    for what, (value, choices) in known.items():
+    """Raise ValueError for an unknown name, or an option that the data set does not have."""
+    for name, value, choices in (
+        ("dataset", dataset, CHOICES["dataset"]),
+        ("split", split, SPLITS),
+        ("partition", partition, CHOICES["partition"]),
+    ):
         if value not in choices:
-            raise ValueError(f"{what} {value!r}: one of {', '.join(choices)}")
+            raise ValueError(f"{name} {value!r}: one of {', '.join(choices)}")
     if dataset != "omniglot" and (rotations or partition != "vinyals"):
         raise ValueError(
-            f"partition={partition!r}, rotations={rotations}: omniglot's, not {dataset}'s; leave them out"
+            f"partition={partition!r}, rotations={rotations}: omniglot's, not {dataset}'s; "
+            "leave them out"
         )
     if rotations and split != "train":
         raise ValueError(
@@ -173,24 +197,24 @@ def _check_request(dataset: str, split: str, partition: str, rotations: bool, se
         raise ValueError(f"seed={seed}: glyphs only, not {dataset}; leave it out")
 
 
-def _stored(
+def _read_split(
     root: Path, dataset: str, split: str, partition: str, seed: int, verify: bool = False
 ) -> Content:
-    """Images, class names and digest of one split, unrotated; `verify` reads mapped caches through, too."""
+    """Images, class names and digest of one split, without rotations.
+
+    With `verify` mapped caches are read as a whole and compared with their digest.
+    """
     if dataset == "omniglot":
-        key, stamp = f"omniglot-{partition}-{split}", ""
+        key = f"omniglot-{partition}-{split}"
+        stamp = ""
         source = partial(omniglot.omniglot_source, root, partition, split)
     elif dataset == "mini-imagenet":
-        key, stamp = (
-            f"mini-imagenet-{split}",
-            hashlib.sha256(mini_imagenet.split_csv(root, split)).hexdigest()[:16],
-        )
+        key = f"mini-imagenet-{split}"
+        stamp = hashlib.sha256(mini_imagenet.split_csv(root, split)).hexdigest()[:16]
         source = partial(mini_imagenet.mini_imagenet_source, root, split)
     elif dataset in ("glyphs", "glyphs-all"):
-        key, stamp = (
-            f"{dataset}-{seed}-{split}",
-            f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}",
-        )
+        key = f"{dataset}-{seed}-{split}"
+        stamp = f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}"
         source = partial(glyphs.glyph_source, dataset == "glyphs-all", split, seed)
     else:
         raise DataError(

@@ -1,7 +1,8 @@
-"""Omniglot as torchvision extracts it: its splits, the check of its two trees, its download, its pixels.
+"""Omniglot as torchvision extracts it: splits, check of its two trees, download, pixels.
 
 The tree, under the data root:
-omniglot-py/images_{background,evaluation}/<Alphabet>/<characterNN>/*.png
+
+    omniglot-py/images_{background,evaluation}/<Alphabet>/<characterNN>/*.png
 """
 
 import csv
@@ -13,39 +14,45 @@ import numpy as np
 
 from metanb import files
 from metanb.data.cache import DataError, Source, read_pixels
+from metanb.labels import DATASETS
 
 HALVES = ("background", "evaluation")
-DRAWERS = 20  # of each character
+DRAWERS = 20  # people who drew each character once
+ORIGINAL_SIDE = 105  # height and width of the files, pixels
 
 
 def roster() -> list[tuple[str, str, str]]:
-    """Half, split of Vinyals et al.
-
-    2016, and "<Alphabet>/<characterNN>" of all 1,623 characters.
-    """
+    """List all 1,623 characters: half, split of Vinyals et al. 2016, "<Alphabet>/<characterNN>"."""
     with open(Path(__file__).with_name("vinyals.csv"), encoding="utf-8") as stream:
-        rows = list(csv.DictReader(line for line in stream if not line.startswith("#")))
-    out = []
-    for row in rows:
-        splits = [split for split in ("train", "valid", "test") for _ in range(int(row[split]))]
-        out += [
-            (row["half"], split, f"{row['alphabet']}/character{i:02d}")
-            for i, split in enumerate(splits, 1)
-        ]
-    return out
+        alphabets = list(csv.DictReader(line for line in stream if not line.startswith("#")))
+    characters = []
+    for alphabet in alphabets:
+        number = 0
+        # The characters of an alphabet go to the splits in this order.
+        for split in ("train", "valid", "test"):
+            for _ in range(int(alphabet[split])):
+                number += 1
+                name = f"{alphabet['alphabet']}/character{number:02d}"
+                characters.append((alphabet["half"], split, name))
+    return characters
 
 
 def members(partition: str, split: str) -> list[tuple[str, str]]:
-    """Half and name of each character of one split: Vinyals', or by "background" all of the evaluation half as test."""
-    return [
-        (half, name)
-        for half, where, name in roster()
-        if split == ("test" if partition == "background" and half == "evaluation" else where)
-    ]
+    """List half and name of each character of one split.
+
+    Under the partition "background" all of the evaluation half is the test split; the other
+    characters keep their split of Vinyals et al.
+    """
+    selected = []
+    for half, vinyals_split, name in roster():
+        evaluation = partition == "background" and half == "evaluation"
+        if split == ("test" if evaluation else vinyals_split):
+            selected.append((half, name))
+    return selected
 
 
 def check_tree(root: Path, half: str) -> int:
-    """How many characters a half has, once it is sure that they are the right ones, of 20 drawings each.
+    """Check that a half has the right characters with 20 drawings each, and return their number.
 
     Raises:
         DataError: the half is not there, a character is missing or unknown, or its drawings are not
@@ -55,15 +62,16 @@ def check_tree(root: Path, half: str) -> int:
     if not top.is_dir():
         raise DataError(f"no {top}: run `metanb data fetch omniglot`")
     remedy = f"delete {top} and run `metanb data fetch omniglot`"
-    expected = {name for where, _, name in roster() if where == half}
-    there = {f"{folder.parent.name}/{folder.name}" for folder in top.glob("*/*") if folder.is_dir()}
-    if there != expected:
-        kind, names = (
-            ("missing", expected - there) if expected - there else ("unknown", there - expected)
-        )
+    expected = {name for of_half, _, name in roster() if of_half == half}
+    folders = [folder for folder in top.glob("*/*") if folder.is_dir()]
+    present = {f"{folder.parent.name}/{folder.name}" for folder in folders}
+    missing = expected - present
+    unknown = present - expected
+    if names := missing or unknown:
+        kind = "missing" if missing else "unknown"
         raise DataError(
-            f"{top} has {len(there)} characters, not {len(expected)}: {kind} {min(names)} ({len(names)} in all); "
-            f"{remedy}"
+            f"{top} has {len(present)} characters, not {len(expected)}: "
+            f"{kind} {min(names)} ({len(names)} in all); {remedy}"
         )
     for name in sorted(expected):
         if (count := len(_drawings(top / name))) != DRAWERS:
@@ -72,36 +80,42 @@ def check_tree(root: Path, half: str) -> int:
 
 
 def download(root: Path) -> None:
-    """By torchvision, which checks the zip files' MD5; a half that is there already is left alone.
+    """Download the halves that are not there, by torchvision, which checks the zip files' MD5.
+
+    A zip file that was put there by hand is extracted.
 
     Raises:
-        DataError: torchvision could not; the message says which files to put where.
+        DataError: torchvision cannot download; the message says which files to put where.
     """
     folder = root / "omniglot-py"
     with files.locked(root / "cache" / "omniglot-download.lock", "the download of Omniglot"):
         for half in HALVES:
-            top, archive = folder / f"images_{half}", folder / f"images_{half}.zip"
+            top = folder / f"images_{half}"
+            archive = folder / f"images_{half}.zip"
             if top.is_dir():
                 continue
-            # here, since torchvision takes seconds to import
+            # Here, since torchvision takes seconds to import.
             from torchvision.datasets import Omniglot
             from torchvision.datasets.utils import check_integrity, extract_archive
 
             try:
-                # then torchvision would not extract it
+                # torchvision does not extract a whole zip file that it did not download itself.
                 if check_integrity(str(archive), Omniglot.zips_md5[top.name]):
                     extract_archive(str(archive), str(folder))
                 else:
                     Omniglot(str(root), background=half == "background", download=True)
             except (OSError, RuntimeError, ValueError, EOFError) as error:
                 raise DataError(
-                    f"no {top}, and torchvision could not download it ({error}): put {archive.name} of "
-                    f"github.com/brendenlake/omniglot (folder python) into {folder}, or its content, and try again"
+                    f"no {top}, and torchvision could not download it ({error}): "
+                    f"put {archive.name} of github.com/brendenlake/omniglot (folder python) "
+                    f"into {folder}, or its content, and try again"
                 ) from error
 
 
 def omniglot_source(root: Path, partition: str, split: str) -> Source:
-    """Names and images, uint8 [20, 1, 28, 28] with ink 255 on 0, of a split's characters; downloaded if absent.
+    """Names and images of a split's characters; Omniglot is downloaded if it is absent.
+
+    The images of a character are uint8 [20, 1, 28, 28], with ink 255 on 0.
 
     Raises:
         DataError: as `download` and `check_tree` do, or an image is unreadable.
@@ -109,22 +123,20 @@ def omniglot_source(root: Path, partition: str, split: str) -> Source:
     download(root)
     for half in HALVES:
         check_tree(root, half)
-    chosen = members(partition, split)
+    characters = members(partition, split)
 
     def decode() -> Iterator[np.ndarray]:
-        for half, name in chosen:
+        for half, name in characters:
             folder = root / "omniglot-py" / f"images_{half}" / name
-            yield np.stack(
-                [
-                    255 - read_pixels(folder / file, "L", 28, exactly=105)[None]
-                    for file in _drawings(folder)
-                ]
-            )
+            paths = [folder / file for file in _drawings(folder)]
+            kind = DATASETS["omniglot"]
+            yield 255 - np.stack([read_pixels(path, kind, ORIGINAL_SIDE) for path in paths])
 
-    return [name for _, name in chosen], decode()
+    return [name for _, name in characters], decode()
 
 
 def _drawings(folder: Path) -> list[str]:
+    """Names of a character's image files, sorted."""
     return sorted(
         name for name in os.listdir(folder) if name.endswith(".png") and not name.startswith(".")
     )

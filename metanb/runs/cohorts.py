@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metanb.data.image_sets import ImageSet
-from metanb.data.tasks import Draw, as_tasks, draw_images, draw_tasks, pixels_of, scaled
+from metanb.data.tasks import (
+    Draw,
+    draw_images,
+    draw_tasks,
+    drawn_pixels,
+    scale_pixels,
+    split_into_tasks,
+)
 from metanb.landscape import task_stats
 from metanb.landscape.lanczos import random_directions
 from metanb.landscape.task_stats import Stat
@@ -72,14 +79,14 @@ class TrainingImages:
     def inputs(self, draws: Sequence[tuple[ImageSet, Draw]]) -> Tensor:
         """What an iteration sends to the device, for one draw per run: image numbers, or else the images themselves."""
         if self.on_device is None:
-            return torch.cat([pixels_of(images_, draw) for images_, draw in draws])
+            return torch.cat([drawn_pixels(images_, draw) for images_, draw in draws])
         return torch.from_numpy(
             np.concatenate([self.first[images_.digest] + draw.images for images_, draw in draws])
         )
 
     def images(self, inputs: Tensor) -> Tensor:
         """The images that `inputs` stand for, float32 in [0, 1], on the device: [rows, n, C, H, W]."""
-        return scaled(inputs if self.on_device is None else self.on_device[inputs])
+        return scale_pixels(inputs if self.on_device is None else self.on_device[inputs])
 
 
 class Cohort:
@@ -239,7 +246,7 @@ class Cohort:
         else:
             outcome = meta_gradient(
                 self.net,
-                as_tasks(x, labels, settings.ways * settings.shots),
+                split_into_tasks(x, labels, settings.ways * settings.shots),
                 settings.inner_lr,
                 settings.inner_steps,
                 first_order=settings.first_order,
