@@ -243,7 +243,7 @@ def test_two_processes_share_one_run(tmp_path):
 
 
 def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypatch):
-    honest = training.meta_gradient
+    honest = cohorts.meta_gradient
     calls = []
 
     def diverges(*args, **kwargs):

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, monkeypatch):
 
 def diverging(monkeypatch, run, call):
     """From its `call`-th iteration on, the loss of one run of three is not a number."""
-    honest, calls = training.meta_gradient, []
+    honest, calls = cohorts.meta_gradient, []
 
     def diverges(*args, **kwargs):
         calls.append(1)
@@ -196,7 +196,7 @@ def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(
 
 def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys):
     runs = seeds(5)
-    honest, sizes = training.meta_gradient, []
+    honest, sizes = cohorts.meta_gradient, []
 
     def full(*args, **kwargs):
         sizes.append(len(kwargs["theta"]))
@@ -219,7 +219,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys
 def test_a_run_that_diverges_in_one_half_leaves_the_other_half_alone(store, monkeypatch, capsys):
     """Four runs fit in pairs alone; one of the first pair diverges."""
     runs = seeds(4)
-    honest = training.meta_gradient
+    honest = cohorts.meta_gradient
 
     def full(*args, **kwargs):
         if len(kwargs["theta"]) > 2:

@@ -19,7 +19,7 @@ from metanb.runs import checkpoint, cohorts, records, store, training, weights
 # callers know it as experiment.DivergedError
 from metanb.runs.cohorts import DivergedError as DivergedError
 from metanb.runs.machine import MemoryFullError, enough_memory, is_interactive, resolve_device
-from metanb.runs.training import Ended, load_split, new_network
+from metanb.runs.training import RunFailure, load_split, new_network
 from metanb.settings import Settings
 
 
@@ -91,7 +91,7 @@ def _recorded(settings: Settings, until: int | None) -> records.Record:
 
 def _train(
     runs: Sequence[Settings], device: torch.device, until: int | None, engine: Engine
-) -> list[records.Record | Ended]:
+) -> list[records.Record | RunFailure]:
     """Train those of the runs that are not recorded yet, together; in halves where memory is too small for all."""
     last = runs[0].epoch_of(until)
     with ExitStack() as locks:
@@ -123,7 +123,7 @@ def _train(
     return [result for part in parts for result in _train(part, device, until, engine)]
 
 
-def _raise_first(results: Iterable[records.Record | Ended]) -> None:
+def _raise_first(results: Iterable[records.Record | RunFailure]) -> None:
     for result in results:
         if not isinstance(result, records.Record):
             raise result
