@@ -241,7 +241,7 @@ def test_kept_weights_go_with_their_records(stores, tmp_path, monkeypatch):
     archive.unpack_runs(path)
     assert {path.relative_to(second): path.read_bytes() for path in _kept(second)} == first
     assert len(first) == 2 and not run_store.checkpoint_path(TINY.id).exists()
-    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
     for settings, epoch in ((TINY, 4), (STOPPED, 2)):
         state = experiment.nets_after(settings, [epoch], "cpu")[epoch].state_dict()
         assert all(torch.equal(state[name], expected[settings][name]) for name in state)
@@ -353,7 +353,7 @@ def test_weights_in_archives_of_an_earlier_version_serve_to_measure(stores, tmp_
     stores("second")
     archive.unpack_runs(path)
     assert set(checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))) == {"epoch", "net"}
-    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
     state = experiment.trained_net(TINY, "cpu").state_dict()
     assert all(torch.equal(state[name], trained[name]) for name in trained)
     assert experiment.run(TINY, "cpu").finished
@@ -373,7 +373,7 @@ def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkey
     # the run itself could not go on from weights alone
     assert not run_store.checkpoint_path(STOPPED.id).exists()
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_train", None)
+        patch.setattr(training, "train_together", None)
         state = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
     assert all(torch.equal(state[name], trained[name]) for name in trained)
     state = experiment.nets_after(STOPPED, [2, 4], "cpu")[4].state_dict()  # the rest from the start

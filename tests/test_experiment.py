@@ -47,7 +47,7 @@ def test_seed_repeats_a_run_to_the_bit(tmp_path, monkeypatch):
 
 def test_a_recorded_run_is_read_not_trained(store, monkeypatch):
     first = experiment.run(TINY, "cpu")
-    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
     assert experiment.run(TINY, "cpu").path == first.path
 
 
@@ -166,7 +166,7 @@ def test_finetuning_learns_all_classes_and_is_kept(store):
 def test_few_classes_are_the_data_that_a_run_records(store):
     few = experiment.run(replace(TINY, iterations=2, train_classes=6), "cpu")
     other = experiment.run(replace(TINY, iterations=2, train_classes=6, class_seed=1), "cpu")
-    kept = experiment.load(few.settings, "train")
+    kept = training.load_split(few.settings, "train")
     assert len(kept.classes) == 6 and few.provenance["data"]["train"] == kept.digest
     assert other.provenance["data"]["train"] != kept.digest
     assert other.provenance["data"]["test"] == few.provenance["data"]["test"]

@@ -12,7 +12,7 @@ import torch
 
 from metanb import files
 from metanb.landscape import portrait as stages
-from metanb.runs import checkpoint, experiment, portraits, records
+from metanb.runs import checkpoint, experiment, portraits, records, training
 from metanb.runs import store as run_store
 from metanb.runs.portraits import portrait
 from metanb.settings import preset
@@ -141,7 +141,7 @@ def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path,
     nets = experiment.nets_after(TINY, (6, 0, 3), "cpu")
     assert list(nets) == [0, 3, 6]
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
-    train = experiment.load(TINY, "train")
+    train = training.load_split(TINY, "train")
     for epoch in (3, 6):
         experiment.run(TINY, "cpu", until=2 * epoch)
         there = checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))
@@ -150,7 +150,7 @@ def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path,
             torch.equal(there["net"][name], value)
             for name, value in nets[epoch].state_dict().items()
         )
-    fresh = experiment.new_net(TINY, train).state_dict()
+    fresh = training.new_network(TINY, train).state_dict()
     assert all(torch.equal(fresh[name], value) for name, value in nets[0].state_dict().items())
 
 

@@ -23,7 +23,7 @@ from metanb.data import image_sets
 from metanb.grids import definitions
 from metanb.grids.definitions import Planned
 from metanb.labels import DATASETS
-from metanb.runs import checkpoint, experiment, portraits, records, weights
+from metanb.runs import checkpoint, experiment, portraits, records, training, weights
 from metanb.runs import store as run_store
 from metanb.runs.records import RecordError
 from metanb.settings import CHOICES, preset
@@ -78,7 +78,7 @@ def only_weights(monkeypatch):
         def forbidden(*_, **__):
             raise AssertionError("only the kept weights are to be read")
 
-        monkeypatch.setattr(experiment, "_train", forbidden)
+        monkeypatch.setattr(training, "train_together", forbidden)
         monkeypatch.setattr(image_sets, "load_images", forbidden)
         monkeypatch.setattr(checkpoint, "read_checkpoint", forbidden)
 
@@ -143,7 +143,7 @@ def test_networks_on_the_way_are_those_kept_beside_stopped_runs(store, only_weig
     weights.keep_weights(record_of(STOPPED))
     run_store.checkpoint_path(STOPPED.id).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_train", None)
+        patch.setattr(training, "train_together", None)
         fresh, kept = experiment.nets_after(STOPPED, [0, 2], "cpu").values()
     assert same(kept.state_dict(), expected) and not same(fresh.state_dict(), expected)
     # What is kept has no checkpoint to go on from: the next epochs are trained from the start.
