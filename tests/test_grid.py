@@ -153,8 +153,10 @@ def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch
     settings = replace(TINY, iterations=200, epoch_iterations=4)
     planned = [Planned("a", settings)]
     script = (
-        "import sys, json; from metanb import grid, runner; from metanb.settings import from_dict; "
-        "runner.run([grid.Planned('a', from_dict(json.loads(sys.argv[1])))], 1, 'cpu', print)"
+        "import sys, json; from metanb.grids import definitions, runner; "
+        "from metanb.settings import from_dict; "
+        "settings = from_dict(json.loads(sys.argv[1])); "
+        "runner.run_grid([definitions.Planned('a', settings)], 1, 'cpu', print)"
     )
     command = [sys.executable, "-c", script, json.dumps(settings.to_dict())]
     rng, path, saved = random.Random(0), store / f"{settings.id}.pt", None
