@@ -96,8 +96,8 @@ def test_a_core_prefers_runs_of_the_same_way_of_training():
 def test_a_core_counts_the_seconds_that_a_run_had_of_it():
     """Two processes on one core: each waits half of its time."""
     run = record(PAPER, 7200, cpu_seconds=3600.0)
-    assert Timings([run]).of(run).minutes == 60
-    assert Timings([run]).of(run).together == 1
+    assert Timings([run]).run_time(run).minutes == 60
+    assert Timings([run]).run_time(run).together == 1
 
 
 def test_two_devices_never_mix():
@@ -121,14 +121,16 @@ def test_overlapping_runs_share_a_gpu():
     elsewhere = [record(MINI, 600, H100), record(replace(MINI, seed=1), 600)]
     timings = Timings([*runs, *elsewhere])
     # 300 s with the second, 150 s with the third, 150 s alone.
-    assert [60 * timings.of(run).minutes for run in runs] == [375, 150, 75]
-    assert timings.of(runs[0]).together == 600 / 375 and timings.of(runs[1]).together == 2
-    assert timings.of(elsewhere[0]).minutes == 10
+    assert [60 * timings.run_time(run).minutes for run in runs] == [375, 150, 75]
+    assert (
+        timings.run_time(runs[0]).together == 600 / 375 and timings.run_time(runs[1]).together == 2
+    )
+    assert timings.run_time(elsewhere[0]).minutes == 10
     told = Timings([record(first, 600, H200, shared_seconds=120.0), *runs[1:]])
-    assert told.of(runs[0]).minutes == 2 and told.of(runs[0]).together == 5
-    assert told.of(runs[1]).minutes == 2.5
+    assert told.run_time(runs[0]).minutes == 2 and told.run_time(runs[0]).together == 5
+    assert told.run_time(runs[1]).minutes == 2.5
     further = record(first, 600, H200, epochs=60)  # the same run, as it stood before: no other run
-    assert Timings([further, *runs]).of(runs[0]).minutes == 375 / 60
+    assert Timings([further, *runs]).run_time(runs[0]).minutes == 375 / 60
 
 
 def test_shares_are_those_of_a_loop_over_seconds():
@@ -141,7 +143,7 @@ def test_shares_are_those_of_a_loop_over_seconds():
         there = (begin <= second) & (second < begin + length)
         shares[there] += 1 / max(1, there.sum())
     timings = Timings(runs)
-    assert [60 * timings.of(run).minutes for run in runs] == pytest.approx(shares)
+    assert [60 * timings.run_time(run).minutes for run in runs] == pytest.approx(shares)
 
 
 def test_a_run_that_was_stopped_and_resumed_shares_in_proportion():
@@ -150,9 +152,9 @@ def test_a_run_that_was_stopped_and_resumed_shares_in_proportion():
     resumed.provenance["wall_seconds"] = 600.0
     other = record(replace(PAPER, seed=1), 1100, H200, start=1000)
     timings = Timings([resumed, other])
-    assert 60 * timings.of(other).minutes == pytest.approx(1000)
+    assert 60 * timings.run_time(other).minutes == pytest.approx(1000)
     # In 1,100 of its 6,000 s it has half of the GPU.
-    assert 60 * timings.of(resumed).minutes == pytest.approx(600 * (1 - 1100 / 6000 / 2))
+    assert 60 * timings.run_time(resumed).minutes == pytest.approx(600 * (1 - 1100 / 6000 / 2))
 
 
 def test_runs_in_progress_share_a_gpu_too(monkeypatch):
@@ -160,7 +162,7 @@ def test_runs_in_progress_share_a_gpu_too(monkeypatch):
     begun = (now - timedelta(seconds=300) - MIDNIGHT).total_seconds()
     run = record(PAPER, 300, H200, start=begun)
     running = [(H200, now - timedelta(seconds=400))] * 2 + [(H100, now - timedelta(seconds=400))]
-    assert 60 * Timings([run], running).of(run).minutes == pytest.approx(100, abs=1)
+    assert 60 * Timings([run], running).run_time(run).minutes == pytest.approx(100, abs=1)
 
 
 def test_a_gpu_is_scaled_within_one_way_of_training_alone():
@@ -212,28 +214,28 @@ def test_what_is_left_by_hand():
     settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]  # 6 epochs
     recorded = [record(settings[0], 360), record(settings[1], 120, epochs=2)]  # a minute an epoch
     timings = Timings(recorded)
-    assert timings.left(settings, recorded, CORE).minutes == pytest.approx(0 + 4 + 6)
-    assert timings.left(settings[2:], recorded, CORE, until=20).minutes == pytest.approx(2)
-    nothing = timings.left(settings[:1], recorded, CORE, until=20)
-    assert nothing.minutes == 0 and nothing.as_clock(2) == "about 0.0 min left"
-    left = timings.left(settings, recorded, CORE)
-    assert left.in_words(2) == "about 10 min of one CPU core, 5.0 min with 2 at a time"
-    assert left.as_clock(2) == "about 5.0 min left"
+    assert timings.time_left(settings, recorded, CORE).minutes == pytest.approx(0 + 4 + 6)
+    assert timings.time_left(settings[2:], recorded, CORE, until=20).minutes == pytest.approx(2)
+    nothing = timings.time_left(settings[:1], recorded, CORE, until=20)
+    assert nothing.minutes == 0 and nothing.describe_elapsed(2) == "about 0.0 min left"
+    left = timings.time_left(settings, recorded, CORE)
+    assert left.describe(2) == "about 10 min of one CPU core, 5.0 min with 2 at a time"
+    assert left.describe_elapsed(2) == "about 5.0 min left"
 
 
 def test_a_gpu_is_told_with_those_who_share_it_and_what_is_unknown():
     runs = [record(replace(MINI, seed=seed), 3600, H200) for seed in range(4)]
     timings = Timings(runs)
     wanted = [replace(MINI, seed=seed) for seed in range(10)] + [PAPER]
-    left = timings.left(wanted, runs[:2], H200, 4)
+    left = timings.time_left(wanted, runs[:2], H200, 4)
     assert (left.minutes, left.by_the_clock, left.unknown, left.runs) == (8 * 15, 8 * 60, 1, 9)
     words = "about 2.0 h of one NVIDIA H200, shared by 4 runs at a time"
-    assert left.in_words(4) == f"{words}, and unknown time for 1 of them"
-    assert left.as_clock(4) == "about 2.0 h left, and unknown time for 1 runs"
-    assert "by memory bandwidth" in timings.left(wanted, [], A100).in_words()
-    unknown = timings.left([PAPER], [], H200)
-    assert unknown.in_words(4).startswith("unknown time on one NVIDIA H200")
-    assert unknown.as_clock(4) == "unknown time left"
+    assert left.describe(4) == f"{words}, and unknown time for 1 of them"
+    assert left.describe_elapsed(4) == "about 2.0 h left, and unknown time for 1 runs"
+    assert "by memory bandwidth" in timings.time_left(wanted, [], A100).describe()
+    unknown = timings.time_left([PAPER], [], H200)
+    assert unknown.describe(4).startswith("unknown time on one NVIDIA H200")
+    assert unknown.describe_elapsed(4) == "unknown time left"
 
 
 def test_limits_are_of_the_clock():

@@ -36,7 +36,7 @@ Basis = Literal["like runs", "scaled", "bandwidth", "work model", "unknown"]
 
 
 @dataclass(frozen=True)
-class Timed:
+class RunTime:
     """A recorded run's time on its device.
 
     Attributes:
@@ -83,7 +83,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Left:
+class TimeLeft:
     """How long some runs should take until they are done, added up.
 
     Attributes:
@@ -114,14 +114,14 @@ class Left:
         """
         return self.minutes / processes if self.kind == CORE else self.minutes
 
-    def as_clock(self, processes: int) -> str:
+    def describe_elapsed(self, processes: int) -> str:
         """The time until all are done, with so many processes at a time, as a phrase."""
         if self.unknown == self.runs > 0:
             return "unknown time left"
         phrase = f"about {format_minutes(self.elapsed(processes))} left"
         return phrase + (f", and unknown time for {self.unknown} runs" if self.unknown else "")
 
-    def in_words(self, processes: int = 1) -> str:
+    def describe(self, processes: int = 1) -> str:
         """The time, the device, how many runs share it, and what is unknown, as a phrase."""
         if self.unknown == self.runs > 0:
             return f"unknown time on one {self.kind}, on which nothing like them was timed"
@@ -148,11 +148,11 @@ class Timings:
         # A CPU counts a run's seconds itself. On a GPU they follow from the runs that were in
         # progress at the same time.
         now = datetime.now().timestamp()
-        spans = {run.settings: _span(run) for run in runs.values() if _kind(run) != CORE}
-        in_progress = [_Span(kind, start.timestamp(), now, 1.0) for kind, start in running]
+        spans = {run.settings: _time_span(run) for run in runs.values() if _kind(run) != CORE}
+        in_progress = [_TimeSpan(kind, start.timestamp(), now, 1.0) for kind, start in running]
         on_gpus = [*spans.values(), *in_progress]
 
-        self._timed: dict[Settings, Timed] = {}
+        self._timed: dict[Settings, RunTime] = {}
         for settings, run in runs.items():
             # An untrained network shared the device, but it tells no pace.
             if not run.epochs:
@@ -166,9 +166,9 @@ class Timings:
                 seconds = run.provenance["cpu_seconds"]
                 together = 1.0
             whole = seconds / 60 * settings.epochs / run.epochs
-            self._timed[settings] = Timed(settings, _kind(run), seconds / 60, whole, together)
+            self._timed[settings] = RunTime(settings, _kind(run), seconds / 60, whole, together)
 
-    def of(self, run: Record) -> Timed:
+    def run_time(self, run: Record) -> RunTime:
         """The time of one of the records.
 
         Raises KeyError for a record of an untrained network, or of another run.
@@ -238,14 +238,14 @@ class Timings:
                 return Estimate(minutes, elsewhere.together, "bandwidth")
         return estimate
 
-    def left(
+    def time_left(
         self,
         runs: Iterable[Settings],
         recorded: Iterable[Record],
         kind: str,
         together: float = 1.0,
         until: int | None = None,
-    ) -> Left:
+    ) -> TimeLeft:
         """How long runs should take beyond what is recorded.
 
         Args:
@@ -273,7 +273,7 @@ class Timings:
             bases.add(estimate.basis)
             minutes += estimate.minutes * epochs / settings.epochs
             by_the_clock += estimate.by_the_clock * epochs / settings.epochs
-        return Left(kind, minutes, by_the_clock, n_runs, n_unknown, frozenset(bases))
+        return TimeLeft(kind, minutes, by_the_clock, n_runs, n_unknown, frozenset(bases))
 
     def limit(
         self, settings: Settings, recorded: Iterable[Record], kind: str, until: int | None = None
@@ -283,7 +283,7 @@ class Timings:
         It is LIMIT_IF_UNKNOWN if nothing like the run was timed. The run has a GPU for itself: it
         takes no longer than it took among others.
         """
-        left = self.left([settings], recorded, kind, until=until)
+        left = self.time_left([settings], recorded, kind, until=until)
         return LIMIT_IF_UNKNOWN if left.unknown else 10 + math.ceil(2 * left.by_the_clock)
 
     def _estimate_on_kind(self, settings: Settings, kind: str, together: float) -> Estimate:
@@ -349,7 +349,7 @@ def format_minutes(minutes: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Span:
+class _TimeSpan:
     """When a run was in progress on a kind of device.
 
     Attributes:
@@ -370,16 +370,16 @@ def _kind(run: Record) -> str:
     return kind_of(run.provenance["device"])
 
 
-def _span(run: Record) -> _Span:
+def _time_span(run: Record) -> _TimeSpan:
     """When a recorded run was in progress."""
     start = datetime.fromisoformat(run.provenance["started"]).timestamp()
     end = datetime.fromisoformat(run.provenance["finished"]).timestamp()
     wall = run.provenance["wall_seconds"]
     presence = min(1.0, wall / (end - start)) if end > start else 1.0
-    return _Span(_kind(run), start, end, presence)
+    return _TimeSpan(_kind(run), start, end, presence)
 
 
-def _share(own: _Span, spans: list[_Span]) -> float:
+def _share(own: _TimeSpan, spans: list[_TimeSpan]) -> float:
     """The part of its own time that a run had the device: the mean of 1 / (runs in progress).
 
     Records do not tell two cards of one name apart: runs on them count as sharing one.
@@ -410,7 +410,7 @@ def _workload(settings: Settings) -> tuple[object, ...]:
     return settings.dataset, settings.filters, settings.algorithm, regulariser
 
 
-def _with_nearest_sharing(timed: list[Timed], together: float) -> list[Timed]:
+def _with_nearest_sharing(timed: list[RunTime], together: float) -> list[RunTime]:
     """The runs that shared a device with the number nearest to this, up to a factor of 1.5."""
     nearest = min(_log_ratio(run.together, together) for run in timed)
     return [run for run in timed if _log_ratio(run.together, together) <= nearest + NEAR]

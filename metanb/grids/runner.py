@@ -294,8 +294,8 @@ class _Report:
         """The time until these runs are trained, as a phrase."""
         in_progress = [(self._kind, start) for start in self._started.values()]
         timings = hours.Timings([*self._timed, *self._recorded], in_progress)
-        left = timings.left(runs, self._recorded, self._kind, self._at_a_time, self._until)
-        return left.as_clock(self._at_a_time)
+        left = timings.time_left(runs, self._recorded, self._kind, self._at_a_time, self._until)
+        return left.describe_elapsed(self._at_a_time)
 
 
 def _find_record(settings: Settings, until: int | None) -> records.Record | None:
