@@ -1,4 +1,4 @@
-"""Portraits on disk: drawn once, read the same, refused when damaged, whole after a kill; and the weights behind them.
+"""Portraits on disk: drawn once, read the same, refused when damaged, whole after a kill.
 
 Evidence: files compared byte for byte, damage done to them, checkpoints of runs that were stopped
 at the same epoch.
@@ -39,9 +39,9 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def path(store, drawn):
-    found = store / f"{TINY.id}.interpolation.json"
-    found.write_text(drawn)
-    return found
+    portrait_path = store / f"{TINY.id}.interpolation.json"
+    portrait_path.write_text(drawn)
+    return portrait_path
 
 
 @pytest.mark.parametrize("kind", portraits.KINDS)
@@ -144,10 +144,10 @@ def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path,
     train = training.load_split(TINY, "train")
     for epoch in (3, 6):
         experiment.run(TINY, "cpu", until=2 * epoch)
-        there = checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))
-        assert there["epoch"] == epoch
+        values = checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))
+        assert values["epoch"] == epoch
         assert all(
-            torch.equal(there["net"][name], value)
+            torch.equal(values["net"][name], value)
             for name, value in nets[epoch].state_dict().items()
         )
     fresh = training.new_network(TINY, train).state_dict()

@@ -28,7 +28,8 @@ BANDWIDTH = {  # TB/s of memory, in NVIDIA's own figures
     "NVIDIA A100-SXM4-80GB": 2.0,
     "NVIDIA GeForce RTX 4090": 1.01,
 }
-HOUR, DAY = 60, 24 * 60  # minutes
+HOUR = 60  # minutes
+DAY = 24 * HOUR
 LIMIT_IF_UNKNOWN = DAY  # minutes that a job asks for if nothing like it was timed
 NEAR = math.log(1.5)  # numbers of runs that share a GPU count as near up to this factor
 

@@ -256,7 +256,7 @@ class _Report:
             errors: what their process wrote on standard error.
             waiting: the batches that have not ended.
         """
-        runs_left = [settings for other in waiting for settings in other]
+        runs_left = [settings for queued in waiting for settings in queued]
         for settings in batch:
             self._n_finished += 1
             del self._started[settings]
