@@ -92,7 +92,7 @@ class TimeLeft:
         minutes: of the device, for the runs whose time is known.
         by_the_clock: the sum of these runs' minutes from start to end, while they share the device.
         runs: the number of runs that are not done.
-        unknown: the number of those whose time is unknown.
+        unknown: the number of these runs whose time is unknown.
         bases: the bases of the other estimates.
     """
 
@@ -313,7 +313,7 @@ class Timings:
 def recorded_anywhere() -> list[Record]:
     """The records in all places, whatever grid they belong to; of one run, the furthest.
 
-    A damaged record is left out: it has no time, and whoever asks for that run gets the error.
+    A damaged record is left out: reading that run later raises the error.
     """
     furthest: dict[Settings, Record] = {}
     for folder in store.record_folders():

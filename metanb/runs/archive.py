@@ -46,7 +46,7 @@ def pack_runs(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
     The runs fill as few files as their order allows. Earlier archives of that name are replaced.
 
     Args:
-        runs: to pack; a run of which the store has nothing is left out.
+        runs: to pack; a run with nothing in the store is left out.
         folder: where the archives go.
         name: of the archives, `<name>-01.zip` and so on.
 

@@ -264,7 +264,7 @@ def _run_epoch(
 def _measure(
     cohort: Cohort, theta: Tensor, members: Sequence[int], test: Tasks, valid: Tasks
 ) -> list[EpochOutcome]:
-    """The measures of some runs of a cohort, or the errors of those that cannot be measured.
+    """The measures of some runs of a cohort; for a run without finite measures, its error.
 
     All runs are measured at once. If that fails, each is measured alone, which tells the run that
     failed.
