@@ -224,7 +224,7 @@ def grid(
         timings = hours.Timings(hours.recorded_anywhere())
         kind = timings.kind_here(device)
         at_a_time = processes if kind == hours.CORE else processes * together
-        left = timings.left(missing, recorded, kind, at_a_time, until).in_words(at_a_time)
+        left = timings.time_left(missing, recorded, kind, at_a_time, until).describe(at_a_time)
         rows = progress.grid_table(planned, recorded, timings, kind, at_a_time)
         click.echo(rows.to_string(index=False))
         total = f"{len(planned)} runs, {len(planned) - len(missing)} recorded"

@@ -1,4 +1,4 @@
-"""The page "When things go wrong" as its tests see it: a row a bad day, and the message that its test must produce."""
+"""The page "When things go wrong" for its tests: one row per bad day, with its message."""
 
 import re
 from pathlib import Path
@@ -7,27 +7,30 @@ PAGE = Path(__file__).resolve().parent.parent / "book" / "bad-days.md"
 
 
 def rows() -> list[tuple[str, str]]:
-    """Each row of the page's tables: what happens, and the message that is seen, "" where nothing is said."""
+    """Each row of the page's tables: what happens, and the message, "" if there is none."""
     lines = [
         line.strip("| ").split(" | ")
         for line in PAGE.read_text().splitlines()
         if line.startswith("| ")
     ]
-    found = [cells for cells in lines if cells[0] != "What happens"]
-    assert all(len(cells) == 3 for cells in found), "a row has three cells"
+    days = [cells for cells in lines if cells[0] != "What happens"]
+    assert all(len(cells) == 3 for cells in days), "a row has three cells"
     return [
         (cells[0], re.sub(r"^(`+)(.+)\1$", r"\2", cells[1]).strip() if "`" in cells[1] else "")
-        for cells in found
+        for cells in days
     ]
 
 
-def shown(day: str, said: str) -> None:
-    """One line of what was said is the message in the page's row, word for word; {a word} there stands for anything."""
+def shown(day: str, output: str) -> None:
+    """Assert that a line of the output is the message in the page's row, word for word.
+
+    {a word} in the message stands for anything.
+    """
     message = dict(rows())[day]
     if not message:
-        assert said == ""
+        assert output == ""
         return
     pattern = re.sub(r"\\\{[a-z ]+\\\}", ".+", re.escape(message).replace(r"\ ", " "))
-    assert [line for line in said.splitlines() if re.fullmatch(pattern, line)], (
-        f"{message}\nis not in\n{said}"
+    assert [line for line in output.splitlines() if re.fullmatch(pattern, line)], (
+        f"{message}\nis not in\n{output}"
     )

@@ -10,7 +10,7 @@ PLAIN = Engine()
 
 
 def new_cohort(runs, engine=PLAIN, device="cpu", dtype=torch.float32):
-    """A cohort of untrained runs, as `training.train` puts them together; in float64 if so asked."""
+    """A cohort of untrained runs, as `training.train_together` makes it; float64 if so asked."""
     device = torch.device(device)
     sets = [training.load_split(settings, "train") for settings in runs]
     states = []

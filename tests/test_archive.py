@@ -1,4 +1,7 @@
-"""Archives: what is packed comes out elsewhere to the byte and goes on there; what is damaged or foreign is refused."""
+"""Archives: packed runs come out elsewhere to the byte and go on there.
+
+An archive that is damaged or foreign is refused.
+"""
 
 import hashlib
 import io
@@ -24,7 +27,7 @@ STOPPED = replace(TINY, seed=1)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A store with a finished run and one stopped after its second epoch; and what the latter measures undisturbed."""
+    """A store with a finished run and a run stopped after epoch 2; its undisturbed measures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METANB_STORE", str(tmp_path_factory.mktemp("whole")))
         whole = (experiment.run(STOPPED, "cpu").path / "measures.csv").read_bytes()
@@ -48,7 +51,8 @@ def stores(made, tmp_path, monkeypatch):
 
 
 def _stop_after(epochs, monkeypatch):
-    honest, calls = training.measure_together, []
+    honest = training.measure_together
+    calls = []
 
     def stops(*arguments):
         calls.append(1)
@@ -88,9 +92,10 @@ def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
     expected = {f"{folder}/{file}" for folder in (TINY.id, stopped) for file in files}
     # no finished checkpoint
     assert _members(path).keys() == expected | {archive.MANIFEST, f"{STOPPED.id}.pt"}
-    first, second = stores("first"), stores("second")
-    said = archive.unpack_runs(path)
-    assert len(said) == 3 and all("\n" not in line for line in said)
+    first = stores("first")
+    second = stores("second")
+    lines = archive.unpack_runs(path)
+    assert len(lines) == 3 and all("\n" not in line for line in lines)
     for name in expected:
         assert (second / name).read_bytes() == (first / name).read_bytes()
     record = experiment.run(STOPPED, "cpu")
@@ -106,24 +111,24 @@ def test_a_run_that_was_killed_before_its_record_is_packed(stores, tmp_path):
 
 
 def test_packing_twice_gives_the_same_bytes(stores, tmp_path):
-    one, two = (
+    first, second = (
         archive.pack_runs([TINY, STOPPED], tmp_path / name, "tiny")[0].read_bytes()
         for name in ("a", "b")
     )
-    assert one == two
+    assert first == second
 
 
 def test_what_is_as_far_stays(stores, tmp_path):
     (path,) = archive.pack_runs([STOPPED], tmp_path / "out", "tiny")
     experiment.run(STOPPED, "cpu")
-    there = {file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()}
+    before = {file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()}
     record, kept = archive.unpack_runs(path)
     assert record == f"record {records.find_record(STOPPED).path}" and kept.endswith(
         "is as far already"
     )
     assert {
         file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()
-    } == there
+    } == before
 
 
 def test_volumes_hold_whole_runs_below_the_limit(stores, tmp_path, monkeypatch):
@@ -147,14 +152,14 @@ def test_an_archive_is_not_replaced_by_one_that_holds_less(stores, tmp_path, mon
         ArchiveError, match=rf"tiny-01.zip holds runs .*{STOPPED.id}: name another folder"
     ):
         archive.pack_runs([TINY], tmp_path / "out", "tiny")
-    other = tmp_path / "out" / "tiny-01.2024.zip"  # somebody else's
-    other.write_bytes(b"mine")
+    unrelated = tmp_path / "out" / "tiny-01.2024.zip"  # somebody else's
+    unrelated.write_bytes(b"mine")
     with monkeypatch.context() as patch:
         patch.setattr(archive, "LIMIT", size)
         assert len(archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")) == 2
     (path,) = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
     # no volume of the earlier two is left
-    assert sorted((tmp_path / "out").iterdir()) == [other, path]
+    assert sorted((tmp_path / "out").iterdir()) == [unrelated, path]
 
 
 def _truncate(path):
@@ -241,7 +246,7 @@ def test_kept_weights_go_with_their_records(stores, tmp_path, monkeypatch):
     archive.unpack_runs(path)
     assert {path.relative_to(second): path.read_bytes() for path in _kept(second)} == first
     assert len(first) == 2 and not run_store.checkpoint_path(TINY.id).exists()
-    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
     for settings, epoch in ((TINY, 4), (STOPPED, 2)):
         state = experiment.nets_after(settings, [epoch], "cpu")[epoch].state_dict()
         assert all(torch.equal(state[name], expected[settings][name]) for name in state)
@@ -338,7 +343,7 @@ def test_an_archive_is_not_packed_from_damaged_weights(stores, tmp_path):
 
 
 def _earlier_archive(path, settings):
-    """As an earlier version packed the weights of a run: its record, and `<record>.pt` beside it."""
+    """Pack a run as an earlier version did: its record, and `<record>.pt` beside it."""
     record = records.find_record(settings, 0).path
     values = checkpoint.read_checkpoint(run_store.checkpoint_path(settings.id))
     stream = io.BytesIO()
@@ -353,7 +358,7 @@ def test_weights_in_archives_of_an_earlier_version_serve_to_measure(stores, tmp_
     stores("second")
     archive.unpack_runs(path)
     assert set(checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))) == {"epoch", "net"}
-    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
     state = experiment.trained_net(TINY, "cpu").state_dict()
     assert all(torch.equal(state[name], trained[name]) for name in trained)
     assert experiment.run(TINY, "cpu").finished
@@ -373,7 +378,7 @@ def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkey
     # the run itself could not go on from weights alone
     assert not run_store.checkpoint_path(STOPPED.id).exists()
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_train", None)
+        patch.setattr(training, "train_together", None)
         state = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
     assert all(torch.equal(state[name], trained[name]) for name in trained)
     state = experiment.nets_after(STOPPED, [2, 4], "cpu")[4].state_dict()  # the rest from the start

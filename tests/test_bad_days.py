@@ -1,4 +1,4 @@
-"""Bad days, for real: a disk that is full, a store that may not be written, a kill at the worst moments, memory gone.
+"""Bad days, for real: a full disk, a read-only store, a kill at the worst moments, no memory.
 
 Evidence: after each, the same command makes the very bytes of an undisturbed run, the store holds
 no scrap, and a neighbour's record is as it was. What is said is what the book's page shows; some of
@@ -87,7 +87,10 @@ def metanb(capsys, monkeypatch):
 
 @pytest.fixture
 def metanb_fails(capsys, monkeypatch):
-    """The same for one that must not: exit code 1 or 2, one line of error, no result; returns standard error."""
+    """The same for a command that must fail: exit code 1 or 2, one line of error, no result.
+
+    It returns standard error.
+    """
 
     def run(*arguments):
         code, out, err = call(capsys, monkeypatch, *arguments)
@@ -102,7 +105,7 @@ def metanb_fails(capsys, monkeypatch):
 
 
 def is_undisturbed(store, undisturbed, besides=()):
-    """Whether the run stands in the store to the byte, with its checkpoint and lock and no scrap besides."""
+    """Whether the store has the run to the byte, with its checkpoint and lock, and no scrap."""
     names = {RUN.id, f"{RUN.id}.pt", f"{RUN.id}.lock", NEIGHBOUR.id}
     same = (store / RUN.id / "measures.csv").read_bytes() == (
         undisturbed / RUN.id / "measures.csv"
@@ -237,8 +240,12 @@ def test_a_truncated_record(metanb, metanb_fails, store, undisturbed):
 
 
 def test_a_kill_or_a_power_cut_at_each_moment(metanb, store, undisturbed, tmp_path, monkeypatch):
-    """The store as it is before each rename: what a kill then leaves; and all that gets its name is on the disk."""
-    moments, synced = [], set()
+    """The store is copied before each rename: that is what a kill would leave.
+
+    Each file that gets its name is on the disk by then.
+    """
+    moments = []
+    synced = set()
     honest = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
 
     def fsync(number):
@@ -283,7 +290,10 @@ def start(store, *options):
 
 
 def test_two_processes_want_one_run(store, tmp_path):
-    """The second says that it waits; when the first, which is held up for this, is killed it goes on from there."""
+    """The second says that it waits; when the first is killed, it goes on from there.
+
+    The first is held up for this.
+    """
     settings = preset("smoke", "glyphs", **TINY | {"iterations": 15})
     first = start(store, "--iterations", "15")
     while not (store / f"{settings.id}.pt").exists():
@@ -291,8 +301,8 @@ def test_two_processes_want_one_run(store, tmp_path):
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)
     second = start(store, "--iterations", "15")
-    said = [second.stderr.readline() for _ in range(2)]
-    shown("Two processes want one run", said[1].strip())
+    lines = [second.stderr.readline() for _ in range(2)]
+    shown("Two processes want one run", lines[1].strip())
     assert first.poll() is None, "the first was done before it was held up"
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -317,7 +327,8 @@ def test_two_processes_want_one_run(store, tmp_path):
 )
 def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, monkeypatch, error):
     """In the last epoch. The errors are torch's own; the GPU is not there."""
-    honest, calls = outer_loop.losses, []
+    honest = outer_loop.losses
+    calls = []
 
     def losses(*arguments):
         calls.append(1)
@@ -337,7 +348,7 @@ SHORT_OF_MEMORY = """
 import resource, sys
 # by torch's optimisers, when a run begins: no module should be what does not fit
 import torch._dynamo
-from metanb import experiment
+from metanb.runs import experiment
 from metanb.__main__ import main
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv.pop(1)),) * 2)
@@ -350,10 +361,10 @@ main()
 )
 @pytest.mark.parametrize("room", [3 * 2**29, 2**29])
 def test_the_machine_runs_out_of_memory(store, room):
-    """After epoch 0, for one large array: torch's of 2.4 GB, or numpy's of a quarter of that, made before it.
+    """After epoch 0, for one large array: torch's of 2.4 GB, or numpy's before it, of a quarter.
 
-    What is asked for at once leaves room to say so; a library short of its last few bytes may crash
-    instead.
+    A large request leaves room to report the failure. A library short of its last few bytes may
+    crash instead.
     """
     large = ["--ways", "40", "--queries", "19", "--meta-batch", "1024"]
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(room), *TRAIN, *large]
@@ -377,13 +388,14 @@ def test_a_run_that_diverges(metanb_fails, store):
         for name, value in steep.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    said = metanb_fails(*TRAIN, *options)
-    shown("A run diverges", said)
+    message = metanb_fails(*TRAIN, *options)
+    shown("A run diverges", message)
     kept = checkpoint.read_checkpoint(store / f"{settings.id}.pt")["epoch"]
     assert (
-        f"the checkpoint of epoch {kept} is kept" in said and records.find_record(settings) is None
+        f"the checkpoint of epoch {kept} is kept" in message
+        and records.find_record(settings) is None
     )
-    assert metanb_fails(*TRAIN, *options) == said  # it goes on from there, to the same end
+    assert metanb_fails(*TRAIN, *options) == message  # it goes on from there, to the same end
 
 
 def test_a_run_of_a_grid_is_killed_from_outside(metanb_fails, store, monkeypatch):
@@ -412,7 +424,7 @@ class CutShort(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_download_that_is_cut_short(metanb_fails, tmp_path, monkeypatch):
-    """Torchvision's own download, from a server of this test; what has come is not taken for the file."""
+    """Torchvision's own download, from a server of this test: a part is not taken for the file."""
     from torchvision.datasets import Omniglot
 
     with http.server.HTTPServer(("127.0.0.1", 0), CutShort) as server:

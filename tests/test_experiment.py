@@ -1,4 +1,7 @@
-"""Runs, bit for bit: repeated, killed and resumed, asked for twice; one run's measures against a plain loop by hand."""
+"""Runs, bit for bit: repeated, killed and resumed, asked for twice.
+
+One run's measures are compared with a plain loop by hand.
+"""
 
 import os
 import signal
@@ -41,13 +44,13 @@ def test_seed_repeats_a_run_to_the_bit(tmp_path, monkeypatch):
         monkeypatch.setenv("METANB_STORE", str(tmp_path / folder))
         experiment.run(TINY, "cpu")
     assert measures(tmp_path / "a") == measures(tmp_path / "b")
-    other = experiment.run(replace(TINY, seed=1), "cpu")
-    assert measures(tmp_path / "b", other.settings) != measures(tmp_path / "b")
+    other_seed = experiment.run(replace(TINY, seed=1), "cpu")
+    assert measures(tmp_path / "b", other_seed.settings) != measures(tmp_path / "b")
 
 
 def test_a_recorded_run_is_read_not_trained(store, monkeypatch):
     first = experiment.run(TINY, "cpu")
-    monkeypatch.setattr(experiment, "_train", None)  # calling it would raise
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
     assert experiment.run(TINY, "cpu").path == first.path
 
 
@@ -70,8 +73,9 @@ def test_processors_of_one_name_are_told_apart(monkeypatch, capability):
 
 
 def test_measures_against_a_plain_loop(store):
-    """Loss, accuracy, distance and gradients of the trained network, task by task, without higher or chunks."""
-    record, net = experiment.run(TINY, "cpu"), experiment.trained_net(TINY, "cpu").double()
+    """Loss, accuracy, distance and gradients, task by task, without higher or chunks."""
+    record = experiment.run(TINY, "cpu")
+    net = experiment.trained_net(TINY, "cpu").double()
     tasks = sample_tasks(
         image_sets.load_images("glyphs", "test"),
         5,
@@ -80,7 +84,7 @@ def test_measures_against_a_plain_loop(store):
         2,
         np.random.default_rng([0, cohorts.TEST]),
     )
-    found = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
+    expected = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
     gradients = []
     for t in range(5):
         theta = dict(net.named_parameters())
@@ -92,11 +96,11 @@ def test_measures_against_a_plain_loop(store):
         output = torch.func.functional_call(net, moved, (tasks.query_x[t].double(),))
         after = torch.func.functional_call(net, moved, (tasks.support_x[t].double(),))
         gradients.append(torch.cat([g.flatten() for g in slope]))
-        found["support_loss_before"].append(loss)
-        found["support_loss"].append(F.cross_entropy(after, tasks.support_y[t]))
-        found["query_accuracy"].append((output.argmax(1) == tasks.query_y[t]).double().mean())
-        found["distance"].append(TINY.inner_lr * gradients[-1].norm())
-    for name, values in found.items():
+        expected["support_loss_before"].append(loss)
+        expected["support_loss"].append(F.cross_entropy(after, tasks.support_y[t]))
+        expected["query_accuracy"].append((output.argmax(1) == tasks.query_y[t]).double().mean())
+        expected["distance"].append(TINY.inner_lr * gradients[-1].norm())
+    for name, values in expected.items():
         last = record.curve(name).iloc[-1]
         assert last["mean"] == pytest.approx(float(sum(values).detach() / 5), rel=1e-4), name
         assert last["n"] == 5
@@ -109,15 +113,17 @@ def test_measures_against_a_plain_loop(store):
 
 
 def test_every_algorithm_has_a_gradient_of_its_own():
-    found = {}
+    gradients = {}
     for algorithm in CHOICES["algorithm"]:
         settings = replace(TINY, algorithm=algorithm, inner_steps=2)
         cohort = new_cohort([settings])
         cohort.gradient(*cohort._draw([0]))
         body = sum(p.numel() for p in cohort.net.blocks.parameters())
-        found[algorithm] = cohort.weights[0].grad[:body].clone()
-    for one, two in combinations(found, 2):
-        assert not torch.allclose(found[one], found[two], rtol=1e-3), f"{one} trains as {two} does"
+        gradients[algorithm] = cohort.weights[0].grad[:body].clone()
+    for first, second in combinations(gradients, 2):
+        assert not torch.allclose(gradients[first], gradients[second], rtol=1e-3), (
+            f"{first} trains as {second} does"
+        )
 
 
 VARIANTS = (
@@ -150,10 +156,11 @@ def test_every_kind_of_run_repeats_to_the_bit(tmp_path, monkeypatch, options):
 
 
 def test_finetuning_learns_all_classes_and_is_kept(store):
-    """The loss of a batch over all meta-train classes falls from about ln(classes); the weights are read back."""
+    """The loss over all meta-train classes falls from about ln(classes); weights are read back."""
     options = {"filters": 8, "iterations": 60, "epoch_iterations": 20, "outer_lr": 0.01}
     settings = replace(TINY, algorithm="finetune", **options)
-    run, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu")
+    run = experiment.run(settings, "cpu")
+    net = experiment.trained_net(settings, "cpu")
     classes = len(image_sets.load_images("glyphs", "train").classes)
     assert net.head.out_features == classes
     losses = run.curve("train_loss")["mean"]
@@ -165,11 +172,13 @@ def test_finetuning_learns_all_classes_and_is_kept(store):
 
 def test_few_classes_are_the_data_that_a_run_records(store):
     few = experiment.run(replace(TINY, iterations=2, train_classes=6), "cpu")
-    other = experiment.run(replace(TINY, iterations=2, train_classes=6, class_seed=1), "cpu")
-    kept = experiment.load(few.settings, "train")
+    other_classes = experiment.run(
+        replace(TINY, iterations=2, train_classes=6, class_seed=1), "cpu"
+    )
+    kept = training.load_split(few.settings, "train")
     assert len(kept.classes) == 6 and few.provenance["data"]["train"] == kept.digest
-    assert other.provenance["data"]["train"] != kept.digest
-    assert other.provenance["data"]["test"] == few.provenance["data"]["test"]
+    assert other_classes.provenance["data"]["train"] != kept.digest
+    assert other_classes.provenance["data"]["test"] == few.provenance["data"]["test"]
 
 
 def _start(settings, folder):
@@ -204,15 +213,15 @@ def _start(settings, folder):
 def test_killed_twice_and_resumed_equals_unkilled(tmp_path):
     settings = replace(TINY, iterations=60, epoch_iterations=6)
     checkpoint = tmp_path / "killed" / f"{settings.id}.pt"
-    seen = None
+    saved = None
     for _ in range(2):
         process = _start(settings, tmp_path / "killed")
-        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == seen:
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == saved:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        seen = checkpoint.stat().st_mtime_ns
+        saved = checkpoint.stat().st_mtime_ns
         assert not (tmp_path / "killed" / settings.id).exists()
     for folder in ("killed", "whole"):
         process = _start(settings, tmp_path / folder)
@@ -243,7 +252,7 @@ def test_two_processes_share_one_run(tmp_path):
 
 
 def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypatch):
-    honest = training.meta_gradient
+    honest = cohorts.meta_gradient
     calls = []
 
     def diverges(*args, **kwargs):
@@ -348,8 +357,10 @@ def test_a_run_until_an_iteration_is_the_whole_runs_beginning(store):
 def test_final_accuracy_against_a_plain_loop(store):
     """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
     settings = replace(TINY, iterations=4, final_tasks=130)
-    record, net = experiment.run(settings, "cpu"), experiment.trained_net(settings, "cpu").double()
-    test, found = image_sets.load_images("glyphs", "test"), []
+    record = experiment.run(settings, "cpu")
+    net = experiment.trained_net(settings, "cpu").double()
+    test = image_sets.load_images("glyphs", "test")
+    accuracies = []
     for part, n in enumerate((60, 60, 10)):
         tasks = sample_tasks(test, n, 5, 1, 2, np.random.default_rng([0, 3 + part]))
         for x, y, query_x, query_y in zip(
@@ -362,9 +373,9 @@ def test_final_accuracy_against_a_plain_loop(store):
                 for (name, p), g in zip(theta.items(), slope, strict=True)
             }
             output = torch.func.functional_call(net, moved, (query_x.double(),))
-            found.append(float((output.argmax(1) == query_y).double().mean()))
+            accuracies.append(float((output.argmax(1) == query_y).double().mean()))
     last = record.curve("final_accuracy").iloc[-1]
-    assert last["n"] == 130 and last["mean"] == pytest.approx(np.mean(found), abs=2e-3)
+    assert last["n"] == 130 and last["mean"] == pytest.approx(np.mean(accuracies), abs=2e-3)
 
 
 def test_unknown_device(store):
@@ -373,7 +384,10 @@ def test_unknown_device(store):
 
 
 def test_chunks_change_a_run_by_rounding_alone(tmp_path, monkeypatch):
-    """One task at a time gives the same measures; rounding grows with iterations, so only the first epochs compare."""
+    """One task at a time gives the same measures.
+
+    Rounding grows with iterations, so only the first epochs are compared.
+    """
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "whole"))
     whole = experiment.run(TINY, "cpu").measures
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "single"))

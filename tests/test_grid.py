@@ -39,41 +39,41 @@ def states(planned, recorded):
 
 def test_quick_is_well_formed():
     planned = definitions.quick_grid()
-    ids = [one.settings.id for one in planned]
+    ids = [run.settings.id for run in planned]
     assert len(set(ids)) == len(ids)
-    seeds = [one.settings.seed for one in planned]
+    seeds = [run.settings.seed for run in planned]
     assert seeds == sorted(seeds)  # one seed of everything before the second of anything
-    there = {one.settings for one in planned}
-    for one in planned:
-        if one.settings.regulariser != "none":
-            assert replace(one.settings, regulariser="none", gamma=0.0) in there
-        if one.settings.train_classes:
-            assert one.settings.class_seed == one.settings.seed
-    base = [one.settings for one in planned if one.group == "base"]
+    settings = {run.settings for run in planned}
+    for run in planned:
+        if run.settings.regulariser != "none":
+            assert replace(run.settings, regulariser="none", gamma=0.0) in settings
+        if run.settings.train_classes:
+            assert run.settings.class_seed == run.settings.seed
+    base = [run.settings for run in planned if run.group == "base"]
     for dataset, ways, shots, runs in (
         ("omniglot", 5, 1, 5),
         ("glyphs", 5, 1, 5),
         ("omniglot", 20, 1, 3),
     ):
         for algorithm in ("maml", "fomaml", "finetune"):
-            chosen = [
+            cell = [
                 s
                 for s in base
                 if (s.dataset, s.ways, s.shots, s.algorithm) == (dataset, ways, shots, algorithm)
             ]
-            assert len(chosen) == runs
+            assert len(cell) == runs
 
 
 def test_select():
     planned = definitions.quick_grid()
-    assert {one.group for one in definitions.select_runs(planned, "few-classes")} == {"few-classes"}
+    assert {run.group for run in definitions.select_runs(planned, "few-classes")} == {"few-classes"}
     assert {
-        one.settings.algorithm for one in definitions.select_runs(planned, "*-5w1s-maml-s0-*")
+        run.settings.algorithm for run in definitions.select_runs(planned, "*-5w1s-maml-s0-*")
     } == {"maml"}
-    assert all("20w" in one.settings.id for one in definitions.select_runs(planned, "20w"))
+    assert all("20w" in run.settings.id for run in definitions.select_runs(planned, "20w"))
     assert definitions.select_runs(planned) == planned
     runs = [
-        one.settings.id for one in definitions.select_runs(planned, "*-maml-s1-*", "*-maml-s[01]-*")
+        run.settings.id for run in definitions.select_runs(planned, "*-maml-s1-*", "*-maml-s[01]-*")
     ]
     assert len(runs) == len(set(runs)) > 2
     assert ["-s1-" in run for run in runs] == sorted(("-s1-" in run for run in runs), reverse=True)
@@ -83,7 +83,8 @@ def test_select():
 
 @pytest.mark.parametrize("which", [0, 5, -1])
 def test_command_trains_the_very_settings(which, monkeypatch):
-    settings, asked = definitions.quick_grid()[which].settings, []
+    settings = definitions.quick_grid()[which].settings
+    asked = []
 
     def run_all(wanted, device, until, together):
         asked.append((*wanted, device, until))
@@ -107,26 +108,27 @@ def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, mo
     assert "\n" not in failed[0]
     assert len(lines) == 4 and lines[0].startswith("0 runs are recorded, 3 are missing")
     assert sum("query accuracy" in line for line in lines) == 2 and "min left" in lines[-1]
-    found = [(store / one.settings.id / "measures.csv").read_bytes() for one in good]
+    contents = [(store / run.settings.id / "measures.csv").read_bytes() for run in good]
     again = []
     assert (
         runner.run_grid(good, 2, "cpu", again.append) == [] and len(again) == 1
     )  # nothing was missing
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
     assert [
-        (experiment.run(one.settings, "cpu").path / "measures.csv").read_bytes() for one in good
-    ] == found
+        (experiment.run(run.settings, "cpu").path / "measures.csv").read_bytes() for run in good
+    ] == contents
 
 
 def test_batches_hold_what_differs_by_seeds_alone_in_the_grids_order():
     runs = [replace(TINY, seed=seed, shots=shots) for seed in range(3) for shots in (1, 2)]
-    one, two = runs[::2], runs[1::2]
-    assert runner.group_into_batches(runs, 5) == [tuple(one), tuple(two)]
+    one_shot = runs[::2]
+    two_shot = runs[1::2]
+    assert runner.group_into_batches(runs, 5) == [tuple(one_shot), tuple(two_shot)]
     assert runner.group_into_batches(runs, 2) == [
-        tuple(one[:2]),
-        tuple(two[:2]),
-        (one[2],),
-        (two[2],),
+        tuple(one_shot[:2]),
+        tuple(two_shot[:2]),
+        (one_shot[2],),
+        (two_shot[2],),
     ]
     assert runner.group_into_batches(runs, 1) == [(settings,) for settings in runs]
     assert (runner.together_on("cpu"), runner.together_on("cuda:1")) == (1, runner.TOGETHER)
@@ -149,15 +151,19 @@ def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(store, tmp_path
 
 
 def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch):
-    """SIGKILL for the grid and its run at random moments of their work: the record is that of an undisturbed run."""
+    """After SIGKILL at random moments of its work, the record is that of an undisturbed run."""
     settings = replace(TINY, iterations=200, epoch_iterations=4)
     planned = [Planned("a", settings)]
     script = (
-        "import sys, json; from metanb import grid, runner; from metanb.settings import from_dict; "
-        "runner.run([grid.Planned('a', from_dict(json.loads(sys.argv[1])))], 1, 'cpu', print)"
+        "import sys, json; from metanb.grids import definitions, runner; "
+        "from metanb.settings import from_dict; "
+        "settings = from_dict(json.loads(sys.argv[1])); "
+        "runner.run_grid([definitions.Planned('a', settings)], 1, 'cpu', print)"
     )
     command = [sys.executable, "-c", script, json.dumps(settings.to_dict())]
-    rng, path, saved = random.Random(0), store / f"{settings.id}.pt", None
+    rng = random.Random(0)
+    path = store / f"{settings.id}.pt"
+    saved = None
     for _ in range(10):
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
         while not path.exists() or path.stat().st_mtime_ns == saved:
@@ -178,7 +184,8 @@ def test_grid_killed_at_ten_moments_and_asked_again(store, tmp_path, monkeypatch
 
 def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_path, monkeypatch):
     longer = replace(TINY, iterations=30_000, final_tasks=5)
-    planned, lines = [Planned("a", longer), Planned("a", replace(longer, seed=1))], []
+    planned = [Planned("a", longer), Planned("a", replace(longer, seed=1))]
+    lines = []
     reach = 0  # the epoch from which on the budget is spent
 
     def clock():
@@ -190,20 +197,23 @@ def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_p
     assert runner.run_grid(planned[1:], 1, "cpu", lambda line: None, until=4) == []
     (short,) = progress.find_recorded(planned)
     assert (short.settings.seed, short.epochs) == (1, 2)
-    planned, reach = planned[:1], 2
+    planned = planned[:1]
+    reach = 2
     assert runner.run_grid(planned, 1, "cpu", lines.append, budget=9) == []
-    (found,) = progress.find_recorded(planned)
+    (stopped,) = progress.find_recorded(planned)
     assert (
-        not found.finished and found.epochs >= 2 and "final_accuracy" in set(found.measures.measure)
+        not stopped.finished
+        and stopped.epochs >= 2
+        and "final_accuracy" in set(stopped.measures.measure)
     )
-    assert lines[-1] == f"stopped: {longer.id} at iteration {3 * found.epochs:,}, {found.path}"
-    assert states(planned, [found]) == [f"to {3 * found.epochs:,}"]
-    reach = found.epochs + 2
+    assert lines[-1] == f"stopped: {longer.id} at iteration {3 * stopped.epochs:,}, {stopped.path}"
+    assert states(planned, [stopped]) == [f"to {3 * stopped.epochs:,}"]
+    reach = stopped.epochs + 2
     assert runner.run_grid(planned[:1], 1, "cpu", lambda line: None, budget=9) == []
     (further,) = progress.find_recorded(planned)
-    assert further.epochs >= reach and not found.path.exists()
-    shared = further.measures.merge(found.measures, on=["epoch", "measure"])
-    assert (shared.mean_x == shared.mean_y).all() and len(shared) > 20 * found.epochs
+    assert further.epochs >= reach and not stopped.path.exists()
+    shared = further.measures.merge(stopped.measures, on=["epoch", "measure"])
+    assert (shared.mean_x == shared.mean_y).all() and len(shared) > 20 * stopped.epochs
 
 
 def test_grids_move_between_machines(store, tmp_path, monkeypatch):
@@ -232,25 +242,25 @@ def test_grids_move_between_machines(store, tmp_path, monkeypatch):
 
 def test_paper_is_well_formed():
     planned = definitions.paper_grid()
-    settings = [one.settings for one in planned]
-    assert len({one.id for one in settings}) == len(settings)
-    assert [one.seed for one in settings] == sorted(one.seed for one in settings)
-    assert all(scale_of(one) == "paper" and one.iterations == 60_000 for one in settings)
+    settings = [run.settings for run in planned]
+    assert len({run.id for run in settings}) == len(settings)
+    assert [run.seed for run in settings] == sorted(run.seed for run in settings)
+    assert all(scale_of(run) == "paper" and run.iterations == 60_000 for run in settings)
     base = {(s.dataset, s.ways, s.shots, s.algorithm) for s in settings if s.regulariser == "none"}
     sets = [("omniglot", n, k) for n in (5, 20) for k in (1, 5)] + [
         ("mini-imagenet", 5, 1),
         ("mini-imagenet", 5, 5),
     ]
     assert base == {
-        (*one, algorithm) for one in sets for algorithm in ("maml", "fomaml", "finetune")
+        (*setting, algorithm) for setting in sets for algorithm in ("maml", "fomaml", "finetune")
     }
-    strengths = Counter((one.regulariser, one.gamma) for one in settings if one.gamma)
+    strengths = Counter((run.regulariser, run.gamma) for run in settings if run.gamma)
     middle = definitions.PAPER_GAMMAS[1]
     assert strengths == dict.fromkeys(
         (("adapted", gamma) for gamma in definitions.PAPER_GAMMAS), 10
     ) | {("random", middle): 10}
     assert all(
-        (one.dataset, one.ways, one.shots) == ("omniglot", 20, 1) for one in settings if one.gamma
+        (run.dataset, run.ways, run.shots) == ("omniglot", 20, 1) for run in settings if run.gamma
     )
     assert "mini-imagenet-5w1s-fomaml-s0" in settings[4].id
 
@@ -275,12 +285,12 @@ def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
 
 def test_at_paper_scale_has_the_runs_of_the_groups_that_are_asked_for(store, monkeypatch):
     monkeypatch.setattr(progress, "find_recorded", list)  # as if all were recorded
-    base = [one.settings for one in progress.recorded_at_paper_scale("omniglot", 20, 1)]
+    base = [record.settings for record in progress.recorded_at_paper_scale("omniglot", 20, 1)]
     assert len(base) == 15 and {s.regulariser for s in base} == {"none"}
     assert [s.algorithm for s in base] == ["maml"] * 5 + ["fomaml"] * 5 + ["finetune"] * 5
     both = [
-        one.settings
-        for one in progress.recorded_at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])
+        record.settings
+        for record in progress.recorded_at_paper_scale("omniglot", 20, 1, ["base", "regulariser"])
     ]
     assert len(both) == 55 and {(s.dataset, s.ways, s.shots) for s in both} == {("omniglot", 20, 1)}
 

@@ -26,14 +26,16 @@ from metanb.runs import store as run_store
 from metanb.runs.records import Record
 from metanb.settings import preset
 
-H200, H100, A100 = "NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
+H200 = "NVIDIA H200"
+H100 = "NVIDIA H100 80GB HBM3"
+A100 = "NVIDIA A100-SXM4-80GB"
 PROCESSOR = "Intel(R) Xeon(R) Processor (AVX512)"
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
 PAPER = preset("paper", "omniglot", 20)  # 120 epochs
 MINI = preset("paper", "mini-imagenet", algorithm="fomaml")
 
 
-def record(settings, seconds, device=PROCESSOR, epochs=None, start=0.0, **others):
+def record(settings, seconds, device=PROCESSOR, epochs=None, start=0.0, **provenance):
     """A record of a run that was in progress for so long from so many seconds after midnight."""
     measures = pd.DataFrame({"epoch": range((settings.epochs if epochs is None else epochs) + 1)})
     origin = {
@@ -43,7 +45,7 @@ def record(settings, seconds, device=PROCESSOR, epochs=None, start=0.0, **others
         "wall_seconds": float(seconds),
         "cpu_seconds": float(seconds),
     }
-    return Record(settings, measures, origin | others, Path(settings.id))
+    return Record(settings, measures, origin | provenance, Path(settings.id))
 
 
 def minutes(timings, settings, kind, together=1.0):
@@ -80,28 +82,29 @@ def test_a_core_takes_what_its_like_took_or_scaled_work():
     alone = Timings([]).estimate(planned, CORE)
     assert alone.basis == "work model"
     first_order = replace(twice, algorithm="fomaml")
-    other = record(first_order, 240 * minutes(Timings([]), first_order, CORE))
-    assert Timings([other]).estimate(planned, CORE).basis == "scaled"
-    assert minutes(Timings([other]), planned, CORE) == pytest.approx(4 * alone.minutes)
+    fomaml_record = record(first_order, 240 * minutes(Timings([]), first_order, CORE))
+    assert Timings([fomaml_record]).estimate(planned, CORE).basis == "scaled"
+    assert minutes(Timings([fomaml_record]), planned, CORE) == pytest.approx(4 * alone.minutes)
 
 
 def test_a_core_prefers_runs_of_the_same_way_of_training():
     planned = preset("quick", "omniglot")
     same = replace(planned, iterations=3600)
-    others = [record(preset("quick", "glyphs", seed=seed), 6000) for seed in range(5)]
+    on_glyphs = [record(preset("quick", "glyphs", seed=seed), 6000) for seed in range(5)]
     expected = minutes(Timings([record(same, 600)]), planned, CORE)
-    assert minutes(Timings([record(same, 600), *others]), planned, CORE) == expected
+    assert minutes(Timings([record(same, 600), *on_glyphs]), planned, CORE) == expected
 
 
 def test_a_core_counts_the_seconds_that_a_run_had_of_it():
     """Two processes on one core: each waits half of its time."""
     run = record(PAPER, 7200, cpu_seconds=3600.0)
-    assert Timings([run]).of(run).minutes == 60
-    assert Timings([run]).of(run).together == 1
+    assert Timings([run]).run_time(run).minutes == 60
+    assert Timings([run]).run_time(run).together == 1
 
 
 def test_two_devices_never_mix():
-    on_core, on_gpu = record(PAPER, 36_000), record(replace(PAPER, seed=1), 600, H200)
+    on_core = record(PAPER, 36_000)
+    on_gpu = record(replace(PAPER, seed=1), 600, H200)
     both = Timings([on_core, on_gpu])
     assert minutes(both, PAPER, CORE) == 600 and minutes(both, PAPER, H200) == 10
     assert not Timings([on_core]).estimate(PAPER, H200).known
@@ -121,38 +124,44 @@ def test_overlapping_runs_share_a_gpu():
     elsewhere = [record(MINI, 600, H100), record(replace(MINI, seed=1), 600)]
     timings = Timings([*runs, *elsewhere])
     # 300 s with the second, 150 s with the third, 150 s alone.
-    assert [60 * timings.of(run).minutes for run in runs] == [375, 150, 75]
-    assert timings.of(runs[0]).together == 600 / 375 and timings.of(runs[1]).together == 2
-    assert timings.of(elsewhere[0]).minutes == 10
-    told = Timings([record(first, 600, H200, shared_seconds=120.0), *runs[1:]])
-    assert told.of(runs[0]).minutes == 2 and told.of(runs[0]).together == 5
-    assert told.of(runs[1]).minutes == 2.5
+    assert [60 * timings.run_time(run).minutes for run in runs] == [375, 150, 75]
+    assert (
+        timings.run_time(runs[0]).together == 600 / 375 and timings.run_time(runs[1]).together == 2
+    )
+    assert timings.run_time(elsewhere[0]).minutes == 10
+    recorded_share = Timings([record(first, 600, H200, shared_seconds=120.0), *runs[1:]])
+    assert (
+        recorded_share.run_time(runs[0]).minutes == 2
+        and recorded_share.run_time(runs[0]).together == 5
+    )
+    assert recorded_share.run_time(runs[1]).minutes == 2.5
     further = record(first, 600, H200, epochs=60)  # the same run, as it stood before: no other run
-    assert Timings([further, *runs]).of(runs[0]).minutes == 375 / 60
+    assert Timings([further, *runs]).run_time(runs[0]).minutes == 375 / 60
 
 
 def test_shares_are_those_of_a_loop_over_seconds():
     rng = np.random.default_rng(0)
-    begin, length = rng.integers(0, 200, 12), rng.integers(1, 150, 12)
+    begin = rng.integers(0, 200, 12)
+    length = rng.integers(1, 150, 12)
     times = zip(range(12), length.tolist(), begin.tolist(), strict=True)
     runs = [record(replace(PAPER, seed=i), wall, H200, start=start) for i, wall, start in times]
     shares = np.zeros(12)
     for second in range(400):
-        there = (begin <= second) & (second < begin + length)
-        shares[there] += 1 / max(1, there.sum())
+        in_progress = (begin <= second) & (second < begin + length)
+        shares[in_progress] += 1 / max(1, in_progress.sum())
     timings = Timings(runs)
-    assert [60 * timings.of(run).minutes for run in runs] == pytest.approx(shares)
+    assert [60 * timings.run_time(run).minutes for run in runs] == pytest.approx(shares)
 
 
 def test_a_run_that_was_stopped_and_resumed_shares_in_proportion():
     """600 s of training in 6,000 s: it is beside another run for a tenth of that one's time."""
     resumed = record(PAPER, 6000, H200)
     resumed.provenance["wall_seconds"] = 600.0
-    other = record(replace(PAPER, seed=1), 1100, H200, start=1000)
-    timings = Timings([resumed, other])
-    assert 60 * timings.of(other).minutes == pytest.approx(1000)
+    whole = record(replace(PAPER, seed=1), 1100, H200, start=1000)
+    timings = Timings([resumed, whole])
+    assert 60 * timings.run_time(whole).minutes == pytest.approx(1000)
     # In 1,100 of its 6,000 s it has half of the GPU.
-    assert 60 * timings.of(resumed).minutes == pytest.approx(600 * (1 - 1100 / 6000 / 2))
+    assert 60 * timings.run_time(resumed).minutes == pytest.approx(600 * (1 - 1100 / 6000 / 2))
 
 
 def test_runs_in_progress_share_a_gpu_too(monkeypatch):
@@ -160,7 +169,7 @@ def test_runs_in_progress_share_a_gpu_too(monkeypatch):
     begun = (now - timedelta(seconds=300) - MIDNIGHT).total_seconds()
     run = record(PAPER, 300, H200, start=begun)
     running = [(H200, now - timedelta(seconds=400))] * 2 + [(H100, now - timedelta(seconds=400))]
-    assert 60 * Timings([run], running).of(run).minutes == pytest.approx(100, abs=1)
+    assert 60 * Timings([run], running).run_time(run).minutes == pytest.approx(100, abs=1)
 
 
 def test_a_gpu_is_scaled_within_one_way_of_training_alone():
@@ -169,13 +178,13 @@ def test_a_gpu_is_scaled_within_one_way_of_training_alone():
     both = PAPER, preset("paper", "omniglot", 5)
     work = [minutes(Timings([]), settings, CORE) for settings in both]
     assert five_way.basis == "scaled" and five_way.minutes == pytest.approx(20 * work[1] / work[0])
-    others = [
+    unlike = [
         *(replace(PAPER, algorithm=name) for name in ("fomaml", "finetune")),
         replace(PAPER, filters=32),
         replace(PAPER, regulariser="adapted", gamma=0.1),
         preset("paper", "mini-imagenet"),
     ]
-    for settings in others:
+    for settings in unlike:
         assert timings.estimate(settings, H200) == hours.Estimate()
         assert timings.estimate(settings, CORE).known
     adapted = replace(PAPER, regulariser="adapted", gamma=0.3)
@@ -212,28 +221,28 @@ def test_what_is_left_by_hand():
     settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]  # 6 epochs
     recorded = [record(settings[0], 360), record(settings[1], 120, epochs=2)]  # a minute an epoch
     timings = Timings(recorded)
-    assert timings.left(settings, recorded, CORE).minutes == pytest.approx(0 + 4 + 6)
-    assert timings.left(settings[2:], recorded, CORE, until=20).minutes == pytest.approx(2)
-    nothing = timings.left(settings[:1], recorded, CORE, until=20)
-    assert nothing.minutes == 0 and nothing.as_clock(2) == "about 0.0 min left"
-    left = timings.left(settings, recorded, CORE)
-    assert left.in_words(2) == "about 10 min of one CPU core, 5.0 min with 2 at a time"
-    assert left.as_clock(2) == "about 5.0 min left"
+    assert timings.time_left(settings, recorded, CORE).minutes == pytest.approx(0 + 4 + 6)
+    assert timings.time_left(settings[2:], recorded, CORE, until=20).minutes == pytest.approx(2)
+    nothing = timings.time_left(settings[:1], recorded, CORE, until=20)
+    assert nothing.minutes == 0 and nothing.describe_elapsed(2) == "about 0.0 min left"
+    left = timings.time_left(settings, recorded, CORE)
+    assert left.describe(2) == "about 10 min of one CPU core, 5.0 min with 2 at a time"
+    assert left.describe_elapsed(2) == "about 5.0 min left"
 
 
 def test_a_gpu_is_told_with_those_who_share_it_and_what_is_unknown():
     runs = [record(replace(MINI, seed=seed), 3600, H200) for seed in range(4)]
     timings = Timings(runs)
     wanted = [replace(MINI, seed=seed) for seed in range(10)] + [PAPER]
-    left = timings.left(wanted, runs[:2], H200, 4)
+    left = timings.time_left(wanted, runs[:2], H200, 4)
     assert (left.minutes, left.by_the_clock, left.unknown, left.runs) == (8 * 15, 8 * 60, 1, 9)
     words = "about 2.0 h of one NVIDIA H200, shared by 4 runs at a time"
-    assert left.in_words(4) == f"{words}, and unknown time for 1 of them"
-    assert left.as_clock(4) == "about 2.0 h left, and unknown time for 1 runs"
-    assert "by memory bandwidth" in timings.left(wanted, [], A100).in_words()
-    unknown = timings.left([PAPER], [], H200)
-    assert unknown.in_words(4).startswith("unknown time on one NVIDIA H200")
-    assert unknown.as_clock(4) == "unknown time left"
+    assert left.describe(4) == f"{words}, and unknown time for 1 of them"
+    assert left.describe_elapsed(4) == "about 2.0 h left, and unknown time for 1 runs"
+    assert "by memory bandwidth" in timings.time_left(wanted, [], A100).describe()
+    unknown = timings.time_left([PAPER], [], H200)
+    assert unknown.describe(4).startswith("unknown time on one NVIDIA H200")
+    assert unknown.describe_elapsed(4) == "unknown time left"
 
 
 def test_limits_are_of_the_clock():
@@ -252,7 +261,7 @@ def test_limits_are_of_the_clock():
 
 
 def test_the_work_model_weighs_as_the_recorded_benchmark_within_a_third():
-    path = Path(hours.__file__).parents[1] / "results" / "bench.json"
+    path = Path(hours.__file__).parents[2] / "results" / "bench.json"
     ratios = []
     for timing in json.loads(path.read_text())["timings"]:
         if timing["candidate"] == bench_timing.OURS and timing["unit"] in bench_timing.UNITS:

@@ -1,4 +1,4 @@
-"""Portraits on disk: drawn once, read the same, refused when damaged, whole after a kill; and the weights behind them.
+"""Portraits on disk: drawn once, read the same, refused when damaged, whole after a kill.
 
 Evidence: files compared byte for byte, damage done to them, checkpoints of runs that were stopped
 at the same epoch.
@@ -12,7 +12,7 @@ import torch
 
 from metanb import files
 from metanb.landscape import portrait as stages
-from metanb.runs import checkpoint, experiment, portraits, records
+from metanb.runs import checkpoint, experiment, portraits, records, training
 from metanb.runs import store as run_store
 from metanb.runs.portraits import portrait
 from metanb.settings import preset
@@ -39,9 +39,9 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def path(store, drawn):
-    found = store / f"{TINY.id}.interpolation.json"
-    found.write_text(drawn)
-    return found
+    portrait_path = store / f"{TINY.id}.interpolation.json"
+    portrait_path.write_text(drawn)
+    return portrait_path
 
 
 @pytest.mark.parametrize("kind", portraits.KINDS)
@@ -141,16 +141,16 @@ def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path,
     nets = experiment.nets_after(TINY, (6, 0, 3), "cpu")
     assert list(nets) == [0, 3, 6]
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
-    train = experiment.load(TINY, "train")
+    train = training.load_split(TINY, "train")
     for epoch in (3, 6):
         experiment.run(TINY, "cpu", until=2 * epoch)
-        there = checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))
-        assert there["epoch"] == epoch
+        values = checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))
+        assert values["epoch"] == epoch
         assert all(
-            torch.equal(there["net"][name], value)
+            torch.equal(values["net"][name], value)
             for name, value in nets[epoch].state_dict().items()
         )
-    fresh = experiment.new_net(TINY, train).state_dict()
+    fresh = training.new_network(TINY, train).state_dict()
     assert all(torch.equal(fresh[name], value) for name, value in nets[0].state_dict().items())
 
 

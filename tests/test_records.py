@@ -121,26 +121,27 @@ def test_epochs_with_a_gap_are_refused_and_leave_nothing(tmp_path):
 
 
 def test_a_stopped_run_is_told_apart_and_gives_way_to_a_longer_one(tmp_path, monkeypatch):
-    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    monkeypatch.setenv("METANB_STORE", str(here))
-    stopped = records.write_record(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
+    store = tmp_path / "store"
+    elsewhere = tmp_path / "elsewhere"
+    monkeypatch.setenv("METANB_STORE", str(store))
+    stopped = records.write_record(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), store)
     assert (
         stopped.path.name == f"{SETTINGS.id}-to-1" and stopped.epochs == 1 and not stopped.finished
     )
     assert records.find_record(SETTINGS) is None  # it is to be trained on
-    whole = write(here)
+    whole = write(store)
     assert (
         whole.finished
         and records.find_record(SETTINGS).path == whole.path
         and not stopped.path.exists()
     )
-    again = records.write_record(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), here)
-    assert again.path == whole.path and [path.name for path in here.iterdir()] == [SETTINGS.id]
+    again = records.write_record(SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), store)
+    assert again.path == whole.path and [path.name for path in store.iterdir()] == [SETTINGS.id]
     stopped = records.write_record(
         SETTINGS, rows(epochs=2), dict.fromkeys(PROVENANCE, "x"), elsewhere
     )
     # the furthest of the two
-    assert [run.epochs for run in records.read_records(elsewhere, here)] == [2]
+    assert [run.epochs for run in records.read_records(elsewhere, store)] == [2]
     stopped.path.rename(elsewhere / f"{SETTINGS.id}-to-2")
     with pytest.raises(RecordError, match="it holds 1 epochs"):
         records.read_records(elsewhere)
@@ -186,6 +187,6 @@ def test_find_looks_in_the_store(tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
     assert records.find_record(SETTINGS) is None
     write(tmp_path)
-    found = records.find_record(SETTINGS)
-    assert found is not None and found.finished and found.path.parent == tmp_path
-    assert [record.path for record in records.read_records(tmp_path)] == [found.path]
+    record = records.find_record(SETTINGS)
+    assert record is not None and record.finished and record.path.parent == tmp_path
+    assert [record.path for record in records.read_records(tmp_path)] == [record.path]

@@ -1,4 +1,7 @@
-"""Runs side by side against the same runs alone: in float64 to 1e-12, in float32 within rounding, killed or not."""
+"""Runs side by side against the same runs alone, killed or not.
+
+In float64 they agree to 1e-12, in float32 within rounding.
+"""
 
 import gc
 import json
@@ -54,18 +57,18 @@ def seeds(n, **options):
 
 def trained(cohort, epochs):
     """The statistics of some epochs, and the weights after them."""
-    found = []
+    stats = []
     for _ in range(epochs):
         with tqdm(disable=True) as bar:
-            found.append(cohort.train(bar))
+            stats.append(cohort.train(bar))
         cohort.keep()
         for state in cohort.states:
             state.epoch += 1
-    return found, cohort.theta
+    return stats, cohort.theta
 
 
 @pytest.mark.parametrize("resident", [False, True])
-@pytest.mark.parametrize("options", KINDS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize("options", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
 def test_together_they_learn_what_they_learn_alone(options, resident, double):
     """Four iterations in float64; the images read from the host, or once for all runs."""
     runs = seeds(3, inner_steps=2, **options)
@@ -88,18 +91,21 @@ def test_records_are_those_of_runs_alone_but_for_rounding(tmp_path, monkeypatch,
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "together"))
     together = experiment.run_all([*runs, runs[0]], "cpu", together=3)
     assert together[0].path == together[3].path  # asked for twice, it is one run
-    for one, other, settings in zip(alone, together, runs, strict=False):
-        assert one.settings == other.settings == settings
-        assert (one.provenance["together"], other.provenance["together"]) == (1, 3)
-        assert other.provenance["shared_seconds"] == pytest.approx(
-            other.provenance["wall_seconds"] / 3, abs=0.2
+    for by_itself, in_batch, settings in zip(alone, together, runs, strict=False):
+        assert by_itself.settings == in_batch.settings == settings
+        assert (by_itself.provenance["together"], in_batch.provenance["together"]) == (1, 3)
+        assert in_batch.provenance["shared_seconds"] == pytest.approx(
+            in_batch.provenance["wall_seconds"] / 3, abs=0.2
         )
-        assert one.measures[["epoch", "measure", "n"]].equals(
-            other.measures[["epoch", "measure", "n"]]
+        assert by_itself.measures[["epoch", "measure", "n"]].equals(
+            in_batch.measures[["epoch", "measure", "n"]]
         )
-        early = one.measures.epoch <= 2
+        early = by_itself.measures.epoch <= 2
         assert np.allclose(
-            one.measures[early]["mean"], other.measures[early]["mean"], rtol=2e-3, atol=1e-4
+            by_itself.measures[early]["mean"],
+            in_batch.measures[early]["mean"],
+            rtol=2e-3,
+            atol=1e-4,
         )
 
 
@@ -115,9 +121,13 @@ def test_a_run_begun_alone_goes_on_among_others_and_the_other_way(tmp_path, monk
     parts = experiment.run_all(runs, "cpu", together=3)
     assert [record.provenance["resumed"] for record in parts] == [1, 2, 0]
     assert [str(record.provenance["together"]) for record in parts] == ["2, 1", "1, 2", "2, 1"]
-    for one, other in zip(whole, parts, strict=True):
-        assert one.measures[["epoch", "measure"]].equals(other.measures[["epoch", "measure"]])
-        assert np.allclose(one.measures["mean"], other.measures["mean"], rtol=2e-2, atol=2e-3)
+    for undisturbed, in_parts in zip(whole, parts, strict=True):
+        assert undisturbed.measures[["epoch", "measure"]].equals(
+            in_parts.measures[["epoch", "measure"]]
+        )
+        assert np.allclose(
+            undisturbed.measures["mean"], in_parts.measures["mean"], rtol=2e-2, atol=2e-3
+        )
 
 
 def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, monkeypatch):
@@ -141,7 +151,8 @@ def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, monkeypatch):
 
 def diverging(monkeypatch, run, call):
     """From its `call`-th iteration on, the loss of one run of three is not a number."""
-    honest, calls = training.meta_gradient, []
+    honest = cohorts.meta_gradient
+    calls = []
 
     def diverges(*args, **kwargs):
         calls.append(1)
@@ -179,10 +190,10 @@ def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(
     runs = seeds(3)
     honest = training.measure_together
 
-    def fails(net, theta, test, valid, chosen):
-        if runs[2] in chosen and measured.append(len(chosen)) is None and len(measured) > 1:
+    def fails(net, theta, test, valid, settings):
+        if runs[2] in settings and measured.append(len(settings)) is None and len(measured) > 1:
             raise training.LandscapeError("loss of task 3 is nan")
-        return honest(net, theta, test, valid, chosen)
+        return honest(net, theta, test, valid, settings)
 
     measured = []
     monkeypatch.setattr(training, "measure_together", fails)
@@ -196,7 +207,8 @@ def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(
 
 def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys):
     runs = seeds(5)
-    honest, sizes = training.meta_gradient, []
+    honest = cohorts.meta_gradient
+    sizes = []
 
     def full(*args, **kwargs):
         sizes.append(len(kwargs["theta"]))
@@ -219,19 +231,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys
 def test_a_run_that_diverges_in_one_half_leaves_the_other_half_alone(store, monkeypatch, capsys):
     """Four runs fit in pairs alone; one of the first pair diverges."""
     runs = seeds(4)
-    honest = training.meta_gradient
+    honest = cohorts.meta_gradient
 
     def full(*args, **kwargs):
         if len(kwargs["theta"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         outcome = honest(*args, **kwargs)
-        seen.append(1)
+        calls.append(1)
         losses = outcome.losses.clone().view(len(kwargs["theta"]), -1)
-        if len(seen) == 3:  # of the first pair
+        if len(calls) == 3:  # of the first pair
             losses[0] = float("nan")
         return outcome._replace(losses=losses.flatten())
 
-    seen = []
+    calls = []
     monkeypatch.setattr(cohorts, "meta_gradient", full)
     with pytest.raises(cohorts.DivergedError, match=rf"{runs[0].id}: loss is nan"):
         experiment.run_all(runs, "cpu", together=4)
@@ -328,7 +340,7 @@ def start(runs, folder):
 def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed(
     tmp_path,
 ):
-    """Five kills of a batch of three; then whoever is left goes on, in groups that are others each time."""
+    """Five kills of a batch of three, each time in another group; then the rest goes on."""
     runs = [replace(settings, iterations=40, test_tasks=2) for settings in seeds(3)]
     groups = [runs, runs[:1], runs[1:], [runs[2], runs[0]], runs]
     chance = random.Random(0)

@@ -1,4 +1,6 @@
-"""Weights beside a record: what is kept is what was trained, to the bit, and is read without training or images.
+"""Weights beside a record: they are those that were trained, to the bit.
+
+Reading them needs neither training nor images.
 
 Evidence: the checkpoint's own tensors; the file read by safetensors itself, without metanb; copies
 of the store taken before each rename; damage done to the files.
@@ -23,7 +25,7 @@ from metanb.data import image_sets
 from metanb.grids import definitions
 from metanb.grids.definitions import Planned
 from metanb.labels import DATASETS
-from metanb.runs import checkpoint, experiment, portraits, records, weights
+from metanb.runs import checkpoint, experiment, portraits, records, training, weights
 from metanb.runs import store as run_store
 from metanb.runs.records import RecordError
 from metanb.settings import CHOICES, preset
@@ -64,9 +66,9 @@ def trained(settings):
     return checkpoint.read_checkpoint(run_store.checkpoint_path(settings.id))["net"]
 
 
-def same(state, other):
-    return state.keys() == other.keys() and all(
-        torch.equal(state[name], other[name]) for name in other
+def same(state, expected):
+    return state.keys() == expected.keys() and all(
+        torch.equal(state[name], expected[name]) for name in expected
     )
 
 
@@ -78,7 +80,7 @@ def only_weights(monkeypatch):
         def forbidden(*_, **__):
             raise AssertionError("only the kept weights are to be read")
 
-        monkeypatch.setattr(experiment, "_train", forbidden)
+        monkeypatch.setattr(training, "train_together", forbidden)
         monkeypatch.setattr(image_sets, "load_images", forbidden)
         monkeypatch.setattr(checkpoint, "read_checkpoint", forbidden)
 
@@ -143,7 +145,7 @@ def test_networks_on_the_way_are_those_kept_beside_stopped_runs(store, only_weig
     weights.keep_weights(record_of(STOPPED))
     run_store.checkpoint_path(STOPPED.id).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_train", None)
+        patch.setattr(training, "train_together", None)
         fresh, kept = experiment.nets_after(STOPPED, [0, 2], "cpu").values()
     assert same(kept.state_dict(), expected) and not same(fresh.state_dict(), expected)
     # What is kept has no checkpoint to go on from: the next epochs are trained from the start.
@@ -165,10 +167,10 @@ def test_a_portrait_tells_of_kept_weights_where_they_are_from(store):
 @pytest.mark.parametrize("dataset", CHOICES["dataset"])
 def test_shapes_of_images_are_those_of_the_sets(dataset):
     try:
-        found = image_sets.load_images(dataset, "valid").images.shape[2:]
+        shape = image_sets.load_images(dataset, "valid").images.shape[2:]
     except image_sets.DataError:
         pytest.skip(f"no {dataset} here")
-    assert found == DATASETS[dataset].shape
+    assert shape == DATASETS[dataset].shape
 
 
 # Refusals
@@ -305,7 +307,8 @@ def test_a_weights_file_is_damaged(store, capsys, monkeypatch):
 
 
 def test_a_kill_between_the_two_files_leaves_a_readable_record(store, tmp_path, monkeypatch):
-    moments, honest = [], os.replace
+    moments = []
+    honest = os.replace
 
     def watched(path, target):
         moments.append(shutil.copytree(store, tmp_path / f"moment{len(moments)}"))
@@ -354,11 +357,11 @@ def keep_by_grid(*options):
 def test_a_grid_keeps_the_weights_of_one_run_per_plain_cell(store, monkeypatch):
     regularised = replace(TINY, regulariser="adapted", gamma=1.0)
     absent = replace(TINY, algorithm="fomaml")
-    planned = [Planned("base", one) for one in (STOPPED, TINY, FINETUNED, absent)]
+    planned = [Planned("base", settings) for settings in (STOPPED, TINY, FINETUNED, absent)]
     monkeypatch.setitem(
         definitions.GRIDS, "smoke", lambda: [*planned, Planned("other", regularised)]
     )
-    kept = [record_of(one).path / records.WEIGHTS for one in (TINY, FINETUNED)]
+    kept = [record_of(settings).path / records.WEIGHTS for settings in (TINY, FINETUNED)]
     lines = keep_by_grid()
     assert lines[:2] == [f"weights: {path}" for path in kept]
     assert lines[2] == f"no weights: {store} has no record of {absent.id}, nor of its other seeds"
@@ -373,7 +376,9 @@ def test_a_grid_keeps_the_weights_of_one_run_per_plain_cell(store, monkeypatch):
 
 def test_a_grid_takes_the_lowest_seed_whose_checkpoint_is_that_of_its_record(store, monkeypatch):
     monkeypatch.setitem(
-        definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)]
+        definitions.GRIDS,
+        "smoke",
+        lambda: [Planned("base", settings) for settings in (TINY, STOPPED)],
     )
     another_training(run_store.checkpoint_path(TINY.id))
     (line,) = keep_by_grid()
@@ -385,7 +390,9 @@ def test_a_grid_takes_the_lowest_seed_whose_checkpoint_is_that_of_its_record(sto
 
 def test_a_grid_passes_over_a_run_that_is_training(store, monkeypatch):
     monkeypatch.setitem(
-        definitions.GRIDS, "smoke", lambda: [Planned("base", one) for one in (TINY, STOPPED)]
+        definitions.GRIDS,
+        "smoke",
+        lambda: [Planned("base", settings) for settings in (TINY, STOPPED)],
     )
     monkeypatch.setattr(weights, "PATIENCE", 0.1)
     with FileLock(store / f"{TINY.id}.lock"):

@@ -175,7 +175,7 @@ def runs_page(recorded: list[Record]) -> str:
     """A section for each cell, with its runs to download; the id of each of them leads there."""
     timings, lines = Timings(recorded), []
     for cell in group_into_cells(recorded):
-        timed = [timings.of(run) for run in cell]
+        timed = [timings.run_time(run) for run in cell]
         minutes = sum(run.minutes for run in timed) / len(timed)
         devices = " and ".join(sorted({run.kind for run in timed}))
         downloads = ", ".join(
@@ -374,7 +374,7 @@ def cost_table(recorded: list[Record]) -> str:
     rows = []
     for kind in (*by_bandwidth, *others, CORE):
         estimates = [timings.estimate(settings, kind) for settings in MAIN_SETTINGS.values()]
-        left = timings.left(planned, [], kind)
+        left = timings.time_left(planned, [], kind)
         whole, device_hours = format_minutes(left.minutes), f"{left.minutes / 60:,.0f}"
         if left.unknown == left.runs:
             whole = device_hours = "unknown"
@@ -413,10 +413,10 @@ def gpu_table(recorded: list[Record]) -> str:
     """What runs at the paper's scale took on GPUs, and what whole ones would take at that pace."""
     timings, rows = Timings(recorded), []
     for cell in group_into_cells(run for run in recorded if scale_of(run.settings) == "paper"):
-        devices = {timings.of(run).kind for run in cell}
+        devices = {timings.run_time(run).kind for run in cell}
         if not devices <= set(timings.gpus):
             continue
-        timed = pd.DataFrame(vars(timings.of(run)) for run in cell).mean(numeric_only=True)
+        timed = pd.DataFrame(vars(timings.run_time(run)) for run in cell).mean(numeric_only=True)
         by_the_clock = sum(run.provenance["wall_seconds"] for run in cell) / len(cell) / 60
         rows.append(
             [
@@ -492,7 +492,7 @@ def substitutions() -> dict[str, str]:
     names["paper_runs"] = number(len(definitions.paper_grid()))
     quick = [run.settings for run in definitions.quick_grid()]
     names["quick_runs"] = number(len(quick))
-    names["quick_hours"] = format_minutes(Timings(recorded).left(quick, [], CORE).minutes)
+    names["quick_hours"] = format_minutes(Timings(recorded).time_left(quick, [], CORE).minutes)
     return names | benchmark()
 
 

@@ -1,4 +1,4 @@
-"""The grids of runs as data: what a scale's results rest on, and what there is of it."""
+"""The grids of runs as data: the runs that the results of each scale rest on."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,11 +7,13 @@ from typing import Any
 
 from metanb.settings import Dataset, Scale, Settings, preset
 
-# The regulariser's strength, by ways: under `adapted` it first moves theta~_i by about 15 % of its
-# way from theta_s. 20-way tasks take shorter ways, and the move goes with gamma / r^2: at 1 it
-# would be ten times that, and training fails.
+# The regulariser's strength, by N: under `adapted` it first moves theta~_i by about 15 % of its
+# distance from theta_s. In 20-way tasks that distance is smaller, and the move is in proportion to
+# gamma / distance^2: at a strength of 1 it would be ten times as large, and training fails.
 GAMMA = {5: 1.0, 20: 0.1}
-PAPER_GAMMAS = (0.1, 0.3, 1.0)  # at paper scale, 20-way: first moves of 6, 18 and 60 % of the way
+# At paper scale, 20-way: first moves of 6, 18 and 60 % of the distance.
+PAPER_GAMMAS = (0.1, 0.3, 1.0)
+# First-order MAML with five steps, which overfits on few meta-train classes.
 FEW: dict[str, Any] = {
     "algorithm": "fomaml",
     "inner_steps": 5,
@@ -20,6 +22,7 @@ FEW: dict[str, Any] = {
     "meta_batch": 4,
     "rotations": False,
 }
+# The readings of the regulariser and its control "random", by algorithm.
 READINGS = {"maml": ("adapted", "random", "through", "outer"), "fomaml": ("adapted", "random")}
 
 
@@ -39,7 +42,22 @@ def base_runs(
     seeds: Iterable[int],
     algorithms: Iterable[str] = ("maml", "fomaml", "finetune"),
 ) -> list[Settings]:
-    """Plain runs of one setting: every seed of the first algorithm, then of the second, and so on."""
+    """Plain runs of one setting: all seeds of the first algorithm, then of the second, and so on.
+
+    Args:
+        scale: of the runs.
+        dataset: the image set.
+        ways: N.
+        shots: K.
+        seeds: of the runs of each algorithm.
+        algorithms: of "maml", "fomaml" and "finetune".
+
+    Example:
+        >>> for settings in base_runs("smoke", "glyphs", 5, 1, seeds=[0, 1], algorithms=["maml"]):
+        ...     print(settings.id)
+        glyphs-5w1s-maml-s0-86b39050
+        glyphs-5w1s-maml-s1-43c7d446
+    """
     seeds = list(seeds)
     return [
         preset(scale, dataset, ways, shots, algorithm=algorithm, seed=seed)
@@ -56,7 +74,7 @@ def few_class_runs(
     classes: Iterable[int],
     draws: Iterable[int],
 ) -> list[Settings]:
-    """Runs that overfit: first-order MAML, five steps, on a few meta-train classes.
+    """Runs that overfit: first-order MAML with five steps on a few meta-train classes.
 
     Args:
         scale: of the runs.
@@ -64,7 +82,7 @@ def few_class_runs(
         ways: N.
         shots: K.
         classes: numbers of meta-train classes.
-        draws: of the classes; each draw has a seed of its own.
+        draws: of the classes; each draw is one run, with that number as its seed, too.
     """
     draws = list(draws)
     return [
@@ -94,7 +112,7 @@ def regularised_runs(
         seeds: of the runs.
         algorithm: "maml" or "fomaml".
         regulariser: the reading, see READINGS.
-        gamma: its strength; None: the grid's for so many ways, see GAMMA.
+        gamma: its strength; None: that of GAMMA for this N.
     """
     if gamma is None:
         gamma = GAMMA[5] if ways < 20 else GAMMA[20]
@@ -111,7 +129,17 @@ def first_head_runs(
     algorithm: str,
     head_init: str,
 ) -> list[Settings]:
-    """Runs from another initialisation of the head, one per seed."""
+    """Runs that start from another initialisation of the head, one per seed.
+
+    Args:
+        scale: of the runs.
+        dataset: the image set.
+        ways: N.
+        shots: K.
+        seeds: of the runs.
+        algorithm: "maml" or "fomaml".
+        head_init: the initialisation, see `metanb.settings.Settings`.
+    """
     options = {"algorithm": algorithm, "head_init": head_init}
     return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
 
@@ -119,42 +147,62 @@ def first_head_runs(
 def new_head_runs(
     scale: Scale, dataset: Dataset, ways: int, shots: int, seeds: Iterable[int], test_head: str
 ) -> list[Settings]:
-    """Finetuning that meets meta-test tasks with another N-way head, one run per seed."""
+    """Finetuning with another N-way head at meta-test, one run per seed.
+
+    Args:
+        scale: of the runs.
+        dataset: the image set.
+        ways: N.
+        shots: K.
+        seeds: of the runs.
+        test_head: the head, see `metanb.settings.Settings`.
+    """
     options = {"algorithm": "finetune", "test_head": test_head}
     return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
 
 
 def quick_grid() -> list[Planned]:
-    """The quick grid, one seed of everything before the second of anything; hours on two cores in all.
+    """The quick grid: hours on two cores in all.
 
-    base: every algorithm on every setting. few-classes: meta-training that overfits, by class count
-    and class draw. regulariser: its readings and controls, beside the base runs of the same seeds.
-    head: its initialisation, and what finetuning meets a task with.
+    It has all settings with seed 0 first, then with seed 1, and so on. Its groups:
+
+    - base: every algorithm on every setting;
+    - few-classes: meta-training that overfits, by number and draw of the classes;
+    - regulariser: its readings and controls, to compare with the base runs of the same seeds;
+    - head: its initialisation, and the head of finetuning at meta-test.
+
+    Example:
+        >>> from collections import Counter
+        >>> Counter(run.group for run in quick_grid() if run.settings.seed == 0)
+        Counter({'base': 12, 'regulariser': 8, 'head': 6, 'few-classes': 2})
     """
-    seeds: list[list[Planned]] = []
+    adapted_alone = {"maml": ("adapted",), "fomaml": ("adapted",)}
+    runs: list[Planned] = []
     for seed in range(5):
-        runs = _group("base", base_runs("quick", "omniglot", 5, 1, [seed]))
-        runs += _group("few-classes", few_class_runs("quick", "omniglot", 5, 1, (10, 20), [seed]))
-        runs += _regularised("quick", 5, seed, READINGS)
-        runs += _group("base", base_runs("quick", "glyphs", 5, 1, [seed]))
+        runs += _plan("base", base_runs("quick", "omniglot", 5, 1, [seed]))
+        runs += _plan("few-classes", few_class_runs("quick", "omniglot", 5, 1, (10, 20), [seed]))
+        runs += _plan_regularised("quick", 5, seed, READINGS)
+        runs += _plan("base", base_runs("quick", "glyphs", 5, 1, [seed]))
         if seed < 3:
-            runs += _group("base", base_runs("quick", "omniglot", 20, 1, [seed]))
-            runs += _group("base", base_runs("quick", "omniglot", 5, 5, [seed]))
-            runs += _heads(seed)
-            runs += _regularised("quick", 20, seed, {"maml": ("adapted",), "fomaml": ("adapted",)})
-        seeds.append(runs)
-    return [planned for runs in seeds for planned in runs]
+            runs += _plan("base", base_runs("quick", "omniglot", 20, 1, [seed]))
+            runs += _plan("base", base_runs("quick", "omniglot", 5, 5, [seed]))
+            runs += _plan_heads(seed)
+            runs += _plan_regularised("quick", 20, seed, adapted_alone)
+    return runs
 
 
 def paper_grid() -> list[Planned]:
-    """The paper's experiments, the most informative first: one seed of everything before the second of anything.
+    """The paper's experiments, the most informative first.
 
-    Within a seed: the regulariser where the paper reports its gain, at the middle strength;
-    first-order MAML on mini-ImageNet, where accuracy is said to fall; the other settings; the other
-    strengths; the regulariser's control.
+    The grid has all settings with seed 0 first, then with seed 1, and so on. Within a seed come:
+    the regulariser where the paper reports its gain, at the middle strength, with the base runs to
+    compare; first-order MAML on mini-ImageNet, where the paper reports that accuracy falls; the
+    other settings; the other strengths; the regulariser's control.
     """
     weak, middle, strong = PAPER_GAMMAS
-    readings = {"fomaml": ("adapted",), "maml": ("adapted",)}
+    adapted = {"fomaml": ("adapted",), "maml": ("adapted",)}
+    control = {"fomaml": ("random",), "maml": ("random",)}
+    not_first_order = ("maml", "finetune")
     five_shot: tuple[tuple[Dataset, int], ...] = (
         ("omniglot", 5),
         ("omniglot", 20),
@@ -162,30 +210,33 @@ def paper_grid() -> list[Planned]:
     )
     runs: list[Planned] = []
     for seed in range(5):
-        runs += _group("base", base_runs("paper", "omniglot", 20, 1, [seed], ("fomaml", "maml")))
-        runs += _regularised("paper", 20, seed, readings, middle)
-        runs += _group("base", base_runs("paper", "mini-imagenet", 5, 1, [seed], ("fomaml",)))
-        runs += _group("base", base_runs("paper", "omniglot", 5, 1, [seed]))
-        runs += _group("base", base_runs("paper", "omniglot", 20, 1, [seed], ("finetune",)))
-        runs += _group(
-            "base", base_runs("paper", "mini-imagenet", 5, 1, [seed], ("maml", "finetune"))
-        )
+        # The regulariser.
+        runs += _plan("base", base_runs("paper", "omniglot", 20, 1, [seed], ("fomaml", "maml")))
+        runs += _plan_regularised("paper", 20, seed, adapted, middle)
+
+        # First-order MAML on mini-ImageNet.
+        runs += _plan("base", base_runs("paper", "mini-imagenet", 5, 1, [seed], ("fomaml",)))
+
+        # The other settings.
+        runs += _plan("base", base_runs("paper", "omniglot", 5, 1, [seed]))
+        runs += _plan("base", base_runs("paper", "omniglot", 20, 1, [seed], ("finetune",)))
+        runs += _plan("base", base_runs("paper", "mini-imagenet", 5, 1, [seed], not_first_order))
         for dataset, ways in five_shot:
-            runs += _group("base", base_runs("paper", dataset, ways, 5, [seed]))
+            runs += _plan("base", base_runs("paper", dataset, ways, 5, [seed]))
+
+        # The other strengths, and the control.
         for gamma in (weak, strong):
-            runs += _regularised("paper", 20, seed, readings, gamma)
-        runs += _regularised(
-            "paper", 20, seed, {"fomaml": ("random",), "maml": ("random",)}, middle
-        )
+            runs += _plan_regularised("paper", 20, seed, adapted, gamma)
+        runs += _plan_regularised("paper", 20, seed, control, middle)
     return runs
 
 
 def smoke_grid() -> list[Planned]:
-    """Seconds each, and no data set to fetch: it shows that a machine, or a cluster, does what the others ask of it."""
+    """Runs of seconds each on images that are drawn: they show that a machine or cluster works."""
     return [
         planned
         for seed in range(2)
-        for planned in _group("base", base_runs("smoke", "glyphs", 5, 1, [seed]))
+        for planned in _plan("base", base_runs("smoke", "glyphs", 5, 1, [seed]))
     ]
 
 
@@ -197,59 +248,73 @@ GRIDS: dict[str, Callable[[], list[Planned]]] = {
 
 
 def select_runs(planned: Iterable[Planned], *patterns: str) -> list[Planned]:
-    """Those whose group or run id matches a pattern of the shell, or contains it; all where no pattern is given.
+    """The runs whose group or id matches one of some patterns.
 
-    Of several patterns, those of the first come first, each pattern's in the grid's order. Raises
-    ValueError for a pattern that nothing matches.
+    Args:
+        planned: the runs of a grid.
+        patterns: of the shell, such as "*-s0-*", or any part of an id or a group; none: all runs
+            match.
+
+    Returns:
+        The runs that match the first pattern, then those that match the second, and so on; each in
+        the grid's order.
+
+    Raises:
+        ValueError: a pattern matches no run.
+
+    Example:
+        >>> for run in select_runs(smoke_grid(), "*-maml-s1-*", "finetune-s0"):
+        ...     print(run.group, run.settings.algorithm, run.settings.seed)
+        base maml 1
+        base finetune 0
     """
     planned = list(planned)
     if not patterns:
         return planned
-    chosen: dict[Planned, None] = {}
+    selected: dict[Planned, None] = {}  # a set that keeps its order
     for pattern in patterns:
         glob = pattern if any(mark in pattern for mark in "*?[") else f"*{pattern}*"
         matched = [
-            one for one in planned if fnmatch(one.group, glob) or fnmatch(one.settings.id, glob)
+            run for run in planned if fnmatch(run.group, glob) or fnmatch(run.settings.id, glob)
         ]
         if not matched:
-            groups = ", ".join(sorted({one.group for one in planned}))
+            groups = ", ".join(sorted({run.group for run in planned}))
             raise ValueError(
-                f"no run of the grid matches {pattern!r}: give a part of an id, or of a group: {groups}"
+                f"no run of the grid matches {pattern!r}: "
+                f"give a part of an id, or of a group: {groups}"
             )
-        chosen |= dict.fromkeys(matched)
-    return list(chosen)
+        selected |= dict.fromkeys(matched)
+    return list(selected)
 
 
-def _group(name: str, runs: Iterable[Settings]) -> list[Planned]:
-    return [Planned(name, settings) for settings in runs]
+def _plan(group: str, runs: Iterable[Settings]) -> list[Planned]:
+    """Runs as members of a group."""
+    return [Planned(group, settings) for settings in runs]
 
 
-def _regularised(
+def _plan_regularised(
     scale: Scale,
     ways: int,
     seed: int,
     readings: Mapping[str, tuple[str, ...]],
     gamma: float | None = None,
 ) -> list[Planned]:
-    """One seed of the regulariser on Omniglot 1-shot, under several algorithms and readings."""
+    """One seed of the regulariser on Omniglot 1-shot, under readings by algorithm."""
     runs: list[Planned] = []
     for algorithm, names in readings.items():
         for name in names:
-            runs += _group(
-                "regulariser",
-                regularised_runs(scale, "omniglot", ways, 1, [seed], algorithm, name, gamma),
-            )
+            settings = regularised_runs(scale, "omniglot", ways, 1, [seed], algorithm, name, gamma)
+            runs += _plan("regulariser", settings)
     return runs
 
 
-def _heads(seed: int) -> list[Planned]:
-    """One seed of other heads on Omniglot 5-way 1-shot: at the start of training, and at meta-test."""
+def _plan_heads(seed: int) -> list[Planned]:
+    """One seed of other heads on Omniglot 5-way 1-shot: at the start, and at meta-test."""
+    setting: tuple[Scale, Dataset, int, int] = ("quick", "omniglot", 5, 1)
     runs: list[Planned] = []
     for algorithm in ("maml", "fomaml"):
-        for head in ("finn", "zero"):
-            runs += _group(
-                "head", first_head_runs("quick", "omniglot", 5, 1, [seed], algorithm, head)
-            )
-    for head in ("shared", "zero"):
-        runs += _group("head", new_head_runs("quick", "omniglot", 5, 1, [seed], head))
+        for head_init in ("finn", "zero"):
+            runs += _plan("head", first_head_runs(*setting, [seed], algorithm, head_init))
+    for test_head in ("shared", "zero"):
+        runs += _plan("head", new_head_runs(*setting, [seed], test_head))
     return runs

@@ -1,4 +1,4 @@
-"""What there is of a grid: recorded runs, missing ones, and the time that the rest takes."""
+"""What exists of a grid: recorded runs, missing runs, and the time that the rest takes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,30 +11,49 @@ from metanb.settings import CHOICES, Settings
 
 
 def find_recorded(planned: Iterable[Planned]) -> list[records.Record]:
-    """The records that there are of these runs, finished or not."""
-    return [found for one in planned if (found := records.find_record(one.settings, 0))]
+    """The records of these runs, finished or not, in the grid's order."""
+    candidates = (records.find_record(run.settings, 0) for run in planned)
+    return [record for record in candidates if record]
 
 
 def find_missing(
     planned: Iterable[Planned], recorded: Iterable[records.Record], until: int | None = None
 ) -> list[Settings]:
-    """The runs that are not recorded up to this iteration, in the grid's order; None: not finished."""
-    there = {found.settings for found in recorded if found.epochs >= found.settings.epoch_of(until)}
-    return [one.settings for one in planned if one.settings not in there]
+    """The runs that are not recorded, in the grid's order.
+
+    Args:
+        planned: the runs.
+        recorded: the records of these runs, finished or not.
+        until: a run counts as recorded if its record reaches this iteration; None: its end.
+    """
+    done = {
+        record.settings for record in recorded if record.epochs >= record.settings.epoch_of(until)
+    }
+    return [run.settings for run in planned if run.settings not in done]
 
 
 def recorded_at_paper_scale(
     dataset: str, ways: int, shots: int, groups: Iterable[str] = ("base",)
 ) -> list[records.Record]:
-    """The records of the paper's own experiment in one setting, by algorithm, as far as they got; none is trained."""
-    where = (dataset, ways, shots)
-    found = find_recorded(
-        one
-        for one in paper_grid()
-        if one.group in groups
-        and (one.settings.dataset, one.settings.ways, one.settings.shots) == where
-    )
-    return sorted(found, key=lambda run: CHOICES["algorithm"].index(run.settings.algorithm))
+    """The records of the paper's own experiment in one setting, as far as they got, by algorithm.
+
+    No run is trained for it.
+
+    Args:
+        dataset: the image set.
+        ways: N.
+        shots: K.
+        groups: the groups of the paper's grid to look into.
+    """
+    setting = (dataset, ways, shots)
+    planned = [
+        run
+        for run in paper_grid()
+        if run.group in groups
+        and (run.settings.dataset, run.settings.ways, run.settings.shots) == setting
+    ]
+    algorithms = CHOICES["algorithm"]
+    return sorted(find_recorded(planned), key=lambda run: algorithms.index(run.settings.algorithm))
 
 
 def grid_table(
@@ -44,35 +63,37 @@ def grid_table(
     kind: str,
     together: float = 1.0,
 ) -> pd.DataFrame:
-    """The grid for reading: a row per run.
+    """A table of a grid for reading: one row per run.
 
     Args:
         planned: the runs.
-        recorded: those that are recorded, finished or not.
-        timings: what runs took.
+        recorded: the records of these runs, finished or not.
+        timings: the times of recorded runs.
         kind: the kind of device on which they are to run.
         together: how many of them share a GPU.
 
     Returns:
         Columns group, run, state, time (of one core, or the run's share of a GPU's) and
-        estimate: what that time rests on, as `metanb.grids.hours.Estimate` says it.
+        estimate: the basis of that time, see `metanb.grids.hours.Estimate`.
     """
-    there = {run.settings: run for run in recorded}
+    by_settings = {record.settings: record for record in recorded}
+    rows = []
+    for run in planned:
+        estimate = timings.estimate(run.settings, kind, together)
+        rows.append(
+            {
+                "group": run.group,
+                "run": run.settings.id,
+                "state": _describe_state(run.settings, by_settings.get(run.settings)),
+                "time": format_minutes(estimate.minutes),
+                "estimate": estimate.basis,
+            }
+        )
+    return pd.DataFrame(rows)
 
-    def state(settings: Settings) -> str:
-        found = there.get(settings)
-        if found is None:
-            return "begun" if store.checkpoint_path(settings.id).exists() else "missing"
-        return "recorded" if found.finished else f"to {found.iterations:,}"
 
-    estimates = {run.settings: timings.estimate(run.settings, kind, together) for run in planned}
-    return pd.DataFrame(
-        {
-            "group": run.group,
-            "run": run.settings.id,
-            "state": state(run.settings),
-            "time": format_minutes(estimates[run.settings].minutes),
-            "estimate": estimates[run.settings].basis,
-        }
-        for run in planned
-    )
+def _describe_state(settings: Settings, record: records.Record | None) -> str:
+    """How far a run is: missing, begun, recorded to an iteration, or recorded."""
+    if record is None:
+        return "begun" if store.checkpoint_path(settings.id).exists() else "missing"
+    return "recorded" if record.finished else f"to {record.iterations:,}"

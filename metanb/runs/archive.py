@@ -1,11 +1,13 @@
-"""Runs on the move between machines: records, checkpoints and trained weights in zip files that are checked when read.
+"""Runs on the move between machines, in zip files that are checked when they are read.
 
-<name>-01.zip, -02.zip ...   each below 16 MiB, and whole in itself
-    MANIFEST.json            the SHA-256 of every other member
-    <record>/settings.json, provenance.json, measures.csv
-    <record>/weights.safetensors   where they are kept
-    <id>.pt                  a checkpoint: plain tensors and values, nothing that runs when it is read
-    <record>.pt              in archives of an earlier version: weights, without an optimiser
+An archive of any size is a row of files, each whole in itself:
+
+    <name>-01.zip, -02.zip ...   each below 16 MiB
+        MANIFEST.json            the SHA-256 of every other member
+        <record>/settings.json, provenance.json, measures.csv
+        <record>/weights.safetensors   where they are kept
+        <id>.pt                  a checkpoint: plain tensors and values; reading it runs no code
+        <record>.pt              in archives of an earlier version: weights without an optimiser
 """
 
 import hashlib
@@ -15,7 +17,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from metanb import files
@@ -24,177 +26,176 @@ from metanb.settings import Settings, from_dict
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
 MANIFEST = "MANIFEST.json"
-TRAINING = ("measures_sha256", "finished")  # in the provenance: of two trainings, not the same
+# Keys of the provenance that are equal in two records if these are of the same training.
+TRAINING = ("measures_sha256", "finished")
 RECORD_FILES = "|".join(map(re.escape, (*records.FILES, records.WEIGHTS)))
 MEMBER = re.compile(rf"[a-z0-9-]+(\.pt|/({RECORD_FILES}))")
 
+# What zipfile and json raise for a file that is damaged or no archive.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
 
 class ArchiveError(RuntimeError):
-    """An archive that is damaged or foreign; the message names the file and the remedy."""
+    """An archive is damaged or foreign; the message names the file and the remedy."""
 
 
 def pack_runs(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
     """Pack what the local store has of these runs: records, weights, unfinished checkpoints.
 
-    A checkpoint is packed where no whole record is, weights where they are kept beside a record.
-    Raises ArchiveError where `name` stands for archives that hold more, RecordError for a record or
-    weights that are damaged.
+    A checkpoint is packed if the run has no whole record, weights if they are kept beside a record.
+    The runs fill as few files as their order allows. Earlier archives of that name are replaced.
+
+    Args:
+        runs: to pack; a run with nothing in the store is left out.
+        folder: where the archives go.
+        name: of the archives, `<name>-01.zip` and so on.
+
+    Returns:
+        The archives.
+
+    Raises:
+        ArchiveError: a run is too large, or earlier archives of that name hold other runs.
+        metanb.runs.records.RecordError: a record or weights are damaged.
+        metanb.files.DiskError: an archive cannot be written.
     """
-
-    def members(settings: Settings) -> dict[str, bytes]:
-        found = _record(settings)
-        path = store.checkpoint_path(settings.id)
-        if path.exists() and records.find_record(settings) is None:
-            found[path.name] = path.read_bytes()
-        return found
-
-    return _pack([members(one) for one in runs], folder, name)
-
-
-def unpack_runs(path: Path) -> list[str]:
-    """Put what an archive holds into the local store; a line for each run.
-
-    What the store has already and is as far stays. Nothing is written unless every member is as it
-    was packed. Raises ArchiveError for an archive that is not, RecordError for a member that is no
-    record or no plain checkpoint.
-    """
-    members = _verified(path)
-    runs = dict.fromkeys(map(_owner, members))
-    recorded = [run for run in runs if any(member.startswith(f"{run}/") for member in members)]
-    for run in recorded:
-        _check_weights(run, members, path)
-    checkpoints = {run: _trained(run, members, path) for run in runs if f"{run}.pt" in members}
-    lines = []
-    for run in runs:
-        if run in recorded:  # first: a run that is recorded needs no checkpoint to go on from
-            lines.append(_put_record(run, members))
-        if run in checkpoints:
-            lines.append(_put_checkpoint(checkpoints[run], members[f"{run}.pt"]))
-    return lines
-
-
-def _check_weights(run: str, members: dict[str, bytes], path: Path) -> None:
-    """Raises ArchiveError for weights in an archive that are not those of their record."""
-    member = f"{run}/{records.WEIGHTS}"
-    if member not in members:
-        return
-    try:
-        provenance = json.loads(members[f"{run}/provenance.json"])
-        weights.unpack_weights(members[member], _settings(run, members), provenance)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ArchiveError(
-            f"archive {path} holds {member}, which does not fit the record: ask for a whole one"
-        ) from error
-
-
-def _trained(run: str, members: dict[str, bytes], path: Path) -> str:
-    """The run whose checkpoint `<run>.pt` is: of weights on the way, the run that ends there."""
-    if run == store.run_of(run):
-        return run
-    try:
-        settings = _settings(run, members)
-        return settings.ending(int(run.rpartition("-")[2]) // settings.epoch_iterations).id
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveError(
-            f"archive {path} holds {run}.pt without a record of it: ask for a whole one"
-        ) from error
-
-
-def _settings(record: str, members: Mapping[str, bytes]) -> Settings:
-    return from_dict(json.loads(members[f"{record}/{records.FILES[0]}"]))
-
-
-def _record(settings: Settings) -> dict[str, bytes]:
-    """The files of a run's furthest record in the store, with its weights where they are kept."""
-    folders = records.records_of_run(store.store_folder(), settings)
-    if not folders:
-        return {}
-    record = records.read_record(folders[max(folders)])
-    names = (
-        records.FILES if weights.load_weights(record) is None else (*records.FILES, records.WEIGHTS)
-    )
-    return {f"{record.path.name}/{file}": (record.path / file).read_bytes() for file in names}
-
-
-def _runs(members: Iterable[str]) -> set[str]:
-    """The runs that some members belong to."""
-    return {store.run_of(_owner(member)) for member in members}
-
-
-def _pack(runs: Sequence[dict[str, bytes]], folder: Path, name: str) -> list[Path]:
-    """Archives of whole runs, as few as follow from their order, in place of those of that name.
-
-    Raises ArchiveError for a run that is too large, and for an archive there that holds runs which
-    the new ones would not.
-    """
+    members_by_run = [_members_of_run(settings) for settings in runs]
     folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    earlier = [
-        path
-        for path in sorted(folder.glob(f"{name}-*.zip"))
-        if re.fullmatch(rf"{name}-\d+\.zip", path.name)
-    ]
-    packed = {run for members in runs for run in _runs(members)}
-    for path in earlier:
-        if lost := sorted(_runs(_verified(path)) - packed):
-            raise ArchiveError(
-                f"archive {path} holds runs that this one would not, such as {lost[0]}: name another folder"
-            )
-
-    def close(members: dict[str, bytes]) -> None:
-        path = folder / f"{name}-{len(paths) + 1:02d}.zip"
-        manifest = json.dumps(_digests(members), indent=1).encode()
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-            for member, content in {MANIFEST: manifest, **members}.items():
-                archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
-        files.replace(path, stream.getvalue())
+    earlier = _find_archives(folder, name)
+    _check_nothing_is_lost(earlier, members_by_run)
+    paths = []
+    for number, members in enumerate(_fill_volumes(members_by_run), start=1):
+        path = folder / f"{name}-{number:02d}.zip"
+        _write_archive(path, members)
         paths.append(path)
-
-    volume: dict[str, bytes] = {}
-    for members in runs:
-        size = sum(map(len, members.values()))
-        if size > LIMIT:
-            raise ArchiveError(
-                f"{min(members)} and what belongs to it are {size:,} bytes: an archive holds {LIMIT:,}"
-            )
-        if volume and size + sum(map(len, volume.values())) > LIMIT:
-            close(volume)
-            volume = {}
-        volume |= members
-    if volume:
-        close(volume)
     for path in set(earlier) - set(paths):
         path.unlink()
     return paths
 
 
-def _owner(member: str) -> str:
-    """The record's folder that a member is in, or that weights belong to; or the run whose checkpoint it is."""
-    return member.removesuffix(".pt").split("/")[0]
+def _members_of_run(settings: Settings) -> dict[str, bytes]:
+    """What the store has of a run: the files of its record, or its checkpoint, or both."""
+    members = _members_of_record(settings)
+    path = store.checkpoint_path(settings.id)
+    if path.exists() and records.find_record(settings) is None:
+        members[path.name] = path.read_bytes()
+    return members
 
 
-def _digests(members: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+def _members_of_record(settings: Settings) -> dict[str, bytes]:
+    """The files of a run's furthest record in the store, with its weights if they are kept."""
+    folders = records.records_of_run(store.store_folder(), settings)
+    if not folders:
+        return {}
+    record = records.read_record(folders[max(folders)])
+    names = list(records.FILES)
+    if weights.load_weights(record) is not None:
+        names.append(records.WEIGHTS)
+    return {f"{record.path.name}/{file}": (record.path / file).read_bytes() for file in names}
 
 
-def _verified(path: Path) -> dict[str, bytes]:
-    """An archive's members, each the very bytes that were packed."""
+def _find_archives(folder: Path, name: str) -> list[Path]:
+    """The archives of this name in a folder, in order."""
+    return [
+        path
+        for path in sorted(folder.glob(f"{name}-*.zip"))
+        if re.fullmatch(rf"{name}-\d+\.zip", path.name)
+    ]
+
+
+def _check_nothing_is_lost(
+    earlier: Iterable[Path], members_by_run: Iterable[Iterable[str]]
+) -> None:
+    """Raises ArchiveError if an earlier archive holds a run that is not among those to pack."""
+    packed = {run for members in members_by_run for run in _runs_of_members(members)}
+    for path in earlier:
+        if lost := sorted(_runs_of_members(_read_archive(path)) - packed):
+            raise ArchiveError(
+                f"archive {path} holds runs that this one would not, such as {lost[0]}: "
+                "name another folder"
+            )
+
+
+def _fill_volumes(members_by_run: Iterable[dict[str, bytes]]) -> list[dict[str, bytes]]:
+    """Distribute whole runs, in their order, over volumes of at most LIMIT bytes.
+
+    Raises ArchiveError for a run that is larger.
+    """
+    volumes: list[dict[str, bytes]] = []
+    room = 0  # bytes left in the last volume
+    for members in members_by_run:
+        size = sum(map(len, members.values()))
+        if size > LIMIT:
+            raise ArchiveError(
+                f"{min(members)} and what belongs to it are {size:,} bytes: "
+                f"an archive holds {LIMIT:,}"
+            )
+        if not members:
+            continue
+        if not volumes or size > room:
+            volumes.append({})
+            room = LIMIT
+        volumes[-1] |= members
+        room -= size
+    return volumes
+
+
+def _write_archive(path: Path, members: Mapping[str, bytes]) -> None:
+    """Write one archive, whole or not at all; the same members give the same bytes."""
+    manifest = json.dumps(_checksums(members), indent=1).encode()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in {MANIFEST: manifest, **members}.items():
+            # A ZipInfo by name alone has a fixed date.
+            archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
+    files.replace(path, stream.getvalue())
+
+
+def unpack_runs(path: Path) -> list[str]:
+    """Put the content of an archive into the local store.
+
+    What the store has already stays, if it is as far. Nothing is written unless every member is as
+    it was packed.
+
+    Returns:
+        A line for each record and each checkpoint.
+
+    Raises:
+        ArchiveError: the archive is damaged or foreign.
+        metanb.runs.records.RecordError: a member is no record or no plain checkpoint.
+        metanb.files.DiskError: the store cannot be written.
+    """
+    # Check everything first.
+    members = _read_archive(path)
+    owners = dict.fromkeys(map(_owner, members))
+    recorded = [name for name in owners if any(m.startswith(f"{name}/") for m in members)]
+    for record_name in recorded:
+        _check_weights(record_name, members, path)
+    checkpoints = {
+        name: _run_of_checkpoint(name, members, path) for name in owners if f"{name}.pt" in members
+    }
+
+    # Then write, the record first: a run that is recorded needs no checkpoint to go on from.
+    lines = []
+    for name in owners:
+        if name in recorded:
+            lines.append(_put_record(name, members))
+        if name in checkpoints:
+            lines.append(_put_checkpoint(checkpoints[name], members[f"{name}.pt"]))
+    return lines
+
+
+def _read_archive(path: Path) -> dict[str, bytes]:
+    """The members of an archive without its manifest, each the very bytes that were packed.
+
+    Raises ArchiveError for an archive that is damaged or foreign.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-        digests = json.loads(members.pop(MANIFEST))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        checksums = json.loads(members.pop(MANIFEST))
+    except UNREADABLE as error:
         raise ArchiveError(f"archive {path} is damaged ({error}): copy it again") from error
-    if _digests(members) != digests:
+    if _checksums(members) != checksums:
         raise ArchiveError(
             f"archive {path} is damaged: it does not hold what its manifest lists; copy it again"
         )
@@ -205,28 +206,61 @@ def _verified(path: Path) -> dict[str, bytes]:
     return members
 
 
-def _put_record(run: str, members: dict[str, bytes]) -> str:
-    """A record into the store, unless the one there is as far; a line that says where it is.
+def _check_weights(record_name: str, members: dict[str, bytes], path: Path) -> None:
+    """Raises ArchiveError for weights in an archive that are not those of their record."""
+    member = f"{record_name}/{records.WEIGHTS}"
+    if member not in members:
+        return
+    try:
+        provenance = json.loads(members[f"{record_name}/provenance.json"])
+        settings = _settings_of_record(record_name, members)
+        weights.unpack_weights(members[member], settings, provenance)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArchiveError(
+            f"archive {path} holds {member}, which does not fit the record: ask for a whole one"
+        ) from error
 
-    Its weights go beside a record of that very training, if there are none yet.
+
+def _run_of_checkpoint(name: str, members: dict[str, bytes], path: Path) -> str:
+    """The id of the run whose checkpoint `<name>.pt` is.
+
+    Earlier versions packed the weights of a stopped run as `<id>-to-<iterations>.pt`. They are the
+    end of another run: of the same settings, but with so many iterations.
     """
-    contents = {file: members.get(f"{run}/{file}", b"") for file in records.FILES}
-    content = members.get(f"{run}/{records.WEIGHTS}")
-    if content is not None:
-        contents[records.WEIGHTS] = content
-    with store.lock_run(store.run_of(run)):
-        record = records.put_record(store.store_folder(), run, contents)
-        if content is not None and not (record.path / records.WEIGHTS).exists():
+    if name == store.run_of(name):
+        return name
+    try:
+        settings = _settings_of_record(name, members)
+        iterations = int(name.rpartition("-")[2])
+        return settings.ending(iterations // settings.epoch_iterations).id
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(
+            f"archive {path} holds {name}.pt without a record of it: ask for a whole one"
+        ) from error
+
+
+def _put_record(record_name: str, members: dict[str, bytes]) -> str:
+    """Put a record into the store, unless the one there is as far; return a line about it.
+
+    If the store has a record of the same training without weights, the packed weights go there.
+    """
+    contents = {file: members.get(f"{record_name}/{file}", b"") for file in records.FILES}
+    weights_file = members.get(f"{record_name}/{records.WEIGHTS}")
+    if weights_file is not None:
+        contents[records.WEIGHTS] = weights_file
+    with store.lock_run(store.run_of(record_name)):
+        record = records.put_record(store.store_folder(), record_name, contents)
+        if weights_file is not None and not (record.path / records.WEIGHTS).exists():
             packed = json.loads(contents["provenance.json"])
-            if all(record.provenance[name] == packed[name] for name in TRAINING):
-                records.attach_weights(record, content)
+            if all(record.provenance[key] == packed[key] for key in TRAINING):
+                records.attach_weights(record, weights_file)
     return f"record {record.path}"
 
 
-def _put_checkpoint(run: str, content: bytes) -> str:
-    """A checkpoint into the store, unless the one there is as far."""
-    path = store.checkpoint_path(run)
-    with store.lock_run(run):
+def _put_checkpoint(run_id: str, content: bytes) -> str:
+    """Put a checkpoint into the store, unless the one there is as far; return a line about it."""
+    path = store.checkpoint_path(run_id)
+    with store.lock_run(run_id):
         scratch = path.with_suffix(f".{os.getpid()}")
         try:
             with files.writing(path):
@@ -238,3 +272,23 @@ def _put_checkpoint(run: str, content: bytes) -> str:
         finally:
             scratch.unlink(missing_ok=True)
     return f"checkpoint {path}, epoch {epoch}"
+
+
+def _settings_of_record(record_name: str, members: Mapping[str, bytes]) -> Settings:
+    """The settings in a packed record."""
+    return from_dict(json.loads(members[f"{record_name}/{records.FILES[0]}"]))
+
+
+def _owner(member: str) -> str:
+    """The folder of the record that a member is in, or the name of the checkpoint that it is."""
+    return member.removesuffix(".pt").split("/")[0]
+
+
+def _runs_of_members(members: Iterable[str]) -> set[str]:
+    """The ids of the runs that some members belong to."""
+    return {store.run_of(_owner(member)) for member in members}
+
+
+def _checksums(members: Mapping[str, bytes]) -> dict[str, str]:
+    """The SHA-256 of each member."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}

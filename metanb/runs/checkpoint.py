@@ -13,30 +13,45 @@ from metanb.runs import machine
 from metanb.runs.records import RecordError
 from metanb.settings import Settings
 
+# The attributes of State that a checkpoint holds as they are.
 PLAIN = ("origin", "epoch", "rows", "wall", "cpu", "shared", "resumed", "started", "saved")
-# what the first version does not say of how it computed
-FORMERLY = {"together": 1, "precision": "float32"}
-# what checkpoints of the first version lack, and what stands for it: runs were alone
+# The provenance that checkpoints of the first version lack. It holds for all of their runs.
+FIRST_VERSION = {"together": 1, "precision": "float32"}
+# The values that checkpoints of the first version lack, and the value that is equal: each run was
+# alone, and had all of the time for itself.
 ADDED = {"shared": "wall"}
 
 
 @dataclass(eq=False)
 class State:
-    """What a checkpoint holds.
+    """A run in progress, on the CPU: what a checkpoint holds, and the run's settings.
 
-    The random state is the seed and the epoch: every draw is seeded by its iteration.
+    The seed and the epoch are all of the random state: every draw is seeded by its iteration.
+
+    Attributes:
+        settings: of the run; not in the file, which is named after the run.
+        net: the network.
+        optimiser: of its parameters.
+        origin: environment, code, digests of the data; where a value has changed when the run went
+            on, both are listed.
+        epoch: the last one that was trained and measured; 0: the untrained network; -1: none.
+        rows: of measures, as `metanb.runs.records.write_record` takes them.
+        wall: seconds by the clock.
+        cpu: seconds of the CPU; those of runs trained together are divided among them.
+        shared: seconds by the clock, divided by the number of runs that were trained together.
+        resumed: how often the run went on from a checkpoint.
+        started: the date and time of the first epoch.
+        saved: the date and time of the last checkpoint.
     """
 
-    settings: Settings  # not in the file, whose name tells the run
-    net: ConvNet  # on the CPU, as all here
+    settings: Settings
+    net: ConvNet
     optimiser: torch.optim.Adam
-    # environment, code, digests of the data; what changed between sessions is listed
     origin: dict[str, Any]
-    epoch: int = -1  # last epoch finished and measured; 0 is the untrained network
-    rows: list[dict[str, Any]] = field(default_factory=list)  # of measures
-    wall: float = 0.0  # seconds
+    epoch: int = -1
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    wall: float = 0.0
     cpu: float = 0.0
-    # seconds of `wall`, divided by the number of runs that were trained together
     shared: float = 0.0
     resumed: int = 0
     started: str = field(default_factory=machine.utc_now)
@@ -45,18 +60,21 @@ class State:
     def save(self, path: Path) -> None:
         """Replace the checkpoint, as `metanb.files.replace` does. The caller holds the lock."""
         self.saved = machine.utc_now()
-        plain, stream = {name: getattr(self, name) for name in PLAIN}, io.BytesIO()
-        torch.save(
-            plain | {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}, stream
-        )
+        values = {name: getattr(self, name) for name in PLAIN}
+        values["net"] = self.net.state_dict()
+        values["optimiser"] = self.optimiser.state_dict()
+        stream = io.BytesIO()
+        torch.save(values, stream)
         files.replace(path, stream.getvalue())
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint.
 
-        Raises RecordError for one that is torn, of another design, or of other data.
+        Raises RecordError for a checkpoint that is torn, of another network, or of other data.
         """
-        here, values = self.origin, read_checkpoint(path)
+        # Read the checkpoint into this state.
+        origin_now = self.origin
+        values = read_checkpoint(path)
         try:
             self.net.load_state_dict(values["net"])
             self.optimiser.load_state_dict(values["optimiser"])
@@ -64,36 +82,48 @@ class State:
                 setattr(self, name, values[name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise _unusable(path, "is of another version") from error
-        if self.origin["data"] != here["data"]:
+        if self.origin["data"] != origin_now["data"]:
             raise _unusable(path, "was made from other data")
-        # on a GPU it replayed a graph, and that was all
-        graph = str(self.origin["device"]).startswith("NVIDIA")
-        self.origin = FORMERLY | {"engine": "graph" if graph else "plain"} | self.origin
-        for name, value in here.items():
+
+        # Complete the provenance of the first version. On a GPU it replayed a graph, and no more.
+        on_gpu = str(self.origin["device"]).startswith("NVIDIA")
+        self.origin = FIRST_VERSION | {"engine": "graph" if on_gpu else "plain"} | self.origin
+
+        # Note what has changed since then.
+        for name, value in origin_now.items():
             if name != "data":
                 self.note(name, value)
         self.resumed += 1
 
     def note(self, name: str, value: Any) -> None:
-        """Add to the provenance how the run is computed now, behind what it says of before if that differs."""
+        """Note in the provenance how the run is computed now.
+
+        A value that differs from an earlier one is listed behind it: "NVIDIA A, NVIDIA B".
+        """
         before = self.origin.setdefault(name, value)
         if str(value) not in str(before).split(", "):
             self.origin[name] = f"{before}, {value}"
 
 
 def go_on_from(shorter: Path, path: Path) -> None:
-    """Let the run of checkpoint `path`, if it has none yet, start where a shorter one stands.
+    """Let a run that has no checkpoint yet start from that of a shorter run.
 
-    The two must be runs of the same settings but for their length. Weights without their optimiser,
-    as archives hold them, are nothing to go on from: the run then starts anew. The caller holds the
-    lock of `path`.
+    Weights without their optimiser, as earlier archives hold them, are no start: the run then
+    begins anew. The caller holds the longer run's lock.
+
+    Args:
+        shorter: the checkpoint of a run with the same settings but for their length.
+        path: of the longer run's checkpoint.
     """
     if not path.exists() and "optimiser" in read_checkpoint(shorter):
         files.replace(path, shorter.read_bytes())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, plain values and tensors only.
+    """Read a checkpoint: the attributes of its `State` by name, the network's and Adam's state.
+
+    Checkpoints hold plain values and tensors only, on the CPU: reading them runs no code. Earlier
+    archives hold "epoch" and "net" alone.
 
     Raises RecordError for a file that is torn.
     """
@@ -103,8 +133,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise _unusable(path, f"cannot be read ({type(error).__name__})") from error
     if not (isinstance(values, dict) and {"epoch", "net"} <= values.keys()):
         raise _unusable(path, "cannot be read: it holds no network")
-    return {name: values[other] for name, other in ADDED.items() if other in values} | values
+    added = {name: values[equal] for name, equal in ADDED.items() if equal in values}
+    return added | values
 
 
-def _unusable(path: Path, what: str) -> RecordError:
-    return RecordError(f"checkpoint {path} {what}: delete it to start anew")
+def _unusable(path: Path, reason: str) -> RecordError:
+    """The error of a checkpoint that no run can go on from."""
+    return RecordError(f"checkpoint {path} {reason}: delete it to start anew")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakMethod
 
 import numpy as np
@@ -32,10 +32,11 @@ from metanb.maml.fusing import fused
 from metanb.maml.inner_loop import flatten, unflatten
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
 from metanb.runs.checkpoint import State
+from metanb.settings import Settings
 
-# Streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i], fixed ones from
-# [task_seed, stream]. The final tasks are many: FINAL, FINAL + 1 and so on are the streams of PART
-# tasks each.
+# Streams of random numbers: the tasks of iteration i come from [seed, TRAIN, i], fixed tasks from
+# [task_seed, stream]. The final tasks are many: they come from the streams FINAL, FINAL + 1 and so
+# on, see `metanb.runs.training.TASKS_PER_STREAM`.
 TRAIN, VALID, TEST, FINAL = range(4)
 
 
@@ -43,62 +44,77 @@ class DivergedError(ArithmeticError):
     """The meta-training loss is no longer finite; the message names the iteration and the run."""
 
 
+# Statistics of one run in one epoch, by measure, or the error that ended the run.
+EpochOutcome: TypeAlias = dict[str, Stat] | DivergedError
+
+
 class TrainingImages:
-    """The images that a cohort trains on: on the device as uint8, once for all runs, or read from the host each time.
+    """The images that a cohort trains on.
+
+    They are kept on the device as uint8, once for all runs, or read from the host for each
+    iteration.
 
     Args:
-        sets: the image set of each run; those of the same digest are kept once.
+        sets: the image set of each run; sets with the same digest are kept once.
         device: where the networks are.
-        resident: whether the images lie on the device; the host serves where they do not fit.
+        resident: whether to keep the images on the device. If they do not fit, the host sends them
+            and a line on standard error says so.
     """
 
     def __init__(self, sets: Iterable[ImageSet], device: torch.device, resident: bool) -> None:
-        self.sets = {images_.digest: images_ for images_ in sets}
-        self.first: dict[str, int] = {}  # the number of each set's first image among all
-        self.device, self.on_device = device, None
-        number = 0
-        for digest, images_ in self.sets.items():
-            self.first[digest] = number
-            number += images_.images.shape[0] * images_.images.shape[1]
+        self.sets = {images.digest: images for images in sets}
+        self.device = device
+        self.on_device: Tensor | None = None
+        # The number of each set's first image, counted over all sets.
+        self.first: dict[str, int] = {}
+        n_images = 0
+        for digest, images in self.sets.items():
+            self.first[digest] = n_images
+            n_images += images.images.shape[0] * images.images.shape[1]
         if resident:
             try:
-                self.on_device = self._copy(number)
+                self.on_device = self._copy(n_images)
             except torch.OutOfMemoryError as error:
                 warn_without("resident", error)
 
-    def _copy(self, number: int) -> Tensor:
-        """All images on the device, one after the other; class by class, so that neither side holds them twice."""
-        blocks = [block for images_ in self.sets.values() for block in images_.images]
-        copies = torch.zeros(number, *blocks[0].shape[1:], dtype=torch.uint8, device=self.device)
-        for block, place in zip(
-            blocks, copies.split([len(block) for block in blocks]), strict=True
-        ):
-            place.copy_(torch.tensor(block))
+    def _copy(self, n_images: int) -> Tensor:
+        """Copy all images to the device, set after set: [n_images, C, H, W] uint8.
+
+        They go class by class, so that neither side holds them twice.
+        """
+        classes = [pixels for images in self.sets.values() for pixels in images.images]
+        shape = (n_images, *classes[0].shape[1:])
+        copies = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        slots = copies.split([len(pixels) for pixels in classes])
+        for pixels, slot in zip(classes, slots, strict=True):
+            slot.copy_(torch.tensor(pixels))
         return copies
 
     def inputs(self, draws: Sequence[tuple[ImageSet, Draw]]) -> Tensor:
-        """What an iteration sends to the device, for one draw per run: image numbers, or else the images themselves."""
+        """What an iteration sends to the device, for one draw per run.
+
+        It sends the numbers of the images if these are on the device, and else their pixels.
+        """
         if self.on_device is None:
-            return torch.cat([drawn_pixels(images_, draw) for images_, draw in draws])
-        return torch.from_numpy(
-            np.concatenate([self.first[images_.digest] + draw.images for images_, draw in draws])
-        )
+            return torch.cat([drawn_pixels(images, draw) for images, draw in draws])
+        numbers = [self.first[images.digest] + draw.images for images, draw in draws]
+        return torch.from_numpy(np.concatenate(numbers))
 
     def images(self, inputs: Tensor) -> Tensor:
-        """The images that `inputs` stand for, float32 in [0, 1], on the device: [rows, n, C, H, W]."""
+        """The images of `inputs`, on the device: [rows, n, C, H, W] float32 in [0, 1]."""
         return scale_pixels(inputs if self.on_device is None else self.on_device[inputs])
 
 
 class Cohort:
-    """Runs that differ by seeds alone, between two epochs: weights, one Adam, and what their gradient needs.
+    """Runs that differ by seeds alone, between two epochs: their weights and one Adam for all.
 
     Args:
         states: one per run; they may be at different epochs. `keep` puts what was learnt back into
             them.
         sets: the meta-training images of each run.
-        pool: the images of all of them.
-        device: where they are trained.
-        engine: how.
+        pool: the images of all runs.
+        device: where to train.
+        engine: what is done for speed.
     """
 
     def __init__(
@@ -109,35 +125,39 @@ class Cohort:
         device: torch.device,
         engine: Engine,
     ) -> None:
-        self.states, self.sets, self.pool, self.device, self.engine = (
-            states,
-            sets,
-            pool,
-            device,
-            engine,
-        )
+        self.states = states
+        self.sets = sets
+        self.pool = pool
+        self.device = device
+        self.engine = engine
         self.settings = states[0].settings
-        # the design; its weights are not used
+        # The design of all networks. The cohort does not use the weights of this one.
         self.net = deepcopy(states[0].net).to(device)
         self.weights = [
             nn.Parameter(flatten(state.net).detach().to(device, copy=True)) for state in states
         ]
         self.optimiser = torch.optim.Adam(self.weights, lr=self.settings.outer_lr)
         for row, state in zip(self.weights, states, strict=True):
-            if moments := state.optimiser.state:
-                kept = [moments[p] for p in state.net.parameters()]
-                self.optimiser.state[row] = {"step": kept[0]["step"].clone()} | {
-                    name: torch.cat([one[name].flatten() for one in kept]).to(device)
-                    for name in ("exp_avg", "exp_avg_sq")
-                }
-        # By a weak reference: with a cycle a dropped cohort would hold a GPU's memory until the
-        # collector comes by.
+            self._load_moments(row, state)
+        # A weak reference, because in a cycle a dropped cohort would hold a GPU's memory until the
+        # garbage collector runs.
         gradient = WeakMethod(self._gradient)
         self.gradient = Replayed(lambda *drawn: _alive(gradient)(*drawn), device, engine.graph)
 
+    def _load_moments(self, row: nn.Parameter, state: State) -> None:
+        """Take Adam's moments of a run from its state; a state without one step has none."""
+        if not state.optimiser.state:
+            return
+        moments = [state.optimiser.state[parameter] for parameter in state.net.parameters()]
+        flat = {
+            name: torch.cat([moment[name].flatten() for moment in moments]).to(self.device)
+            for name in ("exp_avg", "exp_avg_sq")
+        }
+        self.optimiser.state[row] = {"step": moments[0]["step"].clone()} | flat
+
     @property
     def features(self) -> str:
-        """What is done for speed, less what has given way."""
+        """The engine's features that are in use: those that have failed are left out."""
         used = replace(
             self.engine,
             resident=self.pool.on_device is not None,
@@ -155,98 +175,116 @@ class Cohort:
         """Put the weights and Adam's moments back into the runs' states."""
         for row, state in zip(self.weights, self.states, strict=True):
             parameters = list(state.net.parameters())
-            moments = self.optimiser.state[row]
-            parts = {
-                name: [
-                    part[0].cpu().clone()
-                    for part in unflatten(state.net, values.detach().unsqueeze(0))
-                ]
-                for name, values in (
-                    ("weights", row),
-                    ("exp_avg", moments.get("exp_avg")),
-                    ("exp_avg_sq", moments.get("exp_avg_sq")),
-                )
-                if values is not None
-            }
             with torch.no_grad():
-                for parameter, values in zip(parameters, parts["weights"], strict=True):
+                for parameter, values in zip(parameters, _split_row(row, state), strict=True):
                     parameter.copy_(values)
-            if "exp_avg" not in parts:  # not one step so far
+            moments = self.optimiser.state[row]
+            if "exp_avg" not in moments:  # not one step so far
                 continue
-            for i, parameter in enumerate(parameters):
+            averages = _split_row(moments["exp_avg"], state)
+            squares = _split_row(moments["exp_avg_sq"], state)
+            for parameter, average, square in zip(parameters, averages, squares, strict=True):
                 state.optimiser.state[parameter] = {
                     "step": moments["step"].detach().cpu().clone(),
-                    "exp_avg": parts["exp_avg"][i],
-                    "exp_avg_sq": parts["exp_avg_sq"][i],
+                    "exp_avg": average,
+                    "exp_avg_sq": square,
                 }
 
-    def train(self, bar: tqdm) -> list[dict[str, Stat] | DivergedError]:
-        """One epoch of each run, its next; statistics over its iterations, or why it ended.
+    def train(self, bar: tqdm) -> list[EpochOutcome]:
+        """Train one epoch of each run, its next one.
 
-        A run whose loss or gradient is no longer finite is not counted any further; the others go
-        on.
+        A run whose loss or gradient is no longer finite has diverged, and the others go on.
+
+        Args:
+            bar: a progress bar over the iterations of all runs.
+
+        Returns:
+            For each run its statistics over the epoch's iterations, by measure, or the error that
+            ended it.
         """
-        length, runs = self.settings.epoch_iterations, range(len(self.states))
-        begun = [state.epoch * length for state in self.states]
-        ended: dict[int, DivergedError] = {}
-        seen: dict[str, list[list[float]]] = {}
+        length = self.settings.epoch_iterations
+        starts = [state.epoch * length for state in self.states]
+        diverged: dict[int, DivergedError] = {}
+        history: dict[str, list[list[float]]] = {}  # values of the runs, per measure and iteration
         with precision(self.engine.tf32), fused(self.engine.compile):
-            drawn = self._draw(begun)
+            drawn = self._draw(starts)
             for i in range(length):
-                values = self.gradient(*drawn)
+                # Start the iteration, and draw the next one while a GPU is still at this one.
+                on_device = self.gradient(*drawn)
                 self.optimiser.step()
-                if i + 1 < length:  # while a GPU is at this iteration
-                    drawn = self._draw([iteration + i + 1 for iteration in begun])
-                read = dict(
-                    zip(values, torch.stack(list(values.values())).cpu().tolist(), strict=True)
-                )
-                for run in runs:
-                    loss, slope = read["train_loss"][run], read["slope"][run]
-                    if run not in ended and not np.isfinite([loss, slope]).all():
-                        what = f"loss is {loss}, its gradient's norm {slope}, at iteration {begun[run] + i}"
-                        ended[run] = diverged(what, self.states[run])
-                if len(ended) == len(runs):
+                if i + 1 < length:
+                    drawn = self._draw([start + i + 1 for start in starts])
+
+                # Read the iteration's values, [S] per measure, in a single transfer.
+                rows = torch.stack(list(on_device.values())).cpu().tolist()
+                values = dict(zip(on_device, rows, strict=True))
+
+                # Set aside the runs that are no longer finite.
+                slopes = values.pop("slope")
+                for run, (loss, slope) in enumerate(zip(values["train_loss"], slopes, strict=True)):
+                    if run not in diverged and not np.isfinite([loss, slope]).all():
+                        iteration = starts[run] + i
+                        reason = (
+                            f"loss is {loss}, its gradient's norm {slope}, at iteration {iteration}"
+                        )
+                        diverged[run] = diverged_error(reason, self.states[run])
+                if len(diverged) == len(self.states):
                     break
-                for name, row in read.items():
-                    seen.setdefault(name, []).append(row)
-                bar.set_postfix(loss=f"{np.nanmean(read['train_loss']):.3f}", refresh=False)
-                bar.update(len(runs) - len(ended))
-        seen.pop("slope", None)
+
+                # Note the values, and show them.
+                for name, row in values.items():
+                    history.setdefault(name, []).append(row)
+                bar.set_postfix(loss=f"{np.nanmean(values['train_loss']):.3f}", refresh=False)
+                bar.update(len(self.states) - len(diverged))
         return [
-            ended.get(run) or {name: _over_iterations(rows, run) for name, rows in seen.items()}
-            for run in runs
+            diverged.get(run) or {name: _summarise(rows, run) for name, rows in history.items()}
+            for run in range(len(self.states))
         ]
 
     def _draw(self, iterations: Sequence[int]) -> tuple[Tensor, ...]:
-        """What an iteration's gradient is of: images, labels, and for the regulariser's control a direction per run."""
-        settings, draws, others = self.settings, [], []
-        for state, images_, iteration in zip(self.states, self.sets, iterations, strict=True):
+        """Draw the input of `_gradient` for one iteration per run, on the host.
+
+        Returns:
+            Images or their numbers, labels, and for the regulariser's control "random" a random
+            direction per run, [S, P].
+        """
+        settings = self.settings
+        draws: list[tuple[ImageSet, Draw]] = []
+        directions: list[Tensor] = []
+        for state, images, iteration in zip(self.states, self.sets, iterations, strict=True):
             rng = np.random.default_rng([state.settings.seed, TRAIN, iteration])
-            if settings.algorithm == "finetune":  # as many images an iteration as MAML sees
-                n_images = settings.meta_batch * settings.ways * (settings.shots + settings.queries)
-                draws.append((images_, draw_images(images_, n_images, rng)))
-            else:
-                shape = (settings.meta_batch, settings.ways, settings.shots, settings.queries)
-                draws.append((images_, draw_tasks(images_, *shape, rng)))
+            draws.append((images, _draw_batch(images, settings, rng)))
             if settings.regulariser == "random":
                 size = self.weights[0].numel()
-                others.append(random_directions(1, size, int(rng.integers(2**63))).float())
+                seed = int(rng.integers(2**63))
+                directions.append(random_directions(1, size, seed).float())
         labels = torch.from_numpy(np.concatenate([draw.labels for _, draw in draws]))
         inputs = self.pool.inputs(draws), labels
-        return (*inputs, torch.cat(others)) if others else inputs
+        return (*inputs, torch.cat(directions)) if directions else inputs
 
     def _gradient(
-        self, inputs: Tensor, labels: Tensor, other: Tensor | None = None
+        self, inputs: Tensor, labels: Tensor, direction: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Put each run's gradient into its weights' `.grad`; what it saw, by measure, [S]."""
-        settings, theta = self.settings, self.theta.requires_grad_()
-        x = self.pool.images(inputs)
+        """Put the gradient of each run into the `.grad` of its weights.
+
+        Args:
+            inputs: as `TrainingImages.inputs` gives them.
+            labels: of the images.
+            direction: for the regulariser's control alone, [S, P].
+
+        Returns:
+            By measure one value per run, [S]: `train_loss`, with a regulariser `relative_move`, and
+            `slope`, the gradient's norm.
+        """
+        settings = self.settings
+        theta = self.theta.requires_grad_()
+        pixels = self.pool.images(inputs)
         if settings.algorithm == "finetune":
-            seen = {"train_loss": supervised_gradient(self.net, x, labels, theta)}
+            values = {"train_loss": supervised_gradient(self.net, pixels, labels, theta)}
         else:
             outcome = meta_gradient(
                 self.net,
-                split_into_tasks(x, labels, settings.ways * settings.shots),
+                split_into_tasks(pixels, labels, settings.ways * settings.shots),
                 settings.inner_lr,
                 settings.inner_steps,
                 first_order=settings.first_order,
@@ -254,43 +292,61 @@ class Cohort:
                 chunk=chunk_size(settings, self.device),
                 regulariser=settings.regulariser,
                 gamma=settings.gamma,
-                other=None if other is None else other.to(theta),
+                other=None if direction is None else direction.to(theta),
                 theta=theta,
             )
-            seen = {"train_loss": _of_runs(outcome.losses, len(theta))}
+            values = {"train_loss": _mean_per_run(outcome.losses, len(theta))}
             if settings.regulariser != "none":
-                seen["relative_move"] = _of_runs(outcome.moves, len(theta))
+                values["relative_move"] = _mean_per_run(outcome.moves, len(theta))
         gradient = theta.grad
         assert gradient is not None  # the loss depends on the weights
         for row, slope in zip(self.weights, gradient, strict=True):
             row.grad = slope
-        return seen | {"slope": gradient.norm(dim=1)}
+        return values | {"slope": gradient.norm(dim=1)}
 
 
-def diverged(what: str, state: State) -> DivergedError:
-    """The error of a run that ended in the epoch after the state's."""
+def diverged_error(reason: str, state: State) -> DivergedError:
+    """The error of a run that has diverged in the epoch after the state's."""
     settings = state.settings
-    kept = (
-        f"the checkpoint of epoch {state.epoch} is kept"
-        if state.epoch >= 0
-        else "there is no checkpoint yet"
-    )
+    if state.epoch >= 0:
+        kept = f"the checkpoint of epoch {state.epoch} is kept"
+    else:
+        kept = "there is no checkpoint yet"
     return DivergedError(
-        f"{settings.id}: {what}: try a smaller inner_lr ({settings.inner_lr}) or outer_lr ({settings.outer_lr}); {kept}"
+        f"{settings.id}: {reason}: try a smaller inner_lr ({settings.inner_lr}) "
+        f"or outer_lr ({settings.outer_lr}); {kept}"
     )
+
+
+def _draw_batch(images: ImageSet, settings: Settings, rng: np.random.Generator) -> Draw:
+    """Draw the meta-batch of one iteration; for finetuning, as many images in one mini-batch."""
+    if settings.algorithm == "finetune":
+        n_images = settings.meta_batch * settings.ways * (settings.shots + settings.queries)
+        return draw_images(images, n_images, rng)
+    shape = (settings.meta_batch, settings.ways, settings.shots, settings.queries)
+    return draw_tasks(images, *shape, rng)
+
+
+def _split_row(row: Tensor, state: State) -> list[Tensor]:
+    """Values [P] of one run, as tensors on the CPU with the shapes of its parameters."""
+    return [part[0].cpu().clone() for part in unflatten(state.net, row.detach().unsqueeze(0))]
 
 
 def _alive(method: WeakMethod[Any]) -> Any:
-    """The method of an object that is still there: nobody else calls for a cohort's gradient."""
+    """The method of an object that exists: a cohort alone calls for its gradient."""
     bound = method()
     assert bound is not None
     return bound
 
 
-def _of_runs(values: Tensor, runs: int) -> Tensor:
-    """The mean of each run's values, [S], of [S*T]: summed run by run, as for a run alone."""
-    return torch.stack([rows.mean() for rows in values.view(runs, -1)])
+def _mean_per_run(values: Tensor, n_runs: int) -> Tensor:
+    """The mean of each run's values, [S], from values [S*T].
+
+    The mean is taken run by run, to give the same bits as for a run alone.
+    """
+    return torch.stack([rows.mean() for rows in values.view(n_runs, -1)])
 
 
-def _over_iterations(rows: list[list[float]], run: int) -> Stat:
+def _summarise(rows: list[list[float]], run: int) -> Stat:
+    """The statistics of one run's values over iterations."""
     return task_stats.summarise(torch.tensor([row[run] for row in rows], dtype=torch.float64))

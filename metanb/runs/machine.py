@@ -1,4 +1,4 @@
-"""Where numbers come from: versions, device, code, time."""
+"""The machine: its device, its memory, its terminal, and the provenance of its numbers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,137 @@ import torch
 
 from metanb.settings import Settings
 
+# Libraries of CUDA that find no memory for themselves say so in words alone.
+CUDA_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+CPU_FULL = "can't allocate memory"  # in the plain RuntimeError of torch's allocator on the CPU
+
+
+# Device
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device of a name.
+
+    Args:
+        device: "cpu", "cuda", "cuda:0" and so on, or "auto" for a GPU where there is one.
+
+    Raises:
+        ValueError: the machine has no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available += ["cuda"]
+    available += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if device not in available:
+        choices = ", ".join(map(repr, available))
+        raise ValueError(f"device {device!r} is not there: use 'auto' or one of {choices}")
+    return torch.device(device)
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU; or the processor's model and torch's instructions, "AMD EPYC (AVX2)".
+
+    The instructions belong to the name, because a virtual machine may report a brand alone.
+    Processors of one brand differ twofold in speed, and in last bits.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _processor_name() -> str:
+    """The model of the processor as Linux reports it; elsewhere its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+# Memory
+
+
+class MemoryFullError(RuntimeError):
+    """A run needs more memory than there is; the message names the run and the remedy."""
+
+
+@contextmanager
+def enough_memory(settings: Settings) -> Iterator[None]:
+    """Turn any error inside that means "out of memory" into a MemoryFullError that names the run.
+
+    torch, CUDA's libraries, Python and the operating system report full memory by four kinds of
+    error. Callers catch the one, and users read one line with a remedy. Nothing is tried again with
+    smaller chunks, because then a run's last bits would depend on the load of the device.
+
+    Args:
+        settings: of the run that computes inside.
+
+    Raises:
+        MemoryFullError: the GPU's memory or the machine's is full. Other errors pass unchanged.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if _is_gpu_full(error):
+            memory = "the GPU's memory"
+            remedy = "stop what else uses it (in a grid: --processes 1), or go on with --device cpu"
+        elif _is_cpu_full(error):
+            memory = "memory"
+            remedy = "stop what else uses it (in a grid: --processes 1)"
+        else:
+            raise
+        raise MemoryFullError(
+            f"{settings.id}: {memory} is full: {remedy}; the checkpoint of the last epoch is kept"
+        ) from error
+
+
+def _is_gpu_full(error: Exception) -> bool:
+    """Whether an error means that the GPU's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in CUDA_FULL
+    )
+
+
+def _is_cpu_full(error: Exception) -> bool:
+    """Whether an error means that the machine's memory is full."""
+    if isinstance(error, MemoryError) or CPU_FULL in str(error):
+        return True
+    return getattr(error, "errno", None) == errno.ENOMEM  # as in opening a module's folder
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed memory for its next tensors; the kernel does not get it back.
+
+    A meta-gradient frees and requests the same hundreds of megabytes again and again. Each time the
+    kernel would map these pages anew, which takes 10 to 20 % of the time on a CPU. The setting is
+    glibc's and holds for the whole process; with another C library this function does nothing.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold = -1  # M_TRIM_THRESHOLD in malloc.h
+    mmap_threshold = -3  # M_MMAP_THRESHOLD
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    if not libc.mallopt(mmap_threshold, 2**30):
+        libc.mallopt(mmap_threshold, 2**25)  # older versions take 32 MB at most
+
+
+# Terminal
+
+
+def is_interactive() -> bool:
+    """Whether output is interactive: a terminal, or a notebook that is open in Jupyter.
+
+    A notebook that papermill or nbval executes is not.
+    """
+    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+
+
+# Provenance
+
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, the device's name and the number of threads, as they are now."""
@@ -31,120 +162,20 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def device_name(device: torch.device) -> str:
-    """The name of the GPU, or the processor's model and the instructions that torch uses there, as "AMD EPYC (AVX2)".
+def code_version() -> str:
+    """The commit of the code that runs, or "installed" outside of a checkout.
 
-    A virtual machine may tell a brand only, and processors of one brand differ twofold in speed,
-    and in last bits.
+    The commit ends in "-dirty" if the working tree differs from it.
     """
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    folder = str(Path(__file__).parent)
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "installed"
+    return done.stdout.strip()
 
 
 def utc_now() -> str:
-    """The time, UTC, to the second."""
+    """The time now, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def code_version() -> str:
-    """The commit that runs, "-dirty" behind it when the tree differs; "installed" outside a checkout."""
-    try:
-        command = [
-            "git",
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--dirty",
-            "--exclude",
-            "*",
-        ]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "installed"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
-
-
-CUDA_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-
-
-class MemoryFullError(RuntimeError):
-    """A run needs more memory than there is; the message names the run and the remedy."""
-
-
-def resolve_device(device: str) -> torch.device:
-    """The torch device of a name; "auto" is a GPU where there is one.
-
-    Raises ValueError for one that is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    there = ["cpu", "cuda"][: 1 + torch.cuda.is_available()] + [
-        f"cuda:{i}" for i in range(torch.cuda.device_count())
-    ]
-    if device not in there:
-        raise ValueError(
-            f"device {device!r} is not there: use 'auto' or one of {', '.join(map(repr, there))}"
-        )
-    return torch.device(device)
-
-
-@contextmanager
-def enough_memory(settings: Settings) -> Iterator[None]:
-    """Raises MemoryFullError where the work inside asks for more memory than there is.
-
-    Smaller chunks would need less, but then a run's last bits would depend on what else the device
-    had to do.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        # A library of CUDA's that finds no memory for itself says so in words alone.
-        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(
-            one in str(error) for one in CUDA_FULL
-        )
-        # On the CPU torch's allocator raises a plain RuntimeError, and the system refuses to open a
-        # module's folder.
-        here = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-        if not (on_gpu or here or getattr(error, "errno", None) == errno.ENOMEM):
-            raise
-        whose, other = (
-            ("the GPU's memory", ", or go on with --device cpu") if on_gpu else ("memory", "")
-        )
-        raise MemoryFullError(
-            f"{settings.id}: {whose} is full: stop what else uses it (in a grid: --processes 1){other}; the checkpoint "
-            "of the last epoch is kept"
-        ) from error
-
-
-def is_interactive() -> bool:
-    """Whether somebody watches: a terminal, or a notebook open in Jupyter (papermill and nbval are nobody)."""
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep freed memory for its next tensors, instead of handing it back to the kernel each pass.
-
-    A meta-gradient frees and asks again for the same hundreds of megabytes; faulting those pages in
-    anew takes 10 to 20 % of its time on a CPU. A setting of glibc for the whole process; with
-    another C library it does nothing.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        trim_threshold, mmap_threshold = -1, -3  # their names in malloc.h begin with M_
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        # older ones take 32 MB at most
-        libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)

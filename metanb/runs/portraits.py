@@ -1,13 +1,13 @@
-"""What a run's landscape looks like at its start, middle and end: computed once, kept as small text files.
+"""The landscape of a run at its start, middle and end: computed once, kept as small text files.
 
     <id>.surface.json         the losses of one task on the plane of two tasks' trajectories
-    <id>.interpolation.json   losses along the line from theta_s through theta~_i and beyond, over tasks
+    <id>.interpolation.json   the losses along the line from theta_s through theta~_i, over tasks
     <id>.spectrum.json        the Hessian's spectrum at theta~_i, over tasks
 
-They stand beside the run's record: in `results/` (committed), or in the local store. Few records
+The files are beside the run's record: in `results/` (committed), or in the local store. Few records
 have their weights beside them, so a portrait may be drawn from weights that were trained anew, on
-another machine: its provenance says so, and the query accuracy and distance that come with the
-interpolation are the run's measures, to be compared.
+another machine. Its provenance says so. The query accuracy and the distance in the interpolation
+are measures of the run, too: they can be compared.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ class Portrait:
 
     Attributes:
         settings: of the run.
-        values: what `surfaces`, `interpolations` or `spectra` of `metanb.landscape.portrait` gives,
-            to four digits.
-        provenance: versions, device, code, the data's digest and the date; `weights`: with what
-            these were trained.
+        values: the result of `surfaces`, `interpolations` or `spectra` of
+            `metanb.landscape.portrait`, to four digits.
+        provenance: versions, device, code, the data's digest and the date; under `weights` those of
+            the training.
         path: the file.
     """
 
@@ -50,7 +50,9 @@ class Portrait:
 
 
 def portrait(kind: str, settings: Settings, device: str = "auto") -> Portrait:
-    """The portrait of a run: read if there is one, else drawn, from stored weights or newly trained ones.
+    """The portrait of a run: read if there is one, drawn if not.
+
+    It is drawn from stored weights, or from weights that are trained for it.
 
     Args:
         kind: "surface", "interpolation" or "spectrum".
@@ -58,63 +60,76 @@ def portrait(kind: str, settings: Settings, device: str = "auto") -> Portrait:
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
 
     Raises:
-        metanb.runs.records.RecordError: a portrait is there, but damaged.
+        metanb.runs.records.RecordError: a portrait exists, but it is damaged.
         ValueError: an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: choose from {', '.join(KINDS)}")
-    name = f"{settings.id}.{kind}"
+    if stored := _find_portrait(kind, settings):
+        return stored
+    with store.lock_run(f"{settings.id}.{kind}"):
+        # Look again: another process may have drawn it while this one waited.
+        return _find_portrait(kind, settings) or _draw(kind, settings, resolve_device(device))
 
-    def found() -> Portrait | None:
-        paths = (place / f"{name}.json" for place in store.record_folders())
-        return next((_read(path, kind, settings) for path in paths if path.exists()), None)
 
-    if there := found():
-        return there
-    with store.lock_run(name):
-        return found() or _draw(kind, settings, resolve_device(device))
+def _find_portrait(kind: str, settings: Settings) -> Portrait | None:
+    """The stored portrait of a run, or None."""
+    for folder in store.record_folders():
+        path = folder / f"{settings.id}.{kind}.json"
+        if path.exists():
+            return _read_portrait(path, kind, settings)
+    return None
 
 
 def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
+    """Draw a portrait and write it into the local store."""
+    # Compute the values at the start, middle and end of training.
     epochs = (0, settings.epochs // 2, settings.epochs)
     nets = nets_after(settings, epochs, str(device))
     tasks = meta_test_tasks(settings).to(device)
-    values = KINDS[kind](
-        [adapt_at_stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)]
-    )
-    origin = {
+    stages = [
+        adapt_at_stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)
+    ]
+    values = KINDS[kind](stages)
+
+    # Note where they come from.
+    images = image_sets.load_images(settings.dataset, "test", partition=settings.partition)
+    provenance = {
         **machine.describe_environment(device),
         "code": machine.code_version(),
-        "data": image_sets.load_images(
-            settings.dataset, "test", partition=settings.partition
-        ).digest,
+        "data": images.digest,
         "drawn": machine.utc_now(),
         "weights": _origin_of_weights(settings),
     }
-    path = store.store_folder() / f"{settings.id}.{kind}.json"
+
+    # Write both, with a checksum.
     content = {
         "kind": kind,
         "settings": settings.to_dict(),
-        "provenance": origin,
-        "values": _plain(values),
+        "provenance": provenance,
+        "values": _round_numbers(values),
     }
-    files.replace(path, _text(content | {"sha256": _digest(content)}).encode())
-    return _read(path, kind, settings)
+    path = store.store_folder() / f"{settings.id}.{kind}.json"
+    files.replace(path, _format_file(content | {"sha256": _digest(content)}).encode())
+    return _read_portrait(path, kind, settings)
 
 
 def _origin_of_weights(settings: Settings) -> dict[str, Any]:
-    """With what the weights that `nets_after` found were trained, and when."""
+    """Code, versions, device and date of the training whose weights `nets_after` gives."""
     if record := weights.find_weights(settings):
-        origin, trained = record.provenance, record.provenance["finished"]
+        origin = record.provenance
+        trained = origin["finished"]
     else:
+        # Checkpoints from older archives have neither.
         values = checkpoint.read_checkpoint(store.checkpoint_path(settings.id))
-        origin, trained = values.get("origin", {}), values.get("saved")  # not in older archives
+        origin = values.get("origin", {})
+        trained = values.get("saved")
     names = ("code", "torch", "device", "threads")
     return {name: origin.get(name) for name in names} | {"trained": trained}
 
 
-def _text(content: dict[str, Any]) -> str:
-    """A portrait's file: one line for each entry."""
+def _format_file(content: dict[str, Any]) -> str:
+    """A portrait's file: JSON, one line per entry."""
     lines = (
         f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}"
         for name, value in content.items()
@@ -122,8 +137,11 @@ def _text(content: dict[str, Any]) -> str:
     return "{" + ",\n".join(lines) + "}\n"
 
 
-def _read(path: Path, kind: str, settings: Settings) -> Portrait:
-    """Raises RecordError for a file that is torn, changed, or of other settings."""
+def _read_portrait(path: Path, kind: str, settings: Settings) -> Portrait:
+    """Read and check a portrait.
+
+    Raises RecordError for a file that is torn, changed, or of other settings.
+    """
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict) or content.keys() != KEYS:
@@ -132,7 +150,7 @@ def _read(path: Path, kind: str, settings: Settings) -> Portrait:
             raise ValueError("it is not what was drawn")
         if (content["kind"], from_dict(content["settings"])) != (kind, settings):
             raise ValueError(f"it is not the {kind} of {settings.id}")
-    except (OSError, ValueError) as error:  # of which bad UTF-8 and bad JSON are kinds
+    except (OSError, ValueError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise records.RecordError(
             f"portrait {path} is damaged: {error}; delete the file to draw it anew"
         ) from error
@@ -140,15 +158,16 @@ def _read(path: Path, kind: str, settings: Settings) -> Portrait:
 
 
 def _digest(content: dict[str, Any]) -> str:
+    """The SHA-256 of a portrait's entries."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """Lists of numbers of four digits, for tensors anywhere in a value."""
+def _round_numbers(value: Any) -> Any:
+    """The same value with tensors as lists, and numbers rounded to four digits."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: _round_numbers(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_round_numbers(entry) for entry in value]
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        return _round_numbers(value.tolist())
     return float(f"{value:.4g}") if isinstance(value, float) else value

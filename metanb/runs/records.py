@@ -2,11 +2,11 @@
 
     <id>/settings.json     what was run (metanb.settings.Settings)
     <id>/provenance.json   by whom and where: versions, device, dates, times, data digests
-    <id>/measures.csv      one row an epoch and measure: mean, median, std, sem, n; pandas.read_csv opens it
+    <id>/measures.csv      one row per epoch and measure: mean, median, std, sem, n
     <id>/weights.safetensors   of some runs: the trained weights (metanb.runs.weights)
 
 The folder of a run that was stopped is <id>-to-<iterations>: it holds the epochs that were reached.
-Records stand in two places: `results/` beside the package in a checkout (committed), and the local
+Records are in two places: `results/` beside the package in a checkout (committed), and the local
 store.
 """
 
@@ -28,16 +28,16 @@ from metanb.runs.store import checkpoint_path, run_of
 from metanb.settings import Settings, from_dict
 
 FILES = ("settings.json", "provenance.json", "measures.csv")
-WEIGHTS = "weights.safetensors"  # beside them, for some runs
+WEIGHTS = "weights.safetensors"  # beside FILES, for some runs
 COLUMNS = ["epoch", "iteration", "measure", "mean", "median", "std", "sem", "n"]
 PROVENANCE = (
-    "metanb code python torch torchvision higher numpy device threads chunk started finished wall_seconds cpu_seconds "
-    "resumed data measures_sha256"
+    "metanb code python torch torchvision higher numpy device threads chunk "
+    "started finished wall_seconds cpu_seconds resumed data measures_sha256"
 ).split()
 
 
 class RecordError(RuntimeError):
-    """A record that is torn, foreign or incomplete; the message names the file and the remedy."""
+    """A record is torn, foreign or incomplete; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -64,70 +64,96 @@ class Record:
 
     @property
     def iterations(self) -> int:
-        """The meta-training iterations behind it."""
+        """The number of meta-training iterations up to that epoch."""
         return self.epochs * self.settings.epoch_iterations
 
     @property
     def finished(self) -> bool:
-        """Whether that is the settings' last one."""
+        """Whether the last epoch of the settings is recorded."""
         return self.epochs == self.settings.epochs
 
     @property
     def anew(self) -> str:
-        """What to do to have the run trained anew;
+        """How to have the run trained anew, for error messages.
 
-        from its checkpoint alone the same rows would be written again.
+        The checkpoint goes as well, because from it the same rows would be written again.
         """
         return f"delete the folder and {checkpoint_path(self.settings.id)} to train it anew"
 
     def upto(self, epochs: int) -> "Record":
-        """The record as it was after that epoch."""
-        return (
-            self
-            if epochs >= self.epochs
-            else replace(self, measures=self.measures[self.measures.epoch <= epochs])
-        )
+        """The record as it was after an epoch, or as it is if it ends there or earlier."""
+        if epochs >= self.epochs:
+            return self
+        return replace(self, measures=self.measures[self.measures.epoch <= epochs])
 
     def curve(self, measure: str) -> pd.DataFrame:
         """The rows of one measure, indexed by epoch.
 
-        Raises RecordError, naming the measures there are.
+        Args:
+            measure: its name, such as "query_accuracy".
+
+        Returns:
+            Columns iteration, mean, median, std, sem and n.
+
+        Raises:
+            RecordError: the record has no such measure; the message names those it has.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import pandas as pd
+            >>> from metanb import Record, preset
+            >>> measures = pd.DataFrame(
+            ...     {"epoch": [0, 1], "measure": ["distance"] * 2, "mean": [0.25, 0.5]}
+            ... )
+            >>> record = Record(preset("smoke", "glyphs"), measures, {}, Path("by-hand"))
+            >>> record.curve("distance")["mean"].tolist()
+            [0.25, 0.5]
         """
         rows = self.measures[self.measures.measure == measure]
         if rows.empty:
+            names = ", ".join(self.measures.measure.unique())
             raise RecordError(
-                f"no measure {measure!r} in {self.path}: it has {', '.join(self.measures.measure.unique())}; if it was "
-                f"recorded by an older version, {self.anew}"
+                f"no measure {measure!r} in {self.path}: it has {names}; "
+                f"if it was recorded by an older version, {self.anew}"
             )
         return rows.set_index("epoch").drop(columns="measure")
 
 
 def find_record(settings: Settings, epochs: int | None = None) -> Record | None:
-    """The furthest record of exactly these settings, of all epochs or of at least so many; None if there is none.
+    """The furthest record of exactly these settings, in any place.
 
-    Raises RecordError if there is one and it is damaged.
+    Args:
+        settings: of the run.
+        epochs: how many epochs the record must reach; None: all of the settings' epochs.
+
+    Returns:
+        The record, or None if there is none that goes as far.
+
+    Raises:
+        RecordError: the record is damaged.
     """
-    there = [
-        found
-        for place in store.record_folders()
-        for found in records_of_run(place, settings).items()
-    ]
-    # of two alike, the first place's
-    furthest, path = max(there, key=lambda found: found[0], default=(-1, None))
-    enough = furthest >= (settings.epochs if epochs is None else epochs)
-    return read_record(path) if path is not None and enough else None
+    furthest = -1
+    path: Path | None = None
+    for folder in store.record_folders():
+        for last, record_path in records_of_run(folder, settings).items():
+            if last > furthest:  # of two that go equally far, the first place's
+                furthest = last
+                path = record_path
+    wanted = settings.epochs if epochs is None else epochs
+    return read_record(path) if path is not None and furthest >= wanted else None
 
 
 def read_record(path: Path) -> Record:
     """Read and check the record in a folder.
 
-    Raises RecordError for anything missing, torn, or belonging elsewhere.
+    Raises RecordError for a file that is missing or damaged, or that belongs to another run.
     """
-    return _read(path, path.name)
+    return _read_as(path, path.name)
 
 
-def _read(path: Path, name: str) -> Record:
-    """The record in a folder that has this name, or is to have it."""
+def _read_as(path: Path, name: str) -> Record:
+    """Read and check the record in a folder that has this name, or is to have it."""
+    # Read the three files.
     try:
         values = json.loads((path / "settings.json").read_text())
         provenance = json.loads((path / "provenance.json").read_text())
@@ -135,41 +161,47 @@ def _read(path: Path, name: str) -> Record:
         if not (isinstance(values, dict) and isinstance(provenance, dict)):
             raise ValueError("settings.json and provenance.json must each hold one object")
         settings = from_dict(values)
-    # of which bad UTF-8, bad JSON and a SettingsError are kinds
+    # Bad UTF-8, bad JSON and a SettingsError are ValueErrors.
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    missing = [name for name in PROVENANCE if name not in provenance]
+
+    # Check that the provenance is complete, and that the measures are those that were recorded.
+    missing = [key for key in PROVENANCE if key not in provenance]
     if missing:
         raise _damaged(path, f"provenance.json lacks {', '.join(missing)}")
     if hashlib.sha256(content).hexdigest() != provenance["measures_sha256"]:
         raise _damaged(path, "measures.csv is not the file that was recorded")
+
+    # Check the columns, and that no epoch is missing.
     measures = pd.read_csv(io.BytesIO(content))
-    if list(measures.columns) != COLUMNS or set(measures.epoch) != set(
-        range(len(set(measures.epoch)))
-    ):
+    columns = list(measures.columns)
+    if columns != COLUMNS or set(measures.epoch) != set(range(measures.epoch.nunique())):
         raise _damaged(
             path, f"measures.csv does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on"
         )
+
+    # Check that the record stands under its own name.
     record = Record(settings, measures, provenance, path)
-    if name != _name(settings, record.epochs):
+    if name != _record_name(settings, record.epochs):
         raise _damaged(path, f"it holds {record.epochs} epochs of {settings.id}")
     return record
 
 
 def read_records(*folders: Path) -> list[Record]:
-    """The records in some folders, by name;
+    """The records in some folders, by run id; of one run, the furthest.
 
-    of one run, the furthest. Raises RecordError for a damaged one.
+    Raises RecordError for a damaged record.
     """
-    found: dict[Settings, Record] = {}
+    furthest: dict[Settings, Record] = {}
     for folder in folders:
         for path in sorted(folder.iterdir()):
-            if path.is_dir() and not path.name.startswith("."):
-                record = read_record(path)
-                other = found.get(record.settings)
-                if other is None or record.epochs > other.epochs:
-                    found[record.settings] = record
-    return sorted(found.values(), key=lambda record: record.settings.id)
+            if not path.is_dir() or path.name.startswith("."):
+                continue
+            record = read_record(path)
+            earlier = furthest.get(record.settings)
+            if earlier is None or record.epochs > earlier.epochs:
+                furthest[record.settings] = record
+    return sorted(furthest.values(), key=lambda record: record.settings.id)
 
 
 def write_record(
@@ -177,90 +209,120 @@ def write_record(
 ) -> Record:
     """Write a record into `folder`, whole or not at all, and read it back.
 
+    A record that reaches as far stays as it is; records of the same run that reach less are
+    removed.
+
     Args:
         settings: what was run.
-        rows: one dict an epoch and measure, with the keys COLUMNS, for the epochs that were
+        rows: one dict per epoch and measure, with the keys COLUMNS, for the epochs that were
             reached.
         provenance: all of PROVENANCE but the digest, which is added here.
-        folder: where records stand, such as `store()`.
+        folder: of records, such as `metanb.runs.store.store_folder()`.
 
-    A record that is there already stays as it is; records of the same run that reached less go.
+    Returns:
+        The furthest record of the run in `folder`.
     """
     content = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, float_format="%.9g").encode()
     provenance = provenance | {"measures_sha256": hashlib.sha256(content).hexdigest()}
     contents = {
-        "settings.json": _json(settings.to_dict()),
-        "provenance.json": _json(provenance),
+        "settings.json": _encode_json(settings.to_dict()),
+        "provenance.json": _encode_json(provenance),
         "measures.csv": content,
     }
-    return put_record(folder, _name(settings, max(row["epoch"] for row in rows)), contents)
+    last = max(row["epoch"] for row in rows)
+    return put_record(folder, _record_name(settings, last), contents)
 
 
 def put_record(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
-    """A record's files as the folder `name` in `folder`, as `write` does it. The caller holds the run's lock.
+    """Put a record's files as the folder `name` into `folder`, whole or not at all.
 
-    The files are FILES and, where weights are kept, WEIGHTS, which the caller has checked. The
-    folder appears under its name, and a shorter one disappears from its own, at once: a kill leaves
-    nothing torn. Raises RecordError for files that are no record, DiskError if they cannot be
-    written.
+    The folder appears under its name at once, and then a shorter record of the run disappears from
+    its own at once: a kill leaves nothing torn. The caller holds the run's lock.
+
+    Args:
+        folder: of records.
+        name: of the record's folder.
+        contents: FILES and, where weights are kept, WEIGHTS, which the caller has checked.
+
+    Returns:
+        The furthest record of the run in `folder`.
+
+    Raises:
+        RecordError: the files are no record.
+        metanb.files.DiskError: the files cannot be written.
     """
+    # Remove what a process left that was killed here.
+    for leftover in folder.glob(f".{run_of(name)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
     scratch = folder / f".{name}.new"
-    for left in folder.glob(f".{run_of(name)}*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
     try:
         with files.writing(folder / name):
+            # Write the files under another name, and check them as they will be read.
             scratch.mkdir(parents=True)
             for file, content in contents.items():
                 files.write_synced(scratch / file, content)
-            record = _read(scratch, name)
-            there = records_of_run(folder, record.settings)
-            if record.epochs > max(there, default=-1):
+            record = _read_as(scratch, name)
+
+            # Rename the folder, unless a record is there that goes as far.
+            paths = records_of_run(folder, record.settings)
+            if record.epochs > max(paths, default=-1):
                 os.rename(scratch, folder / name)
-                there[record.epochs] = folder / name
-            furthest = there.pop(max(there))
-            for path in there.values():
-                gone = path.with_name(f".{path.name}.old")
-                os.rename(path, gone)
-                shutil.rmtree(gone)
+                paths[record.epochs] = folder / name
+
+            # Remove the shorter ones, each renamed first: it disappears at once.
+            furthest = paths.pop(max(paths))
+            for path in paths.values():
+                old = path.with_name(f".{path.name}.old")
+                os.rename(path, old)
+                shutil.rmtree(old)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return read_record(furthest)
 
 
 def attach_weights(record: Record, content: bytes) -> Path:
-    """Write weights into a record's folder, and their SHA-256 into its provenance; return the file.
+    """Write weights into a record's folder, and their SHA-256 into its provenance.
 
-    The caller holds the run's lock and has checked the content. Raises DiskError if it cannot be
-    written.
+    The caller holds the run's lock and has checked the content.
+
+    Returns:
+        The file of the weights.
+
+    Raises:
+        metanb.files.DiskError: a file cannot be written.
     """
     checksum = {"weights_sha256": hashlib.sha256(content).hexdigest()}
-    # The checksum goes first: a kill in between leaves a record without weights, not one with
-    # weights that nothing vouches for.
-    files.replace(record.path / "provenance.json", _json(record.provenance | checksum))
+    # The checksum goes first: a kill in between leaves a record without weights, and not weights
+    # without a checksum.
+    files.replace(record.path / "provenance.json", _encode_json(record.provenance | checksum))
     files.replace(record.path / WEIGHTS, content)
     return record.path / WEIGHTS
 
 
 def records_of_run(folder: Path, settings: Settings) -> dict[int, Path]:
     """The folders of a run's records in `folder`, by the last epoch that each holds."""
-    there = {settings.epochs: folder / settings.id} if (folder / settings.id).is_dir() else {}
+    paths: dict[int, Path] = {}
+    if (folder / settings.id).is_dir():
+        paths[settings.epochs] = folder / settings.id
     for path in folder.glob(f"{settings.id}-to-*"):
-        if found := re.fullmatch(rf"{settings.id}-to-(\d+)", path.name):
-            there[int(found[1]) // settings.epoch_iterations] = path
-    return there
+        if match := re.fullmatch(rf"{settings.id}-to-(\d+)", path.name):
+            paths[int(match[1]) // settings.epoch_iterations] = path
+    return paths
 
 
-def _json(values: dict[str, Any]) -> bytes:
+def _encode_json(values: dict[str, Any]) -> bytes:
+    """The content of a JSON file."""
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
-def _name(settings: Settings, epochs: int) -> str:
-    return (
-        settings.id
-        if epochs == settings.epochs
-        else f"{settings.id}-to-{epochs * settings.epoch_iterations}"
-    )
+def _record_name(settings: Settings, epochs: int) -> str:
+    """The name of the folder of a run's record that ends after so many epochs."""
+    if epochs == settings.epochs:
+        return settings.id
+    return f"{settings.id}-to-{epochs * settings.epoch_iterations}"
 
 
-def _damaged(path: Path, what: str) -> RecordError:
-    return RecordError(f"record {path} is damaged: {what}; delete the folder to train it anew")
+def _damaged(path: Path, reason: str) -> RecordError:
+    """The error of a damaged record."""
+    return RecordError(f"record {path} is damaged: {reason}; delete the folder to train it anew")

@@ -1,8 +1,8 @@
-"""Meta-training: image sets, networks, the loop over epochs with measures and checkpoints, the record.
+"""Meta-training, top to bottom: load, build the networks, loop over epochs, record.
 
-Runs that differ by seeds alone are trained side by side, as a cohort: their weights are [S, P],
-their tasks go through the network together. Each run keeps its own draws, checkpoint, record and
-messages, and reads as if it had been alone.
+Runs that differ by seeds alone train side by side, as a cohort: their weights are [S, P], and their
+tasks go through the network together. Each run keeps its own draws, checkpoint, record and
+messages. Its record reads as if it had trained alone.
 """
 
 from __future__ import annotations
@@ -30,37 +30,157 @@ from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import chunk_size
 from metanb.runs import machine, records, store
 from metanb.runs.checkpoint import State
-from metanb.runs.cohorts import FINAL, TEST, VALID, Cohort, DivergedError, TrainingImages, diverged
-from metanb.runs.machine import keep_freed_memory
+from metanb.runs.cohorts import (
+    FINAL,
+    TEST,
+    VALID,
+    Cohort,
+    DivergedError,
+    EpochOutcome,
+    TrainingImages,
+    diverged_error,
+)
 from metanb.settings import Settings
 
-PART = 60
+TASKS_PER_STREAM = 60  # of the final tasks; each stream of random numbers draws so many
+
+RunFailure: TypeAlias = DivergedError | records.RecordError  # why a run has no record
 
 
-Ended: TypeAlias = DivergedError | records.RecordError  # why a run has no record
+def train_together(
+    runs: Sequence[Settings], device: torch.device, last: int, engine: Engine, *, shown: bool
+) -> list[records.Record | RunFailure]:
+    """Train runs that differ by seeds alone up to epoch `last`, measure and record them.
+
+    Each run starts from its checkpoint, if it has one, and writes a checkpoint after each epoch: a
+    kill loses at most one epoch. The runs may be at different epochs, and each goes on from its
+    own. The caller holds the runs' locks.
+
+    Args:
+        runs: the settings, one or more.
+        device: where to compute.
+        last: the epoch at which the runs stop.
+        engine: what is done for speed.
+        shown: whether a progress bar is shown.
+
+    Returns:
+        For each run its record, or the error that ended it without one: it diverged, or its
+        checkpoint is not usable.
+    """
+    # Load the images of each run, and the fixed tasks that every epoch is measured on.
+    images = _load_training_images(runs)
+    held_out = {split: load_split(runs[0], split) for split in ("valid", "test")}
+    test = fixed_tasks(runs[0], held_out["test"], runs[0].test_tasks, TEST).to(device)
+    valid = fixed_tasks(runs[0], held_out["valid"], runs[0].test_tasks, VALID).to(device)
+    machine.keep_freed_memory()
+    pool = TrainingImages(images.values(), device, engine.resident)
+
+    # Build the networks: untrained, or as their checkpoints have them.
+    results: dict[Settings, records.Record | RunFailure] = {}
+    states: list[State] = []
+    for settings in runs:
+        try:
+            states.append(_load_state(settings, images[settings], held_out, device, engine))
+        except records.RecordError as error:
+            results[settings] = error
+            _report_set_aside(error, len(runs))
+
+    # Loop over epochs, until each run has reached the last one or has failed.
+    cohort: Cohort | None = None
+    with _progress_bar(runs, states, last, shown) as bar:
+        while active := [s for s in states if s.epoch < last and s.settings not in results]:
+            # Untrained networks are measured first. Then all runs train one epoch together: each
+            # trains its own next epoch.
+            untrained = [state for state in active if state.epoch < 0]
+            members = tuple(untrained or active)
+            if cohort is None or cohort.states != members:
+                cohort = None  # frees its memory before the next cohort asks for the same
+                sets = [images[state.settings] for state in members]
+                cohort = Cohort(members, sets, pool, device, engine)
+            failures = _run_epoch(cohort, test, valid, bar, trains=not untrained)
+            for state, failure in failures.items():
+                results[state.settings] = failure
+                _report_set_aside(failure, len(runs))
+            if untrained:
+                cohort = None
+
+    # Record the runs that went well.
+    for state in states:
+        if state.settings not in results:
+            results[state.settings] = record_run(state.settings, state.net.to(device), vars(state))
+    return [results[settings] for settings in runs]
+
+
+def _load_training_images(runs: Sequence[Settings]) -> dict[Settings, ImageSet]:
+    """The meta-training images of each run; runs with the same draw of classes share one set."""
+    by_class_seed: dict[int, ImageSet] = {}
+    for settings in runs:
+        if settings.class_seed not in by_class_seed:
+            by_class_seed[settings.class_seed] = load_split(settings, "train")
+    return {settings: by_class_seed[settings.class_seed] for settings in runs}
 
 
 def load_split(settings: Settings, split: str) -> ImageSet:
-    """The image set of one split; meta-training's with rotations, or with few classes, as the settings say."""
+    """The image set of one split.
+
+    The rotations and the few classes that the settings ask for apply to the split "train" alone.
+    """
     train = split == "train"
-    whole = image_sets.load_images(
+    images = image_sets.load_images(
         settings.dataset,
         split,
         partition=settings.partition,
         rotations=settings.rotations and train,
     )
-    few = train and settings.train_classes
-    return (
-        image_sets.keep_classes(whole, settings.train_classes, settings.class_seed)
-        if few
-        else whole
-    )
+    if train and settings.train_classes:
+        return image_sets.keep_classes(images, settings.train_classes, settings.class_seed)
+    return images
+
+
+def fixed_tasks(settings: Settings, images: ImageSet, n_tasks: int, stream: int) -> Tasks:
+    """Tasks that are the same for every epoch, and for every run with the same `task_seed`.
+
+    Args:
+        settings: the kind of tasks, and their seed.
+        images: the image set to draw from.
+        n_tasks: how many.
+        stream: of random numbers, such as `metanb.runs.cohorts.TEST`.
+    """
+    rng = np.random.default_rng([settings.task_seed, stream])
+    return sample_tasks(images, n_tasks, settings.ways, settings.shots, settings.test_queries, rng)
+
+
+def _load_state(
+    settings: Settings,
+    train: ImageSet,
+    held_out: dict[str, ImageSet],
+    device: torch.device,
+    engine: Engine,
+) -> State:
+    """The state of a run: that of its checkpoint, or an untrained one.
+
+    Raises RecordError for a checkpoint that is not usable.
+    """
+    origin = {
+        **machine.describe_environment(device),
+        "code": machine.code_version(),
+        "chunk": chunk_size(settings, device),
+        "precision": engine.precision,
+        "data": {split: images.digest for split, images in {"train": train, **held_out}.items()},
+    }
+    net = new_network(settings, train)
+    state = State(settings, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), origin)
+    path = store.checkpoint_path(settings.id)
+    if path.exists():
+        state.load(path)
+    return state
 
 
 def new_network(settings: Settings, train: ImageSet) -> ConvNet:
-    """The untrained network of these settings, on the CPU; torch's own random state stays as it is.
+    """The untrained network of these settings, on the CPU.
 
-    Finetuning trains a head with an output for each meta-train class.
+    Its head has N outputs; under finetuning, one output per meta-train class. The seed of the
+    settings decides the weights; torch's global random state stays as it is.
     """
     outputs = len(train.classes) if settings.algorithm == "finetune" else settings.ways
     with torch.random.fork_rng(devices=[]):
@@ -68,107 +188,130 @@ def new_network(settings: Settings, train: ImageSet) -> ConvNet:
         return ConvNet(train.images.shape[2:], outputs, settings.filters, settings.head_init)
 
 
-def fixed_tasks(settings: Settings, images_: ImageSet, n: int, stream: int) -> Tasks:
-    """Tasks that are the same for every run of these settings and every epoch."""
-    rng = np.random.default_rng([settings.task_seed, stream])
-    return sample_tasks(images_, n, settings.ways, settings.shots, settings.test_queries, rng)
+def _report_set_aside(failure: RunFailure, n_runs: int) -> None:
+    """Report on standard error that a run has failed, if others go on."""
+    if n_runs > 1:
+        print(f"set aside: {failure}; the others go on", file=sys.stderr)
 
 
-def train_together(
-    runs: Sequence[Settings], device: torch.device, last: int, engine: Engine, *, shown: bool
-) -> list[records.Record | Ended]:
-    """Train and measure runs that differ by seeds alone up to epoch `last`, from their checkpoints, and record them.
-
-    The caller holds the runs' locks. A checkpoint of each is written after each epoch: a kill loses
-    at most one. Runs may stand at different epochs, as those do that were begun apart: each goes on
-    from its own.
-
-    Args:
-        runs: the settings, one or more.
-        device: where.
-        last: the epoch at which they stop.
-        engine: how.
-        shown: whether a progress bar is shown.
-
-    Returns:
-        For each run its record, or why it ended without one: it diverged, or its checkpoint is not
-            usable.
-    """
-    # all that tells their image sets apart
-    kept = {settings.class_seed: settings for settings in runs}
-    loaded = {class_seed: load_split(settings, "train") for class_seed, settings in kept.items()}
-    sets = [loaded[settings.class_seed] for settings in runs]
-    held = {split: load_split(runs[0], split) for split in ("valid", "test")}
-    test = fixed_tasks(runs[0], held["test"], runs[0].test_tasks, TEST).to(device)
-    valid = fixed_tasks(runs[0], held["valid"], runs[0].test_tasks, VALID).to(device)
-    keep_freed_memory()
-    pool = TrainingImages(sets, device, engine.resident)
-    results: dict[Settings, records.Record | Ended] = {}
-    states, of_state = [], []
-    for settings, images_ in zip(runs, sets, strict=True):
-        try:
-            states.append(_state(settings, images_, held, device, engine))
-            of_state.append(images_)
-        except records.RecordError as error:
-            results[settings] = error
-            _say_set_aside(error, len(runs))
-    name = runs[0].id if len(runs) == 1 else f"{runs[0].id} and {len(runs) - 1} more"
-    done = sum(max(0, state.epoch) for state in states) * runs[0].epoch_iterations
-    bar = tqdm(
-        total=len(runs) * last * runs[0].epoch_iterations,
-        initial=done,
-        desc=name,
+def _progress_bar(
+    runs: Sequence[Settings], states: Sequence[State], last: int, shown: bool
+) -> tqdm:
+    """A bar over the iterations of all runs, which starts at those that the checkpoints hold."""
+    settings = runs[0]
+    done = sum(max(0, state.epoch) for state in states)
+    return tqdm(
+        total=len(runs) * last * settings.epoch_iterations,
+        initial=done * settings.epoch_iterations,
+        desc=settings.id if len(runs) == 1 else f"{settings.id} and {len(runs) - 1} more",
         unit="it",
         disable=not shown,
         dynamic_ncols=True,
     )
-    with bar:
-        cohort: Cohort | None = None
-        while active := [
-            (state, images_)
-            for state, images_ in zip(states, of_state, strict=True)
-            if state.epoch < last and state.settings not in results
-        ]:
-            # Those that were never measured are, untrained; then all train an epoch together,
-            # whichever is theirs.
-            untrained = [pair for pair in active if pair[0].epoch < 0]
-            members, their_sets = zip(*(untrained or active), strict=True)
-            if cohort is None or cohort.states != members:
-                cohort = None  # its memory goes first
-                cohort = Cohort(members, their_sets, pool, device, engine)
-            for state, reason in _epoch(cohort, test, valid, bar, trains=not untrained).items():
-                results[state.settings] = reason
-                _say_set_aside(reason, len(runs))
-            if untrained:
-                cohort = None
-    for state in states:
-        if state.settings not in results:
-            results[state.settings] = record_run(state.settings, state.net.to(device), vars(state))
-    return [results[settings] for settings in runs]
 
 
-def _say_set_aside(error: Ended, runs: int) -> None:
-    if runs > 1:
-        print(f"set aside: {error}; the others go on", file=sys.stderr)
+def _run_epoch(
+    cohort: Cohort, test: Tasks, valid: Tasks, bar: tqdm, *, trains: bool
+) -> dict[State, DivergedError]:
+    """Train one epoch, measure the networks and write the checkpoints.
+
+    Args:
+        cohort: the runs.
+        test: meta-test tasks to measure on.
+        valid: meta-validation tasks to measure on.
+        bar: shows the progress.
+        trains: whether the epoch is trained; if not, the untrained networks are measured alone.
+
+    Returns:
+        The runs that failed, and why. They get no checkpoint of this epoch.
+    """
+    wall_start = time.perf_counter()
+    cpu_start = time.process_time()
+
+    # Train.
+    outcomes: list[EpochOutcome] = cohort.train(bar) if trains else [{} for _ in cohort.states]
+
+    # Measure the runs whose training went well, and join both kinds of statistics.
+    trained = {i: stats for i, stats in enumerate(outcomes) if isinstance(stats, dict)}
+    measured = _measure(cohort, cohort.theta, list(trained), test, valid) if trained else []
+    for (i, stats), measures in zip(trained.items(), measured, strict=True):
+        outcomes[i] = stats | measures if isinstance(measures, dict) else measures
+
+    # Put the weights back into the states.
+    if trains:
+        cohort.keep()
+    wall = time.perf_counter() - wall_start
+    cpu = time.process_time() - cpu_start
+
+    # Save each run that went well.
+    failures: dict[State, DivergedError] = {}
+    for state, outcome in zip(cohort.states, outcomes, strict=True):
+        if isinstance(outcome, DivergedError):
+            failures[state] = outcome
+            continue
+        state.epoch += 1
+        state.rows += _rows_of_epoch(state, outcome)
+        state.wall += wall
+        state.cpu += cpu / len(cohort.states)
+        state.shared += wall / len(cohort.states)
+        if trains:
+            state.note("together", len(cohort.states))
+            state.note("engine", cohort.features)
+        state.save(store.checkpoint_path(state.settings.id))
+    return failures
+
+
+def _measure(
+    cohort: Cohort, theta: Tensor, members: Sequence[int], test: Tasks, valid: Tasks
+) -> list[EpochOutcome]:
+    """The measures of some runs of a cohort; for a run without finite measures, its error.
+
+    All runs are measured at once. If that fails, each is measured alone, which tells the run that
+    failed.
+
+    Args:
+        cohort: the runs.
+        theta: their weights, [S, P].
+        members: numbers of the runs to measure, out of S.
+        test: meta-test tasks.
+        valid: meta-validation tasks.
+    """
+    states = [cohort.states[i] for i in members]
+    settings = [state.settings for state in states]
+    weights = torch.stack([theta[i] for i in members])
+    try:
+        with precision(tf32=False):
+            return list(measure_together(cohort.net, weights, test, valid, settings))
+    except LandscapeError as error:
+        if len(members) == 1:
+            return [diverged_error(f"{error}, after epoch {states[0].epoch + 1}", states[0])]
+    # Outside of the handler, where the error's traceback would keep the tensors alive.
+    return [outcome for i in members for outcome in _measure(cohort, theta, [i], test, valid)]
+
+
+def _rows_of_epoch(state: State, stats: dict[str, Stat]) -> list[dict[str, Any]]:
+    """The rows of a record for the state's epoch: one per measure."""
+    iteration = state.epoch * state.settings.epoch_iterations
+    place = {"epoch": state.epoch, "iteration": iteration}
+    return [place | {"measure": name} | asdict(stat) for name, stat in stats.items()]
 
 
 def record_run(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.Record:
-    """Write the record of a run at the end or where it stopped: `values` are a State's, by name.
+    """Write the record of a run, at its end or where it stopped.
 
-    What is measured only here: `final_accuracy`, of meta-test tasks that the epochs' measures do
-    not use.
+    `final_accuracy` is measured here and nowhere else: on meta-test tasks that the measures of the
+    epochs do not use.
+
+    Args:
+        settings: of the run.
+        net: the network as the record finds it, on any device.
+        values: the attributes of the run's `State`, by name, as a checkpoint holds them.
     """
     rows = list(values["rows"])
     if settings.final_tasks:
-        test, parts = load_split(settings, "test"), []
-        for i, first in enumerate(range(0, settings.final_tasks, PART)):
-            tasks = fixed_tasks(settings, test, min(PART, settings.final_tasks - first), FINAL + i)
-            with precision(tf32=False):
-                parts.append(accuracies_after_adapting(net, tasks, settings, FINAL + i))
         place = {"epoch": values["epoch"], "iteration": values["epoch"] * settings.epoch_iterations}
-        rows.append(
-            place | {"measure": "final_accuracy"} | asdict(task_stats.summarise(torch.cat(parts)))
-        )
+        stat = _measure_final_accuracy(settings, net)
+        rows.append(place | {"measure": "final_accuracy"} | asdict(stat))
     times = {
         "started": values["started"],
         "finished": values["saved"],
@@ -180,78 +323,13 @@ def record_run(settings: Settings, net: ConvNet, values: dict[str, Any]) -> reco
     return records.write_record(settings, rows, values["origin"] | times, store.store_folder())
 
 
-def _state(
-    settings: Settings,
-    train: ImageSet,
-    held: dict[str, ImageSet],
-    device: torch.device,
-    engine: Engine,
-) -> State:
-    """A run as its checkpoint has it, or at its beginning."""
-    origin = {
-        **machine.describe_environment(device),
-        "code": machine.code_version(),
-        "chunk": chunk_size(settings, device),
-        "precision": engine.precision,
-        "data": {split: images_.digest for split, images_ in {"train": train, **held}.items()},
-    }
-    net = new_network(settings, train)
-    state = State(settings, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), origin)
-    path = store.checkpoint_path(settings.id)
-    if path.exists():
-        state.load(path)
-    return state
-
-
-def _epoch(
-    cohort: Cohort, test: Tasks, valid: Tasks, bar: tqdm, trains: bool
-) -> dict[State, DivergedError]:
-    """Train one epoch and measure, or measure alone; write the checkpoints; the runs that ended, and why."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    nothing: list[dict[str, Stat] | DivergedError] = [{} for _ in cohort.states]
-    trained = cohort.train(bar) if trains else nothing
-    theta, outcomes = cohort.theta, {}
-    going = [i for i, outcome in enumerate(trained) if not isinstance(outcome, DivergedError)]
-    if going:
-        measured = _measure(cohort, theta, going, test, valid)
-        outcomes = dict(zip(going, measured, strict=True))
-    if trains:
-        cohort.keep()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    ended = {}
-    for i, (state, outcome) in enumerate(zip(cohort.states, trained, strict=True)):
-        measures = outcome if isinstance(outcome, DivergedError) else outcomes[i]
-        if isinstance(measures, DivergedError):
-            ended[state] = measures
-            continue
-        assert not isinstance(outcome, DivergedError)  # it would not have been measured
-        state.epoch += 1
-        place = {"epoch": state.epoch, "iteration": state.epoch * state.settings.epoch_iterations}
-        state.rows += [place | {"measure": k} | asdict(v) for k, v in (outcome | measures).items()]
-        state.wall += wall
-        state.cpu += cpu / len(cohort.states)
-        state.shared += wall / len(cohort.states)
-        if trains:
-            state.note("together", len(cohort.states))
-            state.note("engine", cohort.features)
-        state.save(store.checkpoint_path(state.settings.id))
-    return ended
-
-
-def _measure(
-    cohort: Cohort, theta: Tensor, chosen: Sequence[int], test: Tasks, valid: Tasks
-) -> list[dict[str, Stat] | DivergedError]:
-    """The measures of some runs of the cohort, at once; where that fails, one by one, to tell which of them failed."""
-    states = [cohort.states[i] for i in chosen]
-    try:
-        runs = [state.settings for state in states]
+def _measure_final_accuracy(settings: Settings, net: ConvNet) -> Stat:
+    """The query accuracy after adapting, over the settings' `final_tasks` meta-test tasks."""
+    images = load_split(settings, "test")
+    accuracies = []
+    for i, first in enumerate(range(0, settings.final_tasks, TASKS_PER_STREAM)):
+        n_tasks = min(TASKS_PER_STREAM, settings.final_tasks - first)
+        tasks = fixed_tasks(settings, images, n_tasks, FINAL + i)
         with precision(tf32=False):
-            return list(
-                measure_together(
-                    cohort.net, torch.stack([theta[i] for i in chosen]), test, valid, runs
-                )
-            )
-    except LandscapeError as error:
-        if len(chosen) == 1:
-            return [diverged(f"{error}, after epoch {states[0].epoch + 1}", states[0])]
-    return [outcome for i in chosen for outcome in _measure(cohort, theta, [i], test, valid)]
+            accuracies.append(accuracies_after_adapting(net, tasks, settings, FINAL + i))
+    return task_stats.summarise(torch.cat(accuracies))

@@ -1,6 +1,6 @@
 """Trained weights kept beside a run's record: `<record>/weights.safetensors`, float32 tensors.
 
-The tensors have the names of `ConvNet.state_dict()`; the file's metadata has the run's id and the
+The tensors have the names of `ConvNet.state_dict()`. The file's metadata has the run's id and the
 epoch, as JSON under "metanb". The record's provenance lists the file's SHA-256, and the file is
 checked against it when it is read. The safetensors format holds numbers alone: reading it runs no
 code.
@@ -33,12 +33,15 @@ class NoWeightsError(RecordError):
 
 
 def keep_weights(record: Record) -> Path:
-    """Keep the weights that a run had when it was recorded, from its checkpoint; return their file.
+    """Keep the weights that a run had when it was recorded; they come from its checkpoint.
 
-    Measures and the rest of the record stay as they are. Weights that are kept already stay, too.
+    The rest of the record stays as it is, and so do weights that are kept already.
 
     Args:
         record: of a run that stopped or finished, in any place.
+
+    Returns:
+        The file of the weights.
 
     Raises:
         NoWeightsError: the store has no checkpoint of the run, or one of another epoch or training.
@@ -47,20 +50,23 @@ def keep_weights(record: Record) -> Path:
         filelock.Timeout: another process is training the run.
     """
     with store.lock_run(record.settings.id, PATIENCE):
-        record = records.read_record(record.path)  # anew: another process may have written there
+        # Read the record again: another process may have written its weights by now.
+        record = records.read_record(record.path)
         if load_weights(record) is not None:
             return record.path / records.WEIGHTS
         state = _state_when_recorded(record)
-        # One entry: of several, safetensors writes the order at random, and the bytes would vary.
+        # One entry alone: safetensors writes several in random order, and the bytes would vary.
         origin = json.dumps({"run": record.settings.id, "epoch": record.epochs})
         return records.attach_weights(record, bytes_of(state, {"metanb": origin}))
 
 
 def keep_one_per_cell(runs: Iterable[Settings]) -> Iterator[str]:
-    """Keep the weights of one run per cell: the lowest seed whose record has a checkpoint to match.
+    """Keep the weights of one run per cell: the lowest seed whose checkpoint fits its record.
 
-    Only records in the local store count. Yields one line per cell, which names the file or says
-    why there is none. Raises RecordError and DiskError as `keep` does.
+    Only records in the local store count. Raises RecordError and DiskError as `keep_weights` does.
+
+    Yields:
+        One line per cell, which names the file or says why there is none.
     """
     cells: dict[Settings, list[Settings]] = {}
     for settings in sorted(runs, key=lambda run: (run.seed, run.class_seed)):
@@ -76,13 +82,14 @@ def find_weights(settings: Settings, epoch: int | None = None) -> Record | None:
         settings: of the run.
         epoch: at which the record ends; None for the run's last one.
 
-    Raises RecordError if the record is damaged.
+    Raises:
+        RecordError: the record is damaged.
     """
     last = settings.epochs if epoch is None else epoch
-    for place in store.record_folders():
-        folder = records.records_of_run(place, settings).get(last)
-        if folder is not None and (folder / records.WEIGHTS).exists():
-            return records.read_record(folder)
+    for folder in store.record_folders():
+        path = records.records_of_run(folder, settings).get(last)
+        if path is not None and (path / records.WEIGHTS).exists():
+            return records.read_record(path)
     return None
 
 
@@ -90,7 +97,7 @@ def load_weights(record: Record) -> dict[str, Tensor] | None:
     """The weights kept beside a record, by the names of `ConvNet.state_dict()`, on the CPU.
 
     None for a record without the file, even if its provenance lists a checksum: records may be
-    copied without their weights. Raises RecordError for a file that is not what was kept.
+    copied without their weights. Raises RecordError for a file that is damaged.
     """
     path = record.path / records.WEIGHTS
     if not path.exists():
@@ -107,10 +114,16 @@ def load_weights(record: Record) -> dict[str, Tensor] | None:
 def unpack_weights(
     content: bytes, settings: Settings, provenance: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """The weights in a file's content, as `load` returns them.
+    """The weights in a file's content, as `load_weights` returns them.
 
-    Raises ValueError, with the reason, for content that the provenance of the run does not list, or
-    that does not fit the network of the settings.
+    Args:
+        content: of a file `weights.safetensors`.
+        settings: of the run.
+        provenance: of its record.
+
+    Raises:
+        ValueError: the provenance lists another checksum, or the tensors do not fit the network of
+            the settings.
     """
     if hashlib.sha256(content).hexdigest() != provenance.get("weights_sha256"):
         raise ValueError("the content does not match weights_sha256 in provenance.json")
@@ -125,14 +138,15 @@ def unpack_weights(
 
 
 def network_with(settings: Settings, state: dict[str, Tensor]) -> ConvNet:
-    """The network of a run with given weights, on the CPU, without a look at the image set.
+    """The network of a run with given weights, on the CPU; it does not need the image set.
 
     Raises KeyError or RuntimeError for weights that do not fit.
     """
     outputs = settings.ways
     if settings.algorithm == "finetune":  # one per meta-train class
         outputs = settings.train_classes or state["head.bias"].numel()
-    with torch.random.fork_rng(devices=[]):  # the first weights, which are replaced, take no draws
+    # The first weights, which are replaced below, leave torch's global random state as it is.
+    with torch.random.fork_rng(devices=[]):
         shape = DATASETS[settings.dataset].shape
         net = ConvNet(shape, outputs, settings.filters, settings.head_init)
     net.load_state_dict(state)
@@ -140,7 +154,7 @@ def network_with(settings: Settings, state: dict[str, Tensor]) -> ConvNet:
 
 
 def _keep_lowest_seed(cell: list[Settings]) -> str:
-    """Keep the weights of the first of these runs that can be; a line that says which."""
+    """Keep the weights of the first run of a cell that has them; return a line about it."""
     reasons: list[str] = []
     for settings in cell:
         folders = records.records_of_run(store.store_folder(), settings)
@@ -154,7 +168,7 @@ def _keep_lowest_seed(cell: list[Settings]) -> str:
 
 
 def _state_when_recorded(record: Record) -> dict[str, Tensor]:
-    """The weights in the run's checkpoint, if it is the one that the record was made from."""
+    """The weights in the run's checkpoint; it must be the one that the record was made from."""
     path = store.checkpoint_path(record.settings.id)
     if not path.exists():
         raise NoWeightsError(
@@ -168,13 +182,14 @@ def _state_when_recorded(record: Record) -> dict[str, Tensor]:
             f"at epoch {record.epochs}: train the run until it is recorded, then keep its weights"
         )
     if (values["epoch"], values.get("saved")) != (record.epochs, record.provenance["finished"]):
-        raise _not_of(record, path, "is of another training than")
+        raise _mismatch_error(record, path, "is of another training than")
     try:
         network_with(record.settings, values["net"])
     except (KeyError, RuntimeError) as error:
-        raise _not_of(record, path, "does not hold the network of") from error
+        raise _mismatch_error(record, path, "does not hold the network of") from error
     return values["net"]
 
 
-def _not_of(record: Record, path: Path, relation: str) -> NoWeightsError:
+def _mismatch_error(record: Record, path: Path, relation: str) -> NoWeightsError:
+    """The error of a checkpoint that is not the one of its record."""
     return NoWeightsError(f"checkpoint {path} {relation} record {record.path}: {record.anew}")
