@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from metanb import __main__
+from metanb import cli
 from metanb.grids import definitions, progress
 from metanb.grids.definitions import Planned
 from metanb.runs import experiment, records
@@ -66,7 +66,7 @@ def test_smoke_is_well_formed():
 
 
 def test_the_command_line_offers_every_grid():
-    (name,) = [one for one in __main__.grid.params if one.name == "name"]
+    (name,) = [one for one in cli.grid.params if one.name == "name"]
     assert list(name.type.choices) == list(definitions.GRIDS)
 
 

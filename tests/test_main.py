@@ -5,7 +5,7 @@ import sys
 import nbformat
 import pytest
 
-from metanb.__main__ import main
+from metanb.cli import main
 from tests.bad_days import shown
 
 

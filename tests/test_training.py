@@ -16,7 +16,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from metanb.__main__ import main
+from metanb.cli import main
 from metanb.data.tasks import scaled
 from metanb.maml.engine import Engine
 from metanb.runs import checkpoint, cohorts, experiment, records, training
