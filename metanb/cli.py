@@ -1,57 +1,62 @@
-"""The command line: `metanb train`, `grid`, `claims`, `run`, `bench`, `data`."""
+"""The command line: `metanb train`, `grid`, `claims`, `run`, `bench`, `data`.
+
+Modules that import torch take seconds to load, so each command imports them itself.
+"""
 
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
 import click
 
-from metanb.bench import timing
 from metanb.data import image_sets
 from metanb.files import DiskError
-from metanb.grids import progress
+from metanb.grids import definitions, progress
+from metanb.grids.definitions import Planned
 from metanb.runs import store
 from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, from_dict, preset
 
-MEASURES = (
+SHOWN_MEASURES = [
     "query_accuracy",
     "hessian_norm",
     "support_loss",
     "distance",
     "trajectory_coherence",
     "gradient_coherence",
-)
+]
+# the keys of bench.timing.UNITS, the Hessian norms, and the keys of bench.throughput.CELLS
+BENCH_UNITS = ["U1", "U2", "U3", "U4", "H", "R1", "R2"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="metanb")
 def cli() -> None:
-    """Gradient-based meta-learning and the landscape it finds: train, measure, run the notebooks."""
+    """Train, measure and judge gradient-based meta-learning, and run the book's notebooks."""
 
 
-def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """An option for every setting; one that is left out takes the scale's value."""
+def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per setting; an option left out takes the scale's value."""
     for field in reversed(fields(Settings)):
-        flag, meaning = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+        flag = f"--{field.name.replace('_', '-')}"
+        meaning = field.metadata["help"]
         if isinstance(field.default, bool):
             option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=meaning)
         elif field.name in CHOICES:
             option = click.option(flag, type=click.Choice(CHOICES[field.name]), help=meaning)
         else:
             low, high = RANGES[field.name]
-            option = click.option(
-                flag, type=type(field.default), help=f"{meaning} [{low:,} to {high:,}]"
-            )
+            help_text = f"{meaning} [{low:,} to {high:,}]"
+            option = click.option(flag, type=type(field.default), help=help_text)
         command = option(command)
     return command
 
 
-@cli.command()
+@cli.command("train")
 @click.option(
     "--scale",
     type=click.Choice(get_args(Scale)),
@@ -74,16 +79,17 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
     "--runs",
     "file",
     type=click.File(),
-    help="a file with a run's settings.json, or a JSON list of such; -: standard input",
+    help="a file with a run's settings.json, or with a JSON list of several; -: standard input",
 )
 @click.option(
     "--together",
     metavar="RUNS",
     type=click.IntRange(min=1),
-    help="train so many at once that differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]",
+    help="how many runs that differ only by seed train in one batch  "
+    "[default: 10 on a GPU, 1 on a CPU]",
 )
-@_settings_options
-def train(
+@_add_settings_options
+def train_command(
     scale: Scale | None,
     device: str,
     until: int | None,
@@ -91,33 +97,39 @@ def train(
     together: int | None,
     **options: Any,
 ) -> None:
-    """Train one run, or several, and record them; one that was interrupted goes on, one that is recorded is read."""
-    # torch and higher are slow to import: only where they are used
+    """Train runs and record them.
+
+    An interrupted run continues from its last epoch; a recorded run is read, not trained again.
+    """
     from metanb.runs.experiment import run_all
 
     given = {name: value for name, value in options.items() if value is not None}
-    if file and (beside := sorted(given) + ["scale"] * bool(scale)):
-        raise click.UsageError(
-            f"--runs names every setting: leave out --{beside[0].replace('_', '-')}"
-        )
-    chosen = (
-        _read_runs(file) if file else [preset(scale or "smoke", **({"dataset": "glyphs"} | given))]
-    )
-    for settings in chosen:
-        click.echo(
-            f"run {settings.id}: {settings.iterations} iterations, {settings.epochs} epochs",
-            err=True,
-        )
-    for record in run_all(chosen, device, until, together):
-        table = record.measures.pivot(index="epoch", columns="measure", values="mean")[
-            list(MEASURES)
-        ]
-        click.echo(table.iloc[[0, -1]].to_string(float_format="%.4g"))
+    runs = _read_runs(file, scale, given) if file else [_settings_from_options(scale, given)]
+    for settings in runs:
+        length = f"{settings.iterations} iterations, {settings.epochs} epochs"
+        click.echo(f"run {settings.id}: {length}", err=True)
+    for record in run_all(runs, device, until, together):
+        by_epoch = record.measures.pivot(index="epoch", columns="measure", values="mean")
+        first_and_last = by_epoch[SHOWN_MEASURES].iloc[[0, -1]]
+        click.echo(first_and_last.to_string(float_format="%.4g"))
         click.echo(f"record: {record.path}")
 
 
-def _read_runs(file: TextIO) -> list[Settings]:
-    """The settings in a file, one run's or a list. Raises UsageError for a file that holds none."""
+def _settings_from_options(scale: Scale | None, given: Mapping[str, Any]) -> Settings:
+    """The settings of one run; the data set is glyphs where none is given."""
+    return preset(scale or "smoke", **{"dataset": "glyphs", **given})
+
+
+def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> list[Settings]:
+    """Read the settings in a file: one run's, or a list.
+
+    Raises:
+        click.UsageError: the file holds no settings, or options name settings, too.
+    """
+    options = sorted(given) + ["scale"] * bool(scale)
+    if options:
+        flag = options[0].replace("_", "-")
+        raise click.UsageError(f"--runs names every setting: leave out --{flag}")
     try:
         values = json.load(file)
         runs = values if isinstance(values, list) else [values]
@@ -125,33 +137,37 @@ def _read_runs(file: TextIO) -> list[Settings]:
             raise ValueError("it holds no settings")
     except ValueError as error:  # bad JSON and bad UTF-8, too
         raise click.UsageError(
-            f"--runs {file.name}: {error}: give a record's settings.json, or a JSON list of such"
+            f"--runs {file.name}: {error}: give a record's settings.json, or a JSON list of several"
         ) from None
     return [from_dict(run) for run in runs]
 
 
-@cli.command()
-@click.argument("name", metavar="GRID", type=click.Choice(["smoke", "quick", "paper"]))
+@cli.command("grid")
+@click.argument("name", metavar="GRID", type=click.Choice(list(definitions.GRIDS)))
 @click.option(
     "--list",
     "only_list",
     is_flag=True,
-    help="list the runs, what is recorded, and the time they take",
+    help="list the runs, which of them are recorded, and the time they take; train nothing",
 )
 @click.option(
     "--only",
     metavar="PATTERN",
     multiple=True,
-    help="runs whose group or id matches, as in 'base' or '*-5w1s-*'; repeated: in that order",
+    help="only runs whose group or id matches, as in 'base' or '*-5w1s-*'; "
+    "may be repeated: runs of the first pattern come first",
 )
 @click.option(
-    "--processes", type=click.IntRange(min=1), help="at a time  [default: 2 on a CPU, 1 on a GPU]"
+    "--processes",
+    type=click.IntRange(min=1),
+    help="processes at a time  [default: 2 on a CPU, 1 on a GPU]",
 )
 @click.option(
     "--together",
     metavar="RUNS",
     type=click.IntRange(min=1),
-    help="runs in a batch, which differ by seeds alone  [default: 10 on a GPU, 1 on a CPU]",
+    help="how many runs that differ only by seed train in one batch  "
+    "[default: 10 on a GPU, 1 on a CPU]",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
 @click.option(
@@ -165,14 +181,15 @@ def _read_runs(file: TextIO) -> list[Settings]:
     metavar="MINUTES",
     type=click.FloatRange(min=0),
     default=float("inf"),
-    help="stop then, and record the runs in progress as far as they got; 0: run nothing",
+    help="stop after this time, and record the runs in progress as far as they got; "
+    "0: train nothing",
 )
 @click.option(
     "--import",
     "archives",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="first take over what an archive, or a folder of archives, holds",
+    help="first import the runs of an archive, or of a folder of archives",
 )
 @click.option(
     "--keep-weights",
@@ -186,7 +203,7 @@ def _read_runs(file: TextIO) -> list[Settings]:
     help="at the end pack the store's records, kept weights and unfinished checkpoints "
     "into a folder",
 )
-def grid(
+def grid_command(
     name: str,
     only_list: bool,
     only: tuple[str, ...],
@@ -199,57 +216,94 @@ def grid(
     keep_weights: bool,
     export: Path | None,
 ) -> None:
-    """Run whatever is missing of a grid: all the runs that the book's results of one scale rest on."""
-    from metanb.grids import definitions as grids
-    from metanb.grids import hours, runner
+    """Train the missing runs of a grid.
 
+    A grid is the set of all runs behind the book's results at one scale.
+    """
+    from metanb.grids import runner
+
+    # Refuse contradictions before anything is read or written.
     if only_list and (export or keep_weights):
-        raise click.UsageError("--list only looks: to keep or pack, give --budget 0 in its place")
-    together = together or runner.together_on(device)
-    processes = processes or (1 if runner.together_on(device) > 1 else 2)
-    planned = grids.select_runs(grids.GRIDS[name](), *only)
-    plain = [one.settings for one in planned if one.group == "base"]
+        raise click.UsageError(
+            "--list only lists: to keep weights or to export, give --budget 0 instead"
+        )
+    default_together = runner.together_on(device)
+    together = together or default_together
+    processes = processes or (1 if default_together > 1 else 2)
+    planned = definitions.select_runs(definitions.GRIDS[name](), *only)
+    plain = [run.settings for run in planned if run.group == "base"]
     if keep_weights and not plain:
         raise click.UsageError("--keep-weights is for runs of group 'base': --only leaves none")
-    if archives or export or keep_weights:
-        from metanb.runs import archive, weights
 
-    for path in archives:
-        for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
-            for line in archive.unpack_runs(file):
-                click.echo(f"imported: {line}")
+    _import_archives(archives)
     if only_list:
-        recorded = progress.find_recorded(planned)
-        missing = progress.find_missing(planned, recorded, until)
-        timings = hours.Timings(hours.recorded_anywhere())
-        kind = timings.kind_here(device)
-        at_a_time = processes if kind == hours.CORE else processes * together
-        left = timings.left(missing, recorded, kind, at_a_time, until).in_words(at_a_time)
-        rows = progress.grid_table(planned, recorded, timings, kind, at_a_time)
-        click.echo(rows.to_string(index=False))
-        total = f"{len(planned)} runs, {len(planned) - len(missing)} recorded"
-        click.echo(f"{total}; the others take {left}" if missing else f"{total}, which is all")
+        _list_grid(planned, device, processes, together, until)
         return
-    failed = (
-        runner.run_grid(planned, processes, device, click.echo, budget, until, together)
-        if budget
-        else []
-    )
+    failed: list[str] = []
+    if budget:
+        failed = runner.run_grid(planned, processes, device, click.echo, budget, until, together)
     if keep_weights:
-        for line in weights.keep_one_per_cell(plain):
-            click.echo(line)
+        _keep_weights(plain)
     if export:
-        for path in archive.pack_runs([one.settings for one in planned], export, name):
-            click.echo(f"exported: {path}")
+        _export_runs(planned, export, name)
     if failed:
         raise click.ClickException(
             f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}"
         )
 
 
-@cli.command()
+def _import_archives(paths: Sequence[Path]) -> None:
+    """Import the runs of archives, and of all archives in folders, into the store."""
+    if not paths:
+        return
+    from metanb.runs import archive
+
+    for path in paths:
+        for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
+            for line in archive.unpack_runs(file):
+                click.echo(f"imported: {line}")
+
+
+def _list_grid(
+    planned: Sequence[Planned], device: str, processes: int, together: int, until: int | None
+) -> None:
+    """Print one row per run, and how long the missing runs take."""
+    from metanb.grids import hours
+
+    recorded = progress.find_recorded(planned)
+    missing = progress.find_missing(planned, recorded, until)
+    timings = hours.Timings(hours.recorded_anywhere())
+    kind = timings.kind_here(device)
+    at_a_time = processes if kind == hours.CORE else processes * together
+    table = progress.grid_table(planned, recorded, timings, kind, at_a_time)
+    click.echo(table.to_string(index=False))
+    count = f"{len(planned)} runs, {len(planned) - len(missing)} recorded"
+    if missing:
+        left = timings.left(missing, recorded, kind, at_a_time, until).in_words(at_a_time)
+        click.echo(f"{count}; the others take {left}")
+    else:
+        click.echo(f"{count}, which is all")
+
+
+def _keep_weights(runs: Sequence[Settings]) -> None:
+    """Keep the trained weights of one run per cell."""
+    from metanb.runs import weights
+
+    for line in weights.keep_one_per_cell(runs):
+        click.echo(line)
+
+
+def _export_runs(planned: Sequence[Planned], folder: Path, name: str) -> None:
+    """Pack what the store has of a grid into archives."""
+    from metanb.runs import archive
+
+    for path in archive.pack_runs([run.settings for run in planned], folder, name):
+        click.echo(f"exported: {path}")
+
+
+@cli.command("claims")
 @click.option(
-    "--json", "machines", is_flag=True, help="for machines: a list of objects, with all details"
+    "--json", "as_json", is_flag=True, help="print JSON: a list of objects, with all details"
 )
 @click.option(
     "--records",
@@ -258,28 +312,32 @@ def grid(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="folders of records  [default: results/ of a checkout, and the local store]",
 )
-def claims(machines: bool, folders: tuple[Path, ...]) -> None:
-    """Print the ledger: each claim of the paper on each cell of recorded runs, with its effect and its verdict."""
+def claims_command(as_json: bool, folders: tuple[Path, ...]) -> None:
+    """Print a verdict on each claim of the paper.
+
+    The ledger has one row per claim and cell of recorded runs: its effect and its verdict.
+    """
     from metanb.claims import rules, verdicts
     from metanb.runs import records
 
     places = folders or tuple(store.record_folders())
-    found = records.read_records(*(place for place in places if place.is_dir()))
-    if not found:
+    recorded = records.read_records(*(place for place in places if place.is_dir()))
+    if not recorded:
         raise click.ClickException(
             f"no recorded run in {', '.join(map(str, places))}: make some with metanb grid quick"
         )
-    rows = rules.judge(found)
-    if short := sum(run.epochs < rules.MIN_EPOCHS for run in found):
+    rows = rules.judge(recorded)
+    short = sum(run.epochs < rules.MIN_EPOCHS for run in recorded)
+    if short:
         click.echo(f"left out: {short} runs of fewer than {rules.MIN_EPOCHS} epochs", err=True)
-    if machines:
+    if as_json:
         click.echo(verdicts.rows_as_json(rows))
         return
     click.echo(verdicts.verdict_table(rows, corrected=True).to_string(index=False))
     click.echo(verdicts.HOLM_MEANING)
 
 
-@cli.command(name="run")
+@cli.command("run")
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "-p",
@@ -287,47 +345,37 @@ def claims(machines: bool, folders: tuple[Path, ...]) -> None:
     nargs=2,
     multiple=True,
     metavar="NAME VALUE",
-    help="set a parameter of the notebook",
+    help="set a parameter of the notebook; may be repeated",
 )
 @click.option(
     "-o",
     "output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="where the executed notebook goes  "
+    help="the executed notebook's file  "
     "[default: NOTEBOOK's name in the current folder, with -out]",
 )
-def run_notebook(
+def run_command(
     notebook: Path, parameters: tuple[tuple[str, str], ...], output: Path | None
 ) -> None:
-    """Execute a notebook through papermill, with other parameters than its own."""
+    """Execute a notebook with parameters of your own.
+
+    Papermill does it; the notebook itself stays as it is.
+    """
     try:
         import papermill
-        import yaml
         from papermill.inspection import inspect_notebook
     except ImportError as error:
         raise click.ClickException(
             "running a notebook needs papermill: pip install 'metanb[book]'"
         ) from error
 
-    known = inspect_notebook(str(notebook))
-    for name, _ in parameters:
-        if name not in known:
-            raise click.UsageError(
-                f"{notebook.name} has no parameter {name!r}: choose from {', '.join(known)}"
-            )
+    values = _read_parameters(parameters, notebook.name, inspect_notebook(str(notebook)))
     output = output or Path(f"{notebook.stem}-out.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    values = {}
-    for name, value in parameters:
-        try:
-            values[name] = yaml.safe_load(value)  # "[0, 1]" is a list, "3" a number
-        except yaml.YAMLError:
-            raise click.UsageError(
-                f"{name}={value!r} cannot be read: write a word, a number or a [list]"
-            ) from None
-    for name in ("METANB_STORE", "METANB_DATA"):  # the notebook runs in its own folder
-        if os.environ.get(name):
-            os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
+    # The notebook runs in its own folder, where a relative path would lead elsewhere.
+    for variable in ("METANB_STORE", "METANB_DATA"):
+        if os.environ.get(variable):
+            os.environ[variable] = str(Path(os.environ[variable]).expanduser().absolute())
     try:
         papermill.execute_notebook(
             str(notebook), str(output), parameters=values, cwd=str(notebook.parent)
@@ -339,13 +387,39 @@ def run_notebook(
     click.echo(f"executed: {output}")
 
 
-@cli.command()
+def _read_parameters(
+    parameters: Sequence[tuple[str, str]], notebook: str, known: Sequence[str]
+) -> dict[str, Any]:
+    """Read parameters' values as YAML: "[0, 1]" is a list, "3" is a number.
+
+    Raises:
+        click.UsageError: the notebook has no such parameter, or a value cannot be read.
+    """
+    import yaml
+
+    for name, _ in parameters:
+        if name not in known:
+            raise click.UsageError(
+                f"{notebook} has no parameter {name!r}: choose from {', '.join(known)}"
+            )
+    values = {}
+    for name, text in parameters:
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise click.UsageError(
+                f"{name}={text!r} cannot be read: write a word, a number or a [list]"
+            ) from None
+    return values
+
+
+@cli.command("bench")
 @click.option(
     "--unit",
     "units",
-    type=click.Choice(["U1", "U2", "U3", "U4", "H", "R1", "R2"]),
+    type=click.Choice(BENCH_UNITS),
     multiple=True,
-    help="default: all; R1 and R2 on a GPU alone",
+    help="may be repeated  [default: all; on a CPU all but R1 and R2]",
 )
 @click.option(
     "--repeats",
@@ -358,45 +432,53 @@ def run_notebook(
 @click.option(
     "-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="write the result as JSON"
 )
-def bench(units: tuple[str, ...], repeats: int, device: str, output: Path | None) -> None:
-    """Time the meta-gradient and the Hessian norm against plain higher and other libraries, errors beside times.
+def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Path | None) -> None:
+    """Time metanb beside `higher` and other libraries.
 
-    U1: Omniglot 5-way 1-shot. U2: the same with 15 query images a class. U3: Omniglot 20-way
-    1-shot, 5 steps. U4: mini-ImageNet 5-way 1-shot, 5 steps. H: Hessian norms of 16 tasks. Peers
-    come with the extra `bench`. R1 and R2: whole iterations per second of 20-way MAML and of
-    first-order MAML on mini-ImageNet, for several runs side by side, and what each of the engine's
-    features brings. Keep the machine quiet; on a CPU give one thread: OMP_NUM_THREADS=1.
+    Meta-gradients and Hessian norms are timed, and shown with their errors.
+
+    U1: Omniglot 5-way 1-shot. U2: the same with 15 query images per class. U3: Omniglot 20-way
+    1-shot, 5 steps. U4: mini-ImageNet 5-way 1-shot, 5 steps. H: Hessian norms of 16 tasks. R1 and
+    R2: whole iterations per second of 20-way MAML and of first-order MAML on mini-ImageNet, for
+    several runs side by side, and what each feature of the engine contributes.
+
+    The other libraries come with the extra `bench`. Run nothing else on the machine meanwhile; on
+    a CPU use one thread: OMP_NUM_THREADS=1.
     """
-    from metanb.bench import report as benchmark
-    from metanb.bench.throughput import CELLS
+    from metanb.bench import report, throughput, timing
     from metanb.runs.machine import resolve_device
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-    where = resolve_device(device)
-    cells = CELLS if where.type == "cuda" else ()
-    result = benchmark.run_benchmark(list(units) or [*timing.UNITS, "H", *cells], repeats, where)
+    torch_device = resolve_device(device)
+    cells = throughput.CELLS if torch_device.type == "cuda" else ()
+    result = report.run_benchmark(
+        list(units) or [*timing.UNITS, "H", *cells], repeats, torch_device
+    )
     if result["timings"]:
-        click.echo(benchmark.timings_table(result).to_string(index=False))
+        click.echo(report.timings_table(result).to_string(index=False))
     if result["rates"]:
-        click.echo(benchmark.rates_table(result).to_string(index=False))
+        click.echo(report.rates_table(result).to_string(index=False))
     click.echo(
         f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}"
     )
     if output:
-        benchmark.write_result(result, output)
+        report.write_result(result, output)
         click.echo(f"result: {output}")
 
 
-@cli.group()
-def data() -> None:
-    """The image sets: where they are, whether they are whole."""
+@cli.group("data")
+def data_group() -> None:
+    """Check or fetch the image sets."""
 
 
-@data.command()
+@data_group.command("check")
 @click.argument("dataset", nargs=-1, type=click.Choice(get_args(Dataset)))
-def check(dataset: tuple[Dataset, ...]) -> None:
-    """Check image sets, all of them when none is named; one that is not there makes the exit code 1."""
+def check_command(dataset: tuple[Dataset, ...]) -> None:
+    """Check that image sets are present and whole.
+
+    All of them are checked where none is named. The exit code is 1 if one is missing or damaged.
+    """
     failed = False
     click.echo(f"data root: {image_sets.data_root()}")
     for name in dataset or get_args(Dataset):
@@ -408,16 +490,16 @@ def check(dataset: tuple[Dataset, ...]) -> None:
     sys.exit(1 if failed else 0)
 
 
-@data.command()
+@data_group.command("fetch")
 @click.argument("dataset", type=click.Choice(get_args(Dataset)))
-def fetch(dataset: Dataset) -> None:
+def fetch_command(dataset: Dataset) -> None:
     """Fetch an image set, as far as its terms allow."""
     click.echo(f"{dataset}: {image_sets.fetch_images(dataset)}")
 
 
 def main() -> None:
-    """Entry point: every error that a user can mend is one line and a non-zero exit."""
-    # as Ctrl-C: a grid stops its runs, too
+    """Run the command line; an error that a user can mend is one line and a non-zero exit code."""
+    # As Ctrl-C does, a scheduler's signal stops the runs of a grid, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cli(standalone_mode=False)
@@ -432,9 +514,8 @@ def main() -> None:
             err=True,
         )
         sys.exit(130)
-    # Ours say all in one line, torch's go on.
     except (RuntimeError, ArithmeticError, ValueError, OSError, MemoryError) as error:
-        click.echo(
-            f"Error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", err=True
-        )
+        # metanb's own messages are one line; of torch's, the first line says what happened.
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        click.echo(f"Error: {message}", err=True)
         sys.exit(1)
