@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and locks: the one way in which metanb writes to a disk."""
+"""Files that are whole or absent, and locks: everything that metanb keeps is written here."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ class DiskError(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn any OSError inside into a DiskError that names the path."""
+    """Turn any OSError in the block into a DiskError that names the path."""
     try:
         yield
     except DiskError:
@@ -24,14 +24,14 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DiskError(
             f"cannot write {path} ({error.strerror or error}): make room, or name another folder "
-            "(for runs METANB_STORE, for images METANB_DATA); what was there is whole"
+            "(for runs METANB_STORE, for images METANB_DATA); existing files are intact"
         ) from error
 
 
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on the disk.
 
-    A file that is renamed after that is whole even after a power cut.
+    If the file is renamed after that, it is whole even after a power cut.
     """
     with open(path, "wb") as stream:
         stream.write(content)
@@ -41,16 +41,16 @@ def write_synced(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content replaces the file `path` when the block ends.
+    """Yield a stream whose content replaces the file `path` when the block ends.
 
-    A process that is killed leaves the old file or the new one, and so does an error inside. The
-    caller holds the lock.
+    A killed process, or an error in the block, leaves the old file or the new one, never a part.
+    The caller holds the lock.
 
     Raises:
         DiskError: the content cannot be written; the old file stays.
     """
     scratch = path.with_suffix(f".{os.getpid()}")
-    # Remove what a process left that was killed while it wrote.
+    # Remove the scratch files of processes that were killed while they wrote.
     for leftover in path.parent.glob(f"{path.stem}.[0-9]*"):
         if leftover.suffix[1:].isdigit():
             leftover.unlink(missing_ok=True)
@@ -66,19 +66,30 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Replace a file, as `replacing` does."""
+    """Replace a file as a whole, as `replacing` does.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "notes.txt"
+        ...     replace(path, b"first")
+        ...     replace(path, b"second")
+        ...     path.read_bytes()
+        b'second'
+    """
     with replacing(path) as stream:
         stream.write(content)
 
 
 @contextmanager
-def locked(path: Path, what: str, patience: float = -1) -> Iterator[None]:
-    """Hold a lock; where another process holds it, wait and say so on standard error.
+def locked(path: Path, name: str, patience: float = -1) -> Iterator[None]:
+    """Hold a lock; while another process holds it, wait and say so on standard error.
+
+    A process that ends, in whatever way, frees its locks.
 
     Args:
-        path: the lock file; its folder is made if it is missing. The lock of a process that ends,
-            in whatever way, is free.
-        what: name of the thing that is locked, for the message.
+        path: the lock file; its folder is made if it is missing.
+        name: of the locked thing, for the message.
         patience: seconds to wait; -1: without end.
 
     Raises:
@@ -91,7 +102,7 @@ def locked(path: Path, what: str, patience: float = -1) -> Iterator[None]:
         with suppress(Timeout):
             lock.acquire(timeout=0)
     if not lock.is_locked:
-        print(f"waiting for {what}: another process is at it", file=sys.stderr)
+        print(f"waiting for {name}: another process is using it", file=sys.stderr)
         lock.acquire(timeout=patience)
     try:
         yield

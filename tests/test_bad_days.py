@@ -349,7 +349,7 @@ import resource, sys
 # by torch's optimisers, when a run begins: no module should be what does not fit
 import torch._dynamo
 from metanb.runs import experiment
-from metanb.__main__ import main
+from metanb.cli import main
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv.pop(1)),) * 2)
 main()

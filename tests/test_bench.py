@@ -1,4 +1,4 @@
-"""The benchmark: every candidate is checked by the errors it reports, on a unit small enough for a test.
+"""The benchmark: each candidate is checked by the errors that it reports, on a small unit.
 
 Evidence: the float64 reference shares no code with the engine; right candidates must agree with it
 to float32 rounding, and the known-wrong one (native batch norm under vmap) must not.
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metanb.bench import peers, throughput
-from metanb.bench import report as benchmark
+from metanb.bench import peers, report, throughput
 from metanb.bench import timing as bench_timing
 from metanb.settings import preset
 
@@ -31,69 +30,59 @@ def small(monkeypatch):
 @pytest.mark.parametrize("unit", ["U1", "U4"])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_errors_tell_right_from_wrong(unit, first_order):
-    found = {
-        timing.candidate: timing
-        for timing in bench_timing.time_gradients(unit, first_order, 1, CPU, rate=1e11)
-    }
+    timings = bench_timing.time_gradients(unit, first_order, 1, CPU, rate=1e11)
+    by_name = {timing.candidate: timing for timing in timings}
     wrong = "torch.func vmap, F.batch_norm"
-    assert {
-        bench_timing.OURS,
-        bench_timing.BASE,
-        "bare autograd loop, F.batch_norm",
-        wrong,
-    } <= found.keys()
-    for name, timing in found.items():
+    always = {bench_timing.OURS, bench_timing.BASE, "bare autograd loop, F.batch_norm", wrong}
+    assert always <= by_name.keys()
+    for name, timing in by_name.items():
         assert (timing.error64 > bench_timing.WRONG) == (name == wrong and not first_order), timing
         assert timing.error < 1e-4 or name == wrong
         assert timing.ms > 0 and timing.ms_low <= timing.ms <= timing.ms_high
-    assert found[bench_timing.BASE].ratio == 1.0
+    assert by_name[bench_timing.BASE].ratio == 1.0
 
 
 def test_result_is_plain_and_readable(tmp_path):
-    result = benchmark.run_benchmark(["U1", "H"], 1, CPU)
-    benchmark.write_result(result, tmp_path / "bench.json")
-    table = benchmark.timings_table(json.loads((tmp_path / "bench.json").read_text()))
+    result = report.run_benchmark(["U1", "H"], 1, CPU)
+    report.write_result(result, tmp_path / "bench.json")
+    table = report.timings_table(json.loads((tmp_path / "bench.json").read_text()))
     assert set(table.unit) == {"U1", "H"}
     assert result["measuring"] > 0
     assert result["best_gflops"] > 1 and result["environment"]["device"]
-    ours = next(
-        row
-        for row in result["timings"]
-        if row["unit"] == "H" and row["candidate"] == bench_timing.OURS
-    )
-    assert ours["error"] < 2e-3
+    errors = {(row["unit"], row["candidate"]): row["error"] for row in result["timings"]}
+    assert errors["H", bench_timing.OURS] < 2e-3
 
 
 def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
-    """Of one run and of two; the rate is that of the time, and twice the runs are twice the operations."""
+    """Rates follow from times, and twice the runs are twice the operations."""
     settings = preset("paper", "omniglot", 3, filters=8, meta_batch=4, test_tasks=4, test_queries=2)
     monkeypatch.setattr(throughput, "CELLS", {"R1": ("small", settings)})
     monkeypatch.setattr(throughput, "_matrix_rate", lambda *_: 1e9)
     monkeypatch.setattr(throughput, "_copy_rate", lambda *_: 1e9)
-    one, two = throughput.measure_rates("R1", CPU, 2, (1, 2))
-    for rate in (one, two):
-        assert (
-            rate.ms_low <= rate.ms <= rate.ms_high and rate.measuring > 0 and np.isnan(rate.memory)
-        )
+    rates = throughput.measure_rates("R1", CPU, 2, (1, 2))
+    assert [rate.runs for rate in rates] == [1, 2]
+    for rate in rates:
+        assert rate.ms_low <= rate.ms <= rate.ms_high
+        assert rate.measuring > 0 and np.isnan(rate.memory)
         assert rate.rate == pytest.approx(rate.runs * 1e3 / rate.ms)
     for share in ("matrix_share", "copy_share"):
-        work_of_one, work_of_two = (getattr(rate, share) * rate.ms for rate in (one, two))
+        work_of_one, work_of_two = (getattr(rate, share) * rate.ms for rate in rates)
         assert work_of_two == pytest.approx(2 * work_of_one)
-    operations, traffic = throughput._work(settings, CPU)
+    operations, traffic = throughput._count_work(settings, CPU)
     # By hand: the products of one forward pass, which a second-order gradient takes several times.
     outputs = (14 * 14, 7 * 7, 4 * 4, 2 * 2)
     forward = 2 * 4 * 3 * 8 * (10 * outputs[0] + 72 * sum(outputs[1:]) + 3)
     assert 6 * forward < operations < 20 * forward
     assert traffic > 4 * 4 * 3 * 8 * sum(outputs)
-    monkeypatch.setattr(benchmark.throughput, "TOGETHER", (1,))
-    result = benchmark.run_benchmark(["R1"], 1, CPU)
-    table = benchmark.rates_table(json.loads(json.dumps(result)))
+    monkeypatch.setattr(throughput, "TOGETHER", (1,))
+    result = report.run_benchmark(["R1"], 1, CPU)
+    table = report.rates_table(json.loads(json.dumps(result)))
     assert list(table.runs) == [1] and list(table["times higher"]) == [""]
 
 
 def test_traffic_is_what_operations_read_and_write():
     a, b = torch.ones(100), torch.ones(100)
-    with throughput._Traffic() as traffic:
+    with throughput._TrafficCounter() as traffic:
         (a + b).view(10, 10)  # a view moves nothing
     assert traffic.bytes == 3 * 400
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from metanb import __main__
 from metanb.grids import definitions, progress
 from metanb.grids.definitions import Planned
 from metanb.runs import experiment, records
@@ -63,11 +62,6 @@ def test_smoke_is_well_formed():
     assert all(scale_of(one) == "smoke" and one.dataset == "glyphs" for one in settings)
     assert [one.seed for one in settings] == [0, 0, 0, 1, 1, 1]
     assert {one.algorithm for one in settings} == {"maml", "fomaml", "finetune"}
-
-
-def test_the_command_line_offers_every_grid():
-    (name,) = [one for one in __main__.grid.params if one.name == "name"]
-    assert list(name.type.choices) == list(definitions.GRIDS)
 
 
 def test_missing_by_hand(tmp_path):

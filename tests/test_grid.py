@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from metanb.__main__ import cli, main
+from metanb.cli import cli, main
 from metanb.grids import definitions, progress, runner
 from metanb.grids.definitions import Planned
 from metanb.grids.hours import CORE, Estimate, Timings

@@ -16,8 +16,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from metanb.__main__ import cli
 from metanb.bench import timing as bench_timing
+from metanb.cli import cli
 from metanb.grids import definitions, hours
 from metanb.grids.definitions import Planned
 from metanb.grids.hours import CORE, Timings

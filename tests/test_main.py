@@ -1,11 +1,13 @@
-"""The command line as its user meets it: one-line errors, exit codes, results on standard output."""
+"""The command line as its user meets it: one-line errors, exit codes, results on stdout."""
 
+import subprocess
 import sys
 
 import nbformat
 import pytest
 
-from metanb.__main__ import main
+from metanb.bench import throughput, timing
+from metanb.cli import BENCH_UNITS, main
 from tests.bad_days import shown
 
 
@@ -68,6 +70,26 @@ def test_train_tells_where_the_record_is(capsys, monkeypatch, tmp_path):
     assert "query_accuracy" in out
     record = out.strip().splitlines()[-1].removeprefix("record: ")
     assert (tmp_path / record / "measures.csv").is_file()
+
+
+MODULES = "metanb.cli, metanb.claims.rules, metanb.claims.verdicts, metanb.runs.records"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [f"import {MODULES}", "from metanb.cli import cli; cli(['claims'], standalone_mode=False)"],
+    ids=["imports", "claims"],
+)
+def test_judging_claims_loads_no_torch(code):
+    """In a process of its own, which starts without torch; torch takes seconds to load."""
+    script = f"import sys\n{code}\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_bench_offers_what_it_can_time():
+    """The command line names the units itself, because their module loads torch."""
+    assert BENCH_UNITS == [*timing.UNITS, "H", *throughput.CELLS]
 
 
 def notebook(path, source):

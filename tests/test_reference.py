@@ -15,7 +15,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from metanb.__main__ import cli
+from metanb.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("api", "api-runs")

@@ -19,7 +19,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from metanb.__main__ import main
+from metanb.cli import main
 from metanb.data.tasks import scale_pixels
 from metanb.maml.engine import Engine
 from metanb.runs import checkpoint, cohorts, experiment, records, training

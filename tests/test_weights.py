@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from metanb import trained_net
-from metanb.__main__ import cli
+from metanb.cli import cli
 from metanb.data import image_sets
 from metanb.grids import definitions
 from metanb.grids.definitions import Planned

@@ -14,7 +14,7 @@ import click
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-from metanb.__main__ import cli
+from metanb.cli import cli
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$")
 WIDTH = 80  # of a terminal

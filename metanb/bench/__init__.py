@@ -1,1 +1,5 @@
-"""metanb beside its peers: time and error. No other part of the package imports it."""
+"""The benchmark behind `metanb bench`: time and error of metanb beside its peers.
+
+It is part of the installed package, and not a folder of scripts beside it, because it is a command
+that everybody who installs metanb can give. No other folder of the package imports it.
+"""

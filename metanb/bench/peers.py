@@ -1,8 +1,8 @@
-"""The same meta-gradient by other means: plain `higher`, and the libraries and recipes that people use today.
+"""Peers: the same meta-gradients and Hessian norms by plain `higher` and by other libraries.
 
-For `metanb bench` alone. Each peer takes (net, tasks, lr, steps, first_order) and leaves the
-gradient of the mean query loss in the net's `.grad`. They share one plain network, so that only the
-method differs; it holds the weights of ours.
+A peer of the meta-gradient takes (net, tasks, lr, steps, first_order) and leaves the gradient of
+the mean query loss in the net's `.grad`. All peers share one plain network with the weights of
+metanb's own, so that only the method differs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,27 +24,23 @@ Peer = Callable[[nn.Module, Tasks, float, int, bool], None]
 
 
 class PrimitiveNorm(nn.Module):
-    """Batch norm by the batch's own statistics, written as mean, variance and rsqrt."""
+    """Batch norm by the batch's own statistics, computed from mean, variance and rsqrt."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight, self.bias = (
-            nn.Parameter(torch.ones(channels)),
-            nn.Parameter(torch.zeros(channels)),
-        )
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         centred = x - x.mean((0, 2, 3), keepdim=True)
-        scale = (
-            self.weight[:, None, None]
-            * (centred.square().mean((0, 2, 3), keepdim=True) + EPS).rsqrt()
-        )
+        variance = centred.square().mean((0, 2, 3), keepdim=True)
+        scale = self.weight[:, None, None] * (variance + EPS).rsqrt()
         return centred * scale + self.bias[:, None, None]
 
 
 class NativeNorm(PrimitiveNorm):
-    """The same by `F.batch_norm`, whose second derivative is wrong under `torch.func.vmap`."""
+    """Batch norm by `F.batch_norm`, whose second derivative is wrong under `torch.func.vmap`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
@@ -52,22 +48,27 @@ class NativeNorm(PrimitiveNorm):
 
 
 def plain_net(net: ConvNet, norm: type[PrimitiveNorm] = PrimitiveNorm) -> nn.Sequential:
-    """The paper's ConvNet in ordinary layers, one task at a time, with the weights of ours."""
+    """The paper's ConvNet in ordinary layers, for one task at a time, with the weights of `net`."""
     layers: list[nn.Module] = []
     for block in net.blocks:
         assert isinstance(block, Block)
         outputs, _, _, inputs = block.weight.shape
         conv = nn.Conv2d(inputs, outputs, 3, stride=block.stride, padding=1, bias=False)
-        conv.weight = _copy(_channels_first(net, block.weight))
-        scaled = norm(outputs)
-        scaled.weight, scaled.bias = _copy(block.gamma), _copy(block.beta)
-        layers += [conv, scaled, nn.ReLU()] + ([nn.MaxPool2d(2)] if block.pool else [])
+        conv.weight = _copy_parameter(_channels_first(net, block.weight))
+        batch_norm = norm(outputs)
+        batch_norm.weight = _copy_parameter(block.gamma)
+        batch_norm.bias = _copy_parameter(block.beta)
+        layers += [conv, batch_norm, nn.ReLU()]
+        if block.pool:
+            layers.append(nn.MaxPool2d(2))
+    layers.append(_SpatialMean() if net.strided else nn.Flatten())
     head = nn.Linear(*reversed(net.head.weight.shape))
-    head.weight, head.bias = _copy(_channels_first(net, net.head.weight)), _copy(net.head.bias)
-    return nn.Sequential(*layers, _SpatialMean() if net.strided else nn.Flatten(), head)
+    head.weight = _copy_parameter(_channels_first(net, net.head.weight))
+    head.bias = _copy_parameter(net.head.bias)
+    return nn.Sequential(*layers, head)
 
 
-def _copy(weight: Tensor) -> nn.Parameter:
+def _copy_parameter(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
 
 
@@ -77,15 +78,18 @@ class _SpatialMean(nn.Module):
 
 
 def gradient(net: nn.Module) -> Tensor:
-    """The net's `.grad`s as one vector [P], in the layout of plain layers whichever way the net holds them."""
-    found = [p.grad for p in net.parameters() if p.grad is not None]
+    """The `.grad`s of a plain network, or of a ConvNet, as one vector [P] in the plain layout."""
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
     if isinstance(net, ConvNet):
-        found = [_channels_first(net, grad) for grad in found]
-    return torch.cat([grad.flatten() for grad in found])
+        grads = [_channels_first(net, grad) for grad in grads]
+    return torch.cat([grad.flatten() for grad in grads])
 
 
 def _channels_first(net: ConvNet, weight: Tensor) -> Tensor:
-    """A weight of ours, or its gradient, as a plain layer holds it: ours has a pixel's channels side by side."""
+    """Turn a ConvNet's weight, or its gradient, into a plain layer's layout.
+
+    A ConvNet keeps the channels of a pixel side by side; plain layers keep each channel's pixels.
+    """
     if weight.dim() == 4:
         return weight.permute(0, 3, 1, 2)
     if weight.dim() == 2 and not net.strided:
@@ -95,12 +99,12 @@ def _channels_first(net: ConvNet, weight: Tensor) -> Tensor:
 
 
 def each_task(tasks: Tasks) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Support images and labels, query images and labels, of one task after another."""
+    """Iterate over tasks: support images and labels, query images and labels."""
     return zip(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True)
 
 
 def plain_higher(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
-    """`higher`, one task at a time, as its documentation shows it."""
+    """Use `higher`, one task at a time, as its documentation shows it."""
     import higher
 
     sgd = torch.optim.SGD(net.parameters(), lr=lr)
@@ -114,14 +118,14 @@ def plain_higher(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_orde
             if not first_order:
                 loss.backward()
                 continue
-            for p, g in zip(
-                net.parameters(), torch.autograd.grad(loss, list(fast.parameters())), strict=True
-            ):
-                p.grad = g if p.grad is None else p.grad + g
+            # First order: the gradient at the adapted weights counts as that of the initial ones.
+            slopes = torch.autograd.grad(loss, list(fast.parameters()))
+            for p, slope in zip(net.parameters(), slopes, strict=True):
+                p.grad = slope if p.grad is None else p.grad + slope
 
 
 def bare_loop(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
-    """Autograd without a library, one task at a time: functional weights and a plain SGD update."""
+    """Use autograd alone, one task at a time: functional weights and a plain SGD update."""
     names, theta = zip(*net.named_parameters(), strict=True)
 
     def loss(params: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ def bare_loop(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: 
 
 
 def torchopt(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
-    """TorchOpt's MetaSGD, one task at a time."""
+    """Use TorchOpt's MetaSGD, one task at a time."""
     import torchopt as library
 
     start = library.extract_state_dict(net, by="reference")
@@ -150,85 +154,92 @@ def torchopt(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: b
 
 
 def torch_func(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order: bool) -> None:
-    """`torch.func`: vmap of a task's adaptation over all tasks, then backward, as in PyTorch's own MAML example."""
+    """Use `torch.func`: vmap of a task's adaptation over all tasks, then backward.
+
+    PyTorch's own MAML example does the same.
+    """
     theta: dict[str, Tensor] = dict(net.named_parameters())
 
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(torch.func.functional_call(net, params, (x,)), y)
 
-    def task(x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+    def query_loss(x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
         params = theta
         for _ in range(steps):
             slope = torch.func.grad(loss)(params, x, y)
-            params = {
-                n: p - lr * (slope[n].detach() if first_order else slope[n])
-                for n, p in params.items()
-            }
+            if first_order:
+                slope = {name: value.detach() for name, value in slope.items()}
+            params = {name: p - lr * slope[name] for name, p in params.items()}
         return loss(params, query_x, query_y)
 
-    torch.func.vmap(task)(
+    query_losses = torch.func.vmap(query_loss)(
         tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y
-    ).mean().backward()
+    )
+    query_losses.mean().backward()
 
 
 def hessian_norm_pyhessian(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """|lambda| max of one task by PyHessian: power iteration, at most 20 products."""
+    """Largest |lambda| of one task's Hessian by PyHessian: power iteration, at most 20 products."""
     from pyhessian import hessian
 
-    found = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=x.is_cuda)
-    values, _ = found.eigenvalues(maxIter=20, tol=1e-3, top_n=1)
-    return abs(values[0])
+    operator = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=x.is_cuda)
+    eigenvalues, _ = operator.eigenvalues(maxIter=20, tol=1e-3, top_n=1)
+    return abs(eigenvalues[0])
 
 
 def hessian_norm_curvlinops(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """|lambda| max of one task by curvlinops' Hessian operator and scipy's Lanczos, to its tolerance of 1e-3."""
+    """Largest |lambda| of one task's Hessian by curvlinops' operator and scipy's Lanczos.
+
+    The relative tolerance is 1e-3.
+    """
     from curvlinops import HessianLinearOperator
 
     operator = HessianLinearOperator(net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)])
-    return float(
-        abs(eigsh(operator.to_scipy(), k=1, which="LM", tol=1e-3, return_eigenvectors=False)[0])
-    )
+    eigenvalues = eigsh(operator.to_scipy(), k=1, which="LM", tol=1e-3, return_eigenvectors=False)
+    return float(abs(eigenvalues[0]))
 
 
 def exact_gradient(net: ConvNet, tasks: Tasks, settings: Settings) -> Tensor:
-    """The meta-gradient in float64, by autograd alone, one task at a time, on the CPU."""
+    """The meta-gradient [P] in float64, by autograd alone, one task at a time, on the CPU."""
     lr, steps, first_order = settings.inner_lr, settings.inner_steps, settings.first_order
     plain = plain_net(net).double().cpu()
     names, theta = zip(*plain.named_parameters(), strict=True)
     total = torch.zeros(sum(p.numel() for p in theta), dtype=torch.float64)
     for x, y, query_x, query_y in each_task(tasks.to("cpu")):
         params = list(theta)
-        for images, labels, last in [(x, y, False)] * steps + [(query_x, query_y, True)]:
-            output = torch.func.functional_call(
-                plain, dict(zip(names, params, strict=True)), (images.double(),)
+        # The inner steps; then the query loss, whose gradient is with respect to theta.
+        batches = [(x, y, False)] * steps + [(query_x, query_y, True)]
+        for images, labels, is_query in batches:
+            named = dict(zip(names, params, strict=True))
+            logits = torch.func.functional_call(plain, named, (images.double(),))
+            slopes = torch.autograd.grad(
+                F.cross_entropy(logits, labels),
+                theta if is_query else params,
+                create_graph=not (is_query or first_order),
             )
-            by = theta if last else params
-            slope = torch.autograd.grad(
-                F.cross_entropy(output, labels), by, create_graph=not (last or first_order)
-            )
-            params = [p - lr * g for p, g in zip(params, slope, strict=True)]
-        total += torch.cat([g.flatten() for g in slope]) / len(tasks)
+            params = [p - lr * slope for p, slope in zip(params, slopes, strict=True)]
+        total += torch.cat([slope.flatten() for slope in slopes]) / len(tasks)
     return total
 
 
 def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
-    """|lambda| max of one task's Hessian in float64, by scipy's Lanczos to rounding."""
+    """Largest |lambda| of one task's Hessian in float64, by scipy's Lanczos, exact to rounding."""
     double = deepcopy(plain).double().cpu()
     params = list(double.parameters())
-    slope = torch.autograd.grad(
-        F.cross_entropy(double(x.cpu().double()), y.cpu()), params, create_graph=True
-    )
-    flat = torch.cat([g.flatten() for g in slope])
+    loss = F.cross_entropy(double(x.cpu().double()), y.cpu())
+    slopes = torch.autograd.grad(loss, params, create_graph=True)
+    slope = torch.cat([part.flatten() for part in slopes])
 
-    def product(v: np.ndarray) -> np.ndarray:
-        found = torch.autograd.grad(flat, params, torch.from_numpy(v), retain_graph=True)
-        return torch.cat([g.flatten() for g in found]).numpy()
+    def hessian_product(vector: np.ndarray) -> np.ndarray:
+        products = torch.autograd.grad(slope, params, torch.from_numpy(vector), retain_graph=True)
+        return torch.cat([part.flatten() for part in products]).numpy()
 
-    operator = LinearOperator((len(flat),) * 2, matvec=product, dtype=np.float64)
-    (value,) = eigsh(
-        operator, k=1, which="LM", tol=1e-8, return_eigenvectors=False, v0=np.ones(len(flat))
+    size = len(slope)
+    operator = LinearOperator((size, size), matvec=hessian_product, dtype=np.float64)
+    (eigenvalue,) = eigsh(
+        operator, k=1, which="LM", tol=1e-8, return_eigenvectors=False, v0=np.ones(size)
     )
-    return float(abs(value))
+    return float(abs(eigenvalue))
 
 
 # name -> (function, library it needs)
@@ -237,7 +248,7 @@ HESSIAN_PEERS: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], float], str
     "curvlinops + scipy eigsh": (hessian_norm_curvlinops, "curvlinops"),
 }
 
-# name -> (function, norm of its network, library it needs, orders it has)
+# name -> (function, norm of its network, library it needs, orders it supports)
 PEERS: dict[str, tuple[Peer, type[PrimitiveNorm], str, str]] = {
     "higher, one task at a time": (plain_higher, PrimitiveNorm, "higher", "second first"),
     "higher, F.batch_norm": (plain_higher, NativeNorm, "higher", "second first"),
@@ -249,5 +260,5 @@ PEERS: dict[str, tuple[Peer, type[PrimitiveNorm], str, str]] = {
 
 
 def is_installed(library: str) -> bool:
-    """Whether a peer's library can be imported; the extra `bench` brings them all."""
+    """Whether a peer's library can be imported; the extra `bench` installs all of them."""
     return find_spec(library) is not None

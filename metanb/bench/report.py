@@ -1,12 +1,13 @@
-"""How fast, and how right: one meta-gradient by metanb and by its peers, and the Hessian norm, timed side by side.
+"""The benchmark as a whole: run its units, and make tables of the result.
 
-Candidates take turns within one process, so that a machine's moods hit all alike; what counts are
-ratios of medians. Time is this process's CPU time on a CPU and device events on a GPU. Beside each
-time stands the error of the result against a float64 reference by autograd alone: a fast wrong
-gradient is not fast.
+Candidates take turns within one process, so that changes in load affect all of them equally; what
+counts is ratios of medians. Time is this process's CPU time on a CPU, and device events on a GPU.
+Each time stands beside the result's error against a float64 reference by autograd alone: a fast
+wrong gradient is not fast.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,76 +17,96 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from metanb.bench import throughput
-from metanb.bench.throughput import TOGETHER
-from metanb.bench.timing import (
-    BASE,
-    OURS,
-    UNITS,
-    VMAP,
-    Timing,
-    best_rate,
-    time_gradients,
-    time_hessian_norms,
-    time_measuring,
-)
+from metanb.bench import throughput, timing
 from metanb.runs import machine
-from metanb.runs.machine import keep_freed_memory
 
 
 def run_benchmark(units: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
-    """Time the units named (keys of UNITS, "H", or keys of `throughput.CELLS`); plain values, ready for JSON.
+    """Time the given units.
 
-    With U1 comes `measuring`: what an epoch's measures cost, as a share of an epoch's meta-training
-    at paper scale.
+    With U1 comes `measuring`: the cost of an epoch's measures, as a share of an epoch's
+    meta-training at paper scale.
+
+    Args:
+        units: keys of `timing.UNITS`, "H" for Hessian norms, or keys of `throughput.CELLS`.
+        repeats: rounds of each unit.
+        device: CPU or GPU.
+
+    Returns:
+        Plain values, ready for JSON.
     """
-    keep_freed_memory()  # for all alike
-    # our matrix products are float32, so the others' convolutions are, too
+    machine.keep_freed_memory()  # for all candidates alike
+    # metanb's matrix products are float32, so the peers' convolutions must be, too.
     torch.backends.cudnn.allow_tf32 = False
     if device.index is not None:
-        torch.cuda.set_device(device)  # events and synchronize() look at this one
-    rate = best_rate(device)
-    timings: list[Timing] = []
-    jobs = [
-        (unit, order)
-        for unit in units
-        if unit not in throughput.CELLS
-        for order in ((False, True) if unit != "H" else (False,))
-    ]
-    for unit, first_order in tqdm(jobs, unit="unit", disable=None):
-        timings += (
-            time_hessian_norms(device, repeats)
-            if unit == "H"
-            else time_gradients(unit, first_order, repeats, device, rate)
-        )
+        torch.cuda.set_device(device)  # events and synchronize() look at the current device
+    rate = timing.best_rate(device)
+    timed_units = [unit for unit in units if unit not in throughput.CELLS]
+    timings = _time_units(timed_units, repeats, device, rate)
+    cells = [unit for unit in units if unit in throughput.CELLS]
     result = {
         "environment": machine.describe_environment(device)
         | {"code": machine.code_version(), "date": machine.utc_now()},
         "clock": "device events" if device.type == "cuda" else "process CPU time",
         "repeats": repeats,
         "best_gflops": rate / 1e9,
-        "timings": [asdict(timing) for timing in timings],
-        "rates": [
-            asdict(rate)
-            for cell in units
-            if cell in throughput.CELLS
-            for rate in throughput.measure_rates(
-                cell, device, repeats, TOGETHER if device.type == "cuda" else TOGETHER[:1]
-            )
-        ],
+        "timings": [asdict(row) for row in timings],
+        "rates": [asdict(row) for row in _measure_cells(cells, repeats, device)],
     }
     if "U1" in units:
-        step = next(
-            t.ms for t in timings if (t.unit, t.order, t.candidate) == ("U1", "second", OURS)
-        )
-        result["measuring"] = time_measuring(device) / (
-            step * UNITS["U1"][1].epoch_iterations / 1e3
-        )
+        result["measuring"] = _share_of_measuring(timings, device)
     return result
 
 
+def _time_units(
+    units: Iterable[str], repeats: int, device: torch.device, rate: float
+) -> list[timing.Timing]:
+    """Time meta-gradients of both orders, and Hessian norms."""
+    jobs = [
+        (unit, first_order)
+        for unit in units
+        for first_order in ((False, True) if unit != "H" else (False,))
+    ]
+    timings: list[timing.Timing] = []
+    for unit, first_order in tqdm(jobs, unit="unit", disable=None):
+        if unit == "H":
+            timings += timing.time_hessian_norms(device, repeats)
+        else:
+            timings += timing.time_gradients(unit, first_order, repeats, device, rate)
+    return timings
+
+
+def _measure_cells(
+    cells: Iterable[str], repeats: int, device: torch.device
+) -> list[throughput.Rate]:
+    """Measure rates of whole iterations; on a CPU of one run only."""
+    together = throughput.TOGETHER if device.type == "cuda" else throughput.TOGETHER[:1]
+    rates: list[throughput.Rate] = []
+    for cell in cells:
+        rates += throughput.measure_rates(cell, device, repeats, together)
+    return rates
+
+
+def _share_of_measuring(timings: Iterable[timing.Timing], device: torch.device) -> float:
+    """Time of an epoch's measures, as a share of the time of its meta-gradients."""
+    of_u1 = ("U1", "second", timing.OURS)
+    ms = next(row.ms for row in timings if (row.unit, row.order, row.candidate) == of_u1)
+    iterations = timing.UNITS["U1"][1].epoch_iterations
+    return timing.time_measuring(device) / (ms * iterations / 1e3)
+
+
+def _format_quartiles(rows: pd.DataFrame) -> pd.Series:
+    """The quartiles of times in ms, as text."""
+    return rows.ms_low.map("{:.1f}".format) + " to " + rows.ms_high.map("{:.1f}".format)
+
+
+def _format_known(values: pd.Series, form: str) -> pd.Series:
+    """Values as text; NaN is empty."""
+    return values.map(lambda value: "" if np.isnan(value) else form.format(value))
+
+
 def timings_table(result: dict[str, Any]) -> pd.DataFrame:
-    """The timings for reading, a row a candidate."""
+    """The timings for reading, one row per candidate."""
     rows = pd.DataFrame(result["timings"])
     return pd.DataFrame(
         {
@@ -93,32 +114,28 @@ def timings_table(result: dict[str, Any]) -> pd.DataFrame:
             "order": rows.order,
             "candidate": rows.candidate,
             "ms": rows.ms.round(1),
-            "quartiles": rows.ms_low.map("{:.1f}".format)
-            + " to "
-            + rows.ms_high.map("{:.1f}".format),
+            "quartiles": _format_quartiles(rows),
             "times as fast": rows.ratio.round(2),
             "error, single": rows.error.map("{:.0e}".format),
-            "error, double": rows.error64.map(
-                lambda error: "" if np.isnan(error) else f"{error:.0e}"
-            ),
-            "share of best rate": rows.share.map(
-                lambda share: "" if np.isnan(share) else f"{share:.0%}"
-            ),
+            "error, double": _format_known(rows.error64, "{:.0e}"),
+            "share of best rate": _format_known(rows.share, "{:.0%}"),
         }
     )
 
 
 def rates_table(result: dict[str, Any]) -> pd.DataFrame:
-    """The rates of whole iterations for reading; beside peers where the gradient's unit was timed in the same call."""
-    rows = pd.DataFrame(result["rates"])
-    peer_ms = {(t["unit"], t["order"], t["candidate"]): t["ms"] for t in result["timings"]}
+    """The rates of whole iterations for reading.
 
-    def times(row: Any, peer: str) -> str:
+    Peers are compared where the gradient's unit was timed in the same call.
+    """
+    rows = pd.DataFrame(result["rates"])
+    peer_ms = {
+        (row["unit"], row["order"], row["candidate"]): row["ms"] for row in result["timings"]
+    }
+
+    def times_as_fast(row: Any, peer: str) -> str:
         ms = peer_ms.get((*throughput.GRADIENTS[row.cell], peer))
         return "" if ms is None else f"{row.rate * ms / 1e3:.1f}"
-
-    def shown(values: pd.Series, form: str) -> pd.Series:
-        return values.map(lambda value: "" if np.isnan(value) else form.format(value))
 
     return pd.DataFrame(
         {
@@ -126,20 +143,18 @@ def rates_table(result: dict[str, Any]) -> pd.DataFrame:
             "runs": rows.runs,
             "change": rows.change,
             "ms": rows.ms.round(1),
-            "quartiles": rows.ms_low.map("{:.1f}".format)
-            + " to "
-            + rows.ms_high.map("{:.1f}".format),
+            "quartiles": _format_quartiles(rows),
             "run-iterations/s": rows.rate.map("{:.3g}".format),
-            "times higher": [times(row, BASE) for row in rows.itertuples()],
-            "times vmap": [times(row, VMAP) for row in rows.itertuples()],
-            "of matrix rate": shown(rows.matrix_share, "{:.0%}"),
-            "of copy rate": shown(rows.copy_share, "{:.0%}"),
-            "GiB": shown(rows.memory, "{:.1f}"),
-            "measuring": shown(rows.measuring, "{:.0%}"),
+            "times higher": [times_as_fast(row, timing.BASE) for row in rows.itertuples()],
+            "times vmap": [times_as_fast(row, timing.VMAP) for row in rows.itertuples()],
+            "of matrix rate": _format_known(rows.matrix_share, "{:.0%}"),
+            "of copy rate": _format_known(rows.copy_share, "{:.0%}"),
+            "GiB": _format_known(rows.memory, "{:.1f}"),
+            "measuring": _format_known(rows.measuring, "{:.0%}"),
         }
     )
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:
-    """The result as JSON."""
+    """Write the result as JSON."""
     path.write_text(json.dumps(result, indent=1) + "\n")

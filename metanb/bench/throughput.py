@@ -1,14 +1,15 @@
-"""How many iterations a device trains per second: whole ones, of one run alone and of several side by side.
+"""Iterations that a device trains per second: of one run alone, and of several side by side.
 
-For `metanb bench` alone. An iteration is drawn, sent, differentiated and stepped as in a run.
-Beside its time stand the shares of the device's own matrix and copy rates, measured in the same
-call: what is left of the hardware.
+An iteration is drawn, sent, differentiated and stepped as in a run. Beside its time stand the rates
+of its matrix products and of its reads and writes, as shares of the device's own rates, measured in
+the same call: how much of the hardware is used.
 """
 
 import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,10 @@ CELLS: dict[str, tuple[str, Settings]] = {
         preset("paper", "mini-imagenet", algorithm="fomaml"),
     ),
 }
-# the benchmark's unit and order of a cell's gradient
+# cell -> the unit and the order of its meta-gradient in timing.py
 GRADIENTS = {"R1": ("U3", "second"), "R2": ("U4", "first")}
 TOGETHER = (1, 5, 10)  # runs side by side
-COMPARED = 5  # with so many runs each feature of the engine is left out once, or added
+COMPARED = 5  # the number of runs at which each feature of the engine is switched once
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,19 @@ class Rate:
 
     Attributes:
         cell: key of CELLS.
-        runs: side by side.
-        change: what was done otherwise than by default, such as "without graph" or "with tf32"; ""
-            for nothing.
-        ms, ms_low, ms_high: median and quartiles of an iteration of all runs, milliseconds by the
-            clock.
-        rate: iterations of a run per second, of all runs together.
-        matrix_share: of the device's rate at products of large matrices, in the precision of
-            training.
-        copy_share: of its rate at copying, counting what the plain engine's operations read and
-            write.
-        memory: the most that the device's allocator held, GiB; NaN on a CPU.
-        measuring: what an epoch's measures take, as a share of its training; NaN where something
-            was done otherwise.
+        runs: how many train side by side.
+        change: the feature that differs from the default, such as "without graph" or "with tf32";
+            "" for the default.
+        ms, ms_low, ms_high: median and quartiles of an iteration of all runs, milliseconds; by the
+            clock on a GPU, process CPU time on a CPU.
+        rate: iterations per second, summed over the runs.
+        matrix_share: rate of the matrix products, as a share of the device's rate at products of
+            large matrices in the precision of training.
+        copy_share: rate of the bytes that the plain engine's operations read and write, as a share
+            of the device's rate at copying.
+        memory: the allocator's peak, GiB; NaN on a CPU.
+        measuring: time of an epoch's measures, as a share of its training; NaN where a feature
+            differs from the default.
     """
 
     cell: str
@@ -78,36 +79,42 @@ class Rate:
 def measure_rates(
     cell: str, device: torch.device, repeats: int, together: Sequence[int]
 ) -> list[Rate]:
-    """Time a cell's iterations as they are trained, for several numbers of runs; then with each feature changed.
+    """Time a cell's iterations as they are trained, for several numbers of runs.
+
+    On a GPU the engine's features are also switched one by one.
 
     Args:
         cell: key of CELLS.
-        device: where.
+        device: CPU or GPU.
         repeats: rounds of each; medians are given.
-        together: numbers of runs. Features are changed one by one at COMPARED runs, if that is
-            among them.
+        together: numbers of runs. Features are switched at COMPARED runs, if that is among them.
     """
     settings = CELLS[cell][1]
-    work = _work(settings, device)
-    copied = _copy_rate(device)
-    timed = []
+    measure_rate = partial(
+        _measure_rate,
+        cell,
+        device=device,
+        repeats=repeats,
+        work=_count_work(settings, device),
+        copy_rate=_copy_rate(device),
+    )
+    rates = []
     for runs in together:
         engine = replace(choose_engine(device), together=runs)
         try:
-            timed.append(_rate(cell, runs, engine, "", device, repeats, work, copied))
-        except torch.OutOfMemoryError:  # more than this card holds: what was timed stays
+            rates.append(measure_rate(runs, engine, ""))
+        except torch.OutOfMemoryError:  # more runs than the card holds: keep what was timed
             break
         if runs == COMPARED and device.type == "cuda":
-            for name in ("resident", "compile", "graph", "tf32"):
-                on: dict[str, Any] = {name: not getattr(engine, name)}
-                change = f"{'with' if on[name] else 'without'} {name}"
-                timed.append(
-                    _rate(cell, runs, replace(engine, **on), change, device, repeats, work, copied)
-                )
-    return timed
+            for feature in ("resident", "compile", "graph", "tf32"):
+                is_on = getattr(engine, feature)
+                switched = replace(engine, **{feature: not is_on})
+                change = f"{'without' if is_on else 'with'} {feature}"
+                rates.append(measure_rate(runs, switched, change))
+    return rates
 
 
-def _rate(
+def _measure_rate(
     cell: str,
     runs: int,
     engine: Engine,
@@ -115,31 +122,46 @@ def _rate(
     device: torch.device,
     repeats: int,
     work: tuple[float, float],
-    copied: float,
+    copy_rate: float,
 ) -> Rate:
+    """Time a number of runs with one engine.
+
+    Args:
+        cell: key of CELLS.
+        runs: how many train side by side.
+        engine: for all of them.
+        change: how the engine differs from the default; "" if it does not.
+        device: CPU or GPU.
+        repeats: rounds.
+        work: operations and bytes of one run's gradient, see `_count_work`.
+        copy_rate: of the device, bytes per second.
+    """
     settings = CELLS[cell][1]
-    rounds, measured, held = _timed(settings, runs, engine, device, repeats, measures=not change)
+    rounds, measuring_seconds, memory = _time_rounds(
+        settings, runs, engine, device, repeats, measures=not change
+    )
+    # Free this cohort's memory: the next one, and the matrix rate, need it.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     seconds, low, high = (float(value) for value in np.quantile(rounds, [0.5, 0.25, 0.75]))
-    operations, traffic = (runs * amount / seconds for amount in work)
+    operations_rate, traffic_rate = (runs * amount / seconds for amount in work)
     return Rate(
         cell,
         runs,
         change,
-        seconds * 1e3,
-        low * 1e3,
-        high * 1e3,
-        runs / seconds,
-        operations / _matrix_rate(device, engine.tf32),
-        traffic / copied,
-        held,
-        measured / (seconds * settings.epoch_iterations),
+        ms=seconds * 1e3,
+        ms_low=low * 1e3,
+        ms_high=high * 1e3,
+        rate=runs / seconds,
+        matrix_share=operations_rate / _matrix_rate(device, engine.tf32),
+        copy_share=traffic_rate / copy_rate,
+        memory=memory,
+        measuring=measuring_seconds / (seconds * settings.epoch_iterations),
     )
 
 
-def _timed(
+def _time_rounds(
     settings: Settings,
     runs: int,
     engine: Engine,
@@ -147,79 +169,93 @@ def _timed(
     repeats: int,
     measures: bool,
 ) -> tuple[list[float], float, float]:
-    """Seconds per iteration in each round; seconds of an epoch's measures; the allocator's peak in GiB."""
+    """Train some rounds.
+
+    Returns:
+        Seconds per iteration in each round; seconds of an epoch's measures, NaN if not asked for;
+        the allocator's peak in GiB, NaN on a CPU.
+    """
     length = 50 if device.type == "cuda" else 1  # iterations per round
-    cohort = _cohort(
-        replace(settings, iterations=length, epoch_iterations=length), runs, engine, device
-    )
+    settings_of_round = replace(settings, iterations=length, epoch_iterations=length)
+    cohort = _new_cohort(settings_of_round, runs, engine, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    rounds = [_seconds(lambda: _train(cohort), device) / length for _ in range(repeats + 1)]
-    measured = _measuring(cohort, settings, device) if measures else float("nan")
-    held = (
-        torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
-    )
-    return rounds[1:], measured, held  # the first round warms up
+    rounds = [
+        _elapsed_seconds(lambda: _train_round(cohort), device) / length for _ in range(repeats + 1)
+    ]
+    measuring_seconds = _time_measures(cohort, settings, device) if measures else float("nan")
+    memory = float("nan")
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device) / 2**30
+    return rounds[1:], measuring_seconds, memory  # the first round warms up
 
 
-def _train(cohort: cohorts.Cohort) -> None:
-    """One round. Raises DivergedError: what ended early would look fast."""
+def _train_round(cohort: cohorts.Cohort) -> None:
+    """Train one round. Raises DivergedError: a run that ends early would look fast."""
     with tqdm(disable=True) as bar:
         for outcome in cohort.train(bar):
             if isinstance(outcome, cohorts.DivergedError):
                 raise outcome
 
 
-def _cohort(settings: Settings, runs: int, engine: Engine, device: torch.device) -> cohorts.Cohort:
-    """Untrained runs that differ by seeds, on images of the settings' shape."""
-    pool = _images(settings)
+def _new_cohort(
+    settings: Settings, runs: int, engine: Engine, device: torch.device
+) -> cohorts.Cohort:
+    """A cohort of untrained runs that differ by seed, on images of the settings' shape."""
+    images = _training_images(settings)
     states = []
     for seed in range(runs):
-        chosen = replace(settings, seed=seed)
-        net = training.new_network(chosen, pool)
-        states.append(
-            State(
-                chosen, net, torch.optim.Adam(net.parameters(), lr=settings.outer_lr), {}, epoch=0
-            )
-        )
-    on_device = cohorts.TrainingImages([pool], device, engine.resident)
-    return cohorts.Cohort(states, [pool] * runs, on_device, device, engine)
+        seeded = replace(settings, seed=seed)
+        net = training.new_network(seeded, images)
+        adam = torch.optim.Adam(net.parameters(), lr=settings.outer_lr)
+        states.append(State(seeded, net, adam, {}, epoch=0))
+    on_device = cohorts.TrainingImages([images], device, engine.resident)
+    return cohorts.Cohort(states, [images] * runs, on_device, device, engine)
 
 
-def _images(settings: Settings) -> ImageSet:
-    """Printed characters for 28x28 grey; random pixels, as many as mini-ImageNet's training set, for 84x84 colour."""
+def _training_images(settings: Settings) -> ImageSet:
+    """Printed characters for 28x28 grey; random pixels for 84x84 colour.
+
+    There are as many random images as in mini-ImageNet's training set.
+    """
     if settings.dataset == "mini-imagenet":
-        pixels = np.random.default_rng(0).integers(
-            0, 256, (64, 600, *DATASETS["mini-imagenet"].shape), np.uint8
-        )
+        shape = (64, 600, *DATASETS["mini-imagenet"].shape)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return ImageSet("random", "train", pixels, tuple(map(str, range(64))), "")
     return image_sets.load_images("glyphs", "train")
 
 
-def _measuring(cohort: cohorts.Cohort, settings: Settings, device: torch.device) -> float:
+def _time_measures(cohort: cohorts.Cohort, settings: Settings, device: torch.device) -> float:
     """Seconds of one epoch's measures of all runs."""
-    pool = _images(settings)
+    images = _training_images(settings)
     test, valid = (
-        training.fixed_tasks(settings, pool, settings.test_tasks, stream).to(device)
+        training.fixed_tasks(settings, images, settings.test_tasks, stream).to(device)
         for stream in (cohorts.TEST, cohorts.VALID)
     )
     runs = [state.settings for state in cohort.states]
-    return _seconds(lambda: measure_together(cohort.net, cohort.theta, test, valid, runs), device)
+    return _elapsed_seconds(
+        lambda: measure_together(cohort.net, cohort.theta, test, valid, runs), device
+    )
 
 
-def _work(settings: Settings, device: torch.device) -> tuple[float, float]:
-    """Of one run's gradient by the plain engine: operations of its matrix products, and bytes read and written."""
-    cohort = _cohort(replace(settings, epoch_iterations=1, iterations=1), 1, Engine(), device)
-    drawn = cohort._draw([0])
+def _count_work(settings: Settings, device: torch.device) -> tuple[float, float]:
+    """Work of one run's gradient by the plain engine.
+
+    Returns:
+        Operations of its matrix products; bytes that its operations read and write.
+    """
+    one_iteration = replace(settings, epoch_iterations=1, iterations=1)
+    cohort = _new_cohort(one_iteration, 1, Engine(), device)
+    batch = cohort._draw([0])
     with FlopCounterMode(display=False) as counter:
-        cohort.gradient(*drawn)
-    with _Traffic() as traffic:
-        cohort.gradient(*drawn)
+        cohort.gradient(*batch)
+    with _TrafficCounter() as traffic:
+        cohort.gradient(*batch)
     return counter.get_total_flops(), traffic.bytes
 
 
-class _Traffic(TorchDispatchMode):
-    """Inside, `bytes` sums what operations read and write: views move nothing."""
+class _TrafficCounter(TorchDispatchMode):
+    """In its block, `bytes` sums what operations read and write; views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -234,22 +270,24 @@ class _Traffic(TorchDispatchMode):
 
 
 def _matrix_rate(device: torch.device, tf32: bool) -> float:
-    """Operations per second of a product of two large matrices, float32 or TF32."""
+    """Operations per second of a product of two large matrices, in float32 or TF32."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = torch.rand(2, side, side, device=device)
     with precision(tf32):
-        return 2 * side**3 / min(_seconds(lambda: a @ b, device) for _ in range(6))
+        fastest = min(_elapsed_seconds(lambda: a @ b, device) for _ in range(6))
+    return 2 * side**3 / fastest
 
 
 def _copy_rate(device: torch.device) -> float:
     """Bytes per second, read and written, of a copy of a large tensor."""
-    a = torch.rand(2**28 if device.type == "cuda" else 2**24, device=device)
-    b = torch.empty_like(a)
-    return 2 * a.numel() * 4 / min(_seconds(lambda: b.copy_(a), device) for _ in range(6))
+    source = torch.rand(2**28 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    fastest = min(_elapsed_seconds(lambda: target.copy_(source), device) for _ in range(6))
+    return 2 * source.numel() * 4 / fastest
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """By the clock on a GPU, this process's CPU time on a CPU."""
+def _elapsed_seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a call: by the clock on a GPU, this process's CPU time on a CPU."""
     if device.type != "cuda":
         began = time.process_time()
         call()

@@ -1,8 +1,8 @@
-"""One meta-gradient and the Hessian norm, by metanb and by its peers, timed in turns."""
+"""Times and errors of one meta-gradient and of Hessian norms, by metanb and by its peers."""
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,38 +27,32 @@ from metanb.settings import Settings, preset
 
 UNITS: dict[str, tuple[str, Settings]] = {
     "U1": (
-        "Omniglot 5-way 1-shot, 32 tasks, 1 step, 1 query image a class",
+        "Omniglot 5-way 1-shot, 32 tasks, 1 step, 1 query image per class",
         preset("paper", "omniglot"),
     ),
-    "U2": ("the same with 15 query images a class", preset("paper", "omniglot", queries=15)),
+    "U2": ("the same with 15 query images per class", preset("paper", "omniglot", queries=15)),
     "U3": (
-        "Omniglot 20-way 1-shot, 16 tasks, 5 steps, 1 query image a class",
+        "Omniglot 20-way 1-shot, 16 tasks, 5 steps, 1 query image per class",
         preset("paper", "omniglot", 20),
     ),
     "U4": (
-        "mini-ImageNet 5-way 1-shot, 4 tasks, 5 steps, 15 query images a class",
+        "mini-ImageNet 5-way 1-shot, 4 tasks, 5 steps, 15 query images per class",
         preset("paper", "mini-imagenet"),
     ),
 }
 
-
-OURS, BASE, HESSIAN_BASE = (
-    "metanb",
-    "higher, one task at a time",
-    "PyHessian, at most 20 iterations",
-)
-
-
+# Names of candidates; the peers' are keys of peers.PEERS and peers.HESSIAN_PEERS.
+OURS = "metanb"
+BASE = "higher, one task at a time"
+HESSIAN_BASE = "PyHessian, at most 20 iterations"
 VMAP = "torch.func vmap, own batch norm"
 
-
 HESSIAN_TASKS = 16
+CHECKED_TASKS = 6  # tasks per unit whose gradients are compared one by one
+WRONG = 1e-9  # relative error in float64 above which a gradient is wrong, not only rounded
 
-
-CHECKED_TASKS = 6  # of a unit, whose gradients are compared one by one
-
-
-WRONG = 1e-9  # relative error in float64 above which a gradient is not rounded but wrong
+# A network, and a call that leaves the meta-gradient in it.
+Candidate = tuple[torch.nn.Module, Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -71,13 +65,13 @@ class Timing:
         candidate: metanb or a peer.
         ms, ms_low, ms_high: median and quartiles of the time, milliseconds.
         ratio: the base's median divided by this one: how many times as fast. The base of "H" is
-            PyHessian, without which the ratio is NaN.
-        error: relative error in float32: the median over single tasks' gradients, or the worst
-            task's Hessian norm.
-        error64: the worst over single tasks' gradients in float64: rounding, or a wrong method. NaN
-            for "H".
-        share: of the best convolution rate seen on this machine, counting the base's operations;
-            NaN for "H".
+            PyHessian; where it is not installed, the ratio is NaN.
+        error: relative error in float32: the median over single tasks' gradients, or the largest
+            over tasks' Hessian norms.
+        error64: the largest relative error of single tasks' gradients in float64, which tells
+            rounding from a wrong method. NaN for "H".
+        share: the rate at which the base's operations are done, as a share of the best convolution
+            rate of this machine; NaN for "H".
     """
 
     unit: str
@@ -98,184 +92,209 @@ def time_gradients(
     """Time one meta-gradient of the unit by metanb and by every peer that is installed."""
     settings = replace(UNITS[unit][1], algorithm="fomaml" if first_order else "maml")
     tasks = unit_tasks(settings, settings.meta_batch, device)
-    net = _net(settings, tasks)
-    errors = _errors(net, tasks[:CHECKED_TASKS], settings)
-    calls = {name: call for name, (_, call) in _candidates(net, tasks, settings).items()}
+    net = _seeded_network(settings, tasks)
+    errors = _gradient_errors(net, tasks[:CHECKED_TASKS], settings)
+    candidates = _gradient_candidates(net, tasks, settings)
+    calls = {name: call for name, (_, call) in candidates.items()}
     with FlopCounterMode(display=False) as counter:
         calls[BASE]()
-    seconds = _alternate(calls, repeats, device)
-    share = {
-        name: counter.get_total_flops() / np.median(times) / rate for name, times in seconds.items()
-    }
+    seconds = _time_in_turns(calls, repeats, device)
+    operations = counter.get_total_flops()
+    shares = {name: operations / np.median(times) / rate for name, times in seconds.items()}
     order = "first" if first_order else "second"
-    return _timings(unit, order, seconds, BASE, errors[torch.float32], errors[torch.float64], share)
+    return _summarise(
+        unit, order, seconds, BASE, errors[torch.float32], errors[torch.float64], shares
+    )
 
 
-def _errors(net: ConvNet, tasks: Tasks, settings: Settings) -> dict[torch.dtype, dict[str, float]]:
-    """Each candidate's relative error over single tasks: the median in float32, where a ReLU may flip; or the worst."""
-    found: dict[torch.dtype, dict[str, list[float]]] = {torch.float64: {}, torch.float32: {}}
+def _gradient_errors(
+    net: ConvNet, tasks: Tasks, settings: Settings
+) -> dict[torch.dtype, dict[str, float]]:
+    """Each candidate's relative error over single tasks, by precision.
+
+    In float32, where a ReLU may flip, it is the median; in float64 the largest.
+    """
+    # float64 first: the network ends in float32.
+    errors: dict[torch.dtype, dict[str, list[float]]] = {torch.float64: {}, torch.float32: {}}
     for task in tasks.split(1):
         exact = peers.exact_gradient(net, task, settings)
-        for dtype, errors in found.items():
-            for name, (model, call) in _candidates(
-                net.to(dtype), _cast(task, dtype), settings
-            ).items():
+        for dtype, by_candidate in errors.items():
+            candidates = _gradient_candidates(net.to(dtype), _cast_images(task, dtype), settings)
+            for name, (model, call) in candidates.items():
                 call()
-                error = (peers.gradient(model).cpu().double() - exact).norm() / exact.norm()
-                errors.setdefault(name, []).append(float(error))
-    pick: dict[torch.dtype, Callable[..., Any]] = {torch.float64: max, torch.float32: np.median}
+                difference = peers.gradient(model).cpu().double() - exact
+                by_candidate.setdefault(name, []).append(float(difference.norm() / exact.norm()))
     return {
-        dtype: {name: float(pick[dtype](e)) for name, e in errors.items()}
-        for dtype, errors in found.items()
+        torch.float64: {name: max(values) for name, values in errors[torch.float64].items()},
+        torch.float32: {
+            name: float(np.median(values)) for name, values in errors[torch.float32].items()
+        },
     }
 
 
-def _candidates(
-    net: ConvNet, tasks: Tasks, settings: Settings
-) -> dict[str, tuple[torch.nn.Module, Callable[[], None]]]:
-    """Each candidate's network, and a call that leaves the meta-gradient in it."""
-    how, first_order = (settings.inner_lr, settings.inner_steps), settings.first_order
-    chunk = chunk_size(settings, tasks.support_x.device)
+def _gradient_candidates(net: ConvNet, tasks: Tasks, settings: Settings) -> dict[str, Candidate]:
+    """Candidates by name: metanb, and every installed peer that supports the order."""
+    lr = settings.inner_lr
+    steps = settings.inner_steps
+    first_order = settings.first_order
+    device = tasks.support_x.device
+    chunk = chunk_size(settings, device)
 
-    def replayed(*tensors: Tensor) -> None:
+    def compute_ours(*tensors: Tensor) -> None:
         net.zero_grad(set_to_none=True)
         meta_gradient(
-            net, Tasks(*tensors), *how, first_order=first_order, adapt_norm=True, chunk=chunk
+            net, Tasks(*tensors), lr, steps, first_order=first_order, adapt_norm=True, chunk=chunk
         )
 
-    ours = partial(Replayed(replayed, tasks.support_x.device), *tasks.tensors())
+    def compute_by_peer(peer: peers.Peer, plain: torch.nn.Module) -> None:
+        plain.zero_grad()
+        peer(plain, tasks, lr, steps, first_order)
 
-    def theirs(peer: peers.Peer, plain: torch.nn.Module) -> Callable[[], None]:
-        def call() -> None:
-            plain.zero_grad()
-            peer(plain, tasks, *how, first_order)
-
-        return call
-
-    found: dict[str, tuple[torch.nn.Module, Callable[[], None]]] = {OURS: (net, ours)}
-    for name, (peer, norm, needs, orders) in peers.PEERS.items():
-        if peers.is_installed(needs) and ("first" if first_order else "second") in orders:
+    candidates: dict[str, Candidate] = {
+        OURS: (net, partial(Replayed(compute_ours, device), *tasks.tensors()))
+    }
+    for name, (peer, norm, library, orders) in peers.PEERS.items():
+        if peers.is_installed(library) and ("first" if first_order else "second") in orders:
             plain = peers.plain_net(net, norm)
-            found[name] = (plain, theirs(peer, plain))
-    return found
+            candidates[name] = (plain, partial(compute_by_peer, peer, plain))
+    return candidates
 
 
-def _cast(tasks: Tasks, dtype: torch.dtype) -> Tasks:
+def _cast_images(tasks: Tasks, dtype: torch.dtype) -> Tasks:
     return replace(tasks, support_x=tasks.support_x.to(dtype), query_x=tasks.query_x.to(dtype))
 
 
 def time_hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
-    """Time the Hessian norms of 16 adapted tasks of U1's shape, to a relative error of 1e-3 if one can be asked for."""
+    """Time the Hessian norms of HESSIAN_TASKS adapted tasks of U1's shape.
+
+    The relative error asked for is 1e-3, of peers that can be asked for one.
+    """
     settings = UNITS["U1"][1]
     tasks = unit_tasks(settings, HESSIAN_TASKS, device)
-    net = _net(settings, tasks)
+    net = _seeded_network(settings, tasks)
     chunk = task_stats.tasks_at_once(device)
     params = adapt(net, tasks, settings.inner_lr, settings.inner_steps, first_order=True).detach()
 
-    def ours() -> Iterator[float]:
+    def compute_ours() -> list[float]:
+        norms: list[float] = []
         for part, rows in zip(tasks.split(chunk), params.split(chunk), strict=True):
 
             def loss(params: Tensor, part: Tasks = part) -> Tensor:
                 return losses(net, params, part.support_x, part.support_y)
 
-            yield from hessian.hessian_norms(loss, rows).norms.tolist()
+            norms += hessian.hessian_norms(loss, rows).norms.tolist()
+        return norms
 
-    def theirs(peer: Callable[..., float]) -> Callable[[], list[float]]:
-        return lambda: [peer(*one) for one in each]
-
-    solved = []
+    # For the peers: each task's adapted network, in plain layers, with its support set.
+    adapted = []
     for row in params:
-        adapted = _net(settings, tasks)
-        torch.nn.utils.vector_to_parameters(row, adapted.parameters())
-        solved.append(peers.plain_net(adapted))
-    each = list(zip(solved, tasks.support_x, tasks.support_y, strict=True))
-    calls: dict[str, Callable[[], list[float]]] = {OURS: lambda: list(ours())}
-    for name, (peer, needs) in peers.HESSIAN_PEERS.items():
-        if peers.is_installed(needs):
-            calls[name] = theirs(peer)
-    truth = np.array([peers.exact_norm(*one) for one in each])
+        copy = _seeded_network(settings, tasks)
+        torch.nn.utils.vector_to_parameters(row, copy.parameters())
+        adapted.append(peers.plain_net(copy))
+    solutions = list(zip(adapted, tasks.support_x, tasks.support_y, strict=True))
+
+    def compute_by_peer(peer: Callable[..., float]) -> list[float]:
+        return [peer(*solution) for solution in solutions]
+
+    calls: dict[str, Callable[[], list[float]]] = {OURS: compute_ours}
+    for name, (peer, library) in peers.HESSIAN_PEERS.items():
+        if peers.is_installed(library):
+            calls[name] = partial(compute_by_peer, peer)
+
+    exact = np.array(compute_by_peer(peers.exact_norm))
     errors = {
-        name: float(np.max(np.abs(np.array(call()) / truth - 1))) for name, call in calls.items()
+        name: float(np.max(np.abs(np.array(call()) / exact - 1))) for name, call in calls.items()
     }
-    seconds = _alternate(calls, repeats, device)
+    seconds = _time_in_turns(calls, repeats, device)
     unknown = dict.fromkeys(seconds, float("nan"))
-    return _timings("H", "", seconds, HESSIAN_BASE, errors, unknown, unknown)
+    return _summarise("H", "", seconds, HESSIAN_BASE, errors, unknown, unknown)
 
 
 def time_measuring(device: torch.device) -> float:
-    """Seconds that one epoch's measures take at U1's settings, on as many tasks as a run has."""
+    """Seconds of one epoch's measures at U1's settings, on as many tasks as a run has."""
     settings = UNITS["U1"][1]
     shape = replace(settings, queries=settings.test_queries)
     test, valid = (unit_tasks(shape, settings.test_tasks, device) for _ in range(2))
-    net = _net(settings, test)
-    return _alternate({"": lambda: measure(net, test, valid, settings)}, 1, device)[""][0]
+    net = _seeded_network(settings, test)
+    seconds = _time_in_turns({"": lambda: measure(net, test, valid, settings)}, 1, device)
+    return seconds[""][0]
 
 
 def unit_tasks(settings: Settings, n_tasks: int, device: torch.device) -> Tasks:
-    """Tasks of the settings' shape: printed characters for 28x28 grey, random pixels for 84x84 colour."""
+    """Tasks of the settings' shape.
+
+    Images of 28x28 grey are printed characters; images of 84x84 colour are random pixels.
+    """
     rng = np.random.default_rng(0)
     if settings.dataset == "mini-imagenet":
-        pool = image_sets.ImageSet(
-            "random",
-            "train",
-            rng.integers(0, 256, (10, 20, *DATASETS["mini-imagenet"].shape), np.uint8),
-            tuple("0123456789"),
-            "",
-        )
+        shape = (10, 20, *DATASETS["mini-imagenet"].shape)
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        pool = image_sets.ImageSet("random", "train", pixels, tuple("0123456789"), "")
     else:
         pool = image_sets.load_images("glyphs", "train")
-    return sample_tasks(pool, n_tasks, settings.ways, settings.shots, settings.queries, rng).to(
-        device
-    )
+    tasks = sample_tasks(pool, n_tasks, settings.ways, settings.shots, settings.queries, rng)
+    return tasks.to(device)
 
 
 def best_rate(device: torch.device) -> float:
-    """The best float32 rate of a 3x3 convolution on this machine, in operations a second, over a few easy shapes."""
+    """The best float32 rate of a 3x3 convolution here, in operations per second.
+
+    It is the best over a few shapes that suit most machines.
+    """
     best = 0.0
     for batch, channels, side in ((64, 64, 28), (32, 128, 28), (64, 128, 14)):
-        x, weight = (
-            torch.rand(batch, channels, side, side, device=device),
-            torch.rand(channels, channels, 3, 3, device=device),
-        )
-        seconds = _alternate({"": partial(F.conv2d, x, weight, padding=1)}, 10, device)[""]
+        x = torch.rand(batch, channels, side, side, device=device)
+        weight = torch.rand(channels, channels, 3, 3, device=device)
+        seconds = _time_in_turns({"": partial(F.conv2d, x, weight, padding=1)}, 10, device)[""]
         best = max(best, 2 * batch * channels * channels * 9 * side * side / min(seconds))
     return best
 
 
-def _net(settings: Settings, tasks: Tasks) -> ConvNet:
+def _seeded_network(settings: Settings, tasks: Tasks) -> ConvNet:
+    """A network for these tasks, on their device, with the seed's weights."""
     torch.manual_seed(settings.seed)
-    return ConvNet(tuple(tasks.support_x.shape[2:]), settings.ways, settings.filters).to(
-        tasks.support_x.device
-    )
+    net = ConvNet(tuple(tasks.support_x.shape[2:]), settings.ways, settings.filters)
+    return net.to(tasks.support_x.device)
 
 
-def _alternate(
+def _time_in_turns(
     calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each call, in turns; the first round warms up and does not count."""
+    """Seconds of each call in each round; the first round warms up and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    gc.freeze()  # what is there now is not garbage, and need not be looked through each time
+    gc.freeze()  # objects that exist now are no garbage: each collection skips them
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            gc.collect()  # higher leaves reference cycles: nobody pays for another's
-            if device.type == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                call()
-                end.record()
-                torch.cuda.synchronize()
-                seconds[name].append(start.elapsed_time(end) / 1e3)
-            else:
-                began = time.process_time()
-                call()
-                seconds[name].append(time.process_time() - began)
+            gc.collect()  # higher leaves reference cycles: no other call pays for them
+            seconds[name].append(_time_call(call, device))
     gc.unfreeze()
     return {name: times[1:] for name, times in seconds.items()}
 
 
-def _timings(
-    unit: str, order: str, seconds: dict[str, list[float]], base: str, *columns: dict[str, float]
+def _time_call(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a call: by device events on a GPU, this process's CPU time on a CPU."""
+    if device.type != "cuda":
+        began = time.process_time()
+        call()
+        return time.process_time() - began
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _summarise(
+    unit: str,
+    order: str,
+    seconds: dict[str, list[float]],
+    base: str,
+    errors: dict[str, float],
+    errors64: dict[str, float],
+    shares: dict[str, float],
 ) -> list[Timing]:
+    """One Timing per candidate, from its times in all rounds and its errors."""
     quartiles = {
         name: np.quantile(times, [0.5, 0.25, 0.75]) * 1e3 for name, times in seconds.items()
     }
@@ -284,8 +303,14 @@ def _timings(
         Timing(
             unit,
             order,
-            name,
-            *map(float, [*ms, base_ms / ms[0], *(column[name] for column in columns)]),
+            candidate=name,
+            ms=float(ms),
+            ms_low=float(low),
+            ms_high=float(high),
+            ratio=float(base_ms / ms),
+            error=float(errors[name]),
+            error64=float(errors64[name]),
+            share=float(shares[name]),
         )
-        for name, ms in quartiles.items()
+        for name, (ms, low, high) in quartiles.items()
     ]

@@ -1,0 +1,521 @@
+"""The command line: `metanb train`, `grid`, `claims`, `run`, `bench`, `data`.
+
+Modules that import torch take seconds to load, so each command imports them itself.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TextIO, get_args
+
+import click
+
+from metanb.data import image_sets
+from metanb.files import DiskError
+from metanb.grids import definitions, progress
+from metanb.grids.definitions import Planned
+from metanb.runs import store
+from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, from_dict, preset
+
+SHOWN_MEASURES = [
+    "query_accuracy",
+    "hessian_norm",
+    "support_loss",
+    "distance",
+    "trajectory_coherence",
+    "gradient_coherence",
+]
+# the keys of bench.timing.UNITS, the Hessian norms, and the keys of bench.throughput.CELLS
+BENCH_UNITS = ["U1", "U2", "U3", "U4", "H", "R1", "R2"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="metanb")
+def cli() -> None:
+    """Train, measure and judge gradient-based meta-learning, and run the book's notebooks."""
+
+
+def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per setting; an option left out takes the scale's value."""
+    for field in reversed(fields(Settings)):
+        flag = f"--{field.name.replace('_', '-')}"
+        meaning = field.metadata["help"]
+        if isinstance(field.default, bool):
+            option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=meaning)
+        elif field.name in CHOICES:
+            option = click.option(flag, type=click.Choice(CHOICES[field.name]), help=meaning)
+        else:
+            low, high = RANGES[field.name]
+            help_text = f"{meaning} [{low:,} to {high:,}]"
+            option = click.option(flag, type=type(field.default), help=help_text)
+        command = option(command)
+    return command
+
+
+@cli.command("train")
+@click.option(
+    "--scale",
+    type=click.Choice(get_args(Scale)),
+    help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's own, hours on a GPU  "
+    "[default: smoke]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, or auto: a GPU where there is one",
+)
+@click.option(
+    "--until",
+    metavar="ITERATIONS",
+    type=click.IntRange(min=1),
+    help="stop after the epoch that reaches this iteration; the record says how far the run got",
+)
+@click.option(
+    "--runs",
+    "file",
+    type=click.File(),
+    help="a file with a run's settings.json, or with a JSON list of several; -: standard input",
+)
+@click.option(
+    "--together",
+    metavar="RUNS",
+    type=click.IntRange(min=1),
+    help="how many runs that differ only by seed train in one batch  "
+    "[default: 10 on a GPU, 1 on a CPU]",
+)
+@_add_settings_options
+def train_command(
+    scale: Scale | None,
+    device: str,
+    until: int | None,
+    file: TextIO | None,
+    together: int | None,
+    **options: Any,
+) -> None:
+    """Train runs and record them.
+
+    An interrupted run continues from its last epoch; a recorded run is read, not trained again.
+    """
+    from metanb.runs.experiment import run_all
+
+    given = {name: value for name, value in options.items() if value is not None}
+    runs = _read_runs(file, scale, given) if file else [_settings_from_options(scale, given)]
+    for settings in runs:
+        length = f"{settings.iterations} iterations, {settings.epochs} epochs"
+        click.echo(f"run {settings.id}: {length}", err=True)
+    for record in run_all(runs, device, until, together):
+        by_epoch = record.measures.pivot(index="epoch", columns="measure", values="mean")
+        first_and_last = by_epoch[SHOWN_MEASURES].iloc[[0, -1]]
+        click.echo(first_and_last.to_string(float_format="%.4g"))
+        click.echo(f"record: {record.path}")
+
+
+def _settings_from_options(scale: Scale | None, given: Mapping[str, Any]) -> Settings:
+    """The settings of one run; the data set is glyphs where none is given."""
+    return preset(scale or "smoke", **{"dataset": "glyphs", **given})
+
+
+def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> list[Settings]:
+    """Read the settings in a file: one run's, or a list.
+
+    Raises:
+        click.UsageError: the file holds no settings, or options name settings, too.
+    """
+    options = sorted(given) + ["scale"] * bool(scale)
+    if options:
+        flag = options[0].replace("_", "-")
+        raise click.UsageError(f"--runs names every setting: leave out --{flag}")
+    try:
+        values = json.load(file)
+        runs = values if isinstance(values, list) else [values]
+        if not runs or not all(isinstance(run, dict) for run in runs):
+            raise ValueError("it holds no settings")
+    except ValueError as error:  # bad JSON and bad UTF-8, too
+        raise click.UsageError(
+            f"--runs {file.name}: {error}: give a record's settings.json, or a JSON list of several"
+        ) from None
+    return [from_dict(run) for run in runs]
+
+
+@cli.command("grid")
+@click.argument("name", metavar="GRID", type=click.Choice(list(definitions.GRIDS)))
+@click.option(
+    "--list",
+    "only_list",
+    is_flag=True,
+    help="list the runs, which of them are recorded, and the time they take; train nothing",
+)
+@click.option(
+    "--only",
+    metavar="PATTERN",
+    multiple=True,
+    help="only runs whose group or id matches, as in 'base' or '*-5w1s-*'; "
+    "may be repeated: runs of the first pattern come first",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="processes at a time  [default: 2 on a CPU, 1 on a GPU]",
+)
+@click.option(
+    "--together",
+    metavar="RUNS",
+    type=click.IntRange(min=1),
+    help="how many runs that differ only by seed train in one batch  "
+    "[default: 10 on a GPU, 1 on a CPU]",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
+@click.option(
+    "--until",
+    metavar="ITERATIONS",
+    type=click.IntRange(min=1),
+    help="stop each run after the epoch that reaches this iteration",
+)
+@click.option(
+    "--budget",
+    metavar="MINUTES",
+    type=click.FloatRange(min=0),
+    default=float("inf"),
+    help="stop after this time, and record the runs in progress as far as they got; "
+    "0: train nothing",
+)
+@click.option(
+    "--import",
+    "archives",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="first import the runs of an archive, or of a folder of archives",
+)
+@click.option(
+    "--keep-weights",
+    is_flag=True,
+    help="at the end keep the trained weights of one run per cell of group 'base' beside "
+    "its record in the store; to publish them, copy the record's folder",
+)
+@click.option(
+    "--export",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="at the end pack the store's records, kept weights and unfinished checkpoints "
+    "into a folder",
+)
+def grid_command(
+    name: str,
+    only_list: bool,
+    only: tuple[str, ...],
+    processes: int | None,
+    together: int | None,
+    device: str,
+    until: int | None,
+    budget: float,
+    archives: tuple[Path, ...],
+    keep_weights: bool,
+    export: Path | None,
+) -> None:
+    """Train the missing runs of a grid.
+
+    A grid is the set of all runs behind the book's results at one scale.
+    """
+    from metanb.grids import runner
+
+    # Refuse contradictions before anything is read or written.
+    if only_list and (export or keep_weights):
+        raise click.UsageError(
+            "--list only lists: to keep weights or to export, give --budget 0 instead"
+        )
+    default_together = runner.together_on(device)
+    together = together or default_together
+    processes = processes or (1 if default_together > 1 else 2)
+    planned = definitions.select_runs(definitions.GRIDS[name](), *only)
+    plain = [run.settings for run in planned if run.group == "base"]
+    if keep_weights and not plain:
+        raise click.UsageError("--keep-weights is for runs of group 'base': --only leaves none")
+
+    _import_archives(archives)
+    if only_list:
+        _list_grid(planned, device, processes, together, until)
+        return
+    failed: list[str] = []
+    if budget:
+        failed = runner.run_grid(planned, processes, device, click.echo, budget, until, together)
+    if keep_weights:
+        _keep_weights(plain)
+    if export:
+        _export_runs(planned, export, name)
+    if failed:
+        raise click.ClickException(
+            f"{len(failed)} of {len(planned)} runs failed: {'; '.join(failed)}"
+        )
+
+
+def _import_archives(paths: Sequence[Path]) -> None:
+    """Import the runs of archives, and of all archives in folders, into the store."""
+    if not paths:
+        return
+    from metanb.runs import archive
+
+    for path in paths:
+        for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
+            for line in archive.unpack_runs(file):
+                click.echo(f"imported: {line}")
+
+
+def _list_grid(
+    planned: Sequence[Planned], device: str, processes: int, together: int, until: int | None
+) -> None:
+    """Print one row per run, and how long the missing runs take."""
+    from metanb.grids import hours
+
+    recorded = progress.find_recorded(planned)
+    missing = progress.find_missing(planned, recorded, until)
+    timings = hours.Timings(hours.recorded_anywhere())
+    kind = timings.kind_here(device)
+    at_a_time = processes if kind == hours.CORE else processes * together
+    table = progress.grid_table(planned, recorded, timings, kind, at_a_time)
+    click.echo(table.to_string(index=False))
+    count = f"{len(planned)} runs, {len(planned) - len(missing)} recorded"
+    if missing:
+        left = timings.time_left(missing, recorded, kind, at_a_time, until).describe(at_a_time)
+        click.echo(f"{count}; the others take {left}")
+    else:
+        click.echo(f"{count}, which is all")
+
+
+def _keep_weights(runs: Sequence[Settings]) -> None:
+    """Keep the trained weights of one run per cell."""
+    from metanb.runs import weights
+
+    for line in weights.keep_one_per_cell(runs):
+        click.echo(line)
+
+
+def _export_runs(planned: Sequence[Planned], folder: Path, name: str) -> None:
+    """Pack what the store has of a grid into archives."""
+    from metanb.runs import archive
+
+    for path in archive.pack_runs([run.settings for run in planned], folder, name):
+        click.echo(f"exported: {path}")
+
+
+@cli.command("claims")
+@click.option(
+    "--json", "as_json", is_flag=True, help="print JSON: a list of objects, with all details"
+)
+@click.option(
+    "--records",
+    "folders",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="folders of records  [default: results/ of a checkout, and the local store]",
+)
+def claims_command(as_json: bool, folders: tuple[Path, ...]) -> None:
+    """Print a verdict on each claim of the paper.
+
+    The ledger has one row per claim and cell of recorded runs: its effect and its verdict.
+    """
+    from metanb.claims import rules, verdicts
+    from metanb.runs import records
+
+    places = folders or tuple(store.record_folders())
+    recorded = records.read_records(*(place for place in places if place.is_dir()))
+    if not recorded:
+        raise click.ClickException(
+            f"no recorded run in {', '.join(map(str, places))}: make some with metanb grid quick"
+        )
+    rows = rules.judge(recorded)
+    short = sum(run.epochs < rules.MIN_EPOCHS for run in recorded)
+    if short:
+        click.echo(f"left out: {short} runs of fewer than {rules.MIN_EPOCHS} epochs", err=True)
+    if as_json:
+        click.echo(verdicts.rows_as_json(rows))
+        return
+    click.echo(verdicts.verdict_table(rows, corrected=True).to_string(index=False))
+    click.echo(verdicts.HOLM_MEANING)
+
+
+@cli.command("run")
+@click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "-p",
+    "parameters",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="set a parameter of the notebook; may be repeated",
+)
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="the executed notebook's file  "
+    "[default: NOTEBOOK's name in the current folder, with -out]",
+)
+def run_command(
+    notebook: Path, parameters: tuple[tuple[str, str], ...], output: Path | None
+) -> None:
+    """Execute a notebook with parameters of your own.
+
+    Papermill does it; the notebook itself stays as it is.
+    """
+    try:
+        import papermill
+        from papermill.inspection import inspect_notebook
+    except ImportError as error:
+        raise click.ClickException(
+            "running a notebook needs papermill: pip install 'metanb[book]'"
+        ) from error
+
+    values = _read_parameters(parameters, notebook.name, inspect_notebook(str(notebook)))
+    output = output or Path(f"{notebook.stem}-out.ipynb")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # The notebook runs in its own folder, where a relative path would lead elsewhere.
+    for variable in ("METANB_STORE", "METANB_DATA"):
+        if os.environ.get(variable):
+            os.environ[variable] = str(Path(os.environ[variable]).expanduser().absolute())
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(output), parameters=values, cwd=str(notebook.parent)
+        )
+    except papermill.PapermillExecutionError as error:
+        raise click.ClickException(
+            f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}"
+        ) from None
+    click.echo(f"executed: {output}")
+
+
+def _read_parameters(
+    parameters: Sequence[tuple[str, str]], notebook: str, known: Sequence[str]
+) -> dict[str, Any]:
+    """Read parameters' values as YAML: "[0, 1]" is a list, "3" is a number.
+
+    Raises:
+        click.UsageError: the notebook has no such parameter, or a value cannot be read.
+    """
+    import yaml
+
+    for name, _ in parameters:
+        if name not in known:
+            raise click.UsageError(
+                f"{notebook} has no parameter {name!r}: choose from {', '.join(known)}"
+            )
+    values = {}
+    for name, text in parameters:
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise click.UsageError(
+                f"{name}={text!r} cannot be read: write a word, a number or a [list]"
+            ) from None
+    return values
+
+
+@cli.command("bench")
+@click.option(
+    "--unit",
+    "units",
+    type=click.Choice(BENCH_UNITS),
+    multiple=True,
+    help="may be repeated  [default: all; on a CPU all but R1 and R2]",
+)
+@click.option(
+    "--repeats",
+    default=7,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="rounds; medians are shown",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
+@click.option(
+    "-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="write the result as JSON"
+)
+def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Path | None) -> None:
+    """Time metanb beside `higher` and other libraries.
+
+    Meta-gradients and Hessian norms are timed, and shown with their errors.
+
+    U1: Omniglot 5-way 1-shot. U2: the same with 15 query images per class. U3: Omniglot 20-way
+    1-shot, 5 steps. U4: mini-ImageNet 5-way 1-shot, 5 steps. H: Hessian norms of 16 tasks. R1 and
+    R2: whole iterations per second of 20-way MAML and of first-order MAML on mini-ImageNet, for
+    several runs side by side, and what each feature of the engine contributes.
+
+    The other libraries come with the extra `bench`. Run nothing else on the machine meanwhile; on
+    a CPU use one thread: OMP_NUM_THREADS=1.
+    """
+    from metanb.bench import report, throughput, timing
+    from metanb.runs.machine import resolve_device
+
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    torch_device = resolve_device(device)
+    cells = throughput.CELLS if torch_device.type == "cuda" else ()
+    result = report.run_benchmark(
+        list(units) or [*timing.UNITS, "H", *cells], repeats, torch_device
+    )
+    if result["timings"]:
+        click.echo(report.timings_table(result).to_string(index=False))
+    if result["rates"]:
+        click.echo(report.rates_table(result).to_string(index=False))
+    click.echo(
+        f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}"
+    )
+    if output:
+        report.write_result(result, output)
+        click.echo(f"result: {output}")
+
+
+@cli.group("data")
+def data_group() -> None:
+    """Check or fetch the image sets."""
+
+
+@data_group.command("check")
+@click.argument("dataset", nargs=-1, type=click.Choice(get_args(Dataset)))
+def check_command(dataset: tuple[Dataset, ...]) -> None:
+    """Check that image sets are present and whole.
+
+    All of them are checked where none is named. The exit code is 1 if one is missing or damaged.
+    """
+    failed = False
+    click.echo(f"data root: {image_sets.data_root()}")
+    for name in dataset or get_args(Dataset):
+        try:
+            click.echo(f"{name}: {image_sets.check_images(name)}")
+        except (image_sets.DataError, DiskError) as error:
+            failed = True
+            click.echo(f"{name}: {error}", err=True)
+    sys.exit(1 if failed else 0)
+
+
+@data_group.command("fetch")
+@click.argument("dataset", type=click.Choice(get_args(Dataset)))
+def fetch_command(dataset: Dataset) -> None:
+    """Fetch an image set, as far as its terms allow."""
+    click.echo(f"{dataset}: {image_sets.fetch_images(dataset)}")
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is one line and a non-zero exit code."""
+    # As Ctrl-C does, a scheduler's signal stops the runs of a grid, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(
+            "stopped; a run that was training goes on from its last epoch when asked for again",
+            err=True,
+        )
+        sys.exit(130)
+    except (RuntimeError, ArithmeticError, ValueError, OSError, MemoryError) as error:
+        # metanb's own messages are one line; of torch's, the first line says what happened.
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        click.echo(f"Error: {message}", err=True)
+        sys.exit(1)
