@@ -50,26 +50,7 @@ from metanb.claims.run_stats import (
     trend,
     trend_error,
 )
-from metanb.claims.verdicts import (
-    CONTRARY,
-    CORRELATION,
-    COSINE,
-    LOG_RATIO,
-    MIN_RUNS,
-    NO_BASELINE,
-    NO_CASE,
-    NOT_SEEN,
-    PARTLY,
-    POINTS,
-    POWERLESS,
-    REPRODUCED,
-    TOO_COARSE,
-    TOO_FEW,
-    TOO_SHORT,
-    UNCLEAR,
-    UNJUDGED,
-    Row,
-)
+from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
 from metanb.labels import NAMES
 from metanb.runs.records import Record
 from metanb.settings import differences_from_scale, scale_of
@@ -85,13 +66,13 @@ PEAK_BY = 50  # iterations by which the first epoch must be measured for a first
 FALLING = 4  # epochs that the second half must have before a fall can be seen
 
 
-def verdict_by_interval(found: Interval, runs: int, direction: int) -> str:
+def verdict_by_interval(found: Interval, runs: int, direction: int) -> Verdict:
     """The verdict on an effect of claimed sign `direction`, by its 95 % interval, of `runs` runs."""
     if runs < MIN_RUNS:
-        return TOO_FEW
+        return Verdict.TOO_FEW
     if not (found.low > 0 or found.high < 0):  # NaN, too
-        return NOT_SEEN
-    return REPRODUCED if (found.low > 0) == (direction > 0) else CONTRARY
+        return Verdict.NOT_SEEN
+    return Verdict.REPRODUCED if (found.low > 0) == (direction > 0) else Verdict.CONTRARY
 
 
 def judge(records: Iterable[Record]) -> list[Row]:
@@ -128,7 +109,7 @@ def judge(records: Iterable[Record]) -> list[Row]:
             rows.append(
                 _helps(cell, uncut.get(replace(settings, regulariser="none", gamma=0.0), []))
             )
-    judged = [i for i, row in enumerate(rows) if row.verdict not in UNJUDGED]
+    judged = [i for i, row in enumerate(rows) if row.verdict.is_judged]
     for i, p in zip(judged, holm([rows[i].p for i in judged]), strict=True):
         rows[i] = replace(rows[i], p_holm=float(p))
     return rows
@@ -164,7 +145,7 @@ def _trend(claim: Claim, cell: list[Record], measure: str, variant: str, over: s
         claim,
         cell,
         found,
-        LOG_RATIO,
+        Unit.LOG_RATIO,
         verdict_by_interval(found, len(cell), claim.direction),
         variant=variant,
     )
@@ -191,13 +172,13 @@ def _first_peak(cell: list[Record]) -> Row:
     )
     first = cell[0].settings.epoch_iterations
     if len(cell) < MIN_RUNS:
-        verdict = TOO_FEW
+        verdict = Verdict.TOO_FEW
     elif found.low > 0:
-        verdict = REPRODUCED
+        verdict = Verdict.REPRODUCED
     else:
-        verdict = NOT_SEEN if first <= PEAK_BY else TOO_COARSE
+        verdict = Verdict.NOT_SEEN if first <= PEAK_BY else Verdict.TOO_COARSE
     detail = f"epoch 1 is measured after {first} iterations"
-    return _row(BY_NAME["C1"], cell, found, LOG_RATIO, verdict, detail, "first peak")
+    return _row(BY_NAME["C1"], cell, found, Unit.LOG_RATIO, verdict, detail, "first peak")
 
 
 def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
@@ -223,8 +204,8 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
     found = Interval(math.nan, -math.inf, math.inf, 1.0)
     detail = f"epochs {first + 1} to {cell[0].epochs}"
     if cell[0].epochs - first < FALLING:
-        verdict = TOO_FEW if len(cell) < MIN_RUNS else TOO_SHORT
-        return _row(BY_NAME["C4"], cell, found, LOG_RATIO, verdict, detail, variant)
+        verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.TOO_SHORT
+        return _row(BY_NAME["C4"], cell, found, Unit.LOG_RATIO, verdict, detail, variant)
     test, valid = (
         interval(100 * fitted_change(curve(run, accuracy)[first:]) for run in cell)
         for accuracy in ("query_accuracy", "valid_accuracy")
@@ -241,9 +222,9 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
         detail += f"{tasks} {falls.mean:+.2f} points ({falls.low:+.2f} to {falls.high:+.2f})"
     verdict = verdict_by_interval(found, len(cell), -1)
     if len(cell) >= MIN_RUNS and not (test.high < 0 and valid.high < 0):
-        verdict = NO_CASE
+        verdict = Verdict.NO_CASE
     found = found._replace(p=max(found.p, test.p, valid.p))
-    return _row(BY_NAME["C4"], cell, found, LOG_RATIO, verdict, detail, variant)
+    return _row(BY_NAME["C4"], cell, found, Unit.LOG_RATIO, verdict, detail, variant)
 
 
 def _goes_with(claim: Claim, cell: list[Record]) -> Row:
@@ -289,15 +270,15 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
     )
     detail += f"; so many runs show a true r of {STRONG:g} in {100 * power:.0f} % of cases"
     verdict = verdict_by_interval(found, len(cell), claim.direction)
-    if verdict == REPRODUCED:
+    if verdict == Verdict.REPRODUCED:
         across = 0 if p >= 0.05 else int(np.sign(r))
         if steps.low > 0 and across > 0:
             found = found._replace(p=max(found.p, steps.p, p))
         elif steps.low > 0 and across == 0 and (not enough or power < POWER):
-            verdict = POWERLESS
+            verdict = Verdict.POWERLESS
         else:
-            verdict = PARTLY
-    return _row(claim, cell, found, CORRELATION, verdict, detail)
+            verdict = Verdict.PARTLY
+    return _row(claim, cell, found, Unit.CORRELATION, verdict, detail)
 
 
 def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
@@ -325,7 +306,7 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
     )
     variant = f"{cell[0].settings.test_head} head, beside {NAMES[algorithm]}"
     if min(len(cell), len(other)) < MIN_RUNS:
-        return _row(BY_NAME["C7"], cell, found, COSINE, TOO_FEW, "", variant)
+        return _row(BY_NAME["C7"], cell, found, Unit.COSINE, Verdict.TOO_FEW, "", variant)
     losses = [late_values(cell, measure) for measure in ("support_loss_before", "support_loss")]
     accuracies = [
         np.array([untrained(run, "query_accuracy") for run in cell]),
@@ -334,19 +315,19 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
     fits = interval(np.log(losses[1] / losses[0])).high < 0
     learnt = interval(accuracies[1] - accuracies[0]).low > 0
     if not (fits and learnt):
-        verdict = NO_BASELINE
+        verdict = Verdict.NO_BASELINE
     elif found.high < ORTHOGONAL:
-        verdict = REPRODUCED if beside.low > ORTHOGONAL else PARTLY
+        verdict = Verdict.REPRODUCED if beside.low > ORTHOGONAL else Verdict.PARTLY
     else:
-        verdict = CONTRARY if found.low > ORTHOGONAL else NOT_SEEN
-    if verdict == REPRODUCED:
+        verdict = Verdict.CONTRARY if found.low > ORTHOGONAL else Verdict.NOT_SEEN
+    if verdict == Verdict.REPRODUCED:
         found = found._replace(p=max(found.p, beside.p))
     detail = (
         f"{NAMES[algorithm]}: {beside.mean:.3f} ({beside.low:.3f} to {beside.high:.3f}); adaptation takes the "
         f"baseline's support loss from {losses[0].mean():.2f} to {losses[1].mean():.2f}; its accuracy "
         f"{100 * accuracies[1].mean():.1f} %, untrained {100 * accuracies[0].mean():.1f} %"
     )
-    return _row(BY_NAME["C7"], cell, found, COSINE, verdict, detail, variant, other)
+    return _row(BY_NAME["C7"], cell, found, Unit.COSINE, verdict, detail, variant, other)
 
 
 def _helps(cell: list[Record], base: list[Record]) -> Row:
@@ -386,13 +367,13 @@ def _helps(cell: list[Record], base: list[Record]) -> Row:
     )
     detail = f"accuracy on {tasks}" + (f"; relative move {moves.mean():.3f}" if len(moves) else "")
     verdict = verdict_by_interval(found, len(paired), +1)
-    if verdict == NOT_SEEN and found.high >= PAPER_GAIN:
-        verdict = UNCLEAR
+    if verdict == Verdict.NOT_SEEN and found.high >= PAPER_GAIN:
+        verdict = Verdict.UNCLEAR
     return _row(
         BY_NAME["C8"],
         runs or cell,
         found,
-        POINTS,
+        Unit.POINTS,
         verdict,
         detail,
         variant,
@@ -405,8 +386,8 @@ def _row(
     claim: Claim,
     cell: list[Record],
     found: Interval,
-    unit: str,
-    verdict: str,
+    unit: Unit,
+    verdict: Verdict,
     detail: str = "",
     variant: str = "",
     beside: Iterable[Record] = (),

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -14,27 +15,49 @@ from metanb.labels import NAMES
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
-REPRODUCED, PARTLY = "reproduced", "partly"
-CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
-UNCLEAR = "cannot tell: the paper's gain is possible, too"
-POWERLESS = "cannot tell: too few runs to compare across them"
-NO_CASE = "not testable: accuracy does not fall"
-TOO_COARSE = "not testable: a peak before the first epoch would not be seen"
-TOO_SHORT = "not testable: too few epochs to see a fall"
-NO_BASELINE = "not testable: the finetuned baseline does not work"
-TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
 HOLM_MEANING = (
     "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
     "effect is only noise is at most 5 %."
 )
-# the claim was not put to the test
-UNJUDGED = (TOO_FEW, NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE)
-LOG_RATIO, POINTS, CORRELATION, COSINE = (
-    "log ratio",
-    "percentage points",
-    "correlation r",
-    "mean cosine",
+
+
+class Verdict(StrEnum):
+    """What a cell's runs say about a claim; each verdict is its own text."""
+
+    REPRODUCED = "reproduced"
+    PARTLY = "partly"
+    CONTRARY = "not reproduced: the opposite"
+    NOT_SEEN = "not reproduced"
+    UNCLEAR = "cannot tell: the paper's gain is possible, too"
+    POWERLESS = "cannot tell: too few runs to compare across them"
+    NO_CASE = "not testable: accuracy does not fall"
+    TOO_COARSE = "not testable: a peak before the first epoch would not be seen"
+    TOO_SHORT = "not testable: too few epochs to see a fall"
+    NO_BASELINE = "not testable: the finetuned baseline does not work"
+    TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the claim was put to the test."""
+        return self not in _UNJUDGED
+
+
+_UNJUDGED = (
+    Verdict.TOO_FEW,
+    Verdict.NO_CASE,
+    Verdict.TOO_COARSE,
+    Verdict.TOO_SHORT,
+    Verdict.NO_BASELINE,
 )
+
+
+class Unit(StrEnum):
+    """What an effect is measured in; each unit is its own text."""
+
+    LOG_RATIO = "log ratio"
+    POINTS = "percentage points"
+    CORRELATION = "correlation r"
+    COSINE = "mean cosine"
 
 
 @dataclass(frozen=True)
@@ -52,7 +75,7 @@ class Row:
         p: two-sided, of no effect; for a verdict that needs several findings the largest one.
             p_holm: see HOLM_MEANING.
         runs: number of runs, or of pairs of runs.
-        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR, POWERLESS or one of UNJUDGED.
+        verdict: what the runs say.
         detail: what else the verdict rests on.
         paper: the paper's own figure, where it gives one.
         ids: of the runs.
@@ -69,11 +92,11 @@ class Row:
     effect: float
     low: float
     high: float
-    unit: str
+    unit: Unit
     p: float
     p_holm: float
     runs: int
-    verdict: str
+    verdict: Verdict
     detail: str
     paper: str
     ids: tuple[str, ...]
@@ -111,17 +134,17 @@ class Row:
         values, form = np.array([self.effect, self.low, self.high]), "{} ({} to {})"
         if self.runs < 2:
             values, form = values[:1], "{} (no interval)"
-        if self.unit == LOG_RATIO:
+        if self.unit == Unit.LOG_RATIO:
             with np.errstate(over="ignore"):
                 return "× " + form.format(*(f"{v:.2f}" for v in np.exp(values)))
-        if self.unit == POINTS:
+        if self.unit == Unit.POINTS:
             return form.format(*(f"{v:+.2f}" for v in values)) + " points"
         return form.format(*(f"{v:.3f}" for v in values))
 
     @property
     def shown_unit(self) -> str:
         """What `change` is: a log ratio is shown as a factor, percentage points as a change."""
-        return {LOG_RATIO: "factor", POINTS: "change"}.get(self.unit, self.unit)
+        return {Unit.LOG_RATIO: "factor", Unit.POINTS: "change"}.get(self.unit, self.unit.value)
 
     @property
     def sentence(self) -> str:
@@ -162,7 +185,7 @@ def verdict_table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
             row.change,
             row.runs,
             row.shown_p,
-            row.verdict,
+            row.verdict.value,
             row.paper or "–",
         )
         for row in rows
