@@ -247,7 +247,7 @@ def test_noise_does_not_get_worse(network, tasks):
                         )
                     )
                 counts[rho] += (
-                    rules._flatter_while_worse(runs, "hessian_norm", "").verdict
+                    rules._judge_flatter_while_worse(runs, "hessian_norm", "").verdict
                     == Verdict.REPRODUCED
                 )
     level = 0.05 if tasks else LEVEL
@@ -276,7 +276,8 @@ def test_a_fall_under_shared_tasks_is_seen():
                 for (_, settings), test, valid in zip(KEPT, *sets, strict=False)
             ]
             seen += (
-                rules._flatter_while_worse(runs, "hessian_norm", "").verdict == Verdict.REPRODUCED
+                rules._judge_flatter_while_worse(runs, "hessian_norm", "").verdict
+                == Verdict.REPRODUCED
             )
     assert seen / NOISY > 0.8
 
@@ -364,7 +365,7 @@ def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, le
                     "trajectory_coherence": c + 0.1 * swing,
                 }
                 runs.append(Bare(replace(QUICK, seed=seed), curves))
-            counts[rules._goes_with(paper_claims.BY_NAME["C5"], runs).verdict] += 1
+            counts[rules._judge_correlation(paper_claims.BY_NAME["C5"], runs).verdict] += 1
     assert counts[Verdict.POWERLESS] >= 100 * least
     assert counts[Verdict.PARTLY] <= 25 * (n == 10)
     if n > 3:  # as often as the power says, within four standard errors
@@ -457,7 +458,7 @@ def test_noise_does_not_set_finetuning_apart(ours, theirs):
                     runs[algorithm].append(
                         Bare(replace(QUICK, seed=seed, algorithm=algorithm), curves)
                     )
-            names.append(rules._orthogonal(runs["finetune"], runs["maml"], "maml").verdict)
+            names.append(rules._judge_orthogonality(runs["finetune"], runs["maml"], "maml").verdict)
     assert set(names) <= {Verdict.REPRODUCED, Verdict.PARTLY}
     assert names.count(Verdict.REPRODUCED) / CELLS < LEVEL + ERRORS
 
@@ -596,7 +597,7 @@ def test_more_tasks_show_the_papers_gain_more_often():
                             )
                         )
                     cells_of.append(runs)
-                counts[further] += rules._helps(*cells_of).verdict == Verdict.REPRODUCED
+                counts[further] += rules._judge_regulariser(*cells_of).verdict == Verdict.REPRODUCED
     assert counts[1] / CELLS > 0.9 and counts[0] / CELLS < 0.5
 
 
