@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metanb.claims import rules, verdicts
+from metanb.claims import rules
+from metanb.claims.verdicts import Verdict
 from metanb.grids import definitions, hours
 from metanb.grids.definitions import Planned
 from metanb.runs.records import Record
@@ -25,16 +26,16 @@ def test_headline_counts_the_verdicts_of_the_papers_form():
     c1 = [row for row in rows if row.claim == "C1"]
     assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
     assert book_numbers.headline(c1, "first peak") == "not testable in any run so far"
-    more = [*c1, *(replace(row, verdict=verdicts.NO_CASE) for row in c1 if not row.variant)]
+    more = [*c1, *(replace(row, verdict=Verdict.NO_CASE) for row in c1 if not row.variant)]
     assert book_numbers.headline(more).endswith(
         "; **not reproduced** in 1 of 2; not testable in 2 more"
     )
     assert (
-        book_numbers.headline([replace(row, verdict=verdicts.TOO_FEW) for row in c1])
+        book_numbers.headline([replace(row, verdict=Verdict.TOO_FEW) for row in c1])
         == "not yet run"
     )
     assert "not testable" in book_numbers.headline(
-        [replace(row, verdict=verdicts.TOO_SHORT) for row in c1]
+        [replace(row, verdict=Verdict.TOO_SHORT) for row in c1]
     )
 
 
@@ -46,7 +47,7 @@ def test_ledger_table_has_a_line_for_each_row_that_says_something():
     ]
     rows = [
         *rows,
-        *(replace(row, verdict=verdicts.TOO_SHORT) for row in rows[:3]),
+        *(replace(row, verdict=Verdict.TOO_SHORT) for row in rows[:3]),
     ]  # three forms, one of them the paper's, one not testable to begin with
     lines = book_numbers.ledger_table(rows).splitlines()[2:]
     assert len(lines) == 2 + 1 and all(
@@ -81,7 +82,7 @@ def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
     untestable = before.assign(
         claim="C4", verdict="not testable: too few epochs after the best"
     ).iloc[:1]
-    assert c4.verdict == verdicts.NO_CASE and before.runs[0] == " ".join(c4.ids)
+    assert c4.verdict == Verdict.NO_CASE and before.runs[0] == " ".join(c4.ids)
     said = book_numbers.rules_changed(runs, untestable)
     assert said.startswith(
         "Of 1 rows 0 turned. 1 more are not testable as they were, for another reason."

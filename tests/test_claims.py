@@ -19,8 +19,9 @@ from scipy import stats
 from metanb.claims import cells as cells_module
 from metanb.claims import paper as paper_claims
 from metanb.claims import rules, verdicts
-from metanb.claims.cells import late_values
+from metanb.claims.cells import group_into_cells, late_values
 from metanb.claims.run_stats import correlation_power, holm, interval
+from metanb.claims.verdicts import Unit, Verdict
 from metanb.runs.records import Record, RecordError
 from metanb.settings import Settings, preset
 
@@ -83,17 +84,17 @@ CURVES = [
 @pytest.mark.parametrize(("claim", "variant", "measure", "direction"), CURVES)
 def test_trends(claim, variant, measure, direction):
     as_claimed, opposite = ({measure: np.exp(sign * direction * TIME)} for sign in (1, -1))
-    assert verdict(cell(as_claimed), claim, variant) == verdicts.REPRODUCED
-    assert verdict(cell(opposite), claim, variant) == verdicts.CONTRARY
+    assert verdict(cell(as_claimed), claim, variant) == Verdict.REPRODUCED
+    assert verdict(cell(opposite), claim, variant) == Verdict.CONTRARY
     mixed = [*cell(as_claimed, [0]), *cell(opposite, [1]), *cell({}, [2])]
-    assert verdict(mixed, claim, variant) == verdicts.NOT_SEEN
-    assert verdict(cell(as_claimed, [0, 1]), claim, variant) == verdicts.TOO_FEW
+    assert verdict(mixed, claim, variant) == Verdict.NOT_SEEN
+    assert verdict(cell(as_claimed, [0, 1]), claim, variant) == Verdict.TOO_FEW
 
 
 def test_weights_that_grow_with_the_distance_undo_it():
     runs = cell({"distance": np.exp(TIME), "body_norm": np.exp(2 * TIME)})
-    assert verdict(runs, "C3") == verdicts.REPRODUCED
-    assert verdict(runs, "C3", rules.RELATIVE) == verdicts.CONTRARY
+    assert verdict(runs, "C3") == Verdict.REPRODUCED
+    assert verdict(runs, "C3", rules.RELATIVE) == Verdict.CONTRARY
 
 
 PEAK = np.r_[1, 2, 3, 2, 1, np.ones(7)]
@@ -102,12 +103,12 @@ PEAK = np.r_[1, 2, 3, 2, 1, np.ones(7)]
 @pytest.mark.parametrize(
     ("hessian_norm", "first_epoch", "expected"),
     [
-        (PEAK, 150, verdicts.REPRODUCED),
-        (PEAK, 50, verdicts.REPRODUCED),
-        (np.exp(-TIME), 50, verdicts.NOT_SEEN),
-        (np.exp(-TIME), 51, verdicts.TOO_COARSE),  # it may have come and gone
-        (np.ones(EPOCHS), 150, verdicts.TOO_COARSE),
-        (np.r_[np.ones(8), 3, 3, 1, 1], 25, verdicts.NOT_SEEN),  # late
+        (PEAK, 150, Verdict.REPRODUCED),
+        (PEAK, 50, Verdict.REPRODUCED),
+        (np.exp(-TIME), 50, Verdict.NOT_SEEN),
+        (np.exp(-TIME), 51, Verdict.TOO_COARSE),  # it may have come and gone
+        (np.ones(EPOCHS), 150, Verdict.TOO_COARSE),
+        (np.r_[np.ones(8), 3, 3, 1, 1], 25, Verdict.NOT_SEEN),  # late
     ],
 )
 def test_first_peak(hessian_norm, first_epoch, expected):
@@ -118,15 +119,14 @@ def test_first_peak(hessian_norm, first_epoch, expected):
         row.verdict == expected
         and row.detail == f"epoch 1 is measured after {first_epoch} iterations"
     )
-    assert verdict(runs[:2], "C1", "first peak") == verdicts.TOO_FEW
+    assert verdict(runs[:2], "C1", "first peak") == Verdict.TOO_FEW
 
 
 UP_AND_DOWN = np.r_[0.5, 0.6, 0.7, 0.8, np.linspace(0.78, 0.4, 8)]
 
 
 @pytest.mark.parametrize(
-    ("slope", "expected"),
-    [(-1, verdicts.REPRODUCED), (1, verdicts.CONTRARY), (0, verdicts.NOT_SEEN)],
+    ("slope", "expected"), [(-1, Verdict.REPRODUCED), (1, Verdict.CONTRARY), (0, Verdict.NOT_SEEN)]
 )
 def test_flatter_while_worse(slope, expected):
     curves = {
@@ -136,7 +136,7 @@ def test_flatter_while_worse(slope, expected):
     }
     runs = cell(curves, algorithm="fomaml", train_classes=10)
     assert verdict(runs, "C4", algorithm="fomaml") == expected
-    assert verdict(runs[:2], "C4", algorithm="fomaml") == verdicts.TOO_FEW
+    assert verdict(runs[:2], "C4", algorithm="fomaml") == Verdict.TOO_FEW
 
 
 LEVEL_AFTER = np.r_[UP_AND_DOWN[:4], np.full(8, 0.7)]
@@ -159,12 +159,10 @@ LEVEL_AFTER = np.r_[UP_AND_DOWN[:4], np.full(8, 0.7)]
 )
 def test_without_a_fall_of_accuracy_there_is_no_case(valid, test):
     curves = {"query_accuracy": test, "valid_accuracy": valid, "hessian_norm": np.exp(-TIME)}
-    assert verdict(cell(curves, wobble=0.001), "C4") == verdicts.NO_CASE
+    assert verdict(cell(curves, wobble=0.001), "C4") == Verdict.NO_CASE
 
 
-@pytest.mark.parametrize(
-    ("epochs", "expected"), [(6, verdicts.TOO_SHORT), (7, verdicts.REPRODUCED)]
-)
+@pytest.mark.parametrize(("epochs", "expected"), [(6, Verdict.TOO_SHORT), (7, Verdict.REPRODUCED)])
 def test_the_second_half_must_have_four_epochs(epochs, expected):
     curves = {
         "query_accuracy": 1 - TIME / 2,
@@ -173,7 +171,7 @@ def test_the_second_half_must_have_four_epochs(epochs, expected):
     }
     runs = [run.upto(epochs) for run in cell(curves, wobble=0.001)]
     assert verdict(runs, "C4") == expected
-    assert verdict(runs[:2], "C4") == verdicts.TOO_FEW
+    assert verdict(runs[:2], "C4") == Verdict.TOO_FEW
 
 
 def test_a_fall_is_that_of_the_second_half():
@@ -249,8 +247,8 @@ def test_noise_does_not_get_worse(network, tasks):
                         )
                     )
                 counts[rho] += (
-                    rules._flatter_while_worse(runs, "hessian_norm", "").verdict
-                    == verdicts.REPRODUCED
+                    rules._judge_flatter_while_worse(runs, "hessian_norm", "").verdict
+                    == Verdict.REPRODUCED
                 )
     level = 0.05 if tasks else LEVEL
     for rho in KINDS.values():
@@ -278,7 +276,8 @@ def test_a_fall_under_shared_tasks_is_seen():
                 for (_, settings), test, valid in zip(KEPT, *sets, strict=False)
             ]
             seen += (
-                rules._flatter_while_worse(runs, "hessian_norm", "").verdict == verdicts.REPRODUCED
+                rules._judge_flatter_while_worse(runs, "hessian_norm", "").verdict
+                == Verdict.REPRODUCED
             )
     assert seen / NOISY > 0.8
 
@@ -311,16 +310,16 @@ UP, DOWN, WEAK = (
 @pytest.mark.parametrize(
     ("across", "together", "n", "expected"),
     [
-        (UP, True, 5, verdicts.REPRODUCED),
-        (UP, True, 10, verdicts.REPRODUCED),
-        (DOWN, True, 5, verdicts.PARTLY),  # runs say the opposite
+        (UP, True, 5, Verdict.REPRODUCED),
+        (UP, True, 10, Verdict.REPRODUCED),
+        (DOWN, True, 5, Verdict.PARTLY),  # runs say the opposite
         # across runs by chance only, r = 0.2, of too few to tell
-        (WEAK, True, 5, verdicts.POWERLESS),
-        (UP, True, 4, verdicts.POWERLESS),  # too few to compare across runs at all
-        (WEAK, True, 10, verdicts.PARTLY),  # enough runs, and not seen across them
-        (UP, False, 5, verdicts.PARTLY),  # a shared trend only
-        (WEAK, False, 4, verdicts.PARTLY),
-        (UP, True, 2, verdicts.TOO_FEW),
+        (WEAK, True, 5, Verdict.POWERLESS),
+        (UP, True, 4, Verdict.POWERLESS),  # too few to compare across runs at all
+        (WEAK, True, 10, Verdict.PARTLY),  # enough runs, and not seen across them
+        (UP, False, 5, Verdict.PARTLY),  # a shared trend only
+        (WEAK, False, 4, Verdict.PARTLY),
+        (UP, True, 2, Verdict.TOO_FEW),
     ],
 )
 def test_goes_with(claim, measure, across, together, n, expected):
@@ -337,8 +336,8 @@ def test_what_falls_while_accuracy_rises_is_the_opposite_and_what_does_neither_i
     falling = [
         record(s, {"query_accuracy": TIME, "trajectory_coherence": 2 - TIME}) for s in range(3)
     ]
-    assert verdict(falling, "C5") == verdicts.CONTRARY
-    assert verdict(cell({"query_accuracy": TIME}), "C5") == verdicts.NOT_SEEN
+    assert verdict(falling, "C5") == Verdict.CONTRARY
+    assert verdict(cell({"query_accuracy": TIME}), "C5") == Verdict.NOT_SEEN
 
 
 def test_the_power_of_the_runs_that_there_are_is_told():
@@ -366,12 +365,12 @@ def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, le
                     "trajectory_coherence": c + 0.1 * swing,
                 }
                 runs.append(Bare(replace(QUICK, seed=seed), curves))
-            counts[rules._goes_with(paper_claims.BY_NAME["C5"], runs).verdict] += 1
-    assert counts[verdicts.POWERLESS] >= 100 * least
-    assert counts[verdicts.PARTLY] <= 25 * (n == 10)
+            counts[rules._judge_correlation(paper_claims.BY_NAME["C5"], runs).verdict] += 1
+    assert counts[Verdict.POWERLESS] >= 100 * least
+    assert counts[Verdict.PARTLY] <= 25 * (n == 10)
     if n > 3:  # as often as the power says, within four standard errors
         power = correlation_power(n, rules.STRONG)
-        assert counts[verdicts.REPRODUCED] / 100 == pytest.approx(
+        assert counts[Verdict.REPRODUCED] / 100 == pytest.approx(
             power, abs=4 * math.sqrt(power * (1 - power) / 100)
         )
 
@@ -391,13 +390,13 @@ def test_orthogonal():
     def judged(ours, theirs, **baseline):
         return beside_maml(coherent(ours, algorithm="finetune", **baseline) + theirs).verdict
 
-    assert judged(0.01, coherent(0.3)) == verdicts.REPRODUCED
-    assert judged(0.01, coherent(0.01)) == verdicts.PARTLY
-    assert judged(0.01, coherent(0.03)) == verdicts.PARTLY  # apart, and near 0 all the same
-    assert judged(0.2, coherent(0.3)) == verdicts.CONTRARY
-    assert judged(0.05, coherent(0.3)) == verdicts.NOT_SEEN
-    assert judged(0.01, []) == verdicts.TOO_FEW
-    assert judged(0.01, coherent(0.3)[:2]) == verdicts.TOO_FEW
+    assert judged(0.01, coherent(0.3)) == Verdict.REPRODUCED
+    assert judged(0.01, coherent(0.01)) == Verdict.PARTLY
+    assert judged(0.01, coherent(0.03)) == Verdict.PARTLY  # apart, and near 0 all the same
+    assert judged(0.2, coherent(0.3)) == Verdict.CONTRARY
+    assert judged(0.05, coherent(0.3)) == Verdict.NOT_SEEN
+    assert judged(0.01, []) == Verdict.TOO_FEW
+    assert judged(0.01, coherent(0.3)[:2]) == Verdict.TOO_FEW
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
@@ -409,7 +408,7 @@ def test_orthogonality_of_a_baseline_that_does_not_work_is_not_testable(level, b
     row = beside_maml(
         coherent(level, algorithm="finetune", wobble=1e-4, **baseline) + coherent(0.3)
     )
-    assert row.verdict == verdicts.NO_BASELINE and row.verdict in verdicts.UNJUDGED
+    assert row.verdict == Verdict.NO_BASELINE and not row.verdict.is_judged
     assert f"support loss from 1.00 to {baseline.get('fit', 0.5):.2f}; its accuracy " in row.detail
     assert row.detail.endswith("%, untrained 20.0 %")
 
@@ -417,10 +416,10 @@ def test_orthogonality_of_a_baseline_that_does_not_work_is_not_testable(level, b
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        ((0.009, 0.010, 0.011), (0.01, 0.2, 0.3), verdicts.PARTLY),  # higher, but not for sure
-        ((0.0, 0.04, 0.08), (0.89, 0.9, 0.91), verdicts.NOT_SEEN),
-        ((0.009, 0.010, 0.011), (0.2, 0.3, 0.4), verdicts.REPRODUCED),
-        ((0.0, 0.01, 0.02), (0.89, 0.9, 0.91), verdicts.REPRODUCED),
+        ((0.009, 0.010, 0.011), (0.01, 0.2, 0.3), Verdict.PARTLY),  # higher, but not for sure
+        ((0.0, 0.04, 0.08), (0.89, 0.9, 0.91), Verdict.NOT_SEEN),
+        ((0.009, 0.010, 0.011), (0.2, 0.3, 0.4), Verdict.REPRODUCED),
+        ((0.0, 0.01, 0.02), (0.89, 0.9, 0.91), Verdict.REPRODUCED),
     ],
 )
 def test_orthogonal_has_the_larger_p_of_what_it_rests_on(ours, theirs, expected):
@@ -436,7 +435,7 @@ def test_orthogonal_has_the_larger_p_of_what_it_rests_on(ours, theirs, expected)
     p = [stats.ttest_1samp(values, 0.05).pvalue for values in (ours, theirs)]
     row = beside_maml(runs)
     assert row.verdict == expected
-    assert row.p == pytest.approx(max(p) if expected == verdicts.REPRODUCED else p[0])
+    assert row.p == pytest.approx(max(p) if expected == Verdict.REPRODUCED else p[0])
 
 
 @pytest.mark.parametrize(
@@ -459,9 +458,9 @@ def test_noise_does_not_set_finetuning_apart(ours, theirs):
                     runs[algorithm].append(
                         Bare(replace(QUICK, seed=seed, algorithm=algorithm), curves)
                     )
-            names.append(rules._orthogonal(runs["finetune"], runs["maml"], "maml").verdict)
-    assert set(names) <= {verdicts.REPRODUCED, verdicts.PARTLY}
-    assert names.count(verdicts.REPRODUCED) / CELLS < LEVEL + ERRORS
+            names.append(rules._judge_orthogonality(runs["finetune"], runs["maml"], "maml").verdict)
+    assert set(names) <= {Verdict.REPRODUCED, Verdict.PARTLY}
+    assert names.count(Verdict.REPRODUCED) / CELLS < LEVEL + ERRORS
 
 
 def test_every_test_head_is_set_beside_meta_training():
@@ -471,17 +470,17 @@ def test_every_test_head_is_set_beside_meta_training():
         + coherent(0.4, algorithm="fomaml")
     )
     for name in ("MAML", "first-order MAML"):
-        assert verdict(runs, "C7", f"zero head, beside {name}", "finetune") == verdicts.REPRODUCED
+        assert verdict(runs, "C7", f"zero head, beside {name}", "finetune") == Verdict.REPRODUCED
 
 
 def test_orthogonal_compares_with_the_same_settings_only():
     runs = coherent(0.01, algorithm="finetune") + coherent(0.3, filters=16)
-    assert verdict(runs, "C7", "fresh head, beside MAML", "finetune") == verdicts.TOO_FEW
+    assert verdict(runs, "C7", "fresh head, beside MAML", "finetune") == Verdict.TOO_FEW
 
 
 @pytest.mark.parametrize(
     ("gain", "expected"),
-    [(0.02, verdicts.REPRODUCED), (-0.02, verdicts.CONTRARY), (0.0, verdicts.NOT_SEEN)],
+    [(0.02, Verdict.REPRODUCED), (-0.02, Verdict.CONTRARY), (0.0, Verdict.NOT_SEEN)],
 )
 def test_helps(gain, expected):
     rng = np.random.default_rng(0)
@@ -496,7 +495,7 @@ def test_helps(gain, expected):
     assert verdict(base + with_it, "C8", "adapted, γ = 1") == expected
     rows = [row for row in rules.judge(base[1:] + with_it) if row.claim == "C8"]
     assert [row.runs for row in rows] == [4]  # the one without a partner does not count
-    assert [row.verdict for row in rules.judge(with_it) if row.claim == "C8"] == [verdicts.TOO_FEW]
+    assert [row.verdict for row in rules.judge(with_it) if row.claim == "C8"] == [Verdict.TOO_FEW]
     if gain == 0.02:
         (row,) = (row for row in rules.judge(base + with_it) if row.claim == "C8")
         assert row.effect == pytest.approx(2.0, abs=0.5) and row.change.endswith("points")
@@ -505,9 +504,9 @@ def test_helps(gain, expected):
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ((-1, 0, 4), verdicts.UNCLEAR),
-        ((-0.4, 0, 0.4), verdicts.NOT_SEEN),
-        ((3, 3.1, 3.2), verdicts.REPRODUCED),
+        ((-1, 0, 4), Verdict.UNCLEAR),
+        ((-0.4, 0, 0.4), Verdict.NOT_SEEN),
+        ((3, 3.1, 3.2), Verdict.REPRODUCED),
     ],
 )
 def test_an_interval_that_holds_no_gain_and_the_papers_tells_nothing(gains, expected):
@@ -553,14 +552,14 @@ def c8(runs):
 def test_a_gain_is_judged_on_the_further_tasks_where_all_runs_of_all_pairs_have_them():
     runs = further_pairs((-1, 0, 1), (1.9, 2.0, 2.1))
     row = c8(runs)
-    assert row.verdict == verdicts.REPRODUCED and row.effect == pytest.approx(2.0)
+    assert row.verdict == Verdict.REPRODUCED and row.effect == pytest.approx(2.0)
     assert row.detail.startswith("accuracy on 600 tasks after the last epoch")
     assert row.p == pytest.approx(stats.ttest_1samp((1.9, 2.0, 2.1), 0).pvalue)
     lacking = replace(
         runs[0], measures=runs[0].measures[runs[0].measures.measure != "final_accuracy"]
     )
     row = c8([lacking, *runs[1:]])
-    assert row.effect == pytest.approx(0.0, abs=1e-9) and row.verdict == verdicts.UNCLEAR
+    assert row.effect == pytest.approx(0.0, abs=1e-9) and row.verdict == Verdict.UNCLEAR
     assert row.detail.startswith("accuracy on 60 tasks, late in meta-training")
 
 
@@ -598,7 +597,7 @@ def test_more_tasks_show_the_papers_gain_more_often():
                             )
                         )
                     cells_of.append(runs)
-                counts[further] += rules._helps(*cells_of).verdict == verdicts.REPRODUCED
+                counts[further] += rules._judge_regulariser(*cells_of).verdict == Verdict.REPRODUCED
     assert counts[1] / CELLS > 0.9 and counts[0] / CELLS < 0.5
 
 
@@ -628,8 +627,8 @@ def test_an_error_over_tasks_that_explains_an_effect_undoes_it(claim, variant):
         (found[error],) = (
             row for row in rules.judge(runs) if (row.claim, row.variant) == (claim, variant)
         )
-    assert found[0.02].verdict == verdicts.REPRODUCED
-    assert found[3.0].verdict in (verdicts.NOT_SEEN, verdicts.TOO_COARSE)
+    assert found[0.02].verdict == Verdict.REPRODUCED
+    assert found[3.0].verdict in (Verdict.NOT_SEEN, Verdict.TOO_COARSE)
     assert (
         found[0.02].effect == pytest.approx(found[3.0].effect)
         and found[0.02].p < 0.05 < found[3.0].p
@@ -639,9 +638,9 @@ def test_an_error_over_tasks_that_explains_an_effect_undoes_it(claim, variant):
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        (0.001, 0.001, verdicts.REPRODUCED),
-        (0.001, 0.2, verdicts.PARTLY),
-        (0.1, 0.001, verdicts.NOT_SEEN),
+        (0.001, 0.001, Verdict.REPRODUCED),
+        (0.001, 0.2, Verdict.PARTLY),
+        (0.1, 0.001, Verdict.NOT_SEEN),
     ],
 )
 def test_coherences_carry_their_errors_over_tasks(ours, theirs, expected):
@@ -664,7 +663,7 @@ def test_a_gain_on_further_tasks_carries_their_error():
     both = np.var(gains, ddof=1) / 3 + 2 * 1.5**2
     freedom = 2 * (both / (np.var(gains, ddof=1) / 3)) ** 2
     assert row.high - row.effect == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(both))
-    assert row.verdict == verdicts.UNCLEAR and rules.RUNS_ALONE not in row.detail
+    assert row.verdict == Verdict.UNCLEAR and rules.RUNS_ALONE not in row.detail
 
 
 def test_rows_say_where_the_error_over_tasks_is_not_in():
@@ -721,7 +720,7 @@ def test_more_runs_never_undo_pairs():
 def test_a_short_run_leaves_the_others_of_its_cell():
     runs = [run.upto(epochs) for run, epochs in zip(cell({}), (12, 12, 3), strict=True)]
     rows = rules.judge(runs)
-    assert len(rows) > 5 and {(row.runs, row.verdict) for row in rows} == {(2, verdicts.TOO_FEW)}
+    assert len(rows) > 5 and {(row.runs, row.verdict) for row in rows} == {(2, Verdict.TOO_FEW)}
 
 
 def test_orthogonality_is_compared_at_the_epoch_that_both_have_reached():
@@ -731,7 +730,7 @@ def test_orthogonality_is_compared_at_the_epoch_that_both_have_reached():
     }
     ours = [run.upto(6) for run in cell(rising, algorithm="finetune")]
     assert (
-        verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune") == verdicts.PARTLY
+        verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune") == Verdict.PARTLY
     )
 
 
@@ -771,7 +770,7 @@ def everything(seeds=range(3)):
 
 
 def test_cells_differ_by_seeds_alone():
-    found = rules.cells(everything())
+    found = group_into_cells(everything())
     assert [len(one) for one in found] == [3] * 5
     assert [[run.settings.seed for run in one] for one in found] == [[0, 1, 2]] * 5
 
@@ -785,7 +784,7 @@ def test_order_of_records_does_not_matter():
 def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
     rows = rules.judge(everything())
     assert {row.claim for row in rows} == {claim.name for claim in paper_claims.CLAIMS}
-    judged = [row for row in rows if row.verdict not in verdicts.UNJUDGED]
+    judged = [row for row in rows if row.verdict.is_judged]
     assert [row.p_holm for row in judged] == pytest.approx(holm([row.p for row in judged]))
     assert all(math.isnan(row.p_holm) for row in rows if row not in judged)
     assert all(row.scale == "quick" for row in rows)
@@ -837,17 +836,17 @@ def test_scales_stand_one_below_the_other():
         ("C2", "MAML", "paper (4,000)"),
         ("C2", "first-order MAML", "quick"),
     ]
-    assert list(shown.verdict) == [verdicts.NOT_SEEN, verdicts.REPRODUCED, verdicts.NOT_SEEN]
+    assert list(shown.verdict) == [Verdict.NOT_SEEN, Verdict.REPRODUCED, Verdict.NOT_SEEN]
     assert shown["95 % interval"].iloc[1] == rows[1].change
 
 
 @pytest.mark.parametrize(
     ("unit", "shown"),
     [
-        (verdicts.LOG_RATIO, "× 2.00 (1.00 to 4.00)"),
-        (verdicts.POINTS, "+0.69 (+0.00 to +1.39) points"),
-        (verdicts.CORRELATION, "0.693 (0.000 to 1.386)"),
-        (verdicts.COSINE, "0.693 (0.000 to 1.386)"),
+        (Unit.LOG_RATIO, "× 2.00 (1.00 to 4.00)"),
+        (Unit.POINTS, "+0.69 (+0.00 to +1.39) points"),
+        (Unit.CORRELATION, "0.693 (0.000 to 1.386)"),
+        (Unit.COSINE, "0.693 (0.000 to 1.386)"),
     ],
 )
 def test_effects_are_shown_in_their_unit(unit, shown):
@@ -867,7 +866,7 @@ def test_effects_are_shown_in_their_unit(unit, shown):
         none.change == "–"
         and none.sentence == "**C1; MAML, Omniglot 5-way 1-shot: not reproduced**; so."
     )
-    bound = 1.0 if unit == verdicts.CORRELATION else math.inf
+    bound = 1.0 if unit == Unit.CORRELATION else math.inf
     single = replace(row, runs=1, low=-bound, high=bound)
     assert single.change == re.sub(r"\(.*\)", "(no interval)", shown)
 
@@ -904,7 +903,7 @@ def bare():
             patch.setattr(module, "curve", read)
         patch.setattr(rules, "final_accuracy", lambda run: run.final)
         patch.setattr(rules, "untrained", lambda run, measure: UNTRAINED[measure])
-        for name in ("scale_of", "apart"):
+        for name in ("scale_of", "differences_from_scale"):
             patch.setattr(rules, name, cache(getattr(rules, name)))
         patch.setattr(Settings, "unseeded", property(cache(Settings.unseeded.fget)))
         yield
@@ -968,20 +967,20 @@ def rates(request):
 # Some ninety rates are checked: within this many standard errors all of them pass with 99 % if the
 # rules are right.
 ERRORS = 4 * math.sqrt(LEVEL * (1 - LEVEL) / CELLS)
-SEEN = (verdicts.REPRODUCED, verdicts.PARTLY, verdicts.POWERLESS)
+SEEN = (Verdict.REPRODUCED, Verdict.PARTLY, Verdict.POWERLESS)
 # by claim and variant: the verdicts that noise gets at the nominal rate, each set on its own
 RULES = {
-    ("C1", ""): [SEEN, (verdicts.CONTRARY,)],
+    ("C1", ""): [SEEN, (Verdict.CONTRARY,)],
     ("C1", "first peak"): [SEEN],
-    ("C2", ""): [SEEN, (verdicts.CONTRARY,)],
-    ("C3", ""): [SEEN, (verdicts.CONTRARY,)],
-    ("C3", rules.RELATIVE): [SEEN, (verdicts.CONTRARY,)],
-    ("C4", ""): [SEEN, (verdicts.CONTRARY,)],
-    ("C4", rules.SCALE_FREE): [SEEN, (verdicts.CONTRARY,)],
-    ("C5", ""): [SEEN, (verdicts.CONTRARY,)],
-    ("C6", ""): [SEEN, (verdicts.CONTRARY,)],
-    ("C7", "fresh head, beside MAML"): [SEEN, (verdicts.CONTRARY,)],
-    ("C8", "adapted, γ = 1"): [SEEN, (verdicts.CONTRARY,)],
+    ("C2", ""): [SEEN, (Verdict.CONTRARY,)],
+    ("C3", ""): [SEEN, (Verdict.CONTRARY,)],
+    ("C3", rules.RELATIVE): [SEEN, (Verdict.CONTRARY,)],
+    ("C4", ""): [SEEN, (Verdict.CONTRARY,)],
+    ("C4", rules.SCALE_FREE): [SEEN, (Verdict.CONTRARY,)],
+    ("C5", ""): [SEEN, (Verdict.CONTRARY,)],
+    ("C6", ""): [SEEN, (Verdict.CONTRARY,)],
+    ("C7", "fresh head, beside MAML"): [SEEN, (Verdict.CONTRARY,)],
+    ("C8", "adapted, γ = 1"): [SEEN, (Verdict.CONTRARY,)],
 }
 
 
@@ -995,22 +994,22 @@ def test_noise_gets_a_verdict_as_rarely_as_its_level_says(rates, claim, variant)
 
 def test_noise_is_judged_and_what_is_no_noise_is_seen(rates):
     """The rates above are of rules that do see: the one measure that falls, in every ledger; chance, in some."""
-    assert rates["C1", rules.SCALE_FREE] == {verdicts.REPRODUCED: CELLS}
+    assert rates["C1", rules.SCALE_FREE] == {Verdict.REPRODUCED: CELLS}
     for key in (("C1", ""), ("C5", ""), ("C8", "adapted, γ = 1"), ("C3", rules.RELATIVE)):
         assert (
-            sum(found for name, found in rates[key].items() if name in (*SEEN, verdicts.CONTRARY))
+            sum(found for name, found in rates[key].items() if name in (*SEEN, Verdict.CONTRARY))
             > 0
         ), key
     for claim in ("C5", "C6"):  # asks for three findings at once
-        assert rates[claim, ""][verdicts.REPRODUCED] < 0.02 * CELLS
+        assert rates[claim, ""][Verdict.REPRODUCED] < 0.02 * CELLS
 
 
 def test_turned_tells_the_verdicts_that_differ():
     rows = [row for row in rules.judge([record(s, {}) for s in range(3)]) if row.claim == "C1"]
     others = [replace(row, scale="paper", reached="5,000 of 60,000 iterations") for row in rows]
     assert verdicts.changed_verdicts(rows, others) == "No verdict is another one there."
-    others[0] = replace(others[0], verdict=verdicts.REPRODUCED)
-    assert rows[0].verdict == verdicts.NOT_SEEN
+    others[0] = replace(others[0], verdict=Verdict.REPRODUCED)
+    assert rows[0].verdict == Verdict.NOT_SEEN
     said = "- C1, MAML: not reproduced at quick scale, **reproduced** at paper (5,000) scale."
     assert verdicts.changed_verdicts(rows, others) == said
 
@@ -1027,7 +1026,7 @@ def test_few_epochs_are_not_detrended():
 
 @pytest.mark.parametrize("direction", [-1, 1])
 def test_an_effect_that_is_no_number_shows_nothing(direction):
-    assert rules.verdict_by_interval(interval([math.nan] * 3), 3, direction) == verdicts.NOT_SEEN
+    assert rules.verdict_by_interval(interval([math.nan] * 3), 3, direction) == Verdict.NOT_SEEN
 
 
 def test_late_values_are_means_over_the_last_quarter_of_each_run():

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from metanb.claims import rules, verdicts
+from metanb.claims import rules
+from metanb.claims.verdicts import Verdict
 from metanb.data.tasks import Tasks
 from metanb.figures import ledger as summary
 from metanb.figures import runs as figures
@@ -201,7 +202,7 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     ]
     rows = rules.judge([record(s, {}) for s in range(3)] + falling + heads + paper + strengths)
     html = summary.overview(rows, {f"C{i}": f"page.html#c{i}" for i in range(1, 9)}, "ledger.html")
-    shown = [row for row in rows if row.as_in_paper and row.verdict != verdicts.TOO_FEW]
+    shown = [row for row in rows if row.as_in_paper and row.verdict != Verdict.TOO_FEW]
     marks = re.findall(r'<a href="ledger.html#([\w-]+)" title="([^"]*)"', html)
     names = {verdict: name for verdict, (name, _) in summary.MARKS.items()}
     said = [

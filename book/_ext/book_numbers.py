@@ -17,7 +17,7 @@ from metanb.bench import timing as bench_timing
 from metanb.claims import rules
 from metanb.claims.cells import group_into_cells
 from metanb.claims.paper import PAPER_GAIN, PUBLISHED
-from metanb.claims.verdicts import HOLM_MEANING, REPRODUCED, TOO_FEW, UNJUDGED, Row
+from metanb.claims.verdicts import HOLM_MEANING, Row, Verdict
 from metanb.figures import ledger as summary
 from metanb.figures import runs as figures
 from metanb.grids import definitions, hours
@@ -89,10 +89,10 @@ def number(value: Any) -> str:
 def headline(rows: list[Row], form: str = "") -> str:
     """One claim's verdicts in a phrase: of the rows that can test it, in the paper's form or another, what they say."""
     chosen = [row for row in rows if (row.variant == form if form else row.as_in_paper)]
-    judged = [row for row in chosen if row.verdict not in UNJUDGED]
+    judged = [row for row in chosen if row.verdict.is_judged]
     counts = Counter(row.verdict for row in judged)
     said = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
-    untestable = sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in chosen)
+    untestable = sum(not row.verdict.is_judged and row.verdict != Verdict.TOO_FEW for row in chosen)
     if said and untestable:
         said.append(f"not testable in {untestable} more")
     return "; ".join(said) or ("not testable in any run so far" if untestable else "not yet run")
@@ -109,7 +109,7 @@ def ledger_table(rows: list[Row]) -> str:
     judged = [
         row
         for row in rows
-        if row.verdict not in UNJUDGED or (row.verdict != TOO_FEW and row.as_in_paper)
+        if row.verdict.is_judged or (row.verdict != Verdict.TOO_FEW and row.as_in_paper)
     ]
     if not judged:
         return "No run is recorded yet."
@@ -156,7 +156,7 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
         compared += old is not None
         if old is None or old == row.verdict:
             continue
-        if old.startswith("not testable") and row.verdict in UNJUDGED:
+        if old.startswith("not testable") and not row.verdict.is_judged:
             still += 1
         else:
             where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
@@ -333,7 +333,7 @@ def runs_by_scale(recorded: list[Record]) -> str:
 
 def judged_at_paper_scale(recorded: list[Record], rows: list[Row]) -> list[Record]:
     """The runs at the paper's scale that some verdict rests on."""
-    ids = {one for row in rows if row.verdict not in UNJUDGED for one in row.ids}
+    ids = {one for row in rows if row.verdict.is_judged for one in row.ids}
     return [run for run in recorded if scale_of(run.settings) == "paper" and run.settings.id in ids]
 
 
@@ -467,16 +467,16 @@ def substitutions() -> dict[str, str]:
     names["rules_changed"] = rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False))
     names["holm"] = HOLM_MEANING
     names["holm_seen"] = number(
-        sum(row.verdict == REPRODUCED and row.p_holm <= 0.05 for row in rows)
+        sum(row.verdict == Verdict.REPRODUCED and row.p_holm <= 0.05 for row in rows)
     )
-    names["reproduced"] = number(sum(row.verdict == REPRODUCED for row in rows))
+    names["reproduced"] = number(sum(row.verdict == Verdict.REPRODUCED for row in rows))
     names["orthogonal"] = number(rules.ORTHOGONAL)
     names["paper_gain"] = f"{PAPER_GAIN:.2f}"
-    names["ledger_rows"] = number(sum(row.verdict not in UNJUDGED for row in rows))
+    names["ledger_rows"] = number(sum(row.verdict.is_judged for row in rows))
     names["ledger_untestable"] = number(
-        sum(row.verdict in UNJUDGED and row.verdict != TOO_FEW for row in rows)
+        sum(not row.verdict.is_judged and row.verdict != Verdict.TOO_FEW for row in rows)
     )
-    names["ledger_missing"] = number(sum(row.verdict == TOO_FEW for row in rows) or "none")
+    names["ledger_missing"] = number(sum(row.verdict == Verdict.TOO_FEW for row in rows) or "none")
     names["scales"] = settings_table({scale: preset(scale, "omniglot") for scale in SCALES}, True)
     paper = {
         f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k)

@@ -1,4 +1,7 @@
-"""Cells: runs of one data set, setting, algorithm and scale, which differ by their seeds alone; and their curves."""
+"""Cells: runs of one data set, setting, algorithm and scale, and their curves.
+
+Runs of one cell differ by their seeds alone.
+"""
 
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -14,71 +17,106 @@ SCALES = (*get_args(Scale), "custom")
 
 
 def group_into_cells(records: Iterable[Record]) -> list[list[Record]]:
-    """Records grouped into cells: same settings but for the seeds.
+    """Group records into cells: same settings but for the seeds.
 
-    Cells by data set and setting, runs by seed.
+    Returns:
+        Cells in order of data set and setting, the runs of each in order of their seeds.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import pandas as pd
+        >>> from metanb import preset
+        >>> records = [
+        ...     Record(
+        ...         preset("smoke", "glyphs", algorithm=algorithm, seed=seed),
+        ...         pd.DataFrame(), provenance={}, path=Path("nowhere"),
+        ...     )
+        ...     for seed in (1, 0) for algorithm in ("fomaml", "maml")
+        ... ]
+        >>> for cell in group_into_cells(records):
+        ...     print(cell[0].settings.algorithm, [run.settings.seed for run in cell])
+        maml [0, 1]
+        fomaml [0, 1]
     """
     groups: dict[Settings, list[Record]] = {}
-    for record in sorted(
-        records, key=lambda record: (record.settings.seed, record.settings.class_seed)
-    ):
+    for record in sorted(records, key=_seeds):
         groups.setdefault(record.settings.unseeded, []).append(record)
+    return [groups[settings] for settings in sorted(groups, key=_order_of_settings)]
 
-    def order(s: Settings) -> tuple[Any, ...]:
-        places = (
-            CHOICES[name].index(getattr(s, name))
-            for name in ("head_init", "algorithm", "test_head", "regulariser")
-        )
-        return s.dataset, s.ways, s.shots, s.train_classes, *places, SCALES.index(scale_of(s)), s.id
 
-    return [groups[settings] for settings in sorted(groups, key=order)]
+def _order_of_settings(settings: Settings) -> tuple[Any, ...]:
+    """The sort key of a cell: data set and setting first, then choices in their own order."""
+    names = ("head_init", "algorithm", "test_head", "regulariser")
+    return (
+        settings.dataset,
+        settings.ways,
+        settings.shots,
+        settings.train_classes,
+        *(CHOICES[name].index(getattr(settings, name)) for name in names),
+        SCALES.index(scale_of(settings)),
+        settings.id,
+    )
+
+
+def _seeds(run: Record) -> tuple[int, int]:
+    return run.settings.seed, run.settings.class_seed
 
 
 def cut_to_common_length(cell: list[Record]) -> list[Record]:
-    """Runs of one length: all up to where the MIN_RUNS furthest have got, without those that have not.
+    """Cut all runs to the epoch that the MIN_RUNS longest have reached; drop shorter ones.
 
-    How far a run got says how much time there was for it. A run that diverged has no record, and is
-    missing here, too.
+    How far a run got depends on how much time there was for it. A run that diverged has no record,
+    so it is missing here, too.
     """
-    reach = sorted((run.epochs for run in cell), reverse=True)[:MIN_RUNS][-1]
-    return [run.upto(reach) for run in cell if run.epochs >= reach]
+    longest = sorted((run.epochs for run in cell), reverse=True)[:MIN_RUNS]
+    reached = longest[-1]
+    return [run.upto(reached) for run in cell if run.epochs >= reached]
 
 
-def pair_by_seed(cell: list[Record], other: list[Record]) -> list[tuple[Record, Record]]:
-    """Runs of two cells that have their seeds in common, of one length: that to which MIN_RUNS pairs have got."""
-    by_seed = {(run.settings.seed, run.settings.class_seed): run for run in other}
-    found = [
-        (run, by_seed[run.settings.seed, run.settings.class_seed])
-        for run in cell
-        if (run.settings.seed, run.settings.class_seed) in by_seed
-    ]
-    lengths = sorted((min(one.epochs, two.epochs) for one, two in found), reverse=True)[:MIN_RUNS]
+def pair_by_seed(cell: list[Record], reference: list[Record]) -> list[tuple[Record, Record]]:
+    """Pair the runs of two cells that have their seeds in common.
+
+    All pairs are cut to the epoch that the MIN_RUNS longest pairs have reached; shorter ones are
+    dropped.
+    """
+    by_seed = {_seeds(run): run for run in reference}
+    pairs = [(run, by_seed[_seeds(run)]) for run in cell if _seeds(run) in by_seed]
+    if not pairs:
+        return []
+    # a pair is as long as its shorter run
+    lengths = [min(run.epochs, partner.epochs) for run, partner in pairs]
+    reached = sorted(lengths, reverse=True)[:MIN_RUNS][-1]
     return [
-        (one.upto(lengths[-1]), two.upto(lengths[-1]))
-        for one, two in found
-        if min(one.epochs, two.epochs) >= lengths[-1]
+        (run.upto(reached), partner.upto(reached))
+        for (run, partner), length in zip(pairs, lengths, strict=True)
+        if length >= reached
     ]
 
 
 def cut_to_common_epoch(
-    cell: list[Record], other: list[Record]
+    cell: list[Record], reference: list[Record]
 ) -> tuple[list[Record], list[Record]]:
-    """Two cells that are compared, up to the epoch that both have reached."""
-    reach = min(run.epochs for run in (*cell, *other))
-    return [run.upto(reach) for run in cell], [run.upto(reach) for run in other]
+    """Cut two cells that are compared to the epoch that all their runs have reached."""
+    reached = min(run.epochs for run in (*cell, *reference))
+    return [run.upto(reached) for run in cell], [run.upto(reached) for run in reference]
 
 
 def curve(run: Record, measure: str, column: str = "mean") -> np.ndarray:
-    """The means of epochs 1, 2 and so on, or another column, such as `sem`, their standard errors over tasks.
+    """A measure's values after epochs 1, 2 and so on, [epochs]; epoch 0 is left out.
 
-    Raises RecordError if one is missing or not finite.
+    Args:
+        run: the run.
+        measure: the measure's name.
+        column: "mean" over tasks, or another column of the record, such as "sem", the standard
+            error of that mean.
+
+    Raises:
+        RecordError: a value is missing or not finite.
     """
     rows = run.curve(measure)[column].loc[1:]
     values = rows.to_numpy()
-    if (
-        not np.array_equal(rows.index, np.arange(1, run.epochs + 1))
-        or not np.isfinite(values).all()
-    ):
+    complete = np.array_equal(rows.index, np.arange(1, run.epochs + 1))
+    if not complete or not np.isfinite(values).all():
         raise RecordError(f"{measure} of {run.path} is not a number for every epoch: {run.anew}")
     return values
 
@@ -89,21 +127,23 @@ def untrained(run: Record, measure: str) -> float:
 
 
 def final_accuracy(run: Record) -> tuple[float, float] | None:
-    """Accuracy on the further tasks that a run is measured on once, after its last epoch; None if it was not.
+    """Accuracy on the further tasks that a run is measured on once, after its last epoch.
 
-    With its standard error over these tasks.
+    Returns:
+        The mean and its standard error over these tasks; None for a run without this measurement.
     """
-    rows = run.measures[
-        (run.measures.measure == "final_accuracy") & (run.measures.epoch == run.epochs)
-    ]
-    return None if rows.empty else (float(rows["mean"].iloc[0]), float(rows["sem"].iloc[0]))
+    measures = run.measures
+    rows = measures[(measures.measure == "final_accuracy") & (measures.epoch == run.epochs)]
+    if rows.empty:
+        return None
+    return float(rows["mean"].iloc[0]), float(rows["sem"].iloc[0])
 
 
 def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:
-    """A measure late in meta-training: the mean over a run's last quarter of epochs, for each of the runs, [runs]."""
+    """A measure late in meta-training: each run's mean over its last quarter of epochs, [runs]."""
     return np.array([late_mean(curve(run, measure)) for run in runs])
 
 
 def late_errors(runs: Iterable[Record], measure: str) -> np.ndarray:
-    """The standard error over tasks of each of `late_values`, at most, [runs]."""
+    """Upper bounds on the standard errors over tasks of `late_values`, [runs]."""
     return np.array([late_error(curve(run, measure, "sem")) for run in runs])

@@ -9,13 +9,18 @@ from metanb.settings import Settings
 class Claim:
     """A claim of the paper.
 
-    For one about a curve: `measure` falls (direction -1) or rises (+1) in meta-training.
+    Attributes:
+        name: "C1" to "C8".
+        text: the claim in a few words.
+        measure: the measure that the claim is about.
+        direction: +1 where the claim says that the measure rises in meta-training or is large, -1
+            where it says that the measure falls or is near 0.
     """
 
     name: str
     text: str
-    measure: str = ""
-    direction: int = 0
+    measure: str
+    direction: int
 
 
 CLAIMS = (
@@ -33,7 +38,8 @@ CLAIMS = (
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 
 
-PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}  # the figures that the paper gives
+# the figures that the paper gives: by claim, data set, ways and shots
+PAPER = {("C8", "omniglot", 20, 1): "94.05 % to 95.38 %"}
 
 
 PAPER_GAIN = 95.38 - 94.05  # percentage points
@@ -51,8 +57,12 @@ PUBLISHED = {
 
 
 def published(settings: Settings) -> dict[str, tuple[float, str]]:
-    """MAML's published accuracy in a setting, for `figures.curves` to draw in: by measure, value and source."""
+    """MAML's published accuracy in a setting, as the argument `known` of `figures.runs.curves`.
+
+    Returns:
+        By measure, the value and its source; empty where no value was published.
+    """
     accuracy = PUBLISHED.get((settings.dataset, settings.ways, settings.shots))
-    return (
-        {} if accuracy is None else {"query_accuracy": (accuracy / 100, "MAML, Finn et al. 2017")}
-    )
+    if accuracy is None:
+        return {}
+    return {"query_accuracy": (accuracy / 100, "MAML, Finn et al. 2017")}

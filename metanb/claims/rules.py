@@ -1,25 +1,28 @@
-"""Each claim's test on records: an effect, its 95 % interval, and a verdict by a rule written here first.
+"""Each claim's test on records: an effect, its interval, and a verdict by a rule written first.
 
 A cell is one (data set, setting, algorithm, scale): its runs differ by the seeds alone. The
 statistics are those of `metanb.claims.run_stats`, and know nothing of claims; a claim says only
-which sign the paper expects. A rule that asks for a 95 % interval on one side of 0 is one that
-noise satisfies in 2.5 % of cells. Many cells are tested, so each row also has Holm's corrected
+which sign the paper expects. Where a rule asks for a 95 % interval on one side of 0, noise
+satisfies it in 2.5 % of cells. Many cells are tested, so each row also has Holm's corrected
 p-value.
 
 Runs of a cell are measured on the same tasks. The error of having drawn these tasks is in the
-interval as far as the records tell it, see `metanb.claims.run_stats.interval`: they hold each
-epoch's error over tasks, not how one epoch's goes with another's. Where it is not in, a row's
-detail says RUNS_ALONE.
+interval as far as the records hold it, see `metanb.claims.run_stats.interval`: they hold the error
+over tasks of each epoch, not how the errors of two epochs correlate. Where it is not in the
+interval, a row's detail says RUNS_ALONE.
 
-    C1 to C3  the trend of a curve over meta-training, see `_trend`; C1's first peak apart, see `_first_peak`
-    C4        `_flatter_while_worse`
-    C5, C6    `_goes_with`
-    C7        `_orthogonal`
-    C8        `_helps`
+    C1 to C3  `_judge_trend`, the trend of a curve over meta-training; `_judge_first_peak`, C1's
+              first peak by itself
+    C4        `_judge_flatter_while_worse`
+    C5, C6    `_judge_correlation`
+    C7        `_judge_orthogonality`
+    C8        `_judge_regulariser`
+
+The verdicts in these rules are those of `metanb.claims.verdicts.Verdict`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -50,29 +53,10 @@ from metanb.claims.run_stats import (
     trend,
     trend_error,
 )
-from metanb.claims.verdicts import (
-    CONTRARY,
-    CORRELATION,
-    COSINE,
-    LOG_RATIO,
-    MIN_RUNS,
-    NO_BASELINE,
-    NO_CASE,
-    NOT_SEEN,
-    PARTLY,
-    POINTS,
-    POWERLESS,
-    REPRODUCED,
-    TOO_COARSE,
-    TOO_FEW,
-    TOO_SHORT,
-    UNCLEAR,
-    UNJUDGED,
-    Row,
-)
+from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
 from metanb.labels import NAMES
 from metanb.runs.records import Record
-from metanb.settings import differences_from_scale, scale_of
+from metanb.settings import Settings, differences_from_scale, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
 STRONG = 0.8  # a true correlation across runs that a test should see
@@ -83,131 +67,177 @@ MIN_EPOCHS = 4  # a run must have reached this many to be judged
 DETRENDABLE = 6  # epochs: a quadratic leaves nothing but +-1 of the correlation of four
 PEAK_BY = 50  # iterations by which the first epoch must be measured for a first peak to be missed
 FALLING = 4  # epochs that the second half must have before a fall can be seen
+SCALE_FREE = "scale-free"  # on a measure that rescaling weights leaves alone
+RELATIVE = "over the weights' norm"  # not free of scale, but of its growth by a common factor
+
+_NO_EFFECT = Interval(math.nan, -math.inf, math.inf, 1.0)  # of cells without runs to compare
+# settings that a row shows elsewhere than in `apart`
+_SHOWN_ELSEWHERE = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
 
 
-def verdict_by_interval(found: Interval, runs: int, direction: int) -> str:
-    """The verdict on an effect of claimed sign `direction`, by its 95 % interval, of `runs` runs."""
+def verdict_by_interval(effect: Interval, runs: int, direction: int) -> Verdict:
+    """The verdict on an effect of claimed sign `direction`, by its 95 % interval over `runs` runs.
+
+    The first line that holds gives the verdict:
+
+        TOO_FEW     fewer than MIN_RUNS runs
+        NOT_SEEN    the interval holds 0, or is no number
+        REPRODUCED  it lies on the claimed side of 0
+        CONTRARY    it lies on the other side
+    """
     if runs < MIN_RUNS:
-        return TOO_FEW
-    if not (found.low > 0 or found.high < 0):  # NaN, too
-        return NOT_SEEN
-    return REPRODUCED if (found.low > 0) == (direction > 0) else CONTRARY
+        return Verdict.TOO_FEW
+    if not (effect.low > 0 or effect.high < 0):  # NaN, too
+        return Verdict.NOT_SEEN
+    return Verdict.REPRODUCED if (effect.low > 0) == (direction > 0) else Verdict.CONTRARY
 
 
 def judge(records: Iterable[Record]) -> list[Row]:
-    """Every claim on every cell that it is about, in the claims' order.
+    """Judge every claim on every cell that it is about, in the claims' order.
 
-    Runs that were stopped early count: see `even`. Those of fewer than MIN_EPOCHS epochs are left
-    out. Raises RecordError for a run whose curves have gaps or are not finite.
+    Runs that were stopped early count, see `metanb.claims.cells.cut_to_common_length`. Runs of
+    fewer than MIN_EPOCHS epochs are left out.
+
+    Raises:
+        metanb.runs.records.RecordError: a run's curve has gaps or is not finite.
+
+    Example:
+        >>> from metanb import preset
+        >>> from metanb.runs.records import find_record
+        >>> runs = [find_record(preset("quick", "omniglot", seed=seed)) for seed in range(5)]
+        >>> for row in judge(runs):
+        ...     if row.claim in ("C2", "C3"):
+        ...         print(row.name, row.change, row.verdict, sep=" | ")
+        C2 | × 0.03 (0.03 to 0.04) | reproduced
+        C3 | × 1.36 (1.31 to 1.41) | reproduced
+        C3, over the weights' norm | × 1.16 (1.12 to 1.21) | reproduced
     """
+    # a regulariser's runs are cut when they are paired, all others to their cell's common length
     whole = group_into_cells(run for run in records if run.epochs >= MIN_EPOCHS)
-    groups = [cut_to_common_length(cell) for cell in whole]
-    by_settings = {cell[0].settings.unseeded: cell for cell in groups}
-    uncut = {cell[0].settings.unseeded: cell for cell in whole}
-    learners = [
-        cell for cell in groups if cell[0].settings.regulariser == "none" and not _finetuned(cell)
+    cut = [cut_to_common_length(cell) for cell in whole]
+    learners = [cell for cell in cut if _is_plain_meta_training(cell[0].settings)]
+
+    # the rows, in the claims' order
+    measures = (("hessian_norm", ""), ("adaptive_sharpness", SCALE_FREE))
+    rows = [row for claim in CLAIMS[:3] for cell in learners for row in _judge_curve(claim, cell)]
+    rows += [
+        _judge_flatter_while_worse(cell, measure, variant)
+        for cell in learners
+        for measure, variant in measures
     ]
-    rows = []
-    for claim in CLAIMS[:3]:
-        for cell in learners:
-            rows += _curve_rows(claim, cell)
-    for cell in learners:
-        rows += [
-            _flatter_while_worse(cell, m, v)
-            for m, v in (("hessian_norm", ""), ("adaptive_sharpness", SCALE_FREE))
-        ]
-    rows += [_goes_with(BY_NAME[name], cell) for name in ("C5", "C6") for cell in learners]
-    for cell in filter(_finetuned, groups):
-        for algorithm in ("maml", "fomaml"):
-            other = replace(cell[0].settings.unseeded, algorithm=algorithm, test_head="fresh")
-            rows.append(
-                _orthogonal(*cut_to_common_epoch(cell, by_settings.get(other, [])), algorithm)
-            )
-    for settings, cell in uncut.items():
-        if settings.regulariser != "none":
-            rows.append(
-                _helps(cell, uncut.get(replace(settings, regulariser="none", gamma=0.0), []))
-            )
-    judged = [i for i, row in enumerate(rows) if row.verdict not in UNJUDGED]
+    rows += [_judge_correlation(BY_NAME[name], cell) for name in ("C5", "C6") for cell in learners]
+    rows += _judge_baselines(cut)
+    rows += _judge_regularisers(whole)
+
+    # Holm's p-values are of the rows that are judged
+    judged = [i for i, row in enumerate(rows) if row.verdict.is_judged]
     for i, p in zip(judged, holm([rows[i].p for i in judged]), strict=True):
         rows[i] = replace(rows[i], p_holm=float(p))
     return rows
 
 
-SCALE_FREE = "scale-free"  # on a measure that rescaling weights leaves alone
-RELATIVE = "over the weights' norm"  # not free of scale, but of its growth by a common factor
+def _is_plain_meta_training(settings: Settings) -> bool:
+    return settings.regulariser == "none" and settings.algorithm != "finetune"
 
 
-def _curve_rows(claim: Claim, cell: list[Record]) -> list[Row]:
-    """C1 to C3: the trend, and for C1 and C3 the same with an eye on the weights' scale, which changes both measures.
+def _judge_baselines(cells: list[list[Record]]) -> Iterator[Row]:
+    """C7: each finetuning cell beside each algorithm of meta-training with the same settings."""
+    by_settings = {cell[0].settings.unseeded: cell for cell in cells}
+    for settings, cell in by_settings.items():
+        if settings.algorithm == "finetune":
+            for algorithm in ("maml", "fomaml"):
+                partner = replace(settings, algorithm=algorithm, test_head="fresh")
+                both = cut_to_common_epoch(cell, by_settings.get(partner, []))
+                yield _judge_orthogonality(*both, algorithm)
 
-    C1 has a scale-free form. C3's other form divides the distance by the norm of the convolutions'
-    weights: enough to tell whether it grows faster than they do, and no more.
+
+def _judge_regularisers(cells: list[list[Record]]) -> Iterator[Row]:
+    """C8: each cell with a regulariser beside the one without."""
+    by_settings = {cell[0].settings.unseeded: cell for cell in cells}
+    for settings, cell in by_settings.items():
+        if settings.regulariser != "none":
+            without = replace(settings, regulariser="none", gamma=0.0)
+            yield _judge_regulariser(cell, by_settings.get(without, []))
+
+
+def _judge_curve(claim: Claim, cell: list[Record]) -> list[Row]:
+    """C1 to C3: the trend, and for C1 and C3 one more that considers the weights' scale.
+
+    Rescaling the weights changes both measures. C1 has a scale-free form. C3's other form divides
+    the distance by the norm of the convolutions' weights: enough to tell whether it grows faster
+    than they do, and no more.
     """
-    rows = [_trend(claim, cell, claim.measure, "")]
+    rows = [_judge_trend(claim, cell, claim.measure, "")]
     if claim.name == "C1":
-        rows += [_trend(claim, cell, "adaptive_sharpness", SCALE_FREE), _first_peak(cell)]
+        rows.append(_judge_trend(claim, cell, "adaptive_sharpness", SCALE_FREE))
+        rows.append(_judge_first_peak(cell))
     if claim.name == "C3":
-        rows.append(_trend(claim, cell, "distance", RELATIVE, over="body_norm"))
+        rows.append(_judge_trend(claim, cell, "distance", RELATIVE, divisor="body_norm"))
     return rows
 
 
-def _trend(claim: Claim, cell: list[Record], measure: str, variant: str, over: str = "") -> Row:
-    """The log ratio of a curve's mean over the last quarter of epochs to that over the first, over runs and tasks."""
-    units = [curve(run, over) if over else 1.0 for run in cell]
+def _judge_trend(
+    claim: Claim, cell: list[Record], measure: str, variant: str, divisor: str = ""
+) -> Row:
+    """The log ratio of a curve's mean over the last quarter of epochs to that over the first.
+
+    Its interval is over runs and tasks. `divisor` is a measure that the curve is divided by.
+    """
+    units = [curve(run, divisor) if divisor else 1.0 for run in cell]
     curves, errors = (
         [curve(run, measure, column) / unit for run, unit in zip(cell, units, strict=True)]
         for column in ("mean", "sem")
     )
-    found = interval(map(trend, curves), shared=map(trend_error, curves, errors))
-    return _row(
-        claim,
-        cell,
-        found,
-        LOG_RATIO,
-        verdict_by_interval(found, len(cell), claim.direction),
-        variant=variant,
-    )
+    effect = interval(map(trend, curves), shared=map(trend_error, curves, errors))
+    verdict = verdict_by_interval(effect, len(cell), claim.direction)
+    return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, variant=variant)
 
 
-def _first_peak(cell: list[Record]) -> Row:
-    """C1's first peak: the highest epoch of the first half over epoch 1, its interval widened for having been chosen.
+def _judge_first_peak(cell: list[Record]) -> Row:
+    """C1's first peak: the highest epoch of the first half over epoch 1.
 
-    An epoch of the first half that is two standard errors above epoch 1 is what noise gives more
-    often than not, for there are several to choose from: hence the wider interval, see
-    `first_peak`.
+    The interval is widened for the choice of that epoch. Noise alone gives an epoch of the first
+    half that is two standard errors above epoch 1 more often than not, because there are several to
+    choose from: hence the wider interval, see `first_peak`. The first line that holds gives the
+    verdict:
 
-    Where none is seen it may have come before epoch 1. In an iteration Adam moves a weight by about
-    the outer learning rate, 0.001, and the first weights of a convolution are about 0.02 to 0.03 in
-    size: some 50 iterations can change them all. So a first peak is only missed where epoch 1 is
-    measured within PEAK_BY iterations; later it is TOO_COARSE. A peak that is seen is one, however
-    far apart epochs are.
+        TOO_FEW     fewer than MIN_RUNS runs
+        REPRODUCED  the interval lies above 0
+        NOT_SEEN    epoch 1 is measured within PEAK_BY iterations
+        TOO_COARSE  otherwise
+
+    Where no peak is seen, it may have come before epoch 1. In an iteration Adam moves a weight by
+    about the outer learning rate, 0.001, and the first weights of a convolution are about 0.02 to
+    0.03 in size: some 50 iterations can change them all. So a first peak is only missed where epoch
+    1 is measured within PEAK_BY iterations; later it is TOO_COARSE. A peak that is seen is one,
+    however far apart epochs are.
     """
-    found = first_peak(
-        *(
-            np.stack([curve(run, "hessian_norm", column) for run in cell])
-            for column in ("mean", "sem")
-        )
+    norms, errors = (
+        np.stack([curve(run, "hessian_norm", column) for run in cell]) for column in ("mean", "sem")
     )
-    first = cell[0].settings.epoch_iterations
+    effect = first_peak(norms, errors)
+    first_epoch = cell[0].settings.epoch_iterations
     if len(cell) < MIN_RUNS:
-        verdict = TOO_FEW
-    elif found.low > 0:
-        verdict = REPRODUCED
+        verdict = Verdict.TOO_FEW
+    elif effect.low > 0:
+        verdict = Verdict.REPRODUCED
     else:
-        verdict = NOT_SEEN if first <= PEAK_BY else TOO_COARSE
-    detail = f"epoch 1 is measured after {first} iterations"
-    return _row(BY_NAME["C1"], cell, found, LOG_RATIO, verdict, detail, "first peak")
+        verdict = Verdict.NOT_SEEN if first_epoch <= PEAK_BY else Verdict.TOO_COARSE
+    detail = f"epoch 1 is measured after {first_epoch} iterations"
+    return _make_row(
+        BY_NAME["C1"], cell, effect, Unit.LOG_RATIO, verdict, detail, variant="first peak"
+    )
 
 
-def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
-    """C4: in the second half of meta-training accuracy on new tasks falls, and so does the Hessian norm.
+def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
+    """C4: late in meta-training accuracy on new tasks falls, and so does the Hessian norm.
 
-    The changes are least-squares lines over the epochs of the second half, one a run. The half is
-    fixed beforehand: from a best epoch that is chosen on the runs themselves, accuracy falls by the
-    choice alone. And it must fall on the meta-test tasks and on the meta-validation tasks. Runs
-    share either set, and what its tasks have in common falls or rises in all of them at once; but
-    the sets have no class in common. The first line that holds gives the verdict:
+    Late is the second half of meta-training. The changes are least-squares lines over its epochs,
+    one per run. The half is fixed beforehand: from a best epoch that is chosen on the runs
+    themselves, accuracy falls by the choice alone. And accuracy must fall on the meta-test tasks
+    and on the meta-validation tasks. Runs share either set, and what its tasks have in common falls
+    or rises in all of them at once; but the sets have no class in common. The first line that holds
+    gives the verdict:
 
         TOO_FEW     fewer than MIN_RUNS runs
         TOO_SHORT   fewer than FALLING epochs in the second half
@@ -215,38 +245,53 @@ def _flatter_while_worse(cell: list[Record], measure: str, variant: str) -> Row:
         then        by the interval of the change of the log Hessian norm
 
     The error over tasks is in that interval, but not in accuracy's, where hardly a fall would be
-    seen: most of accuracy's error is that some tasks are harder, of which a change on the same
-    tasks is free, and the records do not tell the rest. That is what the second set of tasks is
-    for.
+    seen: most of accuracy's error is that some tasks are harder. A change on the same tasks is free
+    of this part, and the records do not hold the rest. That is what the second set of tasks is for.
     """
-    first = cell[0].epochs // 2
-    found = Interval(math.nan, -math.inf, math.inf, 1.0)
-    detail = f"epochs {first + 1} to {cell[0].epochs}"
-    if cell[0].epochs - first < FALLING:
-        verdict = TOO_FEW if len(cell) < MIN_RUNS else TOO_SHORT
-        return _row(BY_NAME["C4"], cell, found, LOG_RATIO, verdict, detail, variant)
+    claim = BY_NAME["C4"]
+    epochs = cell[0].epochs
+    half = epochs // 2
+    detail = f"epochs {half + 1} to {epochs}"
+
+    # too few epochs to fit lines to
+    if epochs - half < FALLING:
+        verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.TOO_SHORT
+        return _make_row(claim, cell, _NO_EFFECT, Unit.LOG_RATIO, verdict, detail, variant)
+
+    # the changes of accuracy on both sets of tasks, and of the log Hessian norm
     test, valid = (
-        interval(100 * fitted_change(curve(run, accuracy)[first:]) for run in cell)
+        interval(100 * fitted_change(curve(run, accuracy)[half:]) for run in cell)
         for accuracy in ("query_accuracy", "valid_accuracy")
     )
+    log_norm = _log_change(cell, measure, half)
+
+    # without a fall on both sets there is no case to judge
+    verdict = verdict_by_interval(log_norm, len(cell), claim.direction)
+    if len(cell) >= MIN_RUNS and not (test.high < 0 and valid.high < 0):
+        verdict = Verdict.NO_CASE
+
+    # the verdict needs three findings: the largest p counts
+    effect = log_norm._replace(p=max(log_norm.p, test.p, valid.p))
+    detail += f"; {RUNS_ALONE}: accuracy {_describe_points(test)}"
+    detail += f", on meta-validation tasks {_describe_points(valid)}"
+    return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, detail, variant)
+
+
+def _log_change(cell: list[Record], measure: str, start: int) -> Interval:
+    """The change of a measure's log from index `start` of its curve on, over runs and tasks."""
     norms, errors = (
-        [curve(run, measure, column)[first:] for run in cell] for column in ("mean", "sem")
+        [curve(run, measure, column)[start:] for run in cell] for column in ("mean", "sem")
     )
     relative = [error / norm for error, norm in zip(errors, norms, strict=True)]
-    found = interval(
-        (fitted_change(np.log(norm)) for norm in norms), shared=map(fitted_change_error, relative)
-    )
-    detail += f"; {RUNS_ALONE}: accuracy"
-    for falls, tasks in ((test, ""), (valid, ", on meta-validation tasks")):
-        detail += f"{tasks} {falls.mean:+.2f} points ({falls.low:+.2f} to {falls.high:+.2f})"
-    verdict = verdict_by_interval(found, len(cell), -1)
-    if len(cell) >= MIN_RUNS and not (test.high < 0 and valid.high < 0):
-        verdict = NO_CASE
-    found = found._replace(p=max(found.p, test.p, valid.p))
-    return _row(BY_NAME["C4"], cell, found, LOG_RATIO, verdict, detail, variant)
+    changes = (fitted_change(np.log(norm)) for norm in norms)
+    return interval(changes, shared=map(fitted_change_error, relative))
 
 
-def _goes_with(claim: Claim, cell: list[Record]) -> Row:
+def _describe_points(change: Interval) -> str:
+    return f"{change.mean:+.2f} points ({change.low:+.2f} to {change.high:+.2f})"
+
+
+def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
     """C5, C6: the correlation over epochs of query accuracy with a coherence, over runs.
 
     Accuracy rises with training in every run, and whatever else drifts then correlates with it. So
@@ -256,51 +301,87 @@ def _goes_with(claim: Claim, cell: list[Record]) -> Row:
         TOO_FEW     fewer than MIN_RUNS runs
         CONTRARY    the correlation's interval lies below 0
         NOT_SEEN    it holds 0
-        PARTLY      that of first differences does not lie above 0: no more than a shared trend is seen
+        PARTLY      the interval of first differences does not lie above 0: no more than a shared
+                    trend is seen
         REPRODUCED  across at least ACROSS runs, r > 0 and p < 0.05
         PARTLY      across as many, r < 0 and p < 0.05: runs say the opposite
-        POWERLESS   fewer than ACROSS runs, or so few that a true r of STRONG would be seen less often than POWER
+        POWERLESS   fewer than ACROSS runs, or so few that a true r of STRONG would be seen less
+                    often than POWER
         PARTLY      otherwise: runs enough, and it is not seen across them
 
     The intervals are over runs alone: an error over tasks would take the covariance of tasks
     between epochs, which the records do not hold. What remains of the correlation after removing a
-    quadratic in log epoch is told beside, and decides nothing: two slow drifts that are no
+    quadratic in log epoch is reported, not used for the verdict: two slow drifts that are no
     quadratics still share what is left.
     """
-    pairs = [(curve(run, "query_accuracy"), curve(run, claim.measure)) for run in cell]
-    found = mean_correlation([correlation(a, c)[0] for a, c in pairs])
-    steps = mean_correlation([correlation(np.diff(a), np.diff(c))[0] for a, c in pairs])
-    detail = f"{RUNS_ALONE}: first differences r = {steps.mean:.2f} ({steps.low:.2f} to {steps.high:.2f}); "
+    # over epochs: as measured, and of first differences
+    series = [(curve(run, "query_accuracy"), curve(run, claim.measure)) for run in cell]
+    over_epochs = _correlate_over_epochs(series, np.asarray)
+    steps = _correlate_over_epochs(series, np.diff)
+
+    # across runs, late in meta-training
+    r, p = 0.0, 1.0
+    if len(cell) >= ACROSS:
+        r, p = correlation(late_values(cell, "query_accuracy"), late_values(cell, claim.measure))
+
+    # the verdict; where it needs all three findings, the largest p counts
+    verdict = _verdict_on_correlation(
+        verdict_by_interval(over_epochs, len(cell), claim.direction), steps, r, p, len(cell)
+    )
+    effect = over_epochs
+    if verdict == Verdict.REPRODUCED:
+        effect = effect._replace(p=max(effect.p, steps.p, p))
+
+    # what it rests on
+    detail = f"{RUNS_ALONE}: first differences {_describe_r(steps)}; "
     if cell[0].epochs >= DETRENDABLE:
-        rest = mean_correlation([correlation(detrend(a), detrend(c))[0] for a, c in pairs])
-        detail += f"detrended r = {rest.mean:.2f} ({rest.low:.2f} to {rest.high:.2f}); "
+        detail += f"detrended {_describe_r(_correlate_over_epochs(series, detrend))}; "
     else:
         detail += f"too few epochs to detrend: {cell[0].epochs}; "
-    enough, power = len(cell) >= ACROSS, correlation_power(len(cell), STRONG)
-    r, p = (
-        correlation(*(late_values(cell, m) for m in ("query_accuracy", claim.measure)))
-        if enough
-        else (0.0, 1.0)
-    )
-    detail += (
-        f"across {len(cell)} runs r = {r:.2f} (p = {p:.2g})"
-        if enough
-        else f"too few runs to compare across them: {len(cell)}"
-    )
-    detail += f"; so many runs show a true r of {STRONG:g} in {100 * power:.0f} % of cases"
-    verdict = verdict_by_interval(found, len(cell), claim.direction)
-    if verdict == REPRODUCED:
-        across = 0 if p >= 0.05 else int(np.sign(r))
-        if steps.low > 0 and across > 0:
-            found = found._replace(p=max(found.p, steps.p, p))
-        elif steps.low > 0 and across == 0 and (not enough or power < POWER):
-            verdict = POWERLESS
-        else:
-            verdict = PARTLY
-    return _row(claim, cell, found, CORRELATION, verdict, detail)
+    if len(cell) >= ACROSS:
+        detail += f"across {len(cell)} runs r = {r:.2f} (p = {p:.2g}); "
+    else:
+        detail += f"too few runs to compare across them: {len(cell)}; "
+    power = 100 * correlation_power(len(cell), STRONG)
+    detail += f"so many runs show a true r of {STRONG:g} in {power:.0f} % of cases"
+    return _make_row(claim, cell, effect, Unit.CORRELATION, verdict, detail)
 
 
-def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
+def _correlate_over_epochs(
+    series: list[tuple[np.ndarray, np.ndarray]], transform: Callable[[np.ndarray], np.ndarray]
+) -> Interval:
+    """The correlation of two curves that are both transformed, mean over runs."""
+    return mean_correlation([correlation(transform(x), transform(y))[0] for x, y in series])
+
+
+def _verdict_on_correlation(
+    over_epochs: Verdict, steps: Interval, r: float, p: float, runs: int
+) -> Verdict:
+    """The rule of `_judge_correlation`, line by line.
+
+    Args:
+        over_epochs: the verdict on the correlation over epochs alone.
+        steps: the correlation of first differences.
+        r: the correlation across runs; 0 below ACROSS runs.
+        p: its p-value; 1 below ACROSS runs.
+        runs: number of runs.
+    """
+    if over_epochs != Verdict.REPRODUCED:  # TOO_FEW, CONTRARY or NOT_SEEN
+        return over_epochs
+    if not steps.low > 0:
+        return Verdict.PARTLY
+    if p < 0.05 and r != 0:
+        return Verdict.REPRODUCED if r > 0 else Verdict.PARTLY
+    if runs < ACROSS or correlation_power(runs, STRONG) < POWER:
+        return Verdict.POWERLESS
+    return Verdict.PARTLY
+
+
+def _describe_r(r: Interval) -> str:
+    return f"r = {r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
+
+
+def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: str) -> Row:
     """C7: finetuning's late trajectory coherence is near 0, and meta-training's is not.
 
     Directions that have nothing in common are orthogonal, and so are an untrained network's. So a
@@ -309,144 +390,199 @@ def _orthogonal(cell: list[Record], other: list[Record], algorithm: str) -> Row:
     the verdict:
 
         TOO_FEW      fewer than MIN_RUNS runs, of finetuning or of meta-training
-        NO_BASELINE  adaptation is not seen to lower finetuning's late support loss, or its late query accuracy is not
-                     seen to lie above the untrained network's: intervals over runs
+        NO_BASELINE  adaptation is not seen to lower finetuning's late support loss, or its late
+                     query accuracy is not seen to lie above the untrained network's: intervals over
+                     runs
         CONTRARY     finetuning's interval lies above ORTHOGONAL
         NOT_SEEN     finetuning's interval holds ORTHOGONAL
-        PARTLY       meta-training's interval does not lie above ORTHOGONAL: nothing sets finetuning apart
+        PARTLY       meta-training's interval does not lie above ORTHOGONAL: nothing sets finetuning
+                     apart
         REPRODUCED   otherwise: the intervals are apart, with ORTHOGONAL between them
+
+    Args:
+        cell: runs of finetuning.
+        learners: runs of meta-training with the same settings.
+        algorithm: that of `learners`, known where there are none, too.
     """
-    coherence, nothing = "trajectory_coherence", Interval(math.nan, -math.inf, math.inf, 1.0)
-    found, beside = (
-        interval(late_values(runs, coherence), ORTHOGONAL, shared=late_errors(runs, coherence))
-        if runs
-        else nothing
-        for runs in (cell, other)
-    )
+    claim = BY_NAME["C7"]
     variant = f"{cell[0].settings.test_head} head, beside {NAMES[algorithm]}"
-    if min(len(cell), len(other)) < MIN_RUNS:
-        return _row(BY_NAME["C7"], cell, found, COSINE, TOO_FEW, "", variant)
-    losses = [late_values(cell, measure) for measure in ("support_loss_before", "support_loss")]
-    accuracies = [
-        np.array([untrained(run, "query_accuracy") for run in cell]),
-        late_values(cell, "query_accuracy"),
-    ]
-    fits = interval(np.log(losses[1] / losses[0])).high < 0
-    learnt = interval(accuracies[1] - accuracies[0]).low > 0
+
+    # both coherences
+    finetuned = _late_coherence(cell)
+    meta_trained = _late_coherence(learners)
+    if min(len(cell), len(learners)) < MIN_RUNS:
+        return _make_row(claim, cell, finetuned, Unit.COSINE, Verdict.TOO_FEW, variant=variant)
+
+    # whether the baseline works: adaptation fits the support images, and meta-training taught it
+    losses_before = late_values(cell, "support_loss_before")
+    losses = late_values(cell, "support_loss")
+    untrained_accuracies = np.array([untrained(run, "query_accuracy") for run in cell])
+    accuracies = late_values(cell, "query_accuracy")
+    fits = interval(np.log(losses / losses_before)).high < 0
+    learnt = interval(accuracies - untrained_accuracies).low > 0
+
+    # the verdict; where it needs both coherences, the larger p counts
     if not (fits and learnt):
-        verdict = NO_BASELINE
-    elif found.high < ORTHOGONAL:
-        verdict = REPRODUCED if beside.low > ORTHOGONAL else PARTLY
+        verdict = Verdict.NO_BASELINE
+    elif finetuned.low > ORTHOGONAL:
+        verdict = Verdict.CONTRARY
+    elif not finetuned.high < ORTHOGONAL:
+        verdict = Verdict.NOT_SEEN
     else:
-        verdict = CONTRARY if found.low > ORTHOGONAL else NOT_SEEN
-    if verdict == REPRODUCED:
-        found = found._replace(p=max(found.p, beside.p))
+        verdict = Verdict.REPRODUCED if meta_trained.low > ORTHOGONAL else Verdict.PARTLY
+    effect = finetuned
+    if verdict == Verdict.REPRODUCED:
+        effect = effect._replace(p=max(finetuned.p, meta_trained.p))
+
+    # what it rests on
     detail = (
-        f"{NAMES[algorithm]}: {beside.mean:.3f} ({beside.low:.3f} to {beside.high:.3f}); adaptation takes the "
-        f"baseline's support loss from {losses[0].mean():.2f} to {losses[1].mean():.2f}; its accuracy "
-        f"{100 * accuracies[1].mean():.1f} %, untrained {100 * accuracies[0].mean():.1f} %"
+        f"{NAMES[algorithm]}: {meta_trained.mean:.3f} ({meta_trained.low:.3f} to "
+        f"{meta_trained.high:.3f}); adaptation takes the baseline's support loss from "
+        f"{losses_before.mean():.2f} to {losses.mean():.2f}; its accuracy "
+        f"{100 * accuracies.mean():.1f} %, untrained {100 * untrained_accuracies.mean():.1f} %"
     )
-    return _row(BY_NAME["C7"], cell, found, COSINE, verdict, detail, variant, other)
+    return _make_row(claim, cell, effect, Unit.COSINE, verdict, detail, variant, learners)
 
 
-def _helps(cell: list[Record], base: list[Record]) -> Row:
-    """C8: the difference of query accuracy to the same settings and seeds without the regulariser.
+def _late_coherence(runs: list[Record]) -> Interval:
+    """Trajectory coherence late in meta-training, over runs and tasks; p is against ORTHOGONAL."""
+    if not runs:
+        return _NO_EFFECT
+    values = late_values(runs, "trajectory_coherence")
+    errors = late_errors(runs, "trajectory_coherence")
+    return interval(values, ORTHOGONAL, shared=errors)
 
-    It is that of the further tasks, of which there are many, where every run of every pair was
-    measured on them at the epoch that the pairs are compared at; else that of the meta-test tasks,
-    late in meta-training. The error over the further tasks is in the interval, as if the two runs
-    of a pair had met different ones, which can only widen it. Over the few meta-test tasks that
+
+def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
+    """C8: the gain in query accuracy over the same settings and seeds without the regulariser.
+
+    It is the gain on the further tasks, which are many, where every run of every pair was measured
+    on them at the epoch that the pairs are compared at; else the gain on the meta-test tasks, late
+    in meta-training. The error over the further tasks is in the interval, as if the two runs of a
+    pair had met different ones, which can only widen it. Over the few meta-test tasks the error
     would be several times the paper's gain, so there the interval is over runs alone.
 
     Controls get rows too: one that helps as much speaks against coherence as the reason. An
     interval that holds 0 and the paper's gain as well is UNCLEAR: to call that not reproduced would
-    be to blame the paper for our few runs.
+    be to blame the paper for our few runs. Otherwise the verdict is by the interval.
     """
-    paired = pair_by_seed(cell, base)
-    runs, others = [run for run, _ in paired], [other for _, other in paired]
-    ends = [(final_accuracy(run), final_accuracy(other)) for run, other in paired]
-    measured = [(with_it, without) for with_it, without in ends if with_it and without]
-    if further := bool(paired) and len(measured) == len(paired):
-        gains = 100 * np.array([with_it[0] - without[0] for with_it, without in measured])
-        errors = 100 * np.array([np.hypot(with_it[1], without[1]) for with_it, without in measured])
-    else:
-        gains = 100 * (late_values(runs, "query_accuracy") - late_values(others, "query_accuracy"))
-        errors = np.zeros(len(paired))
-    found = (
-        interval(gains, shared=errors) if paired else Interval(math.nan, -math.inf, math.inf, 1.0)
-    )
+    claim = BY_NAME["C8"]
     settings = cell[0].settings
-    variant = f"{settings.regulariser}, γ = {settings.gamma:g}"
-    # a penalty moves nothing
-    moves = late_values(runs if settings.regulariser != "outer" else [], "relative_move")
-    tasks = (
-        f"{settings.final_tasks} tasks after the last epoch"
-        if further
-        else f"{settings.test_tasks} tasks, late in meta-training, {RUNS_ALONE}"
-    )
-    detail = f"accuracy on {tasks}" + (f"; relative move {moves.mean():.3f}" if len(moves) else "")
-    verdict = verdict_by_interval(found, len(paired), +1)
-    if verdict == NOT_SEEN and found.high >= PAPER_GAIN:
-        verdict = UNCLEAR
-    return _row(
-        BY_NAME["C8"],
+    pairs = pair_by_seed(cell, base)
+    runs = [run for run, _ in pairs]
+    partners = [partner for _, partner in pairs]
+
+    # each pair's gain, on further tasks where all have them
+    further = _gains_on_further_tasks(pairs)
+    if further is not None:
+        gains, errors = further
+        tasks = f"{settings.final_tasks} tasks after the last epoch"
+    else:
+        late, late_without = (late_values(half, "query_accuracy") for half in (runs, partners))
+        gains, errors = 100 * (late - late_without), np.zeros(len(pairs))
+        tasks = f"{settings.test_tasks} tasks, late in meta-training, {RUNS_ALONE}"
+    effect = interval(gains, shared=errors) if pairs else _NO_EFFECT
+
+    # the verdict
+    verdict = verdict_by_interval(effect, len(pairs), claim.direction)
+    if verdict == Verdict.NOT_SEEN and effect.high >= PAPER_GAIN:
+        verdict = Verdict.UNCLEAR
+
+    # what it rests on; a penalty on the outer loss moves nothing
+    detail = f"accuracy on {tasks}"
+    if runs and settings.regulariser != "outer":
+        detail += f"; relative move {late_values(runs, 'relative_move').mean():.3f}"
+    return _make_row(
+        claim,
         runs or cell,
-        found,
-        POINTS,
+        effect,
+        Unit.POINTS,
         verdict,
         detail,
-        variant,
-        others,
-        count=len(paired),
+        variant=f"{settings.regulariser}, γ = {settings.gamma:g}",
+        compared=partners,
+        count=len(pairs),
     )
 
 
-def _row(
+def _gains_on_further_tasks(
+    pairs: list[tuple[Record, Record]],
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Gains on the further tasks and their standard errors, percentage points, [pairs] each.
+
+    None without pairs, or where a run of a pair was not measured on these tasks.
+    """
+    ends = [(final_accuracy(run), final_accuracy(partner)) for run, partner in pairs]
+    measured = [(end, without) for end, without in ends if end and without]
+    if not measured or len(measured) < len(pairs):
+        return None
+    gains = 100 * np.array([end[0] - without[0] for end, without in measured])
+    errors = 100 * np.array([np.hypot(end[1], without[1]) for end, without in measured])
+    return gains, errors
+
+
+def _make_row(
     claim: Claim,
     cell: list[Record],
-    found: Interval,
-    unit: str,
-    verdict: str,
+    effect: Interval,
+    unit: Unit,
+    verdict: Verdict,
     detail: str = "",
     variant: str = "",
-    beside: Iterable[Record] = (),
+    compared: Iterable[Record] = (),
     count: int | None = None,
 ) -> Row:
+    """A row of the ledger, before Holm's correction.
+
+    Args:
+        claim: what is judged.
+        cell: the runs that it is judged on.
+        effect: the effect, with its interval and p.
+        unit: the effect's unit.
+        verdict: the verdict.
+        detail: what else it rests on.
+        variant: which form of the claim.
+        compared: the runs that those of the cell are compared with.
+        count: number of runs or pairs, where it is not the cell's.
+    """
     settings = cell[0].settings
-    setting = settings.setting
-    setting += f", {settings.train_classes} classes" if settings.train_classes else ""
-    setting += f", {settings.head_init} first head" if settings.head_init != "torch" else ""
-    told = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
-    rest = ", ".join(
-        f"{name}={value}"
-        for name, value in differences_from_scale(settings).items()
-        if name not in told
-    )
-    reached = (
-        "" if cell[0].finished else f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
-    )
+    reached = f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
     return Row(
         claim=claim.name,
         variant=variant,
         dataset=settings.dataset,
-        setting=setting,
-        apart=rest,
+        setting=_describe_setting(settings),
+        apart=_describe_differences(settings),
         algorithm=settings.algorithm,
         scale=scale_of(settings),
-        reached=reached,
-        effect=found.mean,
-        low=found.low,
-        high=found.high,
+        reached="" if cell[0].finished else reached,
+        effect=effect.mean,
+        low=effect.low,
+        high=effect.high,
         unit=unit,
-        p=found.p,
+        p=effect.p,
         p_holm=math.nan,
         runs=len(cell) if count is None else count,
         verdict=verdict,
         detail=detail,
         paper=PAPER.get((claim.name, settings.dataset, settings.ways, settings.shots), ""),
-        ids=tuple(run.settings.id for run in (*cell, *beside)),
+        ids=tuple(run.settings.id for run in (*cell, *compared)),
     )
 
 
-def _finetuned(cell: list[Record]) -> bool:
-    return cell[0].settings.algorithm == "finetune"
+def _describe_setting(settings: Settings) -> str:
+    """Ways and shots, the number of classes and the first head, where these are not the usual."""
+    setting = settings.setting
+    if settings.train_classes:
+        setting += f", {settings.train_classes} classes"
+    if settings.head_init != "torch":
+        setting += f", {settings.head_init} first head"
+    return setting
+
+
+def _describe_differences(settings: Settings) -> str:
+    """The settings that differ from their scale's, but for those that a row shows elsewhere."""
+    differences = differences_from_scale(settings)
+    return ", ".join(
+        f"{name}={value}" for name, value in differences.items() if name not in _SHOWN_ELSEWHERE
+    )

@@ -1,6 +1,7 @@
-"""What the claims' rules are made of: effects of curves and of groups of runs, with intervals. Arrays in, numbers out.
+"""The statistics of the claims' rules: effects of curves and of groups of runs, with intervals.
 
-A curve is a measure after each epoch, from epoch 1 on: the untrained network is left out.
+Functions take arrays and return numbers. A curve is a measure after each epoch, from epoch 1 on:
+the untrained network is left out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,38 +26,53 @@ class Interval(NamedTuple):
 def interval(
     values: Iterable[float], against: float = 0.0, level: float = 0.95, shared: Iterable[float] = ()
 ) -> Interval:
-    """Mean, 95 % interval and p-value of runs' values; below two values the interval is infinite and p is 1.
+    """Mean, 95 % interval and p-value of runs' values, by Student's t.
 
-    By Student's t. Runs that are measured on the same tasks share the error of having drawn these
-    and no others, which their spread does not show. Where `shared` tells that error, the interval
-    is the wider of two, and p the larger: that over runs alone, and one whose squared standard
-    error has the mean square of `shared` besides, with Welch's and Satterthwaite's degrees of
-    freedom. The first is right where runs have nothing in common, the second where they share all
-    of that error.
+    Runs that are measured on the same tasks share the error of having drawn these tasks and no
+    others. Their spread does not show that error. Where `shared` gives it, the interval is the
+    wider of two, and p the larger of two. The first is over runs alone. It is right where runs have
+    nothing in common. The second adds the mean square of `shared` to the squared standard error,
+    with Welch's and Satterthwaite's degrees of freedom. It is right where runs have all of that
+    error in common.
+
+    Below two values the interval is infinite and p is 1.
 
     Args:
-        values: one a run.
+        values: one per run.
         against: the mean that p tests, in place of 0.
-        level: the interval's, in place of 95 %.
-        shared: of each value, the standard error over tasks.
+        level: the interval's level, in place of 95 %.
+        shared: the standard error over tasks of each value.
+
+    Example:
+        >>> gains = interval([1.0, 2.0, 3.0])
+        >>> print(f"{gains.mean:.2f} ({gains.low:.2f} to {gains.high:.2f}), p = {gains.p:.3f}")
+        2.00 (-0.48 to 4.48), p = 0.074
     """
-    values, shared = np.asarray(list(values), dtype=float), np.asarray(list(shared), dtype=float)
-    mean, freedom = float(values.mean()), len(values) - 1
+    values = np.asarray(list(values), dtype=float)
+    shared = np.asarray(list(shared), dtype=float)
+    mean = float(values.mean())
+    freedom = len(values) - 1
     if not freedom:
         return Interval(mean, -np.inf, np.inf, 1.0)
-    alone = float(values.var(ddof=1) / len(values))
-    both = alone + float((shared**2).mean() if len(shared) else 0)
-    if both == 0:
+
+    # the variance of the mean over runs alone, and with the error over tasks
+    runs_alone = float(values.var(ddof=1) / len(values))
+    with_tasks = runs_alone + float((shared**2).mean() if len(shared) else 0)
+    if with_tasks == 0:
         return Interval(mean, mean, mean, float(mean == against))
-    half, p = 0.0, 0.0
-    for variance, degrees in (
-        (alone, freedom),
-        (both, freedom * (both / alone) ** 2 if alone else np.inf),
-    ):
+
+    # with the error over tasks, which is taken as known, freedom grows (Welch, Satterthwaite)
+    more_freedom = freedom * (with_tasks / runs_alone) ** 2 if runs_alone else np.inf
+
+    # the wider interval and the larger p
+    half_width, p = 0.0, 0.0
+    for variance, degrees in ((runs_alone, freedom), (with_tasks, more_freedom)):
         if variance:
-            half = max(half, float(special.stdtrit(degrees, (1 + level) / 2) * np.sqrt(variance)))
-            p = max(p, _two_sided((mean - against) / np.sqrt(variance), degrees))
-    return Interval(mean, mean - half, mean + half, p)
+            error = np.sqrt(variance)
+            quantile = special.stdtrit(degrees, (1 + level) / 2)
+            half_width = max(half_width, float(quantile * error))
+            p = max(p, _two_sided((mean - against) / error, degrees))
+    return Interval(mean, mean - half_width, mean + half_width, p)
 
 
 def late_mean(curve: np.ndarray) -> float:
@@ -65,81 +81,106 @@ def late_mean(curve: np.ndarray) -> float:
 
 
 def late_error(errors: np.ndarray) -> float:
-    """The standard error over tasks of `late`, at most, by those of the epochs: their mean."""
+    """An upper bound on the standard error over tasks of `late_mean`.
+
+    It is the mean of the epochs' standard errors.
+    """
     return late_mean(errors)
 
 
 def trend(curve: np.ndarray) -> float:
     """Log ratio of a curve's mean over its last quarter to that over its first quarter.
 
-    Raises ValueError for fewer than four epochs or means that are not positive.
+    Raises:
+        ValueError: fewer than four epochs, or means that are not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> curve = np.array([8.0, 4.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0])
+        >>> round(trend(curve), 3)  # the log of 1.5 over 6
+        -1.386
     """
-    first, last = float(np.asarray(curve, dtype=float)[: _quarter(curve)].mean()), late_mean(curve)
+    first = float(np.asarray(curve, dtype=float)[: _quarter(curve)].mean())
+    last = late_mean(curve)
     if not (first > 0 and last > 0):
         raise ValueError(f"a log ratio needs positive means, these are {first:g} and {last:g}")
     return float(np.log(last / first))
 
 
 def trend_error(curve: np.ndarray, errors: np.ndarray) -> float:
-    """The standard error over tasks of `trend`, at most, by those of the epochs' means.
+    """An upper bound on the standard error over tasks of `trend`, by those of the epochs' means.
 
-    A quarter's error is at most the mean of its epochs' errors. That of the difference of two
+    A quarter's error is at most the mean of its epochs' errors. The error of the difference of two
     quarters' logs is the root of the sum of squares, if the quarters' errors are independent. They
-    are of the same tasks, and a task that is high early is rather high late: then it is less. How
-    much less, the means do not tell.
+    are of the same tasks, and a task that is high early tends to be high late: then the error is
+    smaller. How much smaller, the means do not tell.
     """
-    early, first = (
-        np.asarray(values, dtype=float)[: _quarter(values)].mean() for values in (errors, curve)
-    )
-    return float(np.hypot(late_error(errors) / late_mean(curve), early / first))
+    first = np.asarray(curve, dtype=float)[: _quarter(curve)].mean()
+    first_error = np.asarray(errors, dtype=float)[: _quarter(errors)].mean()
+    return float(np.hypot(late_error(errors) / late_mean(curve), first_error / first))
 
 
 def first_peak(curves: np.ndarray, errors: np.ndarray | None = None) -> Interval:
-    """The greatest log ratio of an epoch of the first half to epoch 1, mean over runs: curves [runs, epochs].
+    """The greatest log ratio of an epoch of the first half to epoch 1, mean over runs.
 
-    `errors`, of the same shape, are the standard errors over tasks of the curves, see `interval`.
+    The highest of several epochs is above the first by noise alone. Leaving out the run that is
+    judged does not help, because the runs' choices then depend on each other. So the interval and p
+    are Bonferroni's for the number of epochs to choose from, 2 to half: the chance that noise puts
+    the interval above 0 is at most 2.5 %.
 
-    The highest of several epochs is above the first by noise alone, and leaving the run out that is
-    judged does not help, for the runs' choices then lean on each other. So the interval and p are
-    Bonferroni's for the number of epochs to choose from, 2 to half: the chance that noise puts the
-    interval above 0 is at most 2.5 %. Raises ValueError for fewer than four epochs.
+    Args:
+        curves: positive values, [runs, epochs].
+        errors: standard errors over tasks of the curves, [runs, epochs], see `interval`.
+
+    Raises:
+        ValueError: fewer than four epochs.
     """
-    logs = np.log(np.asarray(curves, dtype=float))
-    relative = np.zeros_like(logs) if errors is None else errors / np.asarray(curves, dtype=float)
+    curves = np.asarray(curves, dtype=float)
+    logs = np.log(curves)
+    log_errors = np.zeros_like(logs) if errors is None else errors / curves
     half = logs.shape[1] // 2
     if half < 2:
         raise ValueError(
-            f"a first peak needs at least 4 epochs, these curves have {logs.shape[1]}: measure more often"
+            f"a first peak needs at least 4 epochs, these curves have {logs.shape[1]}: "
+            "measure more often"
         )
+
+    # one interval for each epoch to choose from, wide enough for the choice
     rises = logs[:, 1:half] - logs[:, :1]
-    shared = np.hypot(relative[:, 1:half], relative[:, :1])
-    tests = half - 1
-    found = [
-        interval(column, level=1 - 0.05 / tests, shared=error)
-        for column, error in zip(rises.T, shared.T, strict=True)
+    rise_errors = np.hypot(log_errors[:, 1:half], log_errors[:, :1])
+    epochs = half - 1
+    intervals = [
+        interval(rise, level=1 - 0.05 / epochs, shared=error)
+        for rise, error in zip(rises.T, rise_errors.T, strict=True)
     ]
-    best = max(found, key=lambda one: one.mean)
-    return best._replace(p=min(1.0, best.p * tests))
+    highest = max(intervals, key=lambda rise: rise.mean)
+    return highest._replace(p=min(1.0, highest.p * epochs))
 
 
 def fitted_change(curve: np.ndarray) -> float:
-    """Least-squares slope of a curve times its length: how much it changes from its start to its end, in its unit."""
-    return float(_slope(len(curve)) @ np.asarray(curve, dtype=float))
+    """How much a curve changes from its start to its end: least-squares slope times length."""
+    return float(_slope_weights(len(curve)) @ np.asarray(curve, dtype=float))
 
 
 def fitted_change_error(errors: np.ndarray) -> float:
-    """The standard error over tasks of `change`, at most, by those of the epochs.
+    """An upper bound on the standard error over tasks of `fitted_change`, by those of the epochs.
 
     As in `trend_error`, with the curve's halves for the quarters.
     """
-    parts = _slope(len(errors)) * np.asarray(errors, dtype=float)
+    parts = _slope_weights(len(errors)) * np.asarray(errors, dtype=float)
     return float(np.hypot(parts[parts > 0].sum(), parts[parts < 0].sum()))
 
 
 def correlation(
     x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray
 ) -> tuple[float, float]:
-    """Pearson's r of two series and its two-sided p-value; 0 and 1 if one does not vary."""
+    """Pearson's r of two series and its two-sided p-value; 0 and 1 if one does not vary.
+
+    Example:
+        >>> r, p = correlation([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0])
+        >>> print(f"r = {r:.2f}, p = {p:.2f}")
+        r = 0.80, p = 0.20
+    """
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0, 1.0
     a, b = (np.asarray(series, dtype=float) - np.mean(series) for series in (x, y))
@@ -152,61 +193,76 @@ def correlation(
 
 @cache
 def correlation_power(runs: int, r: float) -> float:
-    """The chance that `runs` pairs of a true correlation r > 0 show one above 0 with a two-sided p below 0.05.
+    """The chance that `runs` pairs of a true correlation r > 0 show a positive one with p < 0.05.
 
-    Exact for a bivariate normal: given the first of each pair, the test's t is a noncentral one,
-    whose noncentrality is r / sqrt(1 - r^2) times the root of the first's sum of squares, a
-    chi-squared of `runs` - 1 degrees of freedom. 0 for fewer than three runs, which allow no test.
+    p is two-sided. The chance is exact for a bivariate normal: given the first value of each pair,
+    the test's t is a noncentral one. Its noncentrality is r / sqrt(1 - r^2) times the root of the
+    first values' sum of squares, a chi-squared of `runs` - 1 degrees of freedom. Fewer than three
+    runs allow no test: the chance is 0.
     """
     if runs < 3:
         return 0.0
-    limit, slope = stats.t.ppf(0.975, runs - 2), r / np.sqrt(1 - r**2)
+    limit = stats.t.ppf(0.975, runs - 2)
+    slope = r / np.sqrt(1 - r**2)
 
-    def seen(share: float) -> float:
+    def power_at_quantile(share: float) -> float:
         squares = stats.chi2.ppf(share, runs - 1)
         return float(stats.nct.sf(limit, runs - 2, slope * np.sqrt(squares)))
 
     # the mean over the chi-squared, by Gauss and Legendre over its quantiles
-    places, weights = np.polynomial.legendre.leggauss(60)
-    return float(sum(w / 2 * seen((1 + x) / 2) for x, w in zip(places, weights, strict=True)))
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    terms = (
+        weight / 2 * power_at_quantile((1 + node) / 2)
+        for node, weight in zip(nodes, weights, strict=True)
+    )
+    return float(sum(terms))
 
 
 def detrend(curve: np.ndarray) -> np.ndarray:
-    """What a quadratic in log epoch leaves of a curve."""
+    """A curve's residuals from a quadratic in log epoch, [epochs]."""
     curve = np.asarray(curve, dtype=float)
     log_epoch = np.log(np.arange(1, len(curve) + 1))
     return curve - np.polynomial.Polynomial.fit(log_epoch, curve, 2)(log_epoch)
 
 
 def mean_correlation(correlations: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of runs' correlations, taken of Fisher's z = artanh r and turned back."""
-    found = interval(np.arctanh(np.clip(correlations, -1 + 1e-9, 1 - 1e-9)))
-    mean, low, high = (float(np.tanh(z)) for z in found[:3])
-    return Interval(mean, low, high, found.p)
+    """Mean and 95 % interval of runs' correlations, on the scale of Fisher's z = artanh r."""
+    z = interval(np.arctanh(np.clip(correlations, -1 + 1e-9, 1 - 1e-9)))
+    mean, low, high = (float(np.tanh(value)) for value in z[:3])
+    return Interval(mean, low, high, z.p)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's corrected p-values: of those at most 0.05, the chance that even one is only noise is at most 5 %."""
+    """Holm's corrected p-values, in the order of `p`.
+
+    Among those that are at most 0.05, the chance that even one is only noise is at most 5 %.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03]).tolist()
+        [0.03, 0.06, 0.06]
+    """
     values = np.asarray(p, dtype=float)
     order = np.argsort(values)
     raised = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
     return raised[np.argsort(order)]
 
 
-def _slope(epochs: int) -> np.ndarray:
-    """What each epoch counts in `change`."""
-    place = np.arange(epochs) - (epochs - 1) / 2
-    return place / (place @ place) * (epochs - 1)
+def _slope_weights(epochs: int) -> np.ndarray:
+    """The weight of each epoch in `fitted_change`, [epochs]."""
+    centred = np.arange(epochs) - (epochs - 1) / 2
+    return centred / (centred @ centred) * (epochs - 1)
 
 
 def _two_sided(t: float, freedom: float) -> float:
-    """The chance of Student's t at least as far from 0."""
+    """The chance that Student's t is at least as far from 0."""
     return float(2 * special.stdtr(freedom, -abs(t)))
 
 
 def _quarter(curve: np.ndarray) -> int:
+    """The number of epochs in a quarter of a curve."""
     if len(curve) < QUARTER_OF:
         raise ValueError(
-            f"a trend needs at least {QUARTER_OF} epochs, this curve has {len(curve)}: measure more often"
+            f"a trend needs at least {QUARTER_OF} epochs, this curve has {len(curve)}: "
+            "measure more often"
         )
     return len(curve) // QUARTER_OF

@@ -1,10 +1,14 @@
-"""What a verdict is: the claims, the verdicts that there are, and the ledger's rows, for people and for machines."""
+"""What a verdict is: all verdicts, all units, and the rows of the ledger.
+
+Tables are for people, JSON is for machines.
+"""
 
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -14,27 +18,49 @@ from metanb.labels import NAMES
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
-REPRODUCED, PARTLY = "reproduced", "partly"
-CONTRARY, NOT_SEEN = "not reproduced: the opposite", "not reproduced"
-UNCLEAR = "cannot tell: the paper's gain is possible, too"
-POWERLESS = "cannot tell: too few runs to compare across them"
-NO_CASE = "not testable: accuracy does not fall"
-TOO_COARSE = "not testable: a peak before the first epoch would not be seen"
-TOO_SHORT = "not testable: too few epochs to see a fall"
-NO_BASELINE = "not testable: the finetuned baseline does not work"
-TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
 HOLM_MEANING = (
-    "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, the chance that even one "
-    "effect is only noise is at most 5 %."
+    "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, "
+    "the chance that even one effect is only noise is at most 5 %."
 )
-# the claim was not put to the test
-UNJUDGED = (TOO_FEW, NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE)
-LOG_RATIO, POINTS, CORRELATION, COSINE = (
-    "log ratio",
-    "percentage points",
-    "correlation r",
-    "mean cosine",
+
+
+class Verdict(StrEnum):
+    """What a cell's runs say about a claim; each verdict is its own text."""
+
+    REPRODUCED = "reproduced"
+    PARTLY = "partly"
+    CONTRARY = "not reproduced: the opposite"
+    NOT_SEEN = "not reproduced"
+    UNCLEAR = "cannot tell: the paper's gain is possible, too"
+    POWERLESS = "cannot tell: too few runs to compare across them"
+    NO_CASE = "not testable: accuracy does not fall"
+    TOO_COARSE = "not testable: a peak before the first epoch would not be seen"
+    TOO_SHORT = "not testable: too few epochs to see a fall"
+    NO_BASELINE = "not testable: the finetuned baseline does not work"
+    TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the claim was put to the test."""
+        return self not in _UNJUDGED
+
+
+_UNJUDGED = (
+    Verdict.TOO_FEW,
+    Verdict.NO_CASE,
+    Verdict.TOO_COARSE,
+    Verdict.TOO_SHORT,
+    Verdict.NO_BASELINE,
 )
+
+
+class Unit(StrEnum):
+    """What an effect is measured in; each unit is its own text."""
+
+    LOG_RATIO = "log ratio"
+    POINTS = "percentage points"
+    CORRELATION = "correlation r"
+    COSINE = "mean cosine"
 
 
 @dataclass(frozen=True)
@@ -42,20 +68,27 @@ class Row:
     """One row of the ledger: a claim on a cell.
 
     Attributes:
+        claim: the claim's name, such as "C1".
         variant: which form of the claim, where there are several; "" for the paper's.
-        setting: ways, shots, and what else readers tell cells apart by.
+        dataset: the data set's key.
+        setting: ways, shots, and whatever else readers tell cells apart by.
         apart: every other setting in which the cell differs from its scale's.
+        algorithm: the algorithm's key.
         scale: smoke, quick, paper or custom.
         reached: how far the runs got, if not to the end, such as "2,000 of 60,000 iterations".
-        effect, low, high: the effect and its 95 % interval, in `unit`, over runs and tasks or,
-            where `detail` says so, over runs alone; NaN without runs to compare.
-        p: two-sided, of no effect; for a verdict that needs several findings the largest one.
-            p_holm: see HOLM_MEANING.
+        effect: the effect, in `unit`; NaN without runs to compare.
+        low: lower end of the effect's 95 % interval, over runs and tasks or, where `detail` says
+            so, over runs alone.
+        high: upper end of that interval.
+        unit: what the effect is measured in.
+        p: two-sided p-value of no effect; the largest one for a verdict that needs several
+            findings.
+        p_holm: the same by Holm's correction, see HOLM_MEANING; NaN for a row that is not judged.
         runs: number of runs, or of pairs of runs.
-        verdict: REPRODUCED, PARTLY, CONTRARY, NOT_SEEN, UNCLEAR, POWERLESS or one of UNJUDGED.
+        verdict: what the runs say about the claim.
         detail: what else the verdict rests on.
         paper: the paper's own figure, where it gives one.
-        ids: of the runs.
+        ids: ids of the runs.
     """
 
     claim: str
@@ -69,11 +102,11 @@ class Row:
     effect: float
     low: float
     high: float
-    unit: str
+    unit: Unit
     p: float
     p_holm: float
     runs: int
-    verdict: str
+    verdict: Verdict
     detail: str
     paper: str
     ids: tuple[str, ...]
@@ -105,100 +138,114 @@ class Row:
 
     @property
     def change(self) -> str:
-        """The effect as read, with its interval if runs are several; a log ratio as a factor, late over early."""
+        """The effect as people read it, with its interval if there are several runs.
+
+        A log ratio is shown as a factor, late over early.
+        """
         if not math.isfinite(self.effect):
             return "–"
-        values, form = np.array([self.effect, self.low, self.high]), "{} ({} to {})"
+        values = np.array([self.effect, self.low, self.high])
+        form = "{} ({} to {})"
         if self.runs < 2:
-            values, form = values[:1], "{} (no interval)"
-        if self.unit == LOG_RATIO:
+            values = values[:1]
+            form = "{} (no interval)"
+        if self.unit == Unit.LOG_RATIO:
             with np.errstate(over="ignore"):
                 return "× " + form.format(*(f"{v:.2f}" for v in np.exp(values)))
-        if self.unit == POINTS:
+        if self.unit == Unit.POINTS:
             return form.format(*(f"{v:+.2f}" for v in values)) + " points"
         return form.format(*(f"{v:.3f}" for v in values))
 
     @property
     def shown_unit(self) -> str:
-        """What `change` is: a log ratio is shown as a factor, percentage points as a change."""
-        return {LOG_RATIO: "factor", POINTS: "change"}.get(self.unit, self.unit)
+        """The name of the quantity in `change`.
+
+        It is a factor where the unit is the log ratio, and a change where it is percentage points.
+        """
+        shown = {Unit.LOG_RATIO: "factor", Unit.POINTS: "change"}
+        return shown.get(self.unit, self.unit.value)
 
     @property
     def sentence(self) -> str:
         """The row in Markdown: what was judged, the verdict, and what it rests on."""
-        rest = f"; {self.detail}" if self.detail else ""
+        cell = f"{NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}"
+        judged = f"{self.name}; {cell}: {self.verdict}"
+        detail = f"; {self.detail}" if self.detail else ""
         if not math.isfinite(self.effect):
-            return f"**{self.name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}**{rest}."
-        return (
-            f"**{self.name}; {NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}: {self.verdict}.** "
-            f"{self.shown_unit.capitalize()} {self.change}{rest}."
-        )
+            return f"**{judged}**{detail}."
+        return f"**{judged}.** {self.shown_unit.capitalize()} {self.change}{detail}."
+
+
+def _describe_cell(row: Row) -> str:
+    """The data set and the settings that tell the row's cell apart, for a table."""
+    apart = f" ({row.apart})" if row.apart else ""
+    return f"{NAMES[row.dataset]}, {row.setting}{apart}"
+
+
+# the columns of the ledger as people read it: by name, what of a row stands in them
+_COLUMNS: dict[str, Callable[[Row], Any]] = {
+    "claim": lambda row: row.name,
+    "data": _describe_cell,
+    "algorithm": lambda row: NAMES[row.algorithm],
+    "scale": lambda row: row.shown_scale,
+    "effect": lambda row: row.shown_unit,
+    "95 % interval": lambda row: row.change,
+    "runs": lambda row: row.runs,
+    "p, Holm": lambda row: row.shown_p,
+    "verdict": lambda row: row.verdict.value,
+    "paper": lambda row: row.paper or "–",
+}
 
 
 def verdict_table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
-    """The ledger for reading: a row a cell, the effect with its 95 % interval.
+    """The ledger for people: one row per cell, the effect with its 95 % interval.
 
-    `corrected` adds Holm's p-values, which mean something beside the whole ledger only.
+    `corrected` adds Holm's p-values. They only mean something for the whole ledger.
     """
-    columns = [
-        "claim",
-        "data",
-        "algorithm",
-        "scale",
-        "effect",
-        "95 % interval",
-        "runs",
-        "p, Holm",
-        "verdict",
-        "paper",
-    ]
-    lines = [
-        (
-            row.name,
-            f"{NAMES[row.dataset]}, {row.setting}" + (f" ({row.apart})" if row.apart else ""),
-            NAMES[row.algorithm],
-            row.shown_scale,
-            row.shown_unit,
-            row.change,
-            row.runs,
-            row.shown_p,
-            row.verdict,
-            row.paper or "–",
-        )
-        for row in rows
-    ]
-    found = pd.DataFrame(lines, columns=columns)
-    return found if corrected else found.drop(columns="p, Holm")
+    lines = [[read(row) for read in _COLUMNS.values()] for row in rows]
+    table = pd.DataFrame(lines, columns=list(_COLUMNS))
+    return table if corrected else table.drop(columns="p, Holm")
 
 
 def verdicts_by_scale(rows: Iterable[Row]) -> pd.DataFrame:
-    """The same claims at several scales, one below the other: a row a claim, algorithm and scale."""
-    shown = verdict_table(rows)
-    names = ["claim", "algorithm"]
-    # rows of one claim and algorithm stay together, in their order
-    first = shown.groupby(names, sort=False).ngroup()
-    shown = shown.iloc[first.argsort(kind="stable")]
-    return shown.set_index([*names, "scale"])[["95 % interval", "runs", "verdict"]]
+    """The same claims at several scales: one row per claim, algorithm and scale.
+
+    Rows of one claim and algorithm stand together, in their order.
+    """
+    table = verdict_table(rows)
+    keys = ["claim", "algorithm"]
+    groups = table.groupby(keys, sort=False).ngroup()
+    table = table.iloc[groups.argsort(kind="stable")]
+    return table.set_index([*keys, "scale"])[["95 % interval", "runs", "verdict"]]
 
 
 def changed_verdicts(rows: Iterable[Row], others: Iterable[Row]) -> str:
-    """In Markdown: what `others` say of a claim and algorithm where their verdict is not that of `rows`."""
+    """In Markdown: each verdict of `others` that differs from that of `rows`.
+
+    Rows are compared by claim and algorithm; a row of `others` without a partner is left out.
+    """
     before = {(row.name, row.algorithm): row for row in rows}
-    said = [
-        f"- {row.name}, {NAMES[row.algorithm]}: {before[key].verdict} at {before[key].shown_scale} scale, "
-        f"**{row.verdict}** at {row.shown_scale} scale."
-        for row in others
-        if (key := (row.name, row.algorithm)) in before and before[key].verdict != row.verdict
-    ]
-    return "\n".join(said) or "No verdict is another one there."
+    lines = []
+    for row in others:
+        old = before.get((row.name, row.algorithm))
+        if old is not None and old.verdict != row.verdict:
+            lines.append(
+                f"- {row.name}, {NAMES[row.algorithm]}: {old.verdict} at {old.shown_scale} scale, "
+                f"**{row.verdict}** at {row.shown_scale} scale."
+            )
+    return "\n".join(lines) or "No verdict is another one there."
 
 
 def rows_as_json(rows: Iterable[Row]) -> str:
-    """The ledger for machines: a list of objects with the fields of Row; null for what is not finite."""
+    """The ledger for machines: a list of objects with the fields of Row.
 
-    def plain(value: Any) -> Any:
+    A number that is not finite becomes null.
+    """
+
+    def replace_non_finite(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(
-        [{name: plain(value) for name, value in asdict(row).items()} for row in rows], indent=1
-    )
+    objects = [
+        {name: replace_non_finite(value) for name, value in asdict(row).items()} for row in rows
+    ]
+    return json.dumps(objects, indent=1)

@@ -12,35 +12,24 @@ import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
 from metanb.claims.paper import CLAIMS
-from metanb.claims.verdicts import (
-    CONTRARY,
-    NO_BASELINE,
-    NO_CASE,
-    NOT_SEEN,
-    PARTLY,
-    POWERLESS,
-    REPRODUCED,
-    TOO_COARSE,
-    TOO_SHORT,
-    UNCLEAR,
-    Row,
-)
+from metanb.claims.verdicts import Row, Verdict
 from metanb.figures.style import STYLE, Figure, finish_figure
 from metanb.labels import NAMES
 
 # By verdict: its name in short, and its mark in a square of 16 about the middle. Shapes differ, not
 # only colours.
 MARKS = {
-    REPRODUCED: ("reproduced", '<circle r="6"/>'),
-    PARTLY: ("partly", '<circle class="line" r="5.2"/><path d="M0 -6A6 6 0 0 0 0 6Z"/>'),
-    NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
-    CONTRARY: ("the opposite", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
+    Verdict.REPRODUCED: ("reproduced", '<circle r="6"/>'),
+    Verdict.PARTLY: ("partly", '<circle class="line" r="5.2"/><path d="M0 -6A6 6 0 0 0 0 6Z"/>'),
+    Verdict.NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
+    Verdict.CONTRARY: ("the opposite", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
     **dict.fromkeys(
-        (UNCLEAR, POWERLESS),
+        (Verdict.UNCLEAR, Verdict.POWERLESS),
         ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>'),
     ),
     **dict.fromkeys(
-        (NO_CASE, TOO_COARSE, TOO_SHORT, NO_BASELINE), ("not testable", '<circle r="1.8"/>')
+        (Verdict.NO_CASE, Verdict.TOO_COARSE, Verdict.TOO_SHORT, Verdict.NO_BASELINE),
+        ("not testable", '<circle r="1.8"/>'),
     ),
 }
 ALGORITHMS = {"MAML": "MAML", "first-order MAML": "1st"}
