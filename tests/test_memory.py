@@ -81,8 +81,8 @@ def test_measuring_a_task_takes_no_more_than_is_set_aside_for_it(dataset, ways, 
     net, tasks = one_task(settings, settings.test_queries)
     theta = flatten(net).detach()[None]
     with Peak() as peak:
-        measures._of_tasks(net, theta, tasks, settings)
-    set_aside = measures._bytes_of_a_task(net, theta, tasks)
+        measures._measure_tasks(net, theta, tasks, settings)
+    set_aside = measures._bytes_per_task(net, theta, tasks)
     assert 0.2 * set_aside < peak.bytes < set_aside
     assert (
         task_stats.tasks_at_once(torch.device("cuda"), set_aside)

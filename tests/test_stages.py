@@ -9,7 +9,7 @@ import torch
 from metanb.landscape import hessian, portrait
 from metanb.landscape.measures import measure
 from metanb.maml.inner_loop import flatten, losses
-from metanb.runs import experiment
+from metanb.runs import experiment, training
 from metanb.settings import preset
 
 TINY = preset(
@@ -20,8 +20,8 @@ TINY = preset(
 @pytest.fixture(scope="module")
 def both():
     """Two stages: a fresh network, and the same with other weights."""
-    images = experiment.load(TINY, "train")
-    net, other = (experiment.new_net(replace(TINY, seed=seed), images) for seed in (0, 1))
+    images = training.load_split(TINY, "train")
+    net, other = (training.new_network(replace(TINY, seed=seed), images) for seed in (0, 1))
     tasks = experiment.meta_test_tasks(TINY)
     return [
         portrait.adapt_at_stage(TINY, epoch, one, tasks) for epoch, one in ((0, net), (3, other))
@@ -103,7 +103,7 @@ def test_spectra_against_dense_ones(both, monkeypatch):
     found = portrait.compute_spectra([stage])
     (drawn,) = found["stages"]
     x, y = stage.tasks.support_x.double(), stage.tasks.support_y
-    net = experiment.new_net(TINY, experiment.load(TINY, "train")).double()
+    net = training.new_network(TINY, training.load_split(TINY, "train")).double()
     theta = stage.paths[-1].double()
     dense = [
         torch.autograd.functional.hessian(

@@ -1,13 +1,17 @@
-"""The paper's measures of the loss landscape, as functions of tensors.
+"""The paper's flatness, as a function of tensors, and the table of the paper's measures.
 
-theta_s is the meta-train solution, theta~_i task i's adapted solution. With one row a task:
+theta_s is the meta-train solution, theta~_i task i's adapted solution. With one row per task:
 
-    flatness              |lambda|_max of the Hessian of task i's support loss at theta~_i     `hessian_norms`
-    trajectory coherence  d_i = (theta~_i - theta_s) / norm; mean over i != j of d_i . d_j     `trajectory_coherence`
-    gradient coherence    g_i = -grad L(D_i; theta_s); mean over i != j of g_i . g_j           `gradient_coherence`
-    distance              mean of norm(theta~_i - theta_s)                                     `distance`
+    flatness               |lambda|_max of the Hessian of task i's support loss at theta~_i
+                           (`hessian_norms`)
+    trajectory coherence   d_i = (theta~_i - theta_s) / norm; mean over i != j of d_i . d_j
+                           (`trajectory_coherence`)
+    gradient coherence     g_i = -grad L(D_i; theta_s); mean over i != j of g_i . g_j
+                           (`gradient_coherence`)
+    distance               mean of norm(theta~_i - theta_s) (`distance`)
 
-Beside the paper's: `adaptive_sharpness`, a flatness that rescaling weights leaves alone.
+The paper does not have `adaptive_sharpness`, a flatness that does not change when weights are
+rescaled.
 """
 
 import math
@@ -33,13 +37,16 @@ from metanb.landscape.lanczos import (
 class HessianNorms:
     """Spectral norms of T Hessians; tensors are float64, on the CPU."""
 
-    norms: Tensor  #: [T] max |lambda|: at most the true norm, up to rounding, and below it by at most tol
-    smallest: Tensor  #: [T] smallest eigenvalue as Lanczos sees it: accurate to tol if its magnitude is the larger
-    largest: Tensor  #: [T] the largest likewise; the other lies inside the spectrum and may not have converged
-    residuals: Tensor  #: [T] norm(H y - lambda y) / |lambda| of the dominant eigenpair, 0 where the norm is 0
-    products: (
-        Tensor  #: [T] int64: Hessian-vector products each task needed; max() of it were computed
-    )
+    #: [T] max |lambda|: at most the true norm, up to rounding, and below it by at most tol
+    norms: Tensor
+    #: [T] smallest Ritz value: accurate to tol where its magnitude is the larger of the two ends
+    smallest: Tensor
+    #: [T] largest Ritz value, likewise; the end of smaller magnitude may not have converged
+    largest: Tensor
+    #: [T] norm(H y - lambda y) / |lambda| of the dominant eigenpair, 0 where the norm is 0
+    residuals: Tensor
+    #: [T] int64: Hessian-vector products that each task needed; max() of it were computed
+    products: Tensor
 
 
 def hessian_norms(
@@ -51,35 +58,48 @@ def hessian_norms(
     max_products: int = 200,
     seed: int = 0,
 ) -> HessianNorms:
-    """Spectral norm of the Hessian of each task's loss at its own parameters (the paper's flatness, lower is flatter).
+    """Compute the spectral norm of each task's Hessian: the paper's flatness (lower is flatter).
 
-    Lanczos for all tasks at once, from one random direction, with full reorthogonalisation. A task
-    is done when two tests agree. The residual of the dominant Ritz pair is at most tol * norm: then
-    *some* eigenvalue is that near. And the start can hide no larger one. After k products the next
-    Lanczos vector is p(H) v_1 / (beta_1 ... beta_k), where the roots of p are the k Ritz values.
-    Its length is 1, so an eigenvector u of an eigenvalue x beyond them has |u . v_1| <= beta_1 ...
-    beta_k / |p(x)|, ever less as |x| grows; and a random v_1 is that close to orthogonal to u with
-    probability at most sqrt(2 P / pi) times as much, which must be under `risk` at both x = (1 +
-    tol) norm and x = -(1 + tol) norm (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J.
-    Matrix Anal. Appl. 22, 2000). Some tasks have two eigenvalues half a percent apart at the top:
+    One Lanczos iteration serves all tasks, with full reorthogonalisation. It stops for a task when
+    two tests agree:
+
+    The residual of the dominant Ritz pair is at most tol * norm. Then *some* eigenvalue is that
+    near.
+
+    The start hides no larger eigenvalue. After k products the next Lanczos vector is p(H) v_1 /
+    (beta_1 ... beta_k), where the roots of p are the k Ritz values. Its length is 1. So for an
+    eigenvalue x beyond the Ritz values, with eigenvector u, |u . v_1| is at most beta_1 ... beta_k
+    / |p(x)|, a bound that falls as |x| grows. For a random v_1 the probability of that is at most
+    sqrt(2 P / pi) times the bound. It must be under `risk` at both x = (1 + tol) norm and x = -(1 +
+    tol) norm (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal. Appl. 22, 2000).
+
+    Both tests are needed. Some tasks have two eigenvalues half a percent apart at the top, and
     either test alone takes one for the other too often.
 
-    A task stops by itself, and all start in the same direction, so its norm does not depend on the
-    tasks beside it. Give large batches in chunks: `lanczos` tells what memory they take.
+    All tasks start in the same direction and each stops by itself, so a task's norm does not depend
+    on the tasks beside it. Split large batches into chunks: `lanczos` says what memory they take.
 
     Args:
         loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
-        params: [T, P], the tasks' parameters; float32 will do for tol >= 1e-5.
+        params: [T, P], the parameters of each task; float32 is enough for tol >= 1e-5.
         tol: relative error of the norms.
         risk: bound on the probability, over starts, that a larger eigenvalue stays hidden, at each
             end of the spectrum.
-        max_products: when to give up.
-        seed: of the start.
+        max_products: the number of products after which a task counts as not converged.
+        seed: seed of the start direction.
 
     Raises:
         LandscapeError: a loss or product is not finite, or a task has not converged after
             max_products.
         ValueError: params is not [T, P], loss_fn does not give [T], or an option is not above 0.
+
+    Example:
+        >>> import torch
+        >>> eigenvalues = torch.tensor([[1.0, 2.0, 3.0], [1.0, -5.0, 2.0]])
+        >>> def loss(params):
+        ...     return (eigenvalues * params**2).sum(1) / 2
+        >>> hessian_norms(loss, torch.ones(2, 3)).norms.round(decimals=3)
+        tensor([3., 5.], dtype=torch.float64)
     """
     if not min(tol, risk, max_products) > 0:
         raise ValueError(
@@ -88,52 +108,70 @@ def hessian_norms(
     product = hessian_product(loss_fn, params)
     n_tasks, size = params.shape
     start = random_directions(1, size, seed).to(params).expand(n_tasks, -1)
-    found = torch.zeros(4, n_tasks, dtype=torch.float64)  # norm, smallest, largest, residual
+    # Rows of `estimates`: norm, smallest and largest eigenvalue, residual.
+    estimates = torch.zeros(4, n_tasks, dtype=torch.float64)
     products = torch.zeros(n_tasks, dtype=torch.int64)  # 0: not done
-    enough = math.log(math.sqrt(2 * size / math.pi) / risk)
+    # The second test in logarithms: |p(x)| / (beta_1 ... beta_k) >= sqrt(2 P / pi) / risk.
+    required_log_ratio = math.log(math.sqrt(2 * size / math.pi) / risk)
 
     for k, (alpha, beta) in enumerate(lanczos(product, start, max_products), start=1):
-        open_ = products == 0
-        require_finite(
-            torch.where(open_, alpha[:, -1] + beta[:, -1], 0.0), "Hessian-vector product"
-        )
-        alpha, beta = alpha[open_], beta[open_]  # what is done needs no further look
+        # Look only at the tasks that are not done.
+        is_open = products == 0
+        last_column = torch.where(is_open, alpha[:, -1] + beta[:, -1], 0.0)
+        require_finite(last_column, "Hessian-vector product")
+        alpha = alpha[is_open]
+        beta = beta[is_open]
+
+        # Ritz values; the dominant one's residual is beta_k times its eigenvector's last entry.
         ritz, vectors = tridiagonal_eigen(alpha, beta)
-        norm, which = ritz.abs().max(1)
-        residual = beta[:, -1] * vectors[:, -1].gather(1, which[:, None])[:, 0].abs()
-        found[:, open_] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])
+        norm, dominant = ritz.abs().max(1)
+        last_entry = vectors[:, -1].gather(1, dominant[:, None])[:, 0]
+        residual = beta[:, -1] * last_entry.abs()
+        estimates[:, is_open] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])
+
+        # Log of |p(x)| / (beta_1 ... beta_k) at both ends x; the smaller of the two decides.
         bound = (1 + tol) * norm[:, None]
-        hidden = torch.stack(
-            [((x - ritz).abs() / beta).log().sum(1) for x in (bound, -bound)]
-        ).amin(0)
-        # Nothing is left to see where the Krylov space is closed under the Hessian, or is the whole
-        # space.
-        seen = is_closed(alpha, beta, params.dtype)[:, -1] | (k == size)
-        done = seen | ((residual <= tol * norm) & (hidden >= enough))
-        products[open_.nonzero()[done, 0]] = k
+        log_ratios = [((x - ritz).abs() / beta).log().sum(1) for x in (bound, -bound)]
+        log_ratio = torch.stack(log_ratios).amin(0)
+
+        # Nothing is left to find where the Krylov space is closed under H or is the whole space.
+        is_exhausted = is_closed(alpha, beta, params.dtype)[:, -1] | (k == size)
+        is_certain = (residual <= tol * norm) & (log_ratio >= required_log_ratio)
+        products[is_open.nonzero()[is_exhausted | is_certain, 0]] = k
+
         if products.all():
-            norm, smallest, largest, residual = found
-            return HessianNorms(
-                norm, smallest, largest, torch.where(norm > 0, residual / norm, 0.0), products
-            )
-    worst = int((products == 0).nonzero()[0])
+            norm, smallest, largest, residual = estimates
+            relative = torch.where(norm > 0, residual / norm, 0.0)
+            return HessianNorms(norm, smallest, largest, relative, products)
+
+    task = int((products == 0).nonzero()[0])
     raise LandscapeError(
-        f"Hessian norm of task {worst} is still uncertain after {max_products} products (so far {found[0, worst]:.4g}, "
-        f"residual {found[3, worst]:.1g}): raise max_products or tol ({tol:g})"
+        f"Hessian norm of task {task} is still uncertain after {max_products} products "
+        f"(so far {estimates[0, task]:.4g}, residual {estimates[3, task]:.1g}): "
+        f"raise max_products or tol ({tol:g})"
     )
 
 
 def adaptive_sharpness(
     loss_fn: Callable[[Tensor], Tensor], params: Tensor, **options: Any
 ) -> HessianNorms:
-    """Curvature by relative changes of the parameters: the spectral norm of diag(w) H diag(w), w the parameters.
+    """Compute the spectral norm of diag(w) H diag(w), where w are the parameters.
 
-    H itself changes when a filter is rescaled under batch norm, though the function does not (Dinh
-    et al. 2017). By relative changes nothing changes: this is the element-wise adaptive sharpness
-    of Kwon et al. (ASAM, ICML 2021), to second order, of either sign of curvature. It is the
-    Hessian norm by z, at z = 1, of the loss at params * z.
+    This is curvature with respect to relative changes of the parameters. Under batch norm,
+    rescaling a filter changes H, though the function stays the same (Dinh et al. 2017). It does not
+    change this norm: to second order it is the element-wise adaptive sharpness of Kwon et al.
+    (ASAM, ICML 2021), for either sign of curvature. It equals the Hessian norm by z, at z = 1, of
+    the loss at params * z.
 
-    Args and errors are those of `hessian_norms`.
+    Arguments and errors are those of `hessian_norms`.
+
+    Example:
+        >>> import torch
+        >>> eigenvalues = torch.tensor([[1.0, 2.0]])
+        >>> def loss(params):
+        ...     return (eigenvalues * params**2).sum(1) / 2
+        >>> adaptive_sharpness(loss, torch.tensor([[3.0, 1.0]])).norms  # 1 * 3**2 against 2 * 1**2
+        tensor([9.0000], dtype=torch.float64)
     """
     weights = params.detach()
     return hessian_norms(lambda z: loss_fn(weights * z), torch.ones_like(weights), **options)

@@ -1,4 +1,7 @@
-"""Lanczos iteration by Hessian-vector products, for all tasks at once: what the norms and the spectra are made from."""
+"""Lanczos iteration by Hessian-vector products, for all tasks at once.
+
+Norms (`hessian`) and spectra (`spectrum`) of Hessians are built on it.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 
 class LandscapeError(ArithmeticError):
-    """A curvature that cannot be had: not finite, or not converged.
+    """A curvature that cannot be computed: not finite, or not converged.
 
     The message names the task and the value.
     """
@@ -16,7 +19,7 @@ class LandscapeError(ArithmeticError):
 def hessian_product(
     loss_fn: Callable[[Tensor], Tensor], params: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """The map v [T, P] -> H v [T, P] by each task's own Hessian, at its own parameters.
+    """Return the map v [T, P] -> H v [T, P], where H is each task's Hessian at its parameters.
 
     Args:
         loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
@@ -28,47 +31,51 @@ def hessian_product(
     """
     if params.dim() != 2 or not params.numel():
         raise ValueError(
-            f"params has shape {tuple(params.shape)}: give one row of parameters a task, [T, P]"
+            f"params has shape {tuple(params.shape)}: give one row of parameters per task, [T, P]"
         )
     at = params.detach().requires_grad_()
     with torch.enable_grad():
         losses = loss_fn(at)
         if losses.shape != (len(at),):
             raise ValueError(
-                f"loss_fn gave shape {tuple(losses.shape)} for {len(at)} tasks: give one loss a task, [T]"
+                f"loss_fn gave shape {tuple(losses.shape)} for {len(at)} tasks: "
+                "give one loss per task, [T]"
             )
         require_finite(losses.detach(), "loss")
-        # its graph serves every product
+        # The gradient's graph serves every product.
         (gradient,) = torch.autograd.grad(losses.sum(), at, create_graph=True)
     return lambda v: torch.autograd.grad(gradient, at, v, retain_graph=True)[0]
 
 
 def random_directions(n: int, size: int, seed: int) -> Tensor:
-    """Random directions, uniform on the sphere: [n, size] float64 of length 1, the same wherever they are drawn."""
-    drawn = torch.randn(n, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return drawn / drawn.norm(dim=1, keepdim=True)
+    """Draw random directions, uniform on the sphere: [n, size] float64 of length 1.
+
+    They are drawn on the CPU, so that a seed gives the same on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(n, size, generator=generator, dtype=torch.float64)
+    return normal / normal.norm(dim=1, keepdim=True)
 
 
 def lanczos(
     product: Callable[[Tensor], Tensor], start: Tensor, most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Lanczos for all tasks at once, with full reorthogonalisation.
+    """Run Lanczos for all tasks at once, with full reorthogonalisation.
 
-    Memory: the basis takes T P numbers a product (60 tasks, P = 112,000, 20 products in float32:
-    540 MB) beside the gradient's graph, so give large batches in chunks; on a CPU 4 to 8 tasks are
-    fastest.
+    The basis takes T P numbers per product (60 tasks, P = 112,000, 20 products in float32: 540 MB),
+    and the gradient's graph comes on top. Split large batches into chunks; on a CPU 4 to 8 tasks
+    are fastest.
 
     Args:
         product: v [T, P] -> H v [T, P], H symmetric.
         start: [T, P], rows of length 1; its type is that of the basis.
-        most: products at most; there are never more than P.
+        most: the largest number of products; there are never more than P.
 
     Yields:
         After the k-th product the diagonals of the tridiagonal matrices, float64 on the CPU: alpha
-            [T, k], and beta
-        [T, k], whose last column is the length of the next Lanczos vector before it is normalised.
-            Once that is 0 but
-        for rounding (`closed`) the columns that follow mean nothing.
+        [T, k], and beta [T, k], whose last column is the length of the next Lanczos vector before
+        it is normalised. Once that length is 0 but for rounding (`is_closed`), the columns that
+        follow mean nothing.
     """
     n_tasks, size = start.shape
     most = min(most, size)
@@ -77,51 +84,56 @@ def lanczos(
     alpha, beta = torch.zeros(2, n_tasks, 0, dtype=torch.float64)
     for k in range(1, most + 1):
         w = product(basis[:, k - 1])
-        # In exact arithmetic the last two vectors would do; the second pass takes what rounding
-        # leaves of all of them. One pass over all is not enough: its errors multiply from step to
-        # step.
+        # Make w orthogonal to the basis. In exact arithmetic the last two vectors would do; the
+        # second pass, over all vectors, removes what rounding leaves. One pass over all is not
+        # enough: its errors multiply from step to step.
         w, coefficients = _orthogonalise(w, basis[:, max(k - 2, 0) : k])
         w, _ = _orthogonalise(w, basis[:, :k])
-        a, b = coefficients[:, -1], w.norm(dim=1)
-        alpha, beta = (
-            torch.cat([x, new.double().cpu()[:, None]], 1) for x, new in ((alpha, a), (beta, b))
-        )
+        # The next column of each diagonal.
+        length = w.norm(dim=1)
+        alpha = torch.cat([alpha, coefficients[:, -1].double().cpu()[:, None]], 1)
+        beta = torch.cat([beta, length.double().cpu()[:, None]], 1)
         yield alpha, beta
+        # The next basis vector; the basis doubles when it is full.
         if k == basis.shape[1] and k < most:
             basis = torch.cat([basis, torch.empty_like(basis)], 1)
         if k < most:
-            torch.div(w, b.clamp_min(torch.finfo(b.dtype).tiny)[:, None], out=basis[:, k])
+            least = torch.finfo(length.dtype).tiny
+            torch.div(w, length.clamp_min(least)[:, None], out=basis[:, k])
 
 
 def is_closed(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
-    """After which products nothing was left to see, up to rounding of the basis' dtype: [T, k].
+    """Return after which products the Krylov space is closed under H, [T, k].
 
-    The Krylov space is then closed under H.
+    Then no further product adds to it, up to rounding of the basis' dtype.
     """
     scale = torch.maximum(alpha.abs(), beta).cummax(1).values
     return beta <= 10 * torch.finfo(dtype).eps * scale
 
 
 def tridiagonal_eigen(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Ritz values [T, k], ascending, and eigenvectors [T, k, k] of the tridiagonal matrices of `lanczos`."""
+    """Compute Ritz values [T, k], ascending, and eigenvectors [T, k, k] of `lanczos`' matrices."""
     off = beta[:, :-1]
-    return torch.linalg.eigh(
-        torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    )
+    tridiagonal = torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    return torch.linalg.eigh(tridiagonal)
 
 
-def require_finite(values: Tensor, what: str) -> None:
-    """Raises LandscapeError, naming the task and the value, where values [T] are not all finite."""
+def require_finite(values: Tensor, name: str) -> None:
+    """Require that values [T] are all finite.
+
+    Raises:
+        LandscapeError: a value is not; the message gives its name, the task and the value.
+    """
     if not bool(values.isfinite().all()):
         task = int((~values.isfinite()).nonzero()[0])
-        raise LandscapeError(f"{what} of task {task} is {float(values[task])}: no curvature there")
+        raise LandscapeError(f"{name} of task {task} is {float(values[task])}: no curvature there")
 
 
 def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of w [T, P] beside the orthonormal rows of basis [T, k, P], and w's coefficients on them [T, k].
+    """Subtract from w [T, P] its projection on the orthonormal rows of basis [T, k, P].
 
-    A row vector times a matrix, both ways: on the CPU `torch.bmm` takes four times as long for
-    matrix times column.
+    Returns the rest and w's coefficients on the rows, [T, k]. Both products are row vector times
+    matrix: on the CPU `torch.bmm` takes four times as long for matrix times column.
     """
     row = w[:, None]
     coefficients = torch.bmm(row, basis.transpose(1, 2))

@@ -1,9 +1,9 @@
-"""What the landscape looks like from a network at some stages of its meta-training:
+"""Portraits of the loss landscape, computed at some stages of a network's meta-training.
 
-numbers for pictures, no files.
+These are the numbers of pictures; no files are read or written here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,18 +15,21 @@ from metanb.data.tasks import Tasks
 from metanb.landscape import slices, spectrum
 from metanb.landscape.lanczos import random_directions
 from metanb.landscape.measures import adapt_at_test, starting_points
+from metanb.landscape.spectrum import Quadrature
 from metanb.landscape.task_stats import tasks_at_once
 from metanb.maml.inner_loop import accuracy, logits, losses
 from metanb.maml.network import ConvNet
 from metanb.settings import Settings
 
-DRAWN = 19  # points a side of the surface
+DRAWN = 19  # points per side of the surface
 BEYOND = (-0.4, 1.4)  # the surface's edges, in units of the furthest coordinate of a trajectory
 ALPHAS = np.linspace(-0.5, 2, 26).round(2)
-SPECTRUM_TASKS, DIRECTIONS, PRODUCTS = 16, 2, 80
-TOP = 20  # eigenvalues a spectrum is given with
-BELLS = 100  # widths of the density's Gaussian that make up its range
-# where eigenvalues above, and below minus this, are counted
+SPECTRUM_TASKS = 16
+DIRECTIONS = 2  # per task
+PRODUCTS = 80  # per direction
+TOP = 20  # largest eigenvalues that a spectrum lists
+BELLS = 100  # widths of the density's Gaussian in the range of the eigenvalues
+# Eigenvalues are counted above each of these values, and below minus it.
 COUNTED = np.logspace(-2, 1.5, 36).round(5)
 
 
@@ -41,142 +44,149 @@ class Stage:
 
 
 def adapt_at_stage(settings: Settings, epoch: int, net: ConvNet, tasks: Tasks) -> Stage:
-    """The tasks adapted as at meta-test by the network after an epoch, each inner step kept."""
+    """Adapt the tasks as at meta-test, by the network after an epoch, and keep each inner step."""
     learner, theta = starting_points(net, settings, len(tasks), stream=0)
-    paths, at_once = [theta], tasks_at_once(theta.device)
+    at_once = tasks_at_once(theta.device)
+    single_step = replace(settings, test_steps=1)
+    paths = [theta]
     for _ in range(settings.test_steps):
-        pairs = zip(tasks.split(at_once), paths[-1].split(at_once), strict=True)
-        one = replace(settings, test_steps=1)
-        paths.append(torch.cat([adapt_at_test(learner, part, start, one) for part, start in pairs]))
+        chunks = zip(tasks.split(at_once), paths[-1].split(at_once), strict=True)
+        stepped = [adapt_at_test(learner, part, start, single_step) for part, start in chunks]
+        paths.append(torch.cat(stepped))
     return Stage(epoch, learner, tasks, torch.stack(paths))
 
 
 def compute_surfaces(stages: list[Stage]) -> dict[str, Any]:
-    """Losses of the first task on the plane of the first two tasks' adaptation, on the same square at every stage.
+    """Compute the first task's losses on the plane of the first two tasks' adaptation.
 
-    `at` are the coordinates of both axes; of each stage `support_loss` and `query_loss` [b, a], and
-    `paths`, the two trajectories' coordinates [2, S + 1, 2], which are inside the plane at both
-    ends.
+    All stages have the same square. `at` are the coordinates of both axes. Each stage has
+    `support_loss` and `query_loss` [b, a], and `paths` [2, S + 1, 2], the coordinates of the two
+    trajectories, whose ends lie in the plane.
     """
+    # The plane of each stage, through theta_s and two adapted solutions, and the two paths on it.
     planes = [slices.plane_through(*stage.paths[0, :1], *stage.paths[-1, :2]) for stage in stages]
     paths = [
-        torch.stack([where.coordinates(stage.paths[:, t]) for t in (0, 1)])
-        for where, stage in zip(planes, stages, strict=True)
+        torch.stack([plane.coordinates(stage.paths[:, task]) for task in (0, 1)])
+        for plane, stage in zip(planes, stages, strict=True)
     ]
+    # One square for all stages, wide enough for every path.
     reach = max(float(path.abs().max()) for path in paths)
     low, high = (edge * reach for edge in BEYOND)
     at = torch.linspace(low, high, DRAWN, dtype=torch.float64)
-    drawn = []
-    for stage, where, path in zip(stages, planes, paths, strict=True):
-        found = {"epoch": stage.epoch, "paths": path}
-        for name, x, y in _sets(stage.tasks[0:1]):
-            loss = _by_params(losses, stage.net, x, y)
-            found[f"{name}_loss"] = slices.losses_on_plane(loss, where, at, at, like=stage.paths)
-        drawn.append(found)
-    return {"at": at, "stages": drawn}
+    # The losses on it.
+    records = []
+    for stage, plane, path in zip(stages, planes, paths, strict=True):
+        record = {"epoch": stage.epoch, "paths": path}
+        for name, x, y in _support_and_query(stage.tasks[0:1]):
+            loss = _as_function_of_params(losses, stage.net, x, y)
+            record[f"{name}_loss"] = slices.losses_on_plane(loss, plane, at, at, like=stage.paths)
+        records.append(record)
+    return {"at": at, "stages": records}
 
 
 def compute_interpolations(stages: list[Stage]) -> dict[str, Any]:
-    """Support and query loss at theta_s + alpha (theta~_i - theta_s).
+    """Compute support and query loss at theta_s + alpha (theta~_i - theta_s).
 
-    `alpha` [A] and `n`, the number of tasks; of each stage and loss the `mean`, `low` and `high`
-    quartile over tasks, [A]; and the mean `distance` from theta_s to theta~_i, and `query_accuracy`
-    there.
+    `alpha` is [A], `n` the number of tasks. Each stage has, for each loss, the `mean`, `low` and
+    `high` quartile over tasks, [A]; and the means over tasks of `distance`, from theta_s to
+    theta~_i, and `query_accuracy` at theta~_i.
     """
-    alphas, drawn = torch.from_numpy(ALPHAS), []
+    alphas = torch.from_numpy(ALPHAS)
+    records = []
     for stage in stages:
-        seen: dict[str, list[Tensor]] = {}
-        at_once = tasks_at_once(stage.paths.device)
-        for first in range(0, len(stage.tasks), at_once):
-            part = slice(first, first + at_once)
-            start, end, tasks = stage.paths[0, part], stage.paths[-1, part], stage.tasks[part]
-            for name, x, y in _sets(tasks):
-                values = slices.values_along_line(
-                    _by_params(losses, stage.net, x, y), start, end, alphas
-                )
-                seen.setdefault(f"{name}_loss", []).append(values)
-            seen.setdefault("distance", []).append((end - start).norm(dim=1))
-            with torch.no_grad():
-                right = accuracy(stage.net, end, tasks.query_x, tasks.query_y)
-            seen.setdefault("query_accuracy", []).append(right)
-        found: dict[str, Any] = {
-            name: torch.cat(seen.pop(name)).mean() for name in ("distance", "query_accuracy")
-        }
-        for name, parts in seen.items():
-            values = torch.cat(parts, 1)  # [A, T]
-            low, high = values.quantile(torch.tensor([0.25, 0.75], dtype=values.dtype), dim=1)
-            found[name] = {"mean": values.mean(1), "low": low, "high": high}
-        drawn.append({"epoch": stage.epoch} | found)
-    return {"alpha": alphas, "n": len(stages[0].tasks), "stages": drawn}
+        # Values of each task, chunk by chunk: losses [A, T], the others [T].
+        values_by_chunk: dict[str, list[Tensor]] = {}
+        for part in _chunks(stage, len(stage.tasks)):
+            for name, values in _interpolate(stage, part, alphas).items():
+                values_by_chunk.setdefault(name, []).append(values)
+        # Statistics over all tasks.
+        record: dict[str, Any] = {"epoch": stage.epoch}
+        for name in ("distance", "query_accuracy"):
+            record[name] = torch.cat(values_by_chunk.pop(name)).mean()
+        for name, chunks in values_by_chunk.items():
+            loss = torch.cat(chunks, 1)  # [A, T]
+            low, high = loss.quantile(torch.tensor([0.25, 0.75], dtype=loss.dtype), dim=1)
+            record[name] = {"mean": loss.mean(1), "low": low, "high": high}
+        records.append(record)
+    return {"alpha": alphas, "n": len(stages[0].tasks), "stages": records}
+
+
+def _interpolate(stage: Stage, part: slice, alphas: Tensor) -> dict[str, Tensor]:
+    """Losses [A, T] of some tasks on the lines from theta_s to theta~_i; two values at theta~_i."""
+    start, end = stage.paths[0, part], stage.paths[-1, part]
+    tasks = stage.tasks[part]
+    values = {}
+    for name, x, y in _support_and_query(tasks):
+        loss = _as_function_of_params(losses, stage.net, x, y)
+        values[f"{name}_loss"] = slices.values_along_line(loss, start, end, alphas)
+    values["distance"] = (end - start).norm(dim=1)
+    with torch.no_grad():
+        values["query_accuracy"] = accuracy(stage.net, end, tasks.query_x, tasks.query_y)
+    return values
 
 
 def compute_spectra(stages: list[Stage]) -> dict[str, Any]:
-    """The spectrum of the support loss's Hessian at theta~_i, over the first tasks, `n` of them.
+    """Compute the spectrum of the support loss's Hessian at theta~_i of the first `n` tasks.
 
-    `size` is the number of parameters, `counted` the values at which eigenvalues are counted. Of
-    each stage, by task: `largest` and `smallest` eigenvalue, `trace`, `squares` (sum of squared
-    eigenvalues), `outliers` and `gauss_newton` (the largest of that part). Means over tasks: `top`
-    and `gauss_newton_top`, the largest eigenvalues in order; `density` at `density_at`, of
-    eigenvalues a unit, each spread by a Gaussian of standard deviation `width`; `above` and
-    `below`, numbers of eigenvalues above each of `counted` and below minus it.
+    `size` is the number of parameters, `counted` the values at which eigenvalues are counted. Each
+    stage has, by task: `largest` and `smallest` eigenvalue, `trace`, `squares` (the sum of squared
+    eigenvalues), `outliers` and `gauss_newton` (the largest eigenvalue of that part). It has means
+    over tasks: `top` and `gauss_newton_top`, the largest eigenvalues in order; `density` at
+    `density_at`, in eigenvalues per unit, each spread by a Gaussian of standard deviation `width`;
+    `above` and `below`, the numbers of eigenvalues above each of `counted` and below minus it.
     """
-    n, drawn = min(SPECTRUM_TASKS, len(stages[0].tasks)), []
+    n = min(SPECTRUM_TASKS, len(stages[0].tasks))
+    records = []
     for stage in stages:
-        found, parts, at_once = [], [], tasks_at_once(stage.paths.device)
-        for first in range(0, n, at_once):
-            part = slice(first, min(n, first + at_once))
-            theta, x, y = (
-                stage.paths[-1, part],
-                stage.tasks[part].support_x,
-                stage.tasks[part].support_y,
-            )
-            lines = [
-                random_directions(len(theta), theta.shape[1], seed=first * DIRECTIONS + i)
+        nodes, weights, gauss_newton = [], [], []
+        for part in _chunks(stage, n):
+            theta = stage.paths[-1, part]
+            tasks = stage.tasks[part]
+            # The whole Hessian, seen from random directions.
+            starts = [
+                random_directions(len(theta), theta.shape[1], seed=part.start * DIRECTIONS + i)
                 for i in range(DIRECTIONS)
             ]
-            found.append(
-                spectrum.quadrature(
-                    _by_params(losses, stage.net, x, y), theta, torch.stack(lines), PRODUCTS
-                )
-            )
-            # one by one: the Jacobian of all is large
-            for one, its in zip(theta.split(1), x.split(1), strict=True):
-                parts.append(spectrum.gauss_newton(_by_params(logits, stage.net, its), one))
-        nodes, weights = (
-            torch.cat([getattr(one, name) for one in found]) for name in ("nodes", "weights")
-        )
-        drawn.append(
-            {"epoch": stage.epoch}
-            | _spectrum(spectrum.Quadrature(nodes, weights, found[0].size), parts)
-        )
-    return {"n": n, "size": found[0].size, "counted": torch.from_numpy(COUNTED), "stages": drawn}
+            loss = _as_function_of_params(losses, stage.net, tasks.support_x, tasks.support_y)
+            quadrature = spectrum.quadrature(loss, theta, torch.stack(starts), PRODUCTS)
+            nodes.append(quadrature.nodes)
+            weights.append(quadrature.weights)
+            # Its Gauss-Newton part, task by task: the Jacobian of all tasks is large.
+            for row, x in zip(theta.split(1), tasks.support_x.split(1), strict=True):
+                outputs = _as_function_of_params(logits, stage.net, x)
+                gauss_newton.append(spectrum.gauss_newton(outputs, row))
+        spectra = Quadrature(torch.cat(nodes), torch.cat(weights), quadrature.size)
+        record = _summarise_spectra(spectra, torch.cat(gauss_newton))
+        records.append({"epoch": stage.epoch} | record)
+    counted = torch.from_numpy(COUNTED)
+    return {"n": n, "size": quadrature.size, "counted": counted, "stages": records}
 
 
-def _spectrum(found: spectrum.Quadrature, parts: list[Tensor]) -> dict[str, Any]:
-    top, bottom, positive = (
-        spectrum.largest(found, TOP),
-        spectrum.smallest(found, 1)[:, 0],
-        torch.cat(parts),
-    )
-    low, high = float(bottom.min()), float(top.max())
+def _summarise_spectra(spectra: Quadrature, gauss_newton: Tensor) -> dict[str, Any]:
+    """One stage's numbers, as `compute_spectra` says; gauss_newton [T, n] are eigenvalues."""
+    largest = spectrum.largest(spectra, TOP)
+    smallest = spectrum.smallest(spectra, 1)[:, 0]
+    # Where the density is drawn: the range of all tasks' eigenvalues, and three widths beyond.
+    low, high = float(smallest.min()), float(largest.max())
     width = (high - low) / BELLS
     at = torch.linspace(low - 3 * width, high + 3 * width, BELLS + 7, dtype=torch.float64)
+    # Eigenvalues below -x are those of -H above x.
     counted = torch.from_numpy(COUNTED)
-    mirrored = replace(found, nodes=-found.nodes)
+    negated = replace(spectra, nodes=-spectra.nodes)
     return {
-        "largest": top[:, 0],
-        "smallest": bottom,
-        "trace": spectrum.moment(found, 1),
-        "squares": spectrum.moment(found, 2),
-        "outliers": spectrum.outliers(found),
-        "gauss_newton": positive[:, 0],
-        "top": top.mean(0),
-        "gauss_newton_top": positive[:, :TOP].mean(0),
+        "largest": largest[:, 0],
+        "smallest": smallest,
+        "trace": spectrum.moment(spectra, 1),
+        "squares": spectrum.moment(spectra, 2),
+        "outliers": spectrum.outliers(spectra),
+        "gauss_newton": gauss_newton[:, 0],
+        "top": largest.mean(0),
+        "gauss_newton_top": gauss_newton[:, :TOP].mean(0),
         "width": width,
         "density_at": at,
-        "density": found.size * spectrum.density(found, at, width).mean(0),
-        "above": spectrum.count_above(found, counted).mean(0),
-        "below": spectrum.count_above(mirrored, counted).mean(0),
+        "density": spectra.size * spectrum.density(spectra, at, width).mean(0),
+        "above": spectrum.count_above(spectra, counted).mean(0),
+        "below": spectrum.count_above(negated, counted).mean(0),
     }
 
 
@@ -187,17 +197,25 @@ KINDS: dict[str, Callable[[list[Stage]], dict[str, Any]]] = {
 }
 
 
-def _by_params(
+def _chunks(stage: Stage, n_tasks: int) -> Iterator[slice]:
+    """The first n_tasks tasks of a stage, as many as are measured at once."""
+    at_once = tasks_at_once(stage.paths.device)
+    for first in range(0, n_tasks, at_once):
+        yield slice(first, min(n_tasks, first + at_once))
+
+
+def _as_function_of_params(
     function: Callable[..., Tensor], net: ConvNet, *data: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """A function of `metanb.maml.inner_loop` as one of the parameters [n, P] alone;
+    """A function of `metanb.maml.inner_loop` as one of the parameters [n, P] alone.
 
-    one task's data [1, ...] serve all n.
+    The data of one task, [1, ...], serve all n rows.
     """
     return lambda params: function(
         net, params, *(x.expand(len(params), *x.shape[1:]) for x in data)
     )
 
 
-def _sets(tasks: Tasks) -> list[tuple[str, Tensor, Tensor]]:
+def _support_and_query(tasks: Tasks) -> list[tuple[str, Tensor, Tensor]]:
+    """Name, images and labels of both sets."""
     return [("support", tasks.support_x, tasks.support_y), ("query", tasks.query_x, tasks.query_y)]

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# for measuring, on a card that may have 24 GB and holds training's memory, too
+# Memory for measuring: a card may have 24 GB, and it holds training's memory, too.
 GPU_BYTES = 8 * 2**30
 
 
 def tasks_at_once(device: torch.device, bytes_each: float = GPU_BYTES / 20) -> int:
-    """How many tasks to measure at once, where each takes so many bytes on the device.
+    """Return how many tasks to measure at once, where each takes `bytes_each` on the device.
 
-    On a CPU the Lanczos basis of more than 8 would leave the processor's cache. A GPU is slow at
-    few: it takes as many as GPU_BYTES hold. A rule and no look at what is free, so that a seed
-    gives the same bits each time.
+    On a CPU the number is 8: the Lanczos basis of more would leave the processor's cache. A GPU is
+    slow on few tasks, so there it is as many as GPU_BYTES hold. The rule does not look at free
+    memory, so that a seed gives the same bits each time.
     """
     return 8 if device.type == "cpu" else max(1, int(GPU_BYTES / bytes_each))
 
@@ -24,7 +24,8 @@ def tasks_at_once(device: torch.device, bytes_each: float = GPU_BYTES / 20) -> i
 class Stat:
     """A measure over n tasks.
 
-    A NaN among the values makes every statistic NaN; one that n is too small for is NaN.
+    A NaN among the values makes every statistic NaN. A statistic is also NaN where n is too small
+    for it.
     """
 
     mean: float
@@ -35,9 +36,15 @@ class Stat:
 
 
 def summarise(values: Tensor) -> Stat:
-    """Statistics of one value a task, [T]; sem = std / sqrt(n).
+    """Summarise one value per task, [T]; sem = std / sqrt(n).
 
-    Raises ValueError if there is none.
+    Raises:
+        ValueError: there is no value.
+
+    Example:
+        >>> import torch
+        >>> summarise(torch.tensor([1.0, 2.0, 6.0])).mean
+        3.0
     """
     if values.dim() != 1 or not len(values):
         raise ValueError(f"values has shape {tuple(values.shape)}: give at least one value, [T]")
@@ -48,5 +55,5 @@ def summarise(values: Tensor) -> Stat:
 
 
 def distance(displacements: Tensor) -> Stat:
-    """Length of the tasks' displacements theta~_i - theta_s [T, P]."""
+    """Summarise the lengths of the tasks' displacements theta~_i - theta_s, [T, P]."""
     return summarise(displacements.detach().double().norm(dim=1))
