@@ -15,32 +15,33 @@ from contextlib import suppress
 
 from filelock import Timeout
 
-from metanb import grid, hours, records, runner
+from metanb.grids import definitions, hours, progress, runner
+from metanb.runs import store
 
 OPTIONS = {
     "grid": "smoke",  # or quick, paper
     "only": None,  # a group of it, or a pattern of ids, as for `metanb grid --only`
     "until": None,  # the iteration at which each run stops; None: it is run whole
     "device": "cpu",  # or cuda: each job asks for a GPU
-    "store": str(records.store()),  # for records, checkpoints and logs: where every job can write
+    "store": str(store.store_folder()),  # for records, checkpoints and logs: where every job can write
 }
 if unknown := set(config) - set(OPTIONS):
     raise WorkflowError(f"unknown config {', '.join(sorted(unknown))}: choose from {', '.join(OPTIONS)}")
 GRID, ONLY, UNTIL, DEVICE, STORE = (OPTIONS | config).values()
-if GRID not in grid.GRIDS:
-    raise WorkflowError(f"grid={GRID} is not one of {', '.join(grid.GRIDS)}")
+if GRID not in definitions.GRIDS:
+    raise WorkflowError(f"grid={GRID} is not one of {', '.join(definitions.GRIDS)}")
 STORE = os.environ["METANB_STORE"] = os.path.abspath(os.path.expanduser(STORE))
-PLANNED = grid.select(grid.GRIDS[GRID](), *([ONLY] if ONLY else []))
+PLANNED = definitions.select_runs(definitions.GRIDS[GRID](), *([ONLY] if ONLY else []))
 RUNS = {one.settings.id: one.settings for one in PLANNED}
-RECORDED = grid.made(PLANNED)
+RECORDED = progress.find_recorded(PLANNED)
 TIMINGS = hours.Timings(hours.recorded_anywhere())
 KIND = TIMINGS.kind_here(DEVICE)
-MISSING = [settings.id for settings in grid.missing(PLANNED, RECORDED, UNTIL)]
+MISSING = [settings.id for settings in progress.find_missing(PLANNED, RECORDED, UNTIL)]
 if workflow.is_main_process:  # the jobs read this file, too
     print(f"{GRID}: {len(PLANNED) - len(MISSING)} runs are recorded, {len(MISSING)} are missing", file=sys.stderr)
     for run in MISSING:  # its record may have been deleted since; a job in progress has the lock, and keeps its output
-        if (left := records.store() / f"{run}.out").exists():
-            with suppress(Timeout), records.lock(run, patience=0):
+        if (left := store.store_folder() / f"{run}.out").exists():
+            with suppress(Timeout), store.lock_run(run, patience=0):
                 left.unlink(missing_ok=True)
 
 

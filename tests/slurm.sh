@@ -78,7 +78,7 @@ slurmd -D 2>> "$work/slurmd.err" & daemons+=($!)
 for _ in {1..60}; do sinfo --noheader --states=idle 2>> "$work/sinfo.err" | grep -q idle && break; sleep 0.5; done
 show sinfo
 
-run_id() { python -c "import sys; from metanb import grid; print(grid.select(grid.smoke(), sys.argv[1])[0].settings.id)" "$1"; }
+run_id() { python -c "import sys; from metanb.grids.definitions import select_runs, smoke_grid; print(select_runs(smoke_grid(), sys.argv[1])[0].settings.id)" "$1"; }
 cancelled=$(run_id '*-maml-s0-*') torn=$(run_id '*-fomaml-s1-*')
 grid=(snakemake --profile "$work/profile" --config grid=smoke)
 

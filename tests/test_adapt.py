@@ -229,7 +229,7 @@ def test_freed_memory_is_kept():
     """The kernel's own count: once kept, the pages of a freed tensor are not faulted in again."""
     program = """
 import resource, torch
-from metanb.adapt import keep_freed_memory
+from metanb.runs.machine import keep_freed_memory
 keep_freed_memory()
 faults = []
 for _ in range(40):

@@ -1,4 +1,4 @@
-"""Claims: synthetic records of known effect give each verdict, and records of pure noise rarely give one."""
+"""Claims: synthetic records of known effect give each verdict; pure noise rarely gives one."""
 
 import json
 import math
@@ -30,8 +30,8 @@ TIME = np.arange(1, EPOCHS + 1) / EPOCHS
 QUICK = preset("quick", "omniglot")
 UNTRAINED = {"query_accuracy": 0.2}
 MEASURES = (
-    "hessian_norm adaptive_sharpness support_loss_before support_loss distance body_norm query_accuracy valid_accuracy "
-    "trajectory_coherence gradient_coherence relative_move"
+    "hessian_norm adaptive_sharpness support_loss_before support_loss distance body_norm "
+    "query_accuracy valid_accuracy trajectory_coherence gradient_coherence relative_move"
 ).split()
 
 
@@ -191,7 +191,7 @@ def test_a_fall_is_that_of_the_second_half():
 
 @pytest.mark.parametrize("loosest", range(3))
 def test_the_finding_that_is_least_sure_sets_p(loosest):
-    """Each by scipy: the lines of three runs, of both accuracies and of the log Hessian norm; the largest p counts."""
+    """Each by scipy, of three runs' lines: both accuracies, the log Hessian norm; the largest p counts."""
     changes = [(-0.2, -0.21, -0.19), (-0.3, -0.31, -0.29), (-2.0, -2.1, -1.9)]
     changes[loosest] = tuple(2 * changes[loosest][0] * share for share in (0.25, 0.5, 0.75))
     runs = []
@@ -222,7 +222,10 @@ SHARED = {
 
 @pytest.mark.parametrize(("network", "tasks"), SHARED.values(), ids=SHARED)
 def test_noise_does_not_get_worse(network, tasks):
-    """Flatness does fall, and accuracy is noise of all kinds: it is said to fall in 2.5 % of cells, 5 % at most."""
+    """The Hessian norm does fall, and accuracy is noise of all kinds.
+
+    Accuracy is said to fall in 2.5 % of cells, 5 % at most.
+    """
     rng, counts = np.random.default_rng(9), Counter()
     with bare():
         for rho in KINDS.values():
@@ -257,7 +260,8 @@ def test_noise_does_not_get_worse(network, tasks):
 
 def test_a_fall_under_shared_tasks_is_seen():
     """By 8 points in the second half, where tasks and runs leave 2 in an epoch: in most cells."""
-    rng, seen = np.random.default_rng(10), 0
+    rng = np.random.default_rng(10)
+    falls = 0
     with bare():
         for _ in range(NOISY):
             sets = [
@@ -275,15 +279,15 @@ def test_a_fall_under_shared_tasks_is_seen():
                 )
                 for (_, settings), test, valid in zip(KEPT, *sets, strict=False)
             ]
-            seen += (
+            falls += (
                 rules._judge_flatter_while_worse(runs, "hessian_norm", "").verdict
                 == Verdict.REPRODUCED
             )
-    assert seen / NOISY > 0.8
+    assert falls / NOISY > 0.8
 
 
 def follow_each_other(measure, across, together=True, n=5):
-    """Runs whose accuracies are 0, 0.2, 0.4 and so on higher, and their coherences as `across` says.
+    """Runs whose accuracies are 0, 0.2, 0.4 and so on higher, coherences higher by `across`.
 
     Both rise with training. Their swings about that are the same where they go `together`.
     """
@@ -291,8 +295,9 @@ def follow_each_other(measure, across, together=True, n=5):
     for seed in range(n):
         rng = np.random.default_rng(seed)
         accuracy = 0.5 + 0.3 * TIME + 0.03 * rng.normal(size=EPOCHS)
-        other = accuracy if together else 0.5 + 0.3 * TIME + 0.03 * rng.normal(size=EPOCHS)
-        curves = {"query_accuracy": accuracy + 0.2 * seed, measure: other + across[seed]}
+        apart = 0.5 + 0.3 * TIME + 0.03 * rng.normal(size=EPOCHS)
+        coherence = accuracy if together else apart
+        curves = {"query_accuracy": accuracy + 0.2 * seed, measure: coherence + across[seed]}
         runs.append(record(seed, curves, wobble=1e-4))
     return runs
 
@@ -322,7 +327,7 @@ UP, DOWN, WEAK = (
         (UP, True, 2, Verdict.TOO_FEW),
     ],
 )
-def test_goes_with(claim, measure, across, together, n, expected):
+def test_correlation_of_accuracy_and_coherence(claim, measure, across, together, n, expected):
     (row,) = (
         row
         for row in rules.judge(follow_each_other(measure, across, together, n))
@@ -352,7 +357,10 @@ def test_the_power_of_the_runs_that_there_are_is_told():
 
 @pytest.mark.parametrize(("n", "least"), [(3, 1.0), (5, 0.5), (10, 0.0)])
 def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, least):
-    """Accuracy does go with coherence, over epochs and, at r = 0.8, across runs: not *partly* for want of runs."""
+    """Accuracy does go with coherence, over epochs and, at r = 0.8, across runs.
+
+    The verdict is not *partly* for want of runs.
+    """
     rng, counts = np.random.default_rng(7), Counter()
     with bare():
         for _ in range(100):
@@ -386,7 +394,7 @@ def beside_maml(runs):
     return row
 
 
-def test_orthogonal():
+def test_orthogonality():
     def judged(ours, theirs, **baseline):
         return beside_maml(coherent(ours, algorithm="finetune", **baseline) + theirs).verdict
 
@@ -404,7 +412,10 @@ def test_orthogonal():
     "baseline", [{"fit": 10.0}, {"fit": 1.0}, {"accuracy": 0.1}, {"accuracy": 0.2}], ids=str
 )
 def test_orthogonality_of_a_baseline_that_does_not_work_is_not_testable(level, baseline):
-    """Support loss up or level in adaptation; accuracy below that of the untrained network, 0.2, or level with it."""
+    """Either adaptation does not lower the support loss, or meta-training does not raise accuracy.
+
+    The untrained network's accuracy is 0.2.
+    """
     row = beside_maml(
         coherent(level, algorithm="finetune", wobble=1e-4, **baseline) + coherent(0.3)
     )
@@ -423,7 +434,7 @@ def test_orthogonality_of_a_baseline_that_does_not_work_is_not_testable(level, b
     ],
 )
 def test_orthogonal_has_the_larger_p_of_what_it_rests_on(ours, theirs, expected):
-    """Each p by scipy: of being below 0.05, and, where the verdict rests on it, of meta-training being above."""
+    """Each p by scipy: finetuning is below 0.05 and, for *reproduced*, meta-training is above it."""
     runs = []
     for algorithm, levels in (("finetune", ours), ("maml", theirs)):
         for seed, level in enumerate(levels):
@@ -442,7 +453,10 @@ def test_orthogonal_has_the_larger_p_of_what_it_rests_on(ours, theirs, expected)
     ("ours", "theirs"), [(0.0, 0.01), (0.0, rules.ORTHOGONAL)], ids=["near 0", "at the bound"]
 )
 def test_noise_does_not_set_finetuning_apart(ours, theirs):
-    """Finetuning is near 0, meta-training too, or just not away from it: *reproduced* in 2.5 % of cells at most."""
+    """Finetuning is near 0, and meta-training is near 0 or at the bound.
+
+    The verdict is *reproduced* in 2.5 % of cells at most.
+    """
     rng, names = np.random.default_rng(6), []
     with bare():
         for _ in range(CELLS):
@@ -482,7 +496,7 @@ def test_orthogonal_compares_with_the_same_settings_only():
     ("gain", "expected"),
     [(0.02, Verdict.REPRODUCED), (-0.02, Verdict.CONTRARY), (0.0, Verdict.NOT_SEEN)],
 )
-def test_helps(gain, expected):
+def test_gain_by_a_regulariser(gain, expected):
     rng = np.random.default_rng(0)
     base, with_it = [], []
     for seed in range(5):
@@ -531,12 +545,12 @@ def measured_once(run, accuracy, error):
 
 
 def further_pairs(late, further, epochs=EPOCHS, error=0.0):
-    """Pairs of runs that differ by `late` points on the meta-test tasks and by `further` on the 600 others."""
+    """Pairs of runs that differ by `late` points on the meta-test tasks, by `further` on 600 others."""
     runs = []
-    for seed, (one, other) in enumerate(zip(late, further, strict=True)):
+    for seed, gains_with in enumerate(zip(late, further, strict=True)):
         for gains, options in (
             ((0, 0), {}),
-            ((one, other), {"regulariser": "adapted", "gamma": 1.0}),
+            (gains_with, {"regulariser": "adapted", "gamma": 1.0}),
         ):
             curves = {"query_accuracy": np.full(EPOCHS, 0.5 + gains[0] / 100)}
             run = record(seed, curves, wobble=0.0, final_tasks=600, **options).upto(epochs)
@@ -564,7 +578,7 @@ def test_a_gain_is_judged_on_the_further_tasks_where_all_runs_of_all_pairs_have_
 
 
 def test_further_tasks_of_another_epoch_do_not_count():
-    """A run that went further was measured at its own end: the pairs are compared at the epoch that all reached."""
+    """A longer run was measured at its own end, and pairs are compared at the epoch all reached."""
     runs = further_pairs((0, 0, 0.1), (1.9, 2.0, 2.1), epochs=8)
     longer = further_pairs((0, 0, 0.1), (1.9, 2.0, 2.1))
     row = c8([longer[0], *runs[1:]])
@@ -572,7 +586,7 @@ def test_further_tasks_of_another_epoch_do_not_count():
 
 
 def test_more_tasks_show_the_papers_gain_more_often():
-    """Runs of the paper's gain; tasks leave 1.5 points of noise in a pair where they are 60, and 0.5 where 600."""
+    """Runs of the paper's gain: 60 tasks leave 1.5 points of noise in a pair, 600 leave 0.5."""
     rng, counts = np.random.default_rng(8), Counter()
     with bare():
         for _ in range(CELLS):
@@ -615,23 +629,22 @@ TREND = {  # rows whose interval has the error over tasks, and the measure that 
 
 @pytest.mark.parametrize(("claim", "variant"), TREND)
 def test_an_error_over_tasks_that_explains_an_effect_undoes_it(claim, variant):
-    """Each effect is a log ratio of about 1 at most, and the same in all runs; the error of an epoch 0.02 or 3."""
+    """Each effect is a log ratio of at most about 1, the same in all runs; errors are 0.02 or 3."""
     measure = TREND[claim, variant]
     rising = np.r_[1, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1] if variant == "first peak" else np.exp(TIME)
     values = rising if claim == "C3" or variant == "first peak" else 1 / rising
     falls = {accuracy: 1 - TIME / 2 for accuracy in ("query_accuracy", "valid_accuracy")}
-    found = {}
+    rows = {}
     for error in (0.02, 3.0):
         errors = {measure: np.r_[0.0, error * values]}
         runs = [record(seed, falls | {measure: values}, errors=errors) for seed in range(3)]
-        (found[error],) = (
+        (rows[error],) = (
             row for row in rules.judge(runs) if (row.claim, row.variant) == (claim, variant)
         )
-    assert found[0.02].verdict == Verdict.REPRODUCED
-    assert found[3.0].verdict in (Verdict.NOT_SEEN, Verdict.TOO_COARSE)
+    assert rows[0.02].verdict == Verdict.REPRODUCED
+    assert rows[3.0].verdict in (Verdict.NOT_SEEN, Verdict.TOO_COARSE)
     assert (
-        found[0.02].effect == pytest.approx(found[3.0].effect)
-        and found[0.02].p < 0.05 < found[3.0].p
+        rows[0.02].effect == pytest.approx(rows[3.0].effect) and rows[0.02].p < 0.05 < rows[3.0].p
     )
 
 
@@ -675,7 +688,7 @@ def test_rows_say_where_the_error_over_tasks_is_not_in():
 
 
 def test_stopped_runs_are_judged_where_three_have_got_to():
-    """By hand: of runs that reached 12, 8, 6 and 5 epochs, three reach 6; the fourth is left out."""
+    """By hand: of runs that reached 12, 8, 6 and 5 epochs three reach 6; the fourth is left out."""
     whole = [
         record(seed, {"support_loss": np.exp(-TIME * (1 + seed))}, wobble=0.0) for seed in range(4)
     ]
@@ -701,19 +714,19 @@ def test_a_regulariser_is_compared_at_the_epoch_that_both_have_reached():
 
 
 def test_more_runs_never_undo_pairs():
-    """Three pairs to epoch 8; another run without the regulariser, further than those, changes nothing."""
+    """Three pairs to epoch 8; a fourth, longer run without the regulariser changes nothing."""
     options = {"regulariser": "adapted", "gamma": 1.0}
     with_it = [
         record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(8) for s in range(3)
     ]
     base = [record(s, {}).upto(epochs) for s, epochs in enumerate((12, 12, 8, 12))]
-    found = [
-        [row for row in rules.judge([*with_it, *chosen]) if row.claim == "C8"]
-        for chosen in (base[:3], base)
+    ledgers = [
+        [row for row in rules.judge([*with_it, *without]) if row.claim == "C8"]
+        for without in (base[:3], base)
     ]
-    assert found[0][0].runs == 3
-    assert [replace(rows[0], p_holm=0.0) for rows in found] == [
-        replace(found[0][0], p_holm=0.0)
+    assert ledgers[0][0].runs == 3
+    assert [replace(rows[0], p_holm=0.0) for rows in ledgers] == [
+        replace(ledgers[0][0], p_holm=0.0)
     ] * 2
 
 
@@ -770,9 +783,9 @@ def everything(seeds=range(3)):
 
 
 def test_cells_differ_by_seeds_alone():
-    found = group_into_cells(everything())
-    assert [len(one) for one in found] == [3] * 5
-    assert [[run.settings.seed for run in one] for one in found] == [[0, 1, 2]] * 5
+    cells = group_into_cells(everything())
+    assert [len(runs) for runs in cells] == [3] * 5
+    assert [[run.settings.seed for run in runs] for runs in cells] == [[0, 1, 2]] * 5
 
 
 def test_order_of_records_does_not_matter():
@@ -797,8 +810,10 @@ def test_table_and_json():
     shown = verdicts.verdict_table(rows)
     assert len(shown) == len(rows) and list(shown.verdict) == [row.verdict for row in rows]
     read = json.loads(verdicts.rows_as_json(rows))
-    assert [one["claim"] for one in read] == [row.claim for row in rows]
-    (lonely,) = (one for one in read if one["setting"] == "20-way 1-shot" and one["claim"] == "C8")
+    assert [entry["claim"] for entry in read] == [row.claim for row in rows]
+    (lonely,) = (
+        entry for entry in read if entry["setting"] == "20-way 1-shot" and entry["claim"] == "C8"
+    )
     assert (
         lonely["effect"] is None and lonely["runs"] == 0 and lonely["paper"] == "94.05 % to 95.38 %"
     )
@@ -889,7 +904,10 @@ class Bare(NamedTuple):
 
 @contextmanager
 def bare():
-    """Lets the rules read runs that are Bare, and looks at each settings once: these would take most of the time."""
+    """Lets the rules read runs that are Bare.
+
+    What depends on settings alone is cached: it would take most of the time.
+    """
     with pytest.MonkeyPatch.context() as patch:
 
         def read(run, measure, column="mean"):
@@ -916,7 +934,10 @@ KINDS = {"white": 0.0, "autoregressive 0.5": 0.5, "autoregressive 0.9": 0.9, "ra
 
 
 def noise(rng, rho, *shape):
-    """Noise of mean 0 over epochs, [*shape, EPOCHS]: stationary of variance 1, or a random walk that ends with it."""
+    """Noise of mean 0 over epochs, [*shape, EPOCHS].
+
+    Its variance is 1: in every epoch where it is stationary, in the last where it is a random walk.
+    """
     e = rng.normal(size=(*shape, EPOCHS))
     if rho == WALK:
         return e.cumsum(axis=-1) / math.sqrt(EPOCHS)
@@ -933,7 +954,7 @@ KEPT = [
 
 
 def noisy_ledger(rng, rho):
-    """MAML, finetuning and a regulariser, all of one distribution, over RUNS seeds; nothing goes with anything.
+    """MAML, finetuning and a regulariser over RUNS seeds, all of one distribution, uncorrelated.
 
     Accuracy's noise is in half shared by validation and test. One measure does change: adaptive
     sharpness falls, so C4's scale-free verdict hangs on accuracy alone.
@@ -941,7 +962,9 @@ def noisy_ledger(rng, rho):
     runs = []
     for _, settings in KEPT:
         shared, *noises = noise(rng, rho, 1 + len(MEASURES))
-        curves = {measure: np.exp(0.2 * one) for measure, one in zip(MEASURES, noises, strict=True)}
+        curves = {
+            measure: np.exp(0.2 * values) for measure, values in zip(MEASURES, noises, strict=True)
+        }
         curves["adaptive_sharpness"] *= np.exp(-5 * TIME)
         for measure in ("query_accuracy", "valid_accuracy"):
             curves[measure] = 0.7 + 0.02 * (shared + 5 * np.log(curves[measure]))
@@ -986,42 +1009,42 @@ RULES = {
 
 @pytest.mark.parametrize(("claim", "variant"), RULES)
 def test_noise_gets_a_verdict_as_rarely_as_its_level_says(rates, claim, variant):
-    found = rates[claim, variant]
-    assert found.total() == CELLS
+    counts = rates[claim, variant]
+    assert counts.total() == CELLS
     for names in RULES[claim, variant]:
-        assert sum(found[name] for name in names) / CELLS < LEVEL + ERRORS, names
+        assert sum(counts[name] for name in names) / CELLS < LEVEL + ERRORS, names
 
 
 def test_noise_is_judged_and_what_is_no_noise_is_seen(rates):
-    """The rates above are of rules that do see: the one measure that falls, in every ledger; chance, in some."""
+    """The rules do see: the one measure that falls, in every ledger; chance, in some."""
     assert rates["C1", rules.SCALE_FREE] == {Verdict.REPRODUCED: CELLS}
     for key in (("C1", ""), ("C5", ""), ("C8", "adapted, γ = 1"), ("C3", rules.RELATIVE)):
         assert (
-            sum(found for name, found in rates[key].items() if name in (*SEEN, Verdict.CONTRARY))
+            sum(count for name, count in rates[key].items() if name in (*SEEN, Verdict.CONTRARY))
             > 0
         ), key
     for claim in ("C5", "C6"):  # asks for three findings at once
         assert rates[claim, ""][Verdict.REPRODUCED] < 0.02 * CELLS
 
 
-def test_turned_tells_the_verdicts_that_differ():
+def test_changed_verdicts_are_those_that_differ():
     rows = [row for row in rules.judge([record(s, {}) for s in range(3)]) if row.claim == "C1"]
-    others = [replace(row, scale="paper", reached="5,000 of 60,000 iterations") for row in rows]
-    assert verdicts.changed_verdicts(rows, others) == "No verdict is another one there."
-    others[0] = replace(others[0], verdict=Verdict.REPRODUCED)
+    later = [replace(row, scale="paper", reached="5,000 of 60,000 iterations") for row in rows]
+    assert verdicts.changed_verdicts(rows, later) == "No verdict is another one there."
+    later[0] = replace(later[0], verdict=Verdict.REPRODUCED)
     assert rows[0].verdict == Verdict.NOT_SEEN
-    said = "- C1, MAML: not reproduced at quick scale, **reproduced** at paper (5,000) scale."
-    assert verdicts.changed_verdicts(rows, others) == said
+    line = "- C1, MAML: not reproduced at quick scale, **reproduced** at paper (5,000) scale."
+    assert verdicts.changed_verdicts(rows, later) == line
 
 
 def test_few_epochs_are_not_detrended():
     runs = cell({"query_accuracy": 0.5 + 0.1 * TIME, "trajectory_coherence": TIME})
-    of = {
+    rows = {
         n: next(row for row in rules.judge([run.upto(n) for run in runs]) if row.claim == "C5")
         for n in (5, 6)
     }
-    assert "too few epochs to detrend: 5" in of[5].detail and "detrended r" not in of[5].detail
-    assert "detrended r = " in of[6].detail
+    assert "too few epochs to detrend: 5" in rows[5].detail and "detrended r" not in rows[5].detail
+    assert "detrended r = " in rows[6].detail
 
 
 @pytest.mark.parametrize("direction", [-1, 1])

@@ -1,4 +1,4 @@
-"""Effects of curves and runs: against scipy, numpy's least squares, closed forms, a brute-force Holm, and noise."""
+"""Effects of curves and runs against scipy, least squares, closed forms, brute force, and noise."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ EPOCHS = 12
 
 
 def noise(rng, cells, runs, rho=0.0):
-    """Stationary noise of variance 1, each epoch leaning on the one before: [cells, runs, epochs]."""
+    """Stationary autoregressive noise of variance 1, [cells, runs, epochs]."""
     e = rng.normal(size=(cells, runs, EPOCHS))
     for t in range(1, EPOCHS):
         e[..., t] = rho * e[..., t - 1] + np.sqrt(1 - rho**2) * e[..., t]
@@ -28,10 +28,10 @@ def at_most(hits, level):
 @pytest.mark.parametrize(("against", "level"), [(0.0, 0.95), (0.3, 0.99)])
 def test_interval_is_scipys(against, level):
     values = np.random.default_rng(0).normal(size=5)
-    found = run_stats.interval(values, against, level)
+    interval = run_stats.interval(values, against, level)
     expected = stats.ttest_1samp(values, against)
     bounds = expected.confidence_interval(level)
-    assert found == pytest.approx((values.mean(), bounds.low, bounds.high, expected.pvalue))
+    assert interval == pytest.approx((values.mean(), bounds.low, bounds.high, expected.pvalue))
 
 
 def test_interval_of_one_value_and_of_equal_values():
@@ -41,7 +41,7 @@ def test_interval_of_one_value_and_of_equal_values():
 
 
 def test_interval_with_a_shared_error_is_the_wider_of_two():
-    """By scipy: over runs alone; and with the error in the variance, Satterthwaite's degrees of freedom."""
+    """By scipy: over runs alone, and with the error in the variance and Satterthwaite's freedom."""
     values, shared = np.random.default_rng(1).normal(size=4), np.array([0.1, 0.2, 0.3, 0.4])
     alone = stats.ttest_1samp(values, 0.5).confidence_interval(0.95)
     for scale in (1e-3, 1.0, 3.0, 100.0):
@@ -49,10 +49,10 @@ def test_interval_with_a_shared_error_is_the_wider_of_two():
         freedom = sum(squares) ** 2 / (squares[0] ** 2 / 3)
         half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(squares))
         p = 2 * stats.t.sf(abs(values.mean() - 0.5) / np.sqrt(sum(squares)), freedom)
-        found = run_stats.interval(values, 0.5, shared=scale * shared)
-        assert found.high - found.mean == pytest.approx(max(half, alone.high - values.mean()))
-        assert found.low + found.high == pytest.approx(2 * found.mean)
-        assert found.p == pytest.approx(max(p, stats.ttest_1samp(values, 0.5).pvalue))
+        interval = run_stats.interval(values, 0.5, shared=scale * shared)
+        assert interval.high - interval.mean == pytest.approx(max(half, alone.high - values.mean()))
+        assert interval.low + interval.high == pytest.approx(2 * interval.mean)
+        assert interval.p == pytest.approx(max(p, stats.ttest_1samp(values, 0.5).pvalue))
     assert run_stats.interval(values, shared=np.zeros(4)) == run_stats.interval(values)
     equal = run_stats.interval([2.0, 2.0], shared=[3.0, 3.0])  # the runs have all of it in common
     assert equal[:3] == pytest.approx(
@@ -63,14 +63,14 @@ def test_interval_with_a_shared_error_is_the_wider_of_two():
 
 
 def drawn(rng, draws, errors, together):
-    """Errors of epochs' means over tasks, [draws, epochs]: of one quarter or half the same, of two correlated."""
+    """Errors of means over tasks, [draws, epochs]: the same within each half, the halves correlated."""
     halves = rng.multivariate_normal([0, 0], [[1, together], [together, 1]], size=draws)
     return np.repeat(halves, len(errors) // 2, axis=1) * errors
 
 
 @pytest.mark.parametrize("together", [0.0, 0.5])
 def test_errors_over_tasks_are_those_of_simulated_curves_or_more(together):
-    """Equal to them where the curve's early and late errors are independent, and above where they go together."""
+    """The bound is the error where early and late errors are independent; else it is above it."""
     rng, errors = np.random.default_rng(4), np.linspace(0.01, 0.02, 8)
     curve = np.linspace(1.0, 3.0, 8)
     curves = curve + drawn(rng, 4000, errors, together)
@@ -78,20 +78,21 @@ def test_errors_over_tasks_are_those_of_simulated_curves_or_more(together):
         (run_stats.trend, run_stats.trend_error(curve, errors)),
         (run_stats.fitted_change, run_stats.fitted_change_error(errors)),
     ):
-        found = np.std([effect(one) for one in curves])
+        spread = np.std([effect(c) for c in curves])
         if together:
-            assert found < 0.95 * bound
+            assert spread < 0.95 * bound
         else:
-            assert found == pytest.approx(bound, rel=0.05)
+            assert spread == pytest.approx(bound, rel=0.05)
     assert run_stats.late_error(errors) == pytest.approx(errors[-2:].mean())
-    assert np.std([run_stats.late_mean(one) for one in curves]) == pytest.approx(
+    assert np.std([run_stats.late_mean(c) for c in curves]) == pytest.approx(
         run_stats.late_error(errors), rel=0.05
     )
 
 
 def shared_tasks(rng, cells, runs, share, tasks=60):
-    """Means over tasks and their errors, each [cells, runs, epochs], of which `share` of the variance is all runs'.
+    """Means over tasks and their errors, each [cells, runs, epochs].
 
+    `share` of the variance is common to all runs.
     Half of the rest is that of a run on a task, half that of a run on all of them.
     """
     common = noise(rng, cells, tasks, 0.5)[:, None]
@@ -125,7 +126,7 @@ def with_errors(effect, means, errors):
 @pytest.mark.parametrize("runs", [3, 5])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
 def test_shared_tasks_do_not_pass_for_an_effect(runs, share):
-    """Nothing changes but by the tasks that were drawn: each side has 2.5 % at most, and over runs alone far more."""
+    """Only the drawn tasks make changes: each side has at most 2.5 %, and over runs alone far more."""
     means, errors = shared_tasks(np.random.default_rng(11), 400, runs, share)
     for name, effect in EFFECTS.items():
         pairs = np.array(
@@ -134,26 +135,25 @@ def test_shared_tasks_do_not_pass_for_an_effect(runs, share):
                 for cell in zip(means, errors, strict=True)
             ]
         )
-        found = [run_stats.interval(cell[:, 0], shared=cell[:, 1]) for cell in pairs]
+        with_tasks = [run_stats.interval(cell[:, 0], shared=cell[:, 1]) for cell in pairs]
         alone = [run_stats.interval(cell[:, 0]) for cell in pairs]
         for side in (1, -1):
-            assert at_most(
-                [side * one.mean > 0 and one.low * one.high > 0 for one in found], 0.025
-            ), name
+            hits = [side * i.mean > 0 and i.low * i.high > 0 for i in with_tasks]
+            assert at_most(hits, 0.025), name
         if share == 0.5:
-            assert np.mean([one.low * one.high > 0 for one in alone]) > 0.05 + 0.05, name
-    found = [run_stats.first_peak(*cell).low > 0 for cell in zip(means, errors, strict=True)]
-    assert at_most(found, 0.025)
+            assert np.mean([i.low * i.high > 0 for i in alone]) > 0.05 + 0.05, name
+    peaks = [run_stats.first_peak(*cell).low > 0 for cell in zip(means, errors, strict=True)]
+    assert at_most(peaks, 0.025)
 
 
 def test_an_effect_is_seen_all_the_same():
-    """A tenth, where each epoch's error over tasks is a twenty-fifth: five runs see it in most cells."""
+    """A fall by a tenth, with errors over tasks of a twenty-fifth: five runs see it in most cells."""
     means, errors = shared_tasks(np.random.default_rng(12), 200, 5, 0.5)
     means, errors = (values * np.linspace(1.0, 0.75, EPOCHS) for values in (means, errors))
     for name in ("trend", "change"):
         pairs = with_errors(EFFECTS[name], means, errors)
-        seen = [run_stats.interval(cell[:, 0], shared=cell[:, 1]).high < 0 for cell in pairs]
-        assert np.mean(seen) > 0.8
+        falls = [run_stats.interval(cell[:, 0], shared=cell[:, 1]).high < 0 for cell in pairs]
+        assert np.mean(falls) > 0.8
 
 
 def test_trend_and_late_in_closed_form():
@@ -213,10 +213,10 @@ def test_detrended_is_the_residual_of_least_squares():
 
 
 def test_mean_correlation_is_taken_of_fishers_z():
-    found = run_stats.mean_correlation([0.5, 0.7, 0.9])
+    mean = run_stats.mean_correlation([0.5, 0.7, 0.9])
     z = np.arctanh([0.5, 0.7, 0.9])
     bounds = stats.ttest_1samp(z, 0).confidence_interval(0.95)
-    assert found[:3] == pytest.approx(np.tanh([z.mean(), bounds.low, bounds.high]))
+    assert mean[:3] == pytest.approx(np.tanh([z.mean(), bounds.low, bounds.high]))
     assert run_stats.mean_correlation([1.0, 1.0]).mean == pytest.approx(1.0)
 
 
@@ -241,12 +241,12 @@ def test_holm_is_the_step_down_procedure():
 def test_first_peak_finds_a_peak_that_runs_share():
     curve = np.array([1, 2, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1.0])
     curves = curve * np.exp(0.05 * np.random.default_rng(0).normal(size=(4, EPOCHS)))
-    found = run_stats.first_peak(curves)
-    assert found.mean == pytest.approx(np.log(4), abs=0.1)
+    peak = run_stats.first_peak(curves)
+    assert peak.mean == pytest.approx(np.log(4), abs=0.1)
     rises = np.log(curves[:, 2] / curves[:, 0])  # five epochs to choose from: 2 to 6
     expected = stats.ttest_1samp(rises, 0)
     bounds = expected.confidence_interval(0.99)
-    assert found[1:] == pytest.approx((bounds.low, bounds.high, 5 * expected.pvalue))
+    assert peak[1:] == pytest.approx((bounds.low, bounds.high, 5 * expected.pvalue))
     with pytest.raises(ValueError, match="4 epochs"):
         run_stats.first_peak(curves[:, :3])
 
@@ -261,8 +261,8 @@ def test_noise_has_a_first_peak_as_rarely_as_its_level_says(runs, rho):
 @pytest.mark.parametrize("runs", [3, 5])
 def test_noise_has_a_trend_as_often_as_its_level_says(runs):
     cells = np.exp(0.2 * noise(np.random.default_rng(2), 1500, runs))
-    found = [run_stats.interval(run_stats.trend(curve) for curve in cell) for cell in cells]
-    for hits in ([one.low > 0 for one in found], [one.high < 0 for one in found]):
+    intervals = [run_stats.interval(run_stats.trend(curve) for curve in cell) for cell in cells]
+    for hits in ([i.low > 0 for i in intervals], [i.high < 0 for i in intervals]):
         assert at_most(hits, 0.025) and np.mean(hits) > 0.005
 
 

@@ -1,4 +1,4 @@
-"""Figures: the data behind the link are the data drawn, the words are there, and drawing twice gives the same bytes."""
+"""Figures: the linked data are those drawn, words are there, the same drawing gives the same bytes."""
 
 import base64
 import io
@@ -70,10 +70,10 @@ def test_curves_show_and_hand_out_the_records(runs):
     assert shown.link["download"] == "flat.csv"
     assert len(table) == 2 * 3 * 2 * 13
     for run in runs:
-        chosen = table[
+        selected = table[
             (table.seed == run.settings.seed) & (table.run == figures.algorithm_label(run))
         ]
-        drawn = chosen[chosen.measure == "hessian_norm"]["mean"]
+        drawn = selected[selected.measure == "hessian_norm"]["mean"]
         assert np.allclose(drawn, run.curve("hessian_norm")["mean"], rtol=1e-5)
     assert shown.image["role"] == "img"
     assert (
@@ -128,8 +128,8 @@ def test_scatter_says_each_labels_correlations(runs):
     table = pd.read_csv(io.BytesIO(payload(shown.link["href"])))
     assert len(table) == 6 * 12 and table.epoch.min() == 1
     r = [
-        np.corrcoef(chosen.distance, chosen.query_accuracy)[0, 1]
-        for _, chosen in table[table.run == "MAML"].groupby("seed")
+        np.corrcoef(path.distance, path.query_accuracy)[0, 1]
+        for _, path in table[table.run == "MAML"].groupby("seed")
     ]
     assert f"MAML: r between {min(r):.2f} and {max(r):.2f}" in shown.image["aria-label"]
 
@@ -174,8 +174,8 @@ def test_one_wide_interval_does_not_squeeze_the_others():
     def ticks(rows):
         svg = summary.forest(rows, "c8", "c", "points", paper=1.33).svg
         return [
-            float(found.replace("\N{MINUS SIGN}", "-"))
-            for found in re.findall(r">([-\N{MINUS SIGN}]?\d+\.?\d*)<", svg)
+            float(tick.replace("\N{MINUS SIGN}", "-"))
+            for tick in re.findall(r">([-\N{MINUS SIGN}]?\d+\.?\d*)<", svg)
         ]
 
     wide = ticks([*rows, replace(row, effect=0.1, low=-90.0, high=90.0)])
@@ -205,10 +205,10 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     shown = [row for row in rows if row.as_in_paper and row.verdict != Verdict.TOO_FEW]
     marks = re.findall(r'<a href="ledger.html#([\w-]+)" title="([^"]*)"', html)
     names = {verdict: name for verdict, (name, _) in summary.MARKS.items()}
-    said = [
+    expected = [
         (row.anchor, f"{row.name}, {names[row.verdict]}: {row.change}, 3 runs") for row in shown
     ]
-    assert sorted(marks) == sorted(said) and len(shown) >= 12
+    assert sorted(marks) == sorted(expected) and len(shown) >= 12
     assert sum("γ = 0.1" in title or "γ = 0.3" in title for _, title in marks) == 2  # side by side
     heads = re.findall(r'<th colspan="(\d)"[^>]*>([^/]*)</th>', html)
     setting = "Omniglot<br>5-way<br>1-shot<br>"
@@ -229,8 +229,8 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
 
 
 def test_drawing_twice_gives_the_same_bytes(runs):
-    one, two = (figures.curves(runs, ["distance"], "d", "c")._repr_html_() for _ in range(2))
-    assert one == two
+    first, second = (figures.curves(runs, ["distance"], "d", "c")._repr_html_() for _ in range(2))
+    assert first == second
 
 
 def test_pictures_of_tasks_and_steps():

@@ -1,4 +1,4 @@
-"""SVG for pages: what matplotlib drew is still there, in the page's colours, and nothing that pages do not need.
+"""SVG for pages: all that matplotlib drew is there, in the page's colours, and nothing needless.
 
 Evidence: matplotlib's own file, read by another parser (minidom), word by word and coordinate by
 coordinate.
@@ -38,31 +38,31 @@ def elements(text, name):
 
 
 def numbers(text):
-    return [float(found) for found in re.findall(r"-?\d+\.?\d*", text)]
+    return [float(number) for number in re.findall(r"-?\d+\.?\d*", text)]
 
 
 def test_every_word_and_every_path_is_kept(drawn):
-    found = svg.inline(drawn, "a line")
-    words = [[e.firstChild.data for e in elements(one, "text")] for one in (drawn, found)]
+    page = svg.inline(drawn, "a line")
+    words = [[e.firstChild.data for e in elements(source, "text")] for source in (drawn, page)]
     assert words[0] == words[1] and "loss < 1 (nats)" in words[1]
     paths = [
-        [numbers(e.getAttribute("d")) for e in elements(one, "path")] for one in (drawn, found)
+        [numbers(e.getAttribute("d")) for e in elements(source, "path")] for source in (drawn, page)
     ]
     assert len(paths[0]) == len(paths[1]) > 10
-    for one, other in zip(*paths, strict=True):
-        assert np.allclose(one, other, atol=0.051)  # a tenth of a point
+    for before, after in zip(*paths, strict=True):
+        assert np.allclose(before, after, atol=0.051)  # a tenth of a point
     places = [
-        [[float(e.getAttribute(k)) for k in "xy"] for e in elements(one, "use")]
-        for one in (drawn, found)
+        [[float(e.getAttribute(k)) for k in "xy"] for e in elements(source, "use")]
+        for source in (drawn, page)
     ]
     assert len(places[0]) == len(places[1]) > 7
     assert np.allclose(*places, atol=0.051)
 
 
 def test_it_takes_the_colours_of_the_page(drawn):
-    found = svg.inline(drawn, "a line")
-    assert "#000000" in drawn and "#000000" not in found and "#ffffff" not in found
-    root = dict(minidom.parseString(found).documentElement.attributes.items())
+    page = svg.inline(drawn, "a line")
+    assert "#000000" in drawn and "#000000" not in page and "#ffffff" not in page
+    root = dict(minidom.parseString(page).documentElement.attributes.items())
     assert (
         root["fill"] == "currentColor" and root["role"] == "img" and root["aria-label"] == "a line"
     )
@@ -71,21 +71,21 @@ def test_it_takes_the_colours_of_the_page(drawn):
 
 
 def test_ids_are_those_that_are_used_and_differ_by_salt(drawn):
-    found = svg.inline(drawn, "a line")
-    used = set(re.findall(r"url\(#([^)]+)\)", found)) | {
-        e.getAttribute("href")[1:] for e in elements(found, "use")
+    page = svg.inline(drawn, "a line")
+    used = set(re.findall(r"url\(#([^)]+)\)", page)) | {
+        e.getAttribute("href")[1:] for e in elements(page, "use")
     }
-    assert {e.getAttribute("id") for e in elements(found, "*")} - {""} == used != set()
+    assert {e.getAttribute("id") for e in elements(page, "*")} - {""} == used != set()
 
 
 def test_nothing_is_left_that_no_page_needs(drawn):
-    found = svg.inline(drawn, "a line")
-    assert len(found) < 0.6 * len(drawn)
+    page = svg.inline(drawn, "a line")
+    assert len(page) < 0.6 * len(drawn)
     assert (
-        "metadata" not in found
-        and "<!--" not in found
-        and "xlink" not in found
-        and "<style" not in found
+        "metadata" not in page
+        and "<!--" not in page
+        and "xlink" not in page
+        and "<style" not in page
     )
 
 

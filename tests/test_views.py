@@ -1,7 +1,8 @@
-"""Figures of portraits whose values are made by hand: what is drawn is read back from the SVG and from the data."""
+"""Figures of portraits whose values are made by hand, read back from the SVG and from the data."""
 
 import math
 import re
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,16 +55,16 @@ def test_angle_in_the_plane():
 
 
 def test_surfaces_label_their_levels_and_carry_their_data():
-    found = views.draw_surfaces(
+    figure = views.draw_surfaces(
         [portrait(bowl(1)), portrait(bowl(3), "fomaml")], "support_loss", "plane", "Look."
     )
-    words = parsed(found)
+    words = parsed(figure)
     assert words.count("untrained") == words.count("iteration 30") == 2
     assert {"0.03", "0.1", "0.3", "1", "3"} <= set(words)  # of the lines, and of the scale
-    assert "60° apart" in found.alt and found.alt.count("2 and 2 long") == 4
-    assert len(found.data) == 2 * 2 * 13
-    row = found.data[(found.data.algorithm == "fomaml") & (found.data.epoch == 3)].iloc[4]
-    a = np.array([float(name) for name in found.data.columns[4:]]) * float(row.unit)
+    assert "60° apart" in figure.alt and figure.alt.count("2 and 2 long") == 4
+    assert len(figure.data) == 2 * 2 * 13
+    row = figure.data[(figure.data.algorithm == "fomaml") & (figure.data.epoch == 3)].iloc[4]
+    a = np.array([float(name) for name in figure.data.columns[4:]]) * float(row.unit)
     true = 3 * (0.01 + (a - 1) ** 2 + (float(row.b) * float(row.unit)) ** 2)
     assert np.allclose(row.iloc[4:].astype(float), true, rtol=1e-2)
 
@@ -72,12 +73,14 @@ def test_surfaces_label_their_levels_and_carry_their_data():
     "low, high, levels", [(0.02, 20, 6), (0.4, 9, 8), (1.4, 1.6, 5), (1e-4, 100, 7)]
 )
 def test_levels_are_round_inside_and_enough(low, high, levels):
-    found = views._levels(np.array([low, high]))
+    values = views._contour_levels(np.array([low, high]))
     assert (
-        levels - 2 <= len(found) <= levels + 4 and (np.diff(found) > 0).all() and (found > 0).all()
+        levels - 2 <= len(values) <= levels + 4
+        and (np.diff(values) > 0).all()
+        and (values > 0).all()
     )
-    assert all(len(f"{level:g}".replace("0.", "").strip("0")) <= 5 for level in found)
-    assert found[1] >= low and found[-2] <= high
+    assert all(len(f"{level:g}".replace("0.", "").strip("0")) <= 5 for level in values)
+    assert values[1] >= low and values[-2] <= high
 
 
 def test_labels_of_contours_are_clear_of_markers_edges_and_each_other():
@@ -86,7 +89,7 @@ def test_labels_of_contours_are_clear_of_markers_edges_and_each_other():
     small, wide, corner = ring * 0.3 + (2, 0), ring * 1.2 + (2, 0), ring * 0.4 + (3.9, 3.9)
     level = np.stack([np.linspace(-1, 4, 100), np.full(100, 2.0)], 1)
     above, paths = level + np.array([0, 0.05]), [[[0, 0], [2, 0]], [[0, 0], [0, 2]]]
-    spots = views._spots(
+    spots = views._place_labels(
         [[small], [wide, corner], [np.empty((0, 2))], [level], [above]], paths, -1, 4
     )
     assert len(spots) == 3  # none around a marker, none at the edge
@@ -96,8 +99,7 @@ def test_labels_of_contours_are_clear_of_markers_edges_and_each_other():
         assert all(
             math.hypot(x - a, y - b) >= 0.4 for a, b in ((0, 0), (2, 0), (0, 2), (1, 0), (0, 1))
         )
-    for i, one in enumerate(spots):
-        assert all(math.dist(one, other) >= 0.8 for other in spots[:i])
+    assert all(math.dist(a, b) >= 0.8 for a, b in combinations(spots, 2))
 
 
 def test_lines_average_runs_and_show_each():
@@ -110,15 +112,15 @@ def test_lines_average_runs_and_show_each():
             "stages": [{"epoch": 0, "support_loss": loss, "query_loss": loss}],
         }
 
-    found = views.draw_interpolations(
+    figure = views.draw_interpolations(
         [portrait(values(0.1)), portrait(values(0.3), seed=1)], "lines", "Look."
     )
-    assert {"support loss, MAML", "query loss, MAML", "untrained"} <= set(parsed(found))
-    of = found.data[found.data.measure == "query_loss"]
-    assert np.allclose(of["mean"], np.exp(-ALPHAS) + 0.2) and np.allclose(
-        of["high"], 2 * of["mean"]
+    assert {"support loss, MAML", "query loss, MAML", "untrained"} <= set(parsed(figure))
+    query = figure.data[figure.data.measure == "query_loss"]
+    assert np.allclose(query["mean"], np.exp(-ALPHAS) + 0.2) and np.allclose(
+        query["high"], 2 * query["mean"]
     )
-    assert f"{math.exp(-1) + 0.2:.2g}" in found.alt
+    assert f"{math.exp(-1) + 0.2:.2g}" in figure.alt
 
 
 def test_spectra():
@@ -139,30 +141,30 @@ def test_spectra():
         }
         return {"size": 10_000, "n": 16, "counted": COUNTED.tolist(), "stages": [stage]}
 
-    found = views.draw_densities(
+    figure = views.draw_densities(
         [portrait(values(1)), portrait(values(2), "fomaml")], "densities", "Look."
     )
-    assert "the 10,000 eigenvalues, mean over 16 tasks" in found.caption
+    assert "the 10,000 eigenvalues, mean over 16 tasks" in figure.caption
     assert {"largest eigenvalues", "largest of the Gauss-Newton part", "iteration 60"} <= set(
-        parsed(found)
+        parsed(figure)
     )
-    assert "first-order MAML, iteration 60: from -2 to 2" in found.alt and len(found.data) == 100
-    found = views.draw_eigenvalue_counts(
+    assert "first-order MAML, iteration 60: from -2 to 2" in figure.alt and len(figure.data) == 100
+    figure = views.draw_eigenvalue_counts(
         [portrait(values(1)), portrait(values(3), seed=1)], "counts", "Look."
     )
-    parsed(found)
-    above = found.data[found.data.side == "above"]
+    parsed(figure)
+    above = figure.data[figure.data.side == "above"]
     assert np.allclose(above.number * above.x, 200)  # the mean of 100 and 300
-    (x,) = {float(x) for x in re.findall(r"At x = ([\d.]+)", found.alt)}
-    assert f"{20 / x:.0f} below" in found.alt or f"{20 / x - 1:.0f} below" in found.alt
+    (x,) = {float(x) for x in re.findall(r"At x = ([\d.]+)", figure.alt)}
+    assert f"{20 / x:.0f} below" in figure.alt or f"{20 / x - 1:.0f} below" in figure.alt
 
 
 def test_a_table_by_stage_has_a_row_a_run_and_stage():
     runs = [
-        portrait({"unit": 2, "stages": [{"epoch": 0, "x": 1.0}, {"epoch": 6, "x": 3.0}]}, *of)
-        for of in (("maml", 0), ("fomaml", 4))
+        portrait({"unit": 2, "stages": [{"epoch": 0, "x": 1.0}, {"epoch": 6, "x": 3.0}]}, *options)
+        for options in (("maml", 0), ("fomaml", 4))
     ]
-    table = views.table_by_stage(runs, lambda one, stage: {"x": stage["x"] * one.values["unit"]})
+    table = views.table_by_stage(runs, lambda run, stage: {"x": stage["x"] * run.values["unit"]})
     assert table.index.names == ["algorithm", "seed", "epoch"]
     assert table.x.to_dict() == {
         ("MAML", 0, 0): 2,
@@ -173,7 +175,8 @@ def test_a_table_by_stage_has_a_row_a_run_and_stage():
 
 
 def test_origin_names_each_machine_and_code_once():
-    said = views.describe_portraits([portrait({}), portrait({}, seed=1)])
-    assert said == (
-        "Drawn 2026-01-02 on a processor, torch 2.0, code abc; weights trained by code w0, w1 on another."
+    origin = views.describe_portraits([portrait({}), portrait({}, seed=1)])
+    assert origin == (
+        "Drawn 2026-01-02 on a processor, torch 2.0, code abc; "
+        "weights trained by code w0, w1 on another."
     )

@@ -1,8 +1,11 @@
-"""Figures of portraits: the loss on a plane and along lines, and the Hessian's spectrum, at stages of meta-training."""
+"""Figures of portraits: losses on a plane and along lines, and the Hessian's spectrum, by stage.
 
-from collections.abc import Callable
+A stage is the network after an epoch of meta-training.
+"""
+
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -11,213 +14,291 @@ from matplotlib.figure import Figure as Canvas
 
 from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure
 from metanb.labels import NAMES
-from metanb.landscape.portrait import BEYOND
-from metanb.runs.portraits import Portrait
+from metanb.landscape.square import BEYOND
 
-_INK, _PAPER = "#111111", "#ffffff"  # on filled contours, whatever the page
+if TYPE_CHECKING:
+    from metanb.runs.portraits import Portrait
+
+_INK = "#111111"  # on filled contours, whatever the page
+_PAPER = "#ffffff"
 SHOWN = 8  # of the largest eigenvalues
 TOPS = (
     ("top", 0.05, "o", "largest eigenvalues"),
     ("gauss_newton_top", 0.012, "x", "largest of the Gauss-Newton part"),
 )
-CLEAR = 0.08  # how far from what else is drawn a contour's label stays, of a panel's width
+CLEAR = 0.08  # a contour's label stays this far from all else that is drawn, in panel widths
 LOSSES = {"support_loss": "support loss", "query_loss": "query loss"}
+_SIDES = {"below": "below −x", "above": "above x"}
 
 
-def draw_surfaces(runs: list[Portrait], loss: str, name: str, caption: str) -> Figure:
-    """One task's `loss` on the plane of two trajectories: a row a run, a column a stage, one scale of colours.
+def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) -> Figure:
+    """One task's `loss` on the plane of two trajectories.
 
-    The data have a row for each b, a column for each a, both in units of the column `unit`.
+    A row is a run, a column a stage; all panels share one scale of colours. The data have one row
+    per b and one column per a, both in units of the column `unit`.
+
+    Args:
+        runs: portraits of kind "surface".
+        loss: key of LOSSES.
+        name: of the data file.
+        caption: what to see.
     """
-    rows, said = [], []
+    losses = np.array([[stage[loss] for stage in run.values["stages"]] for run in runs])
+    stages = losses.shape[1]
+    rows: list[list[Any]] = []
+    sentences = []
     with matplotlib.rc_context(STYLE):
-        n = len(runs[0].values["stages"])
-        canvas = Canvas(figsize=(2.75 * n + 0.6, 2.75 * len(runs)), layout="constrained")
-        axes = canvas.subplots(len(runs), n, squeeze=False, sharex="row", sharey="row")
-        levels = _levels(
-            np.array([[stage[loss] for stage in one.values["stages"]] for one in runs])
-        )
+        canvas = Canvas(figsize=(2.75 * stages + 0.6, 2.75 * len(runs)), layout="constrained")
+        axes = canvas.subplots(len(runs), stages, squeeze=False, sharex="row", sharey="row")
+        levels = _contour_levels(losses)
         norm = matplotlib.colors.LogNorm(levels[0], levels[-1])
-        inks = [_INK if norm(level) < 0.6 else _PAPER for level in levels]
-        for row, one in zip(axes, runs, strict=True):
-            at, kind = np.array(one.values["at"]), one.settings.algorithm
-            for axis, stage in zip(row, one.values["stages"], strict=True):
-                filled = axis.contourf(
-                    at, at, stage[loss], levels, norm=norm, cmap="cividis_r", extend="both"
-                )
-                filled.set(edgecolor="#555555", linewidth=0.3)
-                lines = axis.contour(at, at, stage[loss], levels, colors=_INK)
-                spots = _spots(lines.allsegs, stage["paths"], at[0], at[-1])
-                axis.clabel(
-                    lines, levels, inline=False, fmt="%g", fontsize=7, colors=inks, manual=spots
-                )
-                lines.set_visible(False)  # the edges of what is filled are there already
-                for path, mark in zip(stage["paths"], "os", strict=True):
-                    _trajectory(axis, np.array(path), mark)
-                axis.set(aspect="equal", title=_when(one, stage["epoch"]))
+
+        # the panels
+        for row, run in zip(axes, runs, strict=True):
+            for axis, stage in zip(row, run.values["stages"], strict=True):
+                filled = _draw_surface(axis, np.array(run.values["at"]), stage, loss, levels, norm)
+                axis.set(aspect="equal", title=_describe_epoch(run, stage["epoch"]))
                 axis.grid(False)
-                unit = at[-1] / BEYOND[1]
-                for b, values in zip(at / unit, stage[loss], strict=True):
-                    rows.append(
-                        [
-                            kind,
-                            stage["epoch"],
-                            f"{unit:.4g}",
-                            f"{b:.4g}",
-                            *(f"{value:.3g}" for value in values),
-                        ]
-                    )
-                lengths = (np.hypot(*path[-1]) for path in stage["paths"])
-                steps = " and ".join(f"{length:.2g}" for length in lengths)
-                said.append(
-                    f"{NAMES[kind]}, {_when(one, stage['epoch'])}: {steps} long, {angle_between_paths(stage):.0f}° apart"
-                )
-            row[0].set_ylabel(f"{NAMES[kind]}\n2nd axis (L2)")
+                rows += _surface_rows(run, stage, loss)
+                sentences.append(_describe_trajectories(run, stage))
+            row[0].set_ylabel(f"{NAMES[run.settings.algorithm]}\n2nd axis (L2)")
         for axis in axes[-1]:
             axis.set_xlabel("1st axis (L2)")
-        bar = canvas.colorbar(
-            filled, ax=axes, label=f"{LOSSES[loss]} (nats)", ticks=levels, pad=0.01
-        )
+
+        # the scale of colours
+        title = f"{LOSSES[loss]} (nats)"
+        bar = canvas.colorbar(filled, ax=axes, label=title, ticks=levels, pad=0.01)
         bar.ax.yaxis.set_major_formatter("{x:g}")
         bar.ax.minorticks_off()
-        data = pd.DataFrame(
-            rows, columns=["algorithm", "epoch", "unit", "b", *(f"{a / unit:.4g}" for a in at)]
+
+        columns = ["algorithm", "epoch", "unit", "b", *_columns_of_surface(runs[-1])]
+        alt = (
+            f"Contour maps of a task's {LOSSES[loss]}, each with two trajectories. "
+            f"{'; '.join(sentences)}."
         )
-        alt = f"Contour maps of a task's {LOSSES[loss]}, each with two trajectories. {'; '.join(said)}."
-        return finish_figure(canvas, name, caption, alt, data)
+        return finish_figure(canvas, name, caption, alt, pd.DataFrame(rows, columns=columns))
+
+
+def _draw_surface(
+    axis: Any,
+    coordinates: np.ndarray,
+    stage: dict[str, Any],
+    loss: str,
+    levels: np.ndarray,
+    norm: Any,
+) -> Any:
+    """One panel of `draw_surfaces`: filled contours, their labels and both trajectories.
+
+    Returns the filled contours.
+    """
+    x = y = coordinates
+    filled = axis.contourf(x, y, stage[loss], levels, norm=norm, cmap="cividis_r", extend="both")
+    filled.set(edgecolor="#555555", linewidth=0.3)
+
+    # labels, light on dark; the lines that they belong to are the edges of what is filled
+    lines = axis.contour(x, y, stage[loss], levels, colors=_INK)
+    spots = _place_labels(lines.allsegs, stage["paths"], coordinates[0], coordinates[-1])
+    inks = [_INK if norm(level) < 0.6 else _PAPER for level in levels]
+    axis.clabel(lines, levels, inline=False, fmt="%g", fontsize=7, colors=inks, manual=spots)
+    lines.set_visible(False)
+
+    for path, mark in zip(stage["paths"], "os", strict=True):
+        _draw_trajectory(axis, np.array(path), mark)
+    return filled
+
+
+def _unit(run: "Portrait") -> float:
+    """The furthest coordinate of a trajectory, in which a surface's data are given."""
+    return float(run.values["at"][-1] / BEYOND[1])
+
+
+def _columns_of_surface(run: "Portrait") -> list[str]:
+    return [f"{a / _unit(run):.4g}" for a in run.values["at"]]
+
+
+def _surface_rows(run: "Portrait", stage: dict[str, Any], loss: str) -> list[list[Any]]:
+    """The data of one panel of `draw_surfaces`, one row per b."""
+    unit = _unit(run)
+    heads = [run.settings.algorithm, stage["epoch"], f"{unit:.4g}"]
+    return [
+        [*heads, f"{b / unit:.4g}", *(f"{value:.3g}" for value in values)]
+        for b, values in zip(run.values["at"], stage[loss], strict=True)
+    ]
+
+
+def _describe_trajectories(run: "Portrait", stage: dict[str, Any]) -> str:
+    """The lengths of both trajectories and the angle between them, in words."""
+    lengths = " and ".join(f"{np.hypot(*path[-1]):.2g}" for path in stage["paths"])
+    return (
+        f"{NAMES[run.settings.algorithm]}, {_describe_epoch(run, stage['epoch'])}: "
+        f"{lengths} long, {angle_between_paths(stage):.0f}° apart"
+    )
 
 
 def angle_between_paths(stage: dict[str, Any]) -> float:
-    """Degrees between the ways from theta_s to the two ends, of one stage of a surface."""
-    return float(np.degrees(np.arctan2(stage["paths"][1][-1][1], stage["paths"][1][-1][0])))
+    """The angle between the lines from theta_s to the two ends, degrees.
 
-
-def draw_interpolations(runs: list[Portrait], name: str, caption: str) -> Figure:
-    """Losses along the line from theta_s to theta~_i: a row an algorithm, a column a loss, a line a stage.
-
-    Thin lines are single runs, the thick one is their mean; the band is the mean of the runs'
-    quartiles over tasks.
+    `stage` is a stage of a surface.
     """
-    kinds = list(dict.fromkeys(one.settings.algorithm for one in runs))
-    rows = []
+    end = stage["paths"][1][-1]  # of the second path; the first path ends on the first axis
+    return float(np.degrees(np.arctan2(end[1], end[0])))
+
+
+def draw_interpolations(runs: list["Portrait"], name: str, caption: str) -> Figure:
+    """Losses along the line from theta_s to theta~_i.
+
+    A row is an algorithm, a column a loss, a colour a stage. Thin lines are single runs, the thick
+    one is their mean; the band is the mean of the runs' quartiles over tasks.
+
+    Args:
+        runs: portraits of kind "interpolation".
+        name: of the data file.
+        caption: what to see.
+    """
+    groups = _group_by_algorithm(runs)
+    rows: list[tuple[Any, ...]] = []
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.4 * len(LOSSES), 2.9 * len(kinds)), layout="constrained")
-        axes = canvas.subplots(len(kinds), len(LOSSES), sharex=True, sharey="col", squeeze=False)
-        for row, kind in zip(axes, kinds, strict=True):
-            chosen = [one for one in runs if one.settings.algorithm == kind]
-            alpha, stages = np.array(chosen[0].values["alpha"]), chosen[0].values["stages"]
-            for axis, measure in zip(row, LOSSES, strict=True):
-                for i, (colour, dash) in enumerate(colours_and_dashes(len(stages))):
-                    found = [one.values["stages"][i][measure] for one in chosen]
-                    when = _when(chosen[0], stages[i]["epoch"])
-                    mean = _each_and_mean(
-                        axis, alpha, [one["mean"] for one in found], colour, dash, when
-                    )
-                    low, high = (
-                        np.mean([one[part] for one in found], axis=0) for part in ("low", "high")
-                    )
-                    axis.fill_between(alpha, low, high, color=colour, alpha=0.15, linewidth=0)
-                    rows += [
-                        (kind, stages[i]["epoch"], measure, *values)
-                        for values in zip(alpha, mean, low, high, strict=True)
-                    ]
-                axis.set_yscale("log")
-                low, high = axis.get_ylim()
-                between = (1,) if high > 100 * low else (1, 1.5, 2, 3, 5)
-                axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=between))
-                axis.yaxis.set_major_formatter("{x:g}")
-                axis.minorticks_off()
-                for mark in (0, 1):
-                    axis.axvline(mark, color="#888888", linewidth=0.8)
-                axis.set_title(f"{LOSSES[measure]}, {NAMES[kind]}", fontsize=9)
+        canvas = Canvas(figsize=(4.4 * len(LOSSES), 2.9 * len(groups)), layout="constrained")
+        axes = canvas.subplots(len(groups), len(LOSSES), sharex=True, sharey="col", squeeze=False)
+        for row, (algorithm, group) in zip(axes, groups.items(), strict=True):
+            for axis, loss in zip(row, LOSSES, strict=True):
+                rows += _draw_loss_lines(axis, group, loss)
+                _format_loss_axis(axis)
+                axis.set_title(f"{LOSSES[loss]}, {NAMES[algorithm]}", fontsize=9)
         for axis in axes[-1]:
             axis.set_xlabel("α: 0 at θ_s, 1 at the adapted solution")
         axes[0, 0].legend(frameon=False, fontsize=8)
-        data = pd.DataFrame(
-            rows, columns=["algorithm", "epoch", "measure", "alpha", "mean", "low", "high"]
-        )
-        return finish_figure(canvas, name, caption, _alt_lines(data), data)
+        columns = ["algorithm", "epoch", "measure", "alpha", "mean", "low", "high"]
+        data = pd.DataFrame(rows, columns=columns)
+        return finish_figure(canvas, name, caption, _describe_lines(data), data)
 
 
-def draw_densities(runs: list[Portrait], name: str, caption: str) -> Figure:
-    """Smoothed spectra: a row a run, a column a stage, each on its own axis, eigenvalues a unit on a log scale.
+def _draw_loss_lines(axis: Any, group: list["Portrait"], loss: str) -> list[tuple[Any, ...]]:
+    """One panel of `draw_interpolations`: lines and a band per stage; returns their data."""
+    first = group[0]
+    alpha = np.array(first.values["alpha"])
+    stages = first.values["stages"]
+    rows: list[tuple[Any, ...]] = []
+    for i, (colour, dash) in enumerate(colours_and_dashes(len(stages))):
+        epoch = stages[i]["epoch"]
+        losses = [run.values["stages"][i][loss] for run in group]
+        means = [values["mean"] for values in losses]
+        label = _describe_epoch(first, epoch)
+        mean = _draw_runs_and_mean(axis, alpha, means, colour, dash, label)
+        low = np.mean([values["low"] for values in losses], axis=0)
+        high = np.mean([values["high"] for values in losses], axis=0)
+        axis.fill_between(alpha, low, high, color=colour, alpha=0.15, linewidth=0)
+        points = zip(alpha, mean, low, high, strict=True)
+        rows += [(first.settings.algorithm, epoch, loss, *point) for point in points]
+    return rows
 
-    Dots are the largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean
-    over tasks. Their heights have no meaning: two rows, so that neither hides the other. The
+
+def _format_loss_axis(axis: Any) -> None:
+    """A logarithmic axis with plain labels, and lines at theta_s and at the adapted solution."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    # labels between the powers of ten where there are few of these
+    between = (1,) if high > 100 * low else (1, 1.5, 2, 3, 5)
+    axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=between))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    for alpha in (0, 1):
+        axis.axvline(alpha, color="#888888", linewidth=0.8)
+
+
+def draw_densities(runs: list["Portrait"], name: str, caption: str) -> Figure:
+    """Smoothed spectra: eigenvalues per unit, on a logarithmic scale.
+
+    A row is a run, a column a stage; each panel has its own axis of eigenvalues. Dots are the
+    largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean over tasks.
+    Their heights have no meaning: they stand in two rows, so that neither hides the other. The
     caption is completed by this and by the n.
+
+    Args:
+        runs: portraits of kind "spectrum".
+        name: of the data file.
+        caption: what to see.
     """
-    rows = []
+    drawn = [(run, stage) for run in runs for stage in run.values["stages"]]
+    stages = len(runs[0].values["stages"])
     with matplotlib.rc_context(STYLE):
-        n = len(runs[0].values["stages"])
-        canvas = Canvas(figsize=(2.95 * n, 2.7 * len(runs)), layout="constrained")
-        axes = canvas.subplots(len(runs), n, squeeze=False, sharey=True)
-        for row, one in zip(axes, runs, strict=True):
-            (colour, _), (other, _) = colours_and_dashes(2)
-            for axis, stage in zip(row, one.values["stages"], strict=True):
-                at, density = np.array(stage["density_at"]), np.array(stage["density"])
-                axis.fill_between(
-                    at, density.clip(1e-3), 1e-4, facecolor=(*colour, 0.3), edgecolor=colour
-                )
-                for key, height, mark, label in TOPS:
-                    axis.plot(
-                        stage[key][:SHOWN],
-                        [height] * SHOWN,
-                        mark,
-                        color=other,
-                        markersize=4,
-                        label=label,
-                    )
-                axis.axvline(0, color="#888888", linewidth=0.8)
-                axis.set(yscale="log", ylim=(0.003, 1e6), title=_when(one, stage["epoch"]))
-                kind = one.settings.algorithm
-                rows += [(kind, stage["epoch"], x, y) for x, y in zip(at, density, strict=True)]
-            row[0].set_ylabel(f"{NAMES[one.settings.algorithm]}\neigenvalues a unit")
+        canvas = Canvas(figsize=(2.95 * stages, 2.7 * len(runs)), layout="constrained")
+        axes = canvas.subplots(len(runs), stages, squeeze=False, sharey=True)
+        for row, run in zip(axes, runs, strict=True):
+            for axis, stage in zip(row, run.values["stages"], strict=True):
+                _draw_density(axis, stage)
+                title = _describe_epoch(run, stage["epoch"])
+                axis.set(yscale="log", ylim=(0.003, 1e6), title=title)
+            row[0].set_ylabel(f"{NAMES[run.settings.algorithm]}\neigenvalues a unit")
         marks = axes[0, 0].get_legend_handles_labels()
         # clear of the peaks
         canvas.legend(*marks, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
         for axis in axes[-1]:
             axis.set_xlabel("eigenvalue of the Hessian")
+
+        rows = [
+            (run.settings.algorithm, stage["epoch"], x, y)
+            for run, stage in drawn
+            for x, y in zip(stage["density_at"], stage["density"], strict=True)
+        ]
         data = pd.DataFrame(rows, columns=["algorithm", "epoch", "eigenvalue", "density"])
-        ends = "; ".join(
-            f"{NAMES[one.settings.algorithm]}, {_when(one, stage['epoch'])}: from {np.mean(stage['smallest']):.2g} to"
-            f" {np.mean(stage['largest']):.2g}"
-            for one in runs
-            for stage in one.values["stages"]
-        )
-        size, tasks = runs[0].values["size"], runs[0].values["n"]
-        caption = (
-            f"{caption} Density of the {size:,} eigenvalues, mean over {tasks} tasks. Dots: the largest ones in order,"
-            " means over tasks; crosses: those of the Gauss-Newton part. They stand in two rows to be told apart: their"
-            " height means nothing. Where a cross stands below a dot, the Gauss-Newton part is what is sharp."
-        )
-        return finish_figure(
-            canvas, name, caption, f"Densities of eigenvalues, with a spike at 0. {ends}.", data
-        )
+        ranges = "; ".join(_describe_range(run, stage) for run, stage in drawn)
+        alt = f"Densities of eigenvalues, with a spike at 0. {ranges}."
+        caption += _describe_densities(runs[0])
+        return finish_figure(canvas, name, caption, alt, data)
 
 
-def draw_eigenvalue_counts(runs: list[Portrait], name: str, caption: str) -> Figure:
-    """How many eigenvalues lie above x, and below -x: a row an algorithm, a line a stage, mean over runs."""
-    kinds = list(dict.fromkeys(one.settings.algorithm for one in runs))
-    rows = []
+def _draw_density(axis: Any, stage: dict[str, Any]) -> None:
+    """One panel of `draw_densities`: the density, and the largest eigenvalues in two rows."""
+    (area_colour, _), (mark_colour, _) = colours_and_dashes(2)
+    eigenvalues = np.array(stage["density_at"])
+    density = np.array(stage["density"]).clip(1e-3)
+    face = (*area_colour, 0.3)
+    axis.fill_between(eigenvalues, density, 1e-4, facecolor=face, edgecolor=area_colour)
+    for key, height, mark, label in TOPS:
+        heights = [height] * SHOWN
+        axis.plot(stage[key][:SHOWN], heights, mark, color=mark_colour, markersize=4, label=label)
+    axis.axvline(0, color="#888888", linewidth=0.8)
+
+
+def _describe_range(run: "Portrait", stage: dict[str, Any]) -> str:
+    """The smallest and the largest eigenvalue, means over tasks, in words."""
+    smallest, largest = np.mean(stage["smallest"]), np.mean(stage["largest"])
+    return (
+        f"{NAMES[run.settings.algorithm]}, {_describe_epoch(run, stage['epoch'])}: "
+        f"from {smallest:.2g} to {largest:.2g}"
+    )
+
+
+def _describe_densities(run: "Portrait") -> str:
+    """The end of the caption of `draw_densities`."""
+    return (
+        f" Density of the {run.values['size']:,} eigenvalues, mean over {run.values['n']} tasks. "
+        "Dots: the largest ones in order, means over tasks; crosses: those of the Gauss-Newton "
+        "part. They stand in two rows to be told apart: their height means nothing. Where a cross "
+        "stands below a dot, the Gauss-Newton part is what is sharp."
+    )
+
+
+def draw_eigenvalue_counts(runs: list["Portrait"], name: str, caption: str) -> Figure:
+    """The number of eigenvalues below -x and above x, mean over runs.
+
+    A row is an algorithm, a line a stage.
+
+    Args:
+        runs: portraits of kind "spectrum".
+        name: of the data file.
+        caption: what to see.
+    """
+    groups = _group_by_algorithm(runs)
+    rows: list[tuple[Any, ...]] = []
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(8.8, 2.9 * len(kinds)), layout="constrained")
-        axes = canvas.subplots(len(kinds), 2, squeeze=False, sharex=True, sharey=True)
-        for row, kind in zip(axes, kinds, strict=True):
-            chosen = [one for one in runs if one.settings.algorithm == kind]
-            at, stages = np.array(chosen[0].values["counted"]), chosen[0].values["stages"]
-            for axis, side, label in zip(
-                row, ("below", "above"), ("below −x", "above x"), strict=True
-            ):
-                for i, (colour, dash) in enumerate(colours_and_dashes(len(stages))):
-                    each = [one.values["stages"][i][side] for one in chosen]
-                    when = _when(chosen[0], stages[i]["epoch"])
-                    mean = _each_and_mean(axis, at, each, colour, dash, when)
-                    rows += [
-                        (kind, stages[i]["epoch"], side, x, y)
-                        for x, y in zip(at, mean, strict=True)
-                    ]
-                axis.set(xscale="log", yscale="log", ylim=(0.5, chosen[0].values["size"]))
-                axis.set_title(f"eigenvalues {label}, {NAMES[kind]}", fontsize=9)
+        canvas = Canvas(figsize=(8.8, 2.9 * len(groups)), layout="constrained")
+        axes = canvas.subplots(len(groups), len(_SIDES), squeeze=False, sharex=True, sharey=True)
+        for row, (algorithm, group) in zip(axes, groups.items(), strict=True):
+            for axis, (side, label) in zip(row, _SIDES.items(), strict=True):
+                rows += _draw_counts(axis, group, side)
+                axis.set_title(f"eigenvalues {label}, {NAMES[algorithm]}", fontsize=9)
                 for scale in (axis.xaxis, axis.yaxis):
                     scale.set_major_formatter("{x:,g}")
                 axis.minorticks_off()
@@ -226,65 +307,95 @@ def draw_eigenvalue_counts(runs: list[Portrait], name: str, caption: str) -> Fig
             axis.set_xlabel("x")
         axes[0, 1].legend(frameon=False, fontsize=8)
         data = pd.DataFrame(rows, columns=["algorithm", "epoch", "side", "x", "number"])
-        near = data[np.isclose(data.x, data.x[(data.x - 0.1).abs().idxmin()])]
-        ends = "; ".join(
-            f"{NAMES[r.algorithm]}, epoch {r.epoch}: {r.number:.0f} {r.side}"
-            for r in near.itertuples()
-        )
-        return finish_figure(
-            canvas,
-            name,
-            caption,
-            f"Falling curves on logarithmic axes. At x = {near.x.iloc[0]:.2g}: {ends}.",
-            data,
-        )
+        return finish_figure(canvas, name, caption, _describe_counts_near(data, 0.1), data)
+
+
+def _draw_counts(axis: Any, group: list["Portrait"], side: str) -> list[tuple[Any, ...]]:
+    """One panel of `draw_eigenvalue_counts`: lines per stage; returns their data."""
+    first = group[0]
+    bounds = np.array(first.values["counted"])
+    stages = first.values["stages"]
+    rows: list[tuple[Any, ...]] = []
+    for i, (colour, dash) in enumerate(colours_and_dashes(len(stages))):
+        epoch = stages[i]["epoch"]
+        counts = [run.values["stages"][i][side] for run in group]
+        label = _describe_epoch(first, epoch)
+        mean = _draw_runs_and_mean(axis, bounds, counts, colour, dash, label)
+        points = zip(bounds, mean, strict=True)
+        rows += [(first.settings.algorithm, epoch, side, *point) for point in points]
+    axis.set(xscale="log", yscale="log", ylim=(0.5, first.values["size"]))
+    return rows
+
+
+def _describe_counts_near(data: pd.DataFrame, x: float) -> str:
+    """The alt text of `draw_eigenvalue_counts`: counts at the drawn x that is nearest to `x`."""
+    nearest = data.x[(data.x - x).abs().idxmin()]
+    near = data[np.isclose(data.x, nearest)]
+    counts = "; ".join(
+        f"{NAMES[row.algorithm]}, epoch {row.epoch}: {row.number:.0f} {row.side}"
+        for row in near.itertuples()
+    )
+    return f"Falling curves on logarithmic axes. At x = {near.x.iloc[0]:.2g}: {counts}."
 
 
 def table_by_stage(
-    runs: list[Portrait], values: Callable[[Portrait, dict[str, Any]], dict[str, float]]
+    runs: list["Portrait"], values: Callable[["Portrait", dict[str, Any]], dict[str, float]]
 ) -> pd.DataFrame:
-    """A table of portraits, a row a run and stage: its columns are what `values` makes of a portrait and its stage."""
-    drawn = [(one, stage) for one in runs for stage in one.values["stages"]]
-    keys = [
-        (NAMES[one.settings.algorithm], one.settings.seed, stage["epoch"]) for one, stage in drawn
-    ]
-    index = pd.MultiIndex.from_tuples(keys, names=["algorithm", "seed", "epoch"])
-    return pd.DataFrame([values(one, stage) for one, stage in drawn], index=index)
+    """A table of portraits, one row per run and stage.
+
+    `values` gives the columns' values for a portrait and one of its stages.
+    """
+    stages = [(run, stage) for run in runs for stage in run.values["stages"]]
+    index = pd.MultiIndex.from_tuples(
+        [
+            (NAMES[run.settings.algorithm], run.settings.seed, stage["epoch"])
+            for run, stage in stages
+        ],
+        names=["algorithm", "seed", "epoch"],
+    )
+    return pd.DataFrame([values(run, stage) for run, stage in stages], index=index)
 
 
-def describe_portraits(portraits: list[Portrait]) -> str:
-    """When and with what portraits were drawn, and their weights trained, as one line of Markdown."""
+def describe_portraits(portraits: list["Portrait"]) -> str:
+    """When and with what portraits were drawn and their weights trained, in a line of Markdown."""
 
-    def each(*values: Any) -> str:
-        return ", ".join(sorted({str(value) for value in values}))
+    def list_values(origins: list[dict[str, Any]], key: str) -> str:
+        return ", ".join(sorted({str(origin[key]) for origin in origins}))
 
-    drawn = [one.provenance for one in portraits]
-    weights = [one["weights"] for one in drawn]
+    drawn = [portrait.provenance for portrait in portraits]
+    dates = ", ".join(sorted({str(origin["drawn"][:10]) for origin in drawn}))
+    weights = [origin["weights"] for origin in drawn]
     return (
-        f"Drawn {each(*(one['drawn'][:10] for one in drawn))} on {each(*(one['device'] for one in drawn))},"
-        f" torch {each(*(one['torch'] for one in drawn))}, code {each(*(one['code'] for one in drawn))};"
-        f" weights trained by code {each(*(one['code'] for one in weights))}"
-        f" on {each(*(one['device'] for one in weights))}."
+        f"Drawn {dates} on {list_values(drawn, 'device')}, torch {list_values(drawn, 'torch')}, "
+        f"code {list_values(drawn, 'code')}; weights trained by code "
+        f"{list_values(weights, 'code')} on {list_values(weights, 'device')}."
     )
 
 
-def _when(one: Portrait, epoch: int) -> str:
-    return f"iteration {epoch * one.settings.epoch_iterations:,}" if epoch else "untrained"
+def _describe_epoch(run: "Portrait", epoch: int) -> str:
+    return f"iteration {epoch * run.settings.epoch_iterations:,}" if epoch else "untrained"
 
 
-def _each_and_mean(
-    axis: Any, x: np.ndarray, each: list[Any], colour: Any, dash: Any, label: str
+def _group_by_algorithm(runs: list["Portrait"]) -> dict[str, list["Portrait"]]:
+    groups: dict[str, list[Portrait]] = {}
+    for run in runs:
+        groups.setdefault(run.settings.algorithm, []).append(run)
+    return groups
+
+
+def _draw_runs_and_mean(
+    axis: Any, x: np.ndarray, runs: Sequence[Any], colour: Any, dash: Any, label: str
 ) -> np.ndarray:
-    """Thin lines for single runs, a thick one for their mean, which is returned."""
-    for line in each:
-        axis.plot(x, line, color=colour, linestyle=dash, linewidth=0.6, alpha=0.7)
-    mean = np.mean(each, axis=0)
+    """Thin lines for single runs, a thick one for their mean; returns the mean."""
+    for values in runs:
+        axis.plot(x, values, color=colour, linestyle=dash, linewidth=0.6, alpha=0.7)
+    mean = np.mean(runs, axis=0)
     axis.plot(x, mean, color=colour, linestyle=dash, label=label)
     return mean
 
 
-def _levels(values: np.ndarray) -> np.ndarray:
-    """Round levels over the values, all above 0: the coarsest series that has six."""
+def _contour_levels(values: np.ndarray) -> np.ndarray:
+    """Round levels over the values, all above 0: the coarsest series that has six of them."""
     low, high = float(values.min()), float(values.max())
     for series in ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]):
         levels = np.outer(10.0 ** np.arange(-5, 5), series).ravel().round(5)
@@ -295,41 +406,55 @@ def _levels(values: np.ndarray) -> np.ndarray:
     return ticks[ticks > 0]
 
 
-def _spots(
+def _place_labels(
     segments: list[list[np.ndarray]], paths: list[Any], low: float, high: float
 ) -> list[np.ndarray]:
-    """Where labels of contours go: one on each piece, where it is freest, none on a piece that is free nowhere.
+    """Where labels of contours go: one per piece, at its freest point.
 
-    Free is what is `CLEAR` away from the edges of the square from low to high and from the
-    trajectories with their markers, and twice as far from other labels.
+    A point is free that is `CLEAR` away from the edges of the square from low to high and from the
+    trajectories with their markers, and twice as far from other labels. A piece without a free
+    point gets no label.
     """
-    clear, along = CLEAR * (high - low), np.linspace(0, 1, 50)[:, None]
+    clear = CLEAR * (high - low)
+
+    # points all along the trajectories
+    along = np.linspace(0, 1, 50)[:, None]
+    lines = [(start, end) for path in paths for start, end in pairwise(np.array(path))]
+    trajectories = np.concatenate([start + along * (end - start) for start, end in lines])
+
     spots: list[np.ndarray] = []
-    taken = [a + along * (b - a) for path in map(np.array, paths) for a, b in pairwise(path)]
     for piece in (piece for level in segments for piece in level if len(piece)):
-        room = np.minimum(piece - low, high - piece).min(1)
-        for others, share in ((np.concatenate(taken), 1), (np.reshape(spots, (-1, 2)), 2)):
-            away = np.linalg.norm(piece[:, None] - others, axis=2).min(1, initial=np.inf)
-            room = np.minimum(room, away / share)
+        # the room around each point: to the edges, to the trajectories, to labels (half of it)
+        to_edges = np.minimum(piece - low, high - piece).min(1)
+        to_paths = _least_distances(piece, trajectories)
+        to_labels = _least_distances(piece, np.reshape(spots, (-1, 2)))
+        room = np.minimum(np.minimum(to_edges, to_paths), to_labels / 2)
+        # a small piece would be hidden by its label
         if room.max() >= clear and np.ptp(piece, axis=0).max() >= 2 * clear:
             spots.append(piece[room.argmax()])
     return spots
 
 
-def _trajectory(axis: Any, path: np.ndarray, mark: str) -> None:
+def _least_distances(points: np.ndarray, obstacles: np.ndarray) -> np.ndarray:
+    """The distance from each point to the nearest obstacle; infinite without obstacles."""
+    return np.linalg.norm(points[:, None] - obstacles, axis=2).min(1, initial=np.inf)
+
+
+def _draw_trajectory(axis: Any, path: np.ndarray, mark: str) -> None:
+    """A trajectory, light with a dark edge: a cross at its start, a mark at its end."""
     for colour, width in ((_INK, 2.6), (_PAPER, 1.4)):
         axis.plot(*path.T, color=colour, linewidth=width)
     axis.plot(*path[-1], mark, color=_PAPER, markeredgecolor=_INK, markersize=6)
     axis.plot(*path[0], "X", color=_PAPER, markeredgecolor=_INK, markersize=6)
 
 
-def _alt_lines(data: pd.DataFrame) -> str:
-    at = data[data.alpha.isin([0.0, 1.0, 2.0])]
-    ends = (
-        f"{NAMES[kind]}, {LOSSES[measure]}, epoch {epoch}: "
-        + ", ".join(f"{m:.2g}" for m in group["mean"])
-        for (kind, measure, epoch), group in at.groupby(
-            ["algorithm", "measure", "epoch"], sort=False
-        )
+def _describe_lines(data: pd.DataFrame) -> str:
+    """The alt text of `draw_interpolations`: means at alpha 0, 1 and 2."""
+    ends = data[data.alpha.isin([0.0, 1.0, 2.0])]
+    groups = ends.groupby(["algorithm", "measure", "epoch"], sort=False)
+    lines = "; ".join(
+        f"{NAMES[algorithm]}, {LOSSES[loss]}, epoch {epoch}: "
+        + ", ".join(f"{mean:.2g}" for mean in group["mean"])
+        for (algorithm, loss, epoch), group in groups
     )
-    return "Lines over alpha; values at 0, 1 and 2. " + "; ".join(ends) + "."
+    return f"Lines over alpha; values at 0, 1 and 2. {lines}."

@@ -1,10 +1,11 @@
 """Figures and tables from records.
 
-A figure says in its alt text what it shows, and hands out what it draws.
+Each figure has alt text that says what it shows, and holds the data that it draws.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,14 +21,18 @@ from metanb.runs.records import Record
 
 
 def algorithm_label(run: Record) -> str:
-    """The name of a run's algorithm: what runs are told apart by, unless a figure is given something else."""
+    """The name of a run's algorithm, which groups runs unless a figure is given another label."""
     return NAMES[run.settings.algorithm]
 
 
 def runs_table(
     runs: Sequence[Record], label: Callable[[Record], str] = algorithm_label
 ) -> pd.DataFrame:
-    """What was run, a row a kind of run: how many, how long, late query accuracy and time, means over runs."""
+    """A table of the runs, one row per label.
+
+    Columns: number of runs, iterations, late query accuracy (mean and range over runs), and CPU
+    minutes (mean).
+    """
     rows = pd.DataFrame(
         {
             "runs of": label(run),
@@ -37,31 +42,31 @@ def runs_table(
         }
         for run in runs
     )
-    kinds = rows.groupby("runs of", sort=False)
+    groups = rows.groupby("runs of", sort=False)
+    accuracy_range = groups.accuracy.agg(lambda values: f"{values.min():.3f} to {values.max():.3f}")
     return pd.DataFrame(
         {
-            "runs": kinds.size(),
-            "iterations": kinds.iterations.first(),
-            "late query accuracy": kinds.accuracy.mean().round(3),
-            "least to greatest": kinds.accuracy.agg(
-                lambda values: f"{values.min():.3f} to {values.max():.3f}"
-            ),
-            "CPU minutes a run": kinds.minutes.mean().round(1),
+            "runs": groups.size(),
+            "iterations": groups.iterations.first(),
+            "late query accuracy": groups.accuracy.mean().round(3),
+            "least to greatest": accuracy_range,
+            "CPU minutes a run": groups.minutes.mean().round(1),
         }
     )
 
 
 def describe_origin(runs: Sequence[Record]) -> str:
-    """Where the runs come from, in a sentence: dates, devices, versions and commits, each as often as it differs."""
+    """Where the runs come from, in a sentence: all dates, devices, versions and commits."""
     facts = [run.provenance | {"date": run.provenance["finished"][:10]} for run in runs]
-    seen = {
-        key: ", ".join(
-            sorted({part for fact in facts for part in str(fact[key]).split(", ")})
-        )  # some runs were resumed
-        for key in ("date", "device", "torch", "code")
-    }
+
+    def list_values(key: str) -> str:
+        # a run that was resumed lists several values, with commas between them
+        values = {value for fact in facts for value in str(fact[key]).split(", ")}
+        return ", ".join(sorted(values))
+
     return (
-        f"Recorded {seen['date']} on {seen['device']}, torch {seen['torch']}, code {seen['code']}."
+        f"Recorded {list_values('date')} on {list_values('device')}, "
+        f"torch {list_values('torch')}, code {list_values('code')}."
     )
 
 
@@ -70,7 +75,10 @@ def long_table(
     measures: Sequence[str],
     label: Callable[[Record], str] = algorithm_label,
 ) -> pd.DataFrame:
-    """The runs' measures as one long table: columns run, seed, measure, epoch, iteration, mean, sem, n."""
+    """The runs' measures as one long table, one row per run, measure and epoch.
+
+    Columns: epoch, iteration, mean, sem, n, run, seed, measure.
+    """
     return pd.concat(
         [
             run.curve(measure)
@@ -82,7 +90,7 @@ def long_table(
     )
 
 
-class _Plain(LogFormatter):
+class _PlainLabels(LogFormatter):
     """Labels where matplotlib would put them, as plain numbers."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
@@ -98,11 +106,11 @@ def curves(
     label: Callable[[Record], str] = algorithm_label,
     known: Mapping[str, tuple[float, str]] = MappingProxyType({}),
 ) -> Figure:
-    """Measures over meta-training, a panel each: a thin line a run, a thick one for the mean, a band over runs.
+    """Measures over meta-training, one panel each.
 
-    The untrained network, epoch 0, is drawn apart as open circles. Means end where the first run
-    does. The caption is completed by what n and the band are, the alt text by first and last
-    values.
+    Thin lines are runs, a thick line is their mean, a band is their range. Open circles are the
+    untrained network, epoch 0. Means end where the first run does. The caption is completed by what
+    n and the band are, the alt text by first and last values.
 
     Args:
         runs: records; runs of one label are drawn in one colour.
@@ -110,51 +118,22 @@ def curves(
         name: of the data file.
         caption: what to see.
         log: the measures drawn on a logarithmic axis.
-        label: what runs are told apart by.
-        known: by measure, a published value and whose it is, drawn as a dotted line.
+        label: what groups the runs.
+        known: by measure, a published value and its source, drawn as a dotted line.
+
+    Example:
+        >>> from metanb import preset
+        >>> from metanb.runs.records import find_record
+        >>> runs = [find_record(preset("quick", "omniglot", seed=seed)) for seed in range(5)]
+        >>> figure = curves(runs, ["query_accuracy"], "accuracy", "See it rise.")
+        >>> print(figure.alt)
     """
     data = long_table(runs, measures, label)
-    kinds = list(dict.fromkeys(data.run))
-    said = []
+    sentences: list[str] = []
     with matplotlib.rc_context(STYLE):
         canvas, axes = make_panels(len(measures))
         for axis, measure in zip(axes, measures, strict=False):
-            for kind, (colour, dash) in zip(kinds, colours_and_dashes(len(kinds)), strict=True):
-                chosen = data[(data.measure == measure) & (data.run == kind)]
-                table = chosen.pivot(index="iteration", columns="seed", values="mean")
-                start, table = table.loc[table.index == 0], table.loc[table.index > 0]
-                axis.plot(
-                    table.index, table, color=colour, linewidth=0.6, alpha=0.5, linestyle=dash
-                )
-                table = table.dropna()  # a mean over fewer runs would jump where one ends
-                axis.plot(
-                    table.index,
-                    table.mean(axis=1),
-                    color=colour,
-                    linewidth=2,
-                    linestyle=dash,
-                    label=kind,
-                )
-                axis.fill_between(
-                    table.index,
-                    table.min(axis=1),
-                    table.max(axis=1),
-                    color=colour,
-                    alpha=0.15,
-                    linewidth=0,
-                )
-                axis.plot(
-                    np.zeros(start.size),
-                    start.to_numpy().ravel(),
-                    "o",
-                    color=colour,
-                    fillstyle="none",
-                    markersize=5,
-                )
-                first, last = table.iloc[0].mean(), table.iloc[-1].mean()
-                said.append(
-                    f"{LABELS[measure]}, {kind}: from {first:.3g} after the first epoch to {last:.3g}"
-                )
+            sentences += _draw_groups(axis, data, measure)
             axis.set(
                 xlabel="meta-training iteration",
                 title=LABELS[measure],
@@ -162,39 +141,98 @@ def curves(
             )
             axis.title.set_size(10)
             if measure in known:
-                value, whose = known[measure]
-                axis.axhline(value, color="0.5", linestyle=":", linewidth=1.5)
-                axis.annotate(
-                    whose,
-                    (1, value),
-                    (0, -3),
-                    xycoords=("axes fraction", "data"),
-                    ha="right",
-                    va="top",
-                    textcoords="offset points",
-                    fontsize=8,
-                )
-                said.append(f"{LABELS[measure]}, {whose}: {value:g}")
+                value, source = known[measure]
+                _draw_published(axis, value, source)
+                sentences.append(f"{LABELS[measure]}, {source}: {value:g}")
             # an axis of less than a power of ten gets more labels than its powers
             if measure in log:
-                axis.yaxis.set_major_formatter(_Plain())
-                axis.yaxis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.5)))
+                axis.yaxis.set_major_formatter(_PlainLabels())
+                axis.yaxis.set_minor_formatter(_PlainLabels(minor_thresholds=(2, 0.5)))
         axes[0].legend(frameon=False)
-        caption = f"{caption} Thick: mean of {_counts(data)} (seeds); thin: each run; band: least to greatest run."
-        of_iterations = [name for name in measures if MEASURES[name].over == "iterations"]
-        if of_iterations:
-            names = " and ".join(LABELS[name] for name in of_iterations)
-            caption += f" The {names}: mean over the iterations of each epoch."
-        if len(of_iterations) < len(measures):
-            caption += (
-                f" What is measured on tasks: mean over the same {_tasks(runs)} meta-test tasks."
-            )
-            caption += " Circles: the untrained network."
-        if known:
-            caption += " Dotted: published."
-        return finish_figure(
-            canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data
+        alt = f"Line charts over meta-training. {'; '.join(sentences)}."
+        caption += _describe_curves(runs, measures, data) + (" Dotted: published." if known else "")
+        return finish_figure(canvas, name, caption, alt, data)
+
+
+def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
+    """One panel of `curves`: each group's runs, mean, range and untrained networks.
+
+    Returns a sentence per group.
+    """
+    groups = list(dict.fromkeys(data.run))
+    sentences = []
+    for group, (colour, dash) in zip(groups, colours_and_dashes(len(groups)), strict=True):
+        selected = data[(data.measure == measure) & (data.run == group)]
+        table = selected.pivot(index="iteration", columns="seed", values="mean")
+        untrained = table.loc[table.index == 0]
+        trained = table.loc[table.index > 0]
+
+        # thin lines, one per run, each as long as the run
+        axis.plot(trained.index, trained, color=colour, linewidth=0.6, alpha=0.5, linestyle=dash)
+
+        # mean and range of all runs: a mean over fewer would jump where one ends
+        common = trained.dropna()
+        _draw_mean_and_range(axis, common, colour, dash, group)
+
+        # the untrained networks, as circles
+        axis.plot(
+            np.zeros(untrained.size),
+            untrained.to_numpy().ravel(),
+            "o",
+            color=colour,
+            fillstyle="none",
+            markersize=5,
         )
+        first, last = (common.iloc[place].mean() for place in (0, -1))
+        sentences.append(
+            f"{LABELS[measure]}, {group}: from {first:.3g} after the first epoch to {last:.3g}"
+        )
+    return sentences
+
+
+def _draw_mean_and_range(
+    axis: Any, table: pd.DataFrame, colour: Any, dash: Any, label: str
+) -> None:
+    """A thick line for the mean over the columns of a table, a band from least to greatest."""
+    iterations = table.index
+    axis.plot(
+        iterations, table.mean(axis=1), color=colour, linewidth=2, linestyle=dash, label=label
+    )
+    low, high = table.min(axis=1), table.max(axis=1)
+    axis.fill_between(iterations, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _draw_published(axis: Any, value: float, source: str) -> None:
+    """A dotted line at a published value, with its source below it at the right edge."""
+    axis.axhline(value, color="0.5", linestyle=":", linewidth=1.5)
+    axis.annotate(
+        source,
+        xy=(1, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -3),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8,
+    )
+
+
+def _describe_curves(runs: Sequence[Record], measures: Sequence[str], data: pd.DataFrame) -> str:
+    """The end of the caption of `curves`: what lines, bands and circles are."""
+    words = (
+        f" Thick: mean of {_describe_counts(data)} (seeds); thin: each run; "
+        "band: least to greatest run."
+    )
+    over_iterations = [measure for measure in measures if MEASURES[measure].over == "iterations"]
+    if over_iterations:
+        names = " and ".join(LABELS[measure] for measure in over_iterations)
+        words += f" The {names}: mean over the iterations of each epoch."
+    if len(over_iterations) < len(measures):
+        words += (
+            " What is measured on tasks: mean over the same "
+            f"{_describe_test_tasks(runs)} meta-test tasks. Circles: the untrained network."
+        )
+    return words
 
 
 def scatter(
@@ -205,40 +243,50 @@ def scatter(
     caption: str,
     label: Callable[[Record], str] = algorithm_label,
 ) -> Figure:
-    """One measure against another, a panel for each label, a dot an epoch, joined in order of time; colour: the run."""
+    """One measure against another, one panel per label.
+
+    A dot is an epoch, dots are joined in order of time, a colour is a run.
+
+    Args:
+        runs: records.
+        x: key of LABELS.
+        y: key of LABELS.
+        name: of the data file.
+        caption: what to see.
+        label: what groups the runs.
+    """
     data = long_table(runs, (x, y), label)
-    data = (
-        data[data.epoch > 0]
-        .pivot(index=["run", "seed", "epoch"], columns="measure", values="mean")
-        .reset_index()
+    data = data[data.epoch > 0].pivot(
+        index=["run", "seed", "epoch"], columns="measure", values="mean"
     )
-    kinds, said = list(dict.fromkeys(label(run) for run in runs)), []
+    data = data.reset_index()
+    groups = list(dict.fromkeys(label(run) for run in runs))
+    sentences = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = make_panels(len(kinds))
-        for axis, kind in zip(axes, kinds, strict=False):
-            chosen = data[data.run == kind]
-            seeds = chosen.groupby("seed")
-            for (seed, path), colour in zip(
-                seeds, sns.color_palette("colorblind", len(seeds)), strict=True
-            ):
-                axis.plot(path[x], path[y], "-", color=colour, linewidth=0.7, alpha=0.6)
-                axis.scatter(
-                    path[x],
-                    path[y],
-                    s=4 + 36 * path.epoch / path.epoch.max(),
-                    color=colour,
-                    label=seed,
-                )
-            axis.set(xlabel=LABELS[x], ylabel=LABELS[y], title=kind)
+        canvas, axes = make_panels(len(groups))
+        for axis, group in zip(axes, groups, strict=False):
+            selected = data[data.run == group]
+            _draw_paths(axis, selected, x, y)
+            axis.set(xlabel=LABELS[x], ylabel=LABELS[y], title=group)
             axis.title.set_size(10)
-            said.append(f"{kind}: r between {_range(chosen, x, y)}")
+            sentences.append(f"{group}: r between {_describe_correlations(selected, x, y)}")
         handles, names = axes[0].get_legend_handles_labels()
         # clear of the dots
         canvas.legend(handles, names, title="seed", loc="outside right upper", frameon=False)
-        caption = f"{caption} A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
-        return finish_figure(
-            canvas, name, caption, f"{LABELS[y]} against {LABELS[x]}. {'; '.join(said)}.", data
-        )
+        caption += " A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
+        alt = f"{LABELS[y]} against {LABELS[x]}. {'; '.join(sentences)}."
+        return finish_figure(canvas, name, caption, alt, data)
+
+
+def _draw_paths(axis: Any, data: pd.DataFrame, x: str, y: str) -> None:
+    """One panel of `scatter`: a thin line and growing dots per seed."""
+    seeds = data.groupby("seed")
+    for (seed, path), colour in zip(
+        seeds, sns.color_palette("colorblind", len(seeds)), strict=True
+    ):
+        axis.plot(path[x], path[y], "-", color=colour, linewidth=0.7, alpha=0.6)
+        sizes = 4 + 36 * path.epoch / path.epoch.max()
+        axis.scatter(path[x], path[y], s=sizes, color=colour, label=seed)
 
 
 def shares(
@@ -249,57 +297,58 @@ def shares(
     caption: str,
     label: Callable[[Record], str] = algorithm_label,
 ) -> Figure:
-    """A measure and its parts over meta-training, a panel for each label: means over runs, bands least to greatest."""
-    data = long_table(runs, (whole, *parts), label)
+    """A measure and its parts over meta-training, one panel per label.
+
+    Lines are means over runs, bands go from the least run to the greatest.
+
+    Args:
+        runs: records.
+        whole: key of LABELS.
+        parts: keys of LABELS.
+        name: of the data file.
+        caption: what to see.
+        label: what groups the runs.
+    """
+    measures = (whole, *parts)
+    data = long_table(runs, measures, label)
     data = data[data.epoch > 0]
-    kinds, said = list(dict.fromkeys(data.run)), []
+    groups = list(dict.fromkeys(data.run))
+    styles = colours_and_dashes(len(measures))
+    sentences = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = make_panels(len(kinds))
-        for axis, kind in zip(axes, kinds, strict=False):
-            for measure, (colour, dash) in zip(
-                (whole, *parts), colours_and_dashes(1 + len(parts)), strict=True
-            ):
-                chosen = data[(data.run == kind) & (data.measure == measure)]
-                table = chosen.pivot(index="iteration", columns="seed", values="mean")
-                axis.plot(
-                    table.index,
-                    table.mean(axis=1),
-                    color=colour,
-                    linestyle=dash,
-                    linewidth=2,
-                    label=LABELS[measure],
-                )
-                axis.fill_between(
-                    table.index,
-                    table.min(axis=1),
-                    table.max(axis=1),
-                    color=colour,
-                    alpha=0.15,
-                    linewidth=0,
-                )
-                said.append(f"{kind}, {LABELS[measure]}: at last {table.iloc[-1].mean():.3g}")
-            axis.set(xlabel="meta-training iteration", title=kind)
+        canvas, axes = make_panels(len(groups))
+        for axis, group in zip(axes, groups, strict=False):
+            for measure, (colour, dash) in zip(measures, styles, strict=True):
+                selected = data[(data.run == group) & (data.measure == measure)]
+                table = selected.pivot(index="iteration", columns="seed", values="mean")
+                _draw_mean_and_range(axis, table, colour, dash, LABELS[measure])
+                last = table.iloc[-1].mean()
+                sentences.append(f"{group}, {LABELS[measure]}: at last {last:.3g}")
+            axis.set(xlabel="meta-training iteration", title=group)
             axis.title.set_size(10)
         axes[0].legend(frameon=False)
-        caption = f"{caption} Lines: means of {_counts(data)} (seeds), each over the same {_tasks(runs)} meta-test tasks; "
-        caption += "bands: least to greatest."
-        return finish_figure(
-            canvas, name, caption, f"Line charts over meta-training. {'; '.join(said)}.", data
+        caption += (
+            f" Lines: means of {_describe_counts(data)} (seeds), each over the same "
+            f"{_describe_test_tasks(runs)} meta-test tasks; bands: least to greatest."
         )
+        alt = f"Line charts over meta-training. {'; '.join(sentences)}."
+        return finish_figure(canvas, name, caption, alt, data)
 
 
-def _tasks(runs: Sequence[Record]) -> str:
+def _describe_test_tasks(runs: Sequence[Record]) -> str:
+    """The number of meta-test tasks; all numbers if runs differ."""
     return " or ".join(str(n) for n in sorted({run.settings.test_tasks for run in runs}))
 
 
-def _counts(data: pd.DataFrame) -> str:
-    """How many runs each line rests on: one number if all rest on as many."""
+def _describe_counts(data: pd.DataFrame) -> str:
+    """The number of runs behind each line; a single number if it is the same for all lines."""
     counts = data.groupby("run", sort=False).seed.nunique()
     if counts.nunique() == 1:
         return f"{counts.iloc[0]} run{'s' if counts.iloc[0] > 1 else ''}"
-    return ", ".join(f"{n} ({kind})" for kind, n in counts.items()) + " runs"
+    return ", ".join(f"{n} ({group})" for group, n in counts.items()) + " runs"
 
 
-def _range(data: pd.DataFrame, x: str, y: str) -> str:
-    found = [correlation(path[x], path[y])[0] for _, path in data.groupby("seed")]
-    return f"{min(found):.2f} and {max(found):.2f}"
+def _describe_correlations(data: pd.DataFrame, x: str, y: str) -> str:
+    """The least and the greatest correlation over epochs of a run."""
+    values = [correlation(path[x], path[y])[0] for _, path in data.groupby("seed")]
+    return f"{min(values):.2f} and {max(values):.2f}"

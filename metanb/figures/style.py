@@ -1,10 +1,10 @@
-"""Drawing: one style, and a figure that carries its caption, its alt text and its data wherever it is shown."""
+"""The style of all figures, and a figure that carries its caption, its alt text and its data."""
 
 import base64
 import io
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -12,10 +12,6 @@ import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
 from metanb.figures.svg import inline
-
-if TYPE_CHECKING:
-    pass
-
 
 STYLE = {
     "svg.fonttype": "none",
@@ -28,13 +24,21 @@ STYLE = {
     "axes.facecolor": "none",
     "savefig.bbox": "tight",
 }
-WIDE = 600  # pixels: figures of more scroll on a phone
+WIDE = 600  # pixels: wider figures scroll on a phone
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # algorithms stay apart in grey
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure: an `<svg>`, a caption that says what to see, alt text that says what is there, and the data."""
+    """A drawn figure.
+
+    Attributes:
+        name: of the data file.
+        svg: an `<svg>` element.
+        caption: what to see.
+        alt: what the figure shows, in words.
+        data: what is drawn.
+    """
 
     name: str
     svg: str
@@ -47,16 +51,18 @@ class Figure:
         return f"Figure {self.name}: {self.caption}"
 
     def _repr_html_(self) -> str:
-        """The figure as one self-contained piece of HTML: nothing is fetched, the data link holds the data."""
+        """The figure as one self-contained piece of HTML: its link to the data holds the data."""
         csv = self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-        link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{base64.b64encode(csv).decode()}">Data (csv)</a>'
+        address = f"data:text/csv;base64,{base64.b64encode(csv).decode()}"
+        link = f'<a download="{self.name}.csv" href="{address}">Data (csv)</a>'
         caption = f"<figcaption>{escape(self.caption)} {link}</figcaption>"
-        wide = " wide" if float(self.svg.partition(' width="')[2].partition('"')[0]) > WIDE else ""
+        width = float(self.svg.partition(' width="')[2].partition('"')[0])
+        wide = " wide" if width > WIDE else ""
         return f'<figure class="metanb-figure{wide}">{self.svg}{caption}</figure>'
 
 
 def finish_figure(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFrame) -> Figure:
-    """The canvas as a figure; the same drawing gives the same bytes."""
+    """Make a figure of a canvas; the same drawing gives the same bytes."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # figures of one page share no ids
         canvas.savefig(file, format="svg", metadata={"Date": None})
@@ -64,8 +70,9 @@ def finish_figure(canvas: Canvas, name: str, caption: str, alt: str, data: pd.Da
 
 
 def make_panels(n: int) -> tuple[Canvas, list[Any]]:
-    """A canvas with n panels, two a row."""
-    columns, rows = min(2, n), -(-n // 2)
+    """Make a canvas with n panels, two per row."""
+    columns = min(2, n)
+    rows = -(-n // 2)
     canvas = Canvas(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
     canvas.get_layout_engine().set(h_pad=0.12)  # a panel's title stays clear of the labels above it
     axes = canvas.subplots(rows, columns, squeeze=False).ravel()
@@ -75,8 +82,6 @@ def make_panels(n: int) -> tuple[Canvas, list[Any]]:
 
 
 def colours_and_dashes(n: int) -> list[tuple[Any, Any]]:
-    """Colours and dashes, n of them, that stay apart, in grey too."""
-    return [
-        (colour, DASHES[i % len(DASHES)])
-        for i, colour in enumerate(sns.color_palette("colorblind", n))
-    ]
+    """Colours and dashes of n lines that stay apart, in grey too."""
+    colours = sns.color_palette("colorblind", n)
+    return [(colour, DASHES[i % len(DASHES)]) for i, colour in enumerate(colours)]

@@ -1,8 +1,8 @@
-"""Matplotlib's SVG made fit for a page: small, in the page's own colours, light or dark, and with words as words.
+"""Matplotlib's SVG made fit for a page: small, and in the page's own colours and fonts.
 
-What is drawn black takes the colour of the text around it; backgrounds are clear. Words are text in
-the reader's font, so they can be searched, read aloud and scaled. What no page needs (metadata,
-comments, names of groups) is left out.
+Black becomes the colour of the text around the figure, light or dark; backgrounds are clear. Words
+are text in the reader's font, so they can be searched, read aloud and scaled. Whatever no page
+needs (metadata, comments, names of groups) is left out.
 """
 
 import re
@@ -10,24 +10,23 @@ from xml.etree import ElementTree
 
 SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
-FONT = "'DejaVu Sans', Verdana, sans-serif"  # that which matplotlib measures with, then one as wide
-_NUMBER, _STEP = re.compile(r"-?\d+\.\d+"), re.compile(r"([A-Za-z])([^A-Za-z]*)")
-_BLACK, _FAMILY = (
-    re.compile(r"#000000|\bblack\b"),
-    re.compile(r"font-family: [^;]*;? ?|font: (?=\d)"),
-)
+FONT = "'DejaVu Sans', Verdana, sans-serif"  # matplotlib's own, then one as wide
+_NUMBER = re.compile(r"-?\d+\.\d+")
+_STEP = re.compile(r"([A-Za-z])([^A-Za-z]*)")
+_BLACK = re.compile(r"#000000|\bblack\b")
+_FAMILY = re.compile(r"font-family: [^;]*;? ?|font: (?=\d)")
 _FONT_SHORTHAND = re.compile(r"font: ([\d.]+px) [^;]*")
 
 ElementTree.register_namespace("", SVG)
 
 
 def inline(drawn: str, alt: str) -> str:
-    """Matplotlib's SVG file as an `<svg>` element for a page, with its text alternative; the same in, the same out.
+    """Matplotlib's SVG file as an `<svg>` element for a page; the same input, the same output.
 
     Args:
         drawn: as saved with `svg.fonttype` "none" and clear backgrounds. Its ids come from
-            `svg.hashsalt`: figures of one page need a salt each.
-        alt: what the picture says.
+            `svg.hashsalt`: each figure of a page needs a salt of its own.
+        alt: the text alternative: what the picture shows.
     """
     root = ElementTree.fromstring(drawn)
     used = set(re.findall(r"#([\w-]+)", drawn))
@@ -47,25 +46,27 @@ def inline(drawn: str, alt: str) -> str:
 
 def standalone(svg: str) -> str:
     """The element of `inline` as a file: black on white."""
-    return (
-        svg.replace("; stroke-linejoin", "; color: #000; background: #fff; stroke-linejoin", 1)
-        + "\n"
-    )
+    colours = "; color: #000; background: #fff"
+    return svg.replace("; stroke-linejoin", f"{colours}; stroke-linejoin", 1) + "\n"
 
 
 def _clean(element: ElementTree.Element, used: set[str]) -> None:
+    """Clean an element and all below it, in place; ids that are not `used` go."""
+    # children: without those that no page needs, and without groups that have no attributes
     children = []
     for child in element:
         _clean(child, used)
-        bare = child.tag == f"{{{SVG}}}g" and not child.attrib
-        if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style") or (
-            child.tag.endswith("}defs") and not len(child)
-        ):
+        if _is_needless(child):
             continue
-        children += list(child) if bare else [child]
+        is_bare_group = child.tag == f"{{{SVG}}}g" and not child.attrib
+        children += list(child) if is_bare_group else [child]
     element[:] = children
+
+    # text: none of the indentation
     element.text = (element.text or "").strip() or None
     element.tail = None
+
+    # attributes: none that says nothing, numbers and styles in short
     if element.get("id") not in used:
         element.attrib.pop("id", None)
     if HREF in element.attrib:
@@ -73,26 +74,45 @@ def _clean(element: ElementTree.Element, used: set[str]) -> None:
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
     for name, value in element.attrib.items():
-        if name == "d":
-            value = _path(value)
-        elif name in ("x", "y"):
-            value = _rounded(value, 1)
-        elif name == "style":
-            value = _BLACK.sub(
-                "currentColor", _FAMILY.sub("", _FONT_SHORTHAND.sub(r"font-size: \1", value))
-            )
-        element.set(name, re.sub(r"\s+", " ", value).strip())
+        element.set(name, re.sub(r"\s+", " ", _shorten(name, value)).strip())
 
 
-def _path(d: str) -> str:
-    """A path to a tenth of a point, curves to a hundredth; the letter of a line after a line goes without saying."""
-    found, last = "", ""
-    for letter, numbers in _STEP.findall(d):
-        said = "" if letter == "L" and last in ("M", "L") else letter
-        found += f"{said or ' '}{' '.join(_rounded(numbers, 1 if letter in 'ML' else 2).split())}"
+def _is_needless(element: ElementTree.Element) -> bool:
+    """Whether an element is metadata, a style sheet or an empty list of definitions."""
+    if element.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
+        return True
+    return element.tag.endswith("}defs") and not len(element)
+
+
+def _shorten(name: str, value: str) -> str:
+    """An attribute's value with fewer digits, and in the page's colour and font."""
+    if name == "d":
+        return _shorten_path(value)
+    if name in ("x", "y"):
+        return _round_numbers(value, 1)
+    if name == "style":
+        value = _FONT_SHORTHAND.sub(r"font-size: \1", value)
+        return _BLACK.sub("currentColor", _FAMILY.sub("", value))
+    return value
+
+
+def _shorten_path(path: str) -> str:
+    """A path to a tenth of a point, curves to a hundredth.
+
+    A line that follows a move or a line needs no letter.
+    """
+    steps = []
+    last = ""
+    for letter, numbers in _STEP.findall(path):
+        is_implied = letter == "L" and last in ("M", "L")
+        rounded = _round_numbers(numbers, 1 if letter in "ML" else 2)
+        steps.append((" " if is_implied else letter) + " ".join(rounded.split()))
         last = letter
-    return found
+    return "".join(steps)
 
 
-def _rounded(text: str, digits: int) -> str:
-    return _NUMBER.sub(lambda found: f"{float(found[0]):.{digits}f}".rstrip("0").rstrip("."), text)
+def _round_numbers(text: str, digits: int) -> str:
+    def round_number(match: re.Match[str]) -> str:
+        return f"{float(match[0]):.{digits}f}".rstrip("0").rstrip(".")
+
+    return _NUMBER.sub(round_number, text)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
@@ -14,57 +15,56 @@ if TYPE_CHECKING:
 
 
 def picture_tasks(tasks: "Tasks", name: str, caption: str) -> Figure:
-    """Tasks as pictures: a row a task, support images left of the bar, query images right, a column a class.
+    """Tasks as pictures: one row per task, support images left, query images right.
 
-    Shows the first image of each class and role. The data have a row a picture: its bytes (0 to
-    255) in hexadecimal.
+    A column is a class; it shows the class's first image of that role. The data have one row per
+    picture: its bytes (0 to 255) in hexadecimal.
     """
     ways = int(tasks.support_y.max()) + 1
+    columns = [(role, label) for role in ("support", "query") for label in range(ways)]
+    rows = []
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(1.1 * ways, 0.62 * len(tasks) + 0.4), layout="constrained")
         axes = canvas.subplots(len(tasks), 2 * ways, squeeze=False)
-        rows = []
         for task, row in enumerate(axes):
-            for column, axis in enumerate(row):
-                role = "support" if column < ways else "query"
-                x, y = getattr(tasks, f"{role}_x")[task], getattr(tasks, f"{role}_y")[task]
-                image = x[y == column % ways][0].permute(1, 2, 0).squeeze(-1).numpy()
+            for (role, label), axis in zip(columns, row, strict=True):
+                image = _first_image(tasks, task, role, label)
                 axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set(visible=True, alpha=0.2)
-                rows.append(
-                    (
-                        task,
-                        role,
-                        column % ways,
-                        (image * 255).round().astype("uint8").tobytes().hex(),
-                    )
-                )
                 if task == 0:
-                    axis.set_title(f"{role} {column % ways}", fontsize=6)
+                    axis.set_title(f"{role} {label}", fontsize=6)
+                pixels = (image * 255).round().astype("uint8").tobytes().hex()
+                rows.append((task, role, label, pixels))
             row[0].set_ylabel(f"task {task}", fontsize=7)
         data = pd.DataFrame(rows, columns=["task", "role", "label", "pixels"])
-        alt = f"{len(tasks)} rows of pictures: {ways} support classes, then new query images of the same classes."
+        alt = (
+            f"{len(tasks)} rows of pictures: {ways} support classes, "
+            "then new query images of the same classes."
+        )
         return finish_figure(canvas, name, caption, alt, data)
 
 
+def _first_image(tasks: "Tasks", task: int, role: str, label: int) -> np.ndarray:
+    """A class's first image of one task and role, [height, width] or [height, width, channels]."""
+    images = getattr(tasks, f"{role}_x")[task]
+    labels = getattr(tasks, f"{role}_y")[task]
+    return images[labels == label][0].permute(1, 2, 0).squeeze(-1).numpy()
+
+
 def picture_adaptation(data: pd.DataFrame, name: str, caption: str, ylabel: str) -> Figure:
-    """Adaptation watched: `data` has a column step and one column a line; drawn over the inner steps."""
+    """Lines over the inner steps: `data` has a column `step` and one column per line."""
+    names = [column for column in data.columns if column != "step"]
+    colours = sns.color_palette("colorblind")
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(5.2, 3.1), layout="constrained")
         axis = canvas.subplots()
-        lines = [column for column in data.columns if column != "step"]
-        for column, colour, dash in zip(
-            lines, sns.color_palette("colorblind"), DASHES * 2, strict=False
-        ):
-            axis.plot(
-                data.step, data[column], color=colour, linestyle=dash, marker="o", label=column
-            )
+        for line, colour, dash in zip(names, colours, DASHES * 2, strict=False):
+            axis.plot(data.step, data[line], color=colour, linestyle=dash, marker="o", label=line)
         axis.set(xlabel="inner SGD step", ylabel=ylabel, xticks=data.step)
         axis.legend(frameon=False)
-        ends = "; ".join(
-            f"{c}: from {data[c].iloc[0]:.3g} to {data[c].iloc[-1]:.3g}" for c in lines
+        ends = (
+            f"{line}: from {data[line].iloc[0]:.3g} to {data[line].iloc[-1]:.3g}" for line in names
         )
-        return finish_figure(
-            canvas, name, caption, f"Line chart over inner SGD steps. {ends}.", data
-        )
+        alt = f"Line chart over inner SGD steps. {'; '.join(ends)}."
+        return finish_figure(canvas, name, caption, alt, data)

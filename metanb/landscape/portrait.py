@@ -16,13 +16,12 @@ from metanb.landscape import slices, spectrum
 from metanb.landscape.lanczos import random_directions
 from metanb.landscape.measures import adapt_at_test, starting_points
 from metanb.landscape.spectrum import Quadrature
+from metanb.landscape.square import BEYOND, DRAWN
 from metanb.landscape.task_stats import tasks_at_once
 from metanb.maml.inner_loop import accuracy, logits, losses
 from metanb.maml.network import ConvNet
 from metanb.settings import Settings
 
-DRAWN = 19  # points per side of the surface
-BEYOND = (-0.4, 1.4)  # the surface's edges, in units of the furthest coordinate of a trajectory
 ALPHAS = np.linspace(-0.5, 2, 26).round(2)
 SPECTRUM_TASKS = 16
 DIRECTIONS = 2  # per task
