@@ -1,7 +1,8 @@
-"""Sphinx extension: the numbers in the book's prose, computed from the recorded runs and from the code at build time.
+"""Sphinx extension: the numbers in the book's prose, computed when the book is built.
 
-Each entry of `substitutions` is written `{{ name }}` in a page. A name that is not there is a
-warning, and so, in the strict build, an error: no number of the book is typed by hand.
+They come from the recorded runs and from the code. A page writes `{{ name }}` for an entry of
+`substitutions`. A name that does not exist is a warning, and so, in the strict build, an error: no
+number in the book is typed by hand.
 """
 
 import json
@@ -12,22 +13,28 @@ from typing import Any
 
 import pandas as pd
 
-from metanb.bench import report as bench
-from metanb.bench import timing as bench_timing
+from metanb.bench import report, timing
 from metanb.claims import rules
 from metanb.claims.cells import group_into_cells
 from metanb.claims.paper import PAPER_GAIN, PUBLISHED
+<<<<<<< HEAD
 from metanb.claims.verdicts import HOLM_MEANING, Row, Verdict
 from metanb.figures import ledger as summary
 from metanb.figures import runs as figures
+=======
+from metanb.claims.verdicts import HOLM_MEANING, REPRODUCED, TOO_FEW, UNJUDGED, Row
+from metanb.figures import ledger
+from metanb.figures.runs import describe_origin
+>>>>>>> h5
 from metanb.grids import definitions, hours
-from metanb.grids.hours import CORE, Estimate, Timings, format_minutes
+from metanb.grids.hours import CORE, Estimate, Left, Timings, format_minutes
 from metanb.labels import NAMES
 from metanb.runs.records import Record, read_records
 from metanb.settings import Settings, differences_from_scale, preset, scale_of
 
 ROOT = Path(__file__).resolve().parents[2]
-BEFORE = ROOT / "book" / "verdicts-before.csv"  # made by the rules of then, from the records of now
+# verdicts of the earlier rules on the records of today
+BEFORE = ROOT / "book" / "verdicts-before.csv"
 CLAIMS = [f"C{number}" for number in range(1, 9)]
 CLAIM_PAGES = {
     name: f"../notebooks/{page}.html#{name.lower()}"
@@ -40,13 +47,15 @@ CLAIM_PAGES = {
     }.items()
     for name in names
 }
-CONTROLS = {  # forms that the landing page counts besides the paper's
+# forms of claims, beside the paper's, that the landing page counts
+CONTROLS = {
     "c1_first_peak": ("C1", "first peak"),
     "c1_scale_free": ("C1", rules.SCALE_FREE),
     "c3_relative": ("C3", rules.RELATIVE),
     "c4_scale_free": ("C4", rules.SCALE_FREE),
 }
-RUNS_PAGE, RUNS_MARK = "book/runs", "<!-- one section for each cell, written at build time -->"
+RUNS_PAGE = "book/runs"
+RUNS_MARK = "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
 PAPER_SETTINGS = [
     ("omniglot", 5, 1),
@@ -54,7 +63,8 @@ PAPER_SETTINGS = [
     ("mini-imagenet", 5, 1),
     ("mini-imagenet", 5, 5),
 ]
-MAIN_SETTINGS = {  # 1-shot; Omniglot where no data set is named
+# 1-shot; Omniglot where no data set is named
+MAIN_SETTINGS = {
     "20-way MAML": preset("paper", "omniglot", 20),
     "mini-ImageNet, first-order MAML": preset("paper", "mini-imagenet", algorithm="fomaml"),
     "5-way MAML": preset("paper", "omniglot"),
@@ -62,22 +72,23 @@ MAIN_SETTINGS = {  # 1-shot; Omniglot where no data set is named
 
 
 @cache
-def all_recorded() -> list[Record]:
-    """The committed runs; read once a build, for all that is made from them."""
+def committed_runs() -> list[Record]:
+    """The committed runs, read once per build."""
     return read_records(ROOT / "results")
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def frame(data: pd.DataFrame) -> str:
+def markdown_frame(data: pd.DataFrame) -> str:
     """A data frame as a Markdown table."""
-    return table(list(data.columns), data.astype(str).to_numpy().tolist())
+    return markdown_table(list(data.columns), data.astype(str).to_numpy().tolist())
 
 
-def number(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as the book prints it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -86,7 +97,40 @@ def number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def small_print(*texts: str) -> str:
+    """The texts that are not empty, in small print on a line of its own in a table's cell."""
+    line = "; ".join(filter(None, texts))
+    return f"<br><small>{line}</small>" if line else ""
+
+
+def format_range(values: pd.Series) -> str:
+    """Least to greatest, one digit each."""
+    return f"{values.min():.0e} to {values.max():.0e}"
+
+
+def format_iterations(cell: list[Record]) -> str:
+    """The iterations that a cell's runs have reached, least to greatest."""
+    ends = {run.iterations for run in cell}
+    return f"{min(ends):,}" if len(ends) == 1 else f"{min(ends):,} to {max(ends):,}"
+
+
+def describe_cell(settings: Settings) -> str:
+    """A cell in words: data, algorithm, scale, and every setting that differs from its scale's."""
+    changes = "".join(
+        f", `{name}={format_value(value)}`"
+        for name, value in differences_from_scale(settings).items()
+    )
+    experiment = f"{NAMES[settings.dataset]}, {settings.setting}, {NAMES[settings.algorithm]}"
+    return f"{experiment}, {scale_of(settings)} scale{changes}"
+
+
+def is_untestable(row: Row) -> bool:
+    """Whether there are enough runs for a row, but they cannot test its claim."""
+    return row.verdict in UNJUDGED and row.verdict != TOO_FEW
+
+
 def headline(rows: list[Row], form: str = "") -> str:
+<<<<<<< HEAD
     """One claim's verdicts in a phrase: of the rows that can test it, in the paper's form or another, what they say."""
     chosen = [row for row in rows if (row.variant == form if form else row.as_in_paper)]
     judged = [row for row in chosen if row.verdict.is_judged]
@@ -102,78 +146,108 @@ def small(*texts: str) -> str:
     """Small print, on a line of its own in a table's cell; nothing if there is none."""
     said = "; ".join(filter(None, texts))
     return f"<br><small>{said}</small>" if said else ""
+=======
+    """One claim's verdicts in a phrase, in the paper's form or in another."""
+    selected = [row for row in rows if (row.variant == form if form else row.as_in_paper)]
+    judged = [row for row in selected if row.verdict not in UNJUDGED]
+    counts = Counter(row.verdict for row in judged)
+    phrases = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
+    untestable = sum(map(is_untestable, selected))
+    if phrases and untestable:
+        phrases.append(f"not testable in {untestable} more")
+    if phrases:
+        return "; ".join(phrases)
+    return "not testable in any run so far" if untestable else "not yet run"
+>>>>>>> h5
 
 
 def ledger_table(rows: list[Row]) -> str:
-    """The rows that have a verdict, as a table: each verdict leads to its section, each number of runs to its runs."""
-    judged = [
+    """The rows that have a verdict, and the paper's own forms that cannot be tested, as a table.
+
+    Each verdict links to its section, each number of runs to these runs.
+    """
+    shown = [
         row
         for row in rows
+<<<<<<< HEAD
         if row.verdict.is_judged or (row.verdict != Verdict.TOO_FEW and row.as_in_paper)
+=======
+        if row.verdict not in UNJUDGED or (is_untestable(row) and row.as_in_paper)
+>>>>>>> h5
     ]
-    if not judged:
+    if not shown:
         return "No run is recorded yet."
     lines = []
-    for row in judged:
-        where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}{small(row.apart)}"
-        effect = (
-            f'<span class="metanb-effect">{row.change}</span>{small(row.shown_unit, row.detail)}'
-        )
-        verdict, runs = f"[{row.verdict}](#{row.claim.lower()})", f"[{row.runs}](#{row.ids[0]})"
-        form = f'<span id="{row.anchor}"></span>{row.variant or "as in the paper"}'
+    for row in shown:
+        cell = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}"
+        change = f'<span class="metanb-effect">{row.change}</span>'
         lines.append(
             [
-                form,
-                where,
-                f"{row.scale}{small(row.reached)}",
-                verdict,
-                effect,
-                runs,
+                f'<span id="{row.anchor}"></span>{row.variant or "as in the paper"}',
+                f"{cell}{small_print(row.apart)}",
+                f"{row.scale}{small_print(row.reached)}",
+                f"[{row.verdict}](#{row.claim.lower()})",
+                f"{change}{small_print(row.shown_unit, row.detail)}",
+                f"[{row.runs}](#{row.ids[0]})",
                 row.shown_p,
                 row.paper or "–",
             ]
         )
     head = ["Form", "Cell", "Scale", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
-    # the paper gives a figure for few claims
-    shown = len(head) if any(row.paper for row in judged) else -1
-    return table(head[:shown], [line[:shown] for line in lines])
+    # The paper gives a figure for few claims: leave the last column out where it has none.
+    width = len(head) if any(row.paper for row in shown) else -1
+    return markdown_table(head[:width], [line[:width] for line in lines])
 
 
 def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
-    """What the change of the rules turned: verdicts then and now, on the very runs that were judged then.
+    """Verdicts that the change of the rules turned, on the very runs that were judged before it.
 
-    `before` is the ledger of the old rules: claim, variant, the runs' ids, how far they had
-    reached, verdict. Runs that were added to a cell since are left out, and so is a cell whose runs
-    have gone on.
+    Runs that were added to a cell since are left out, and so is a cell whose runs have gone on.
+
+    Args:
+        recorded: the records of today.
+        before: the ledger of the earlier rules: claim, variant, the runs' ids, how far they had
+            reached, verdict.
     """
-    then = before.set_index(["claim", "variant", "runs", "reached"]).verdict.to_dict()
+    earlier = before.set_index(["claim", "variant", "runs", "reached"]).verdict.to_dict()
     ids = {run_id for runs in before.runs for run_id in runs.split()}
     rows = rules.judge(run for run in recorded if run.settings.id in ids)
     turned: dict[tuple[str, str, str], list[str]] = {}
-    compared = still = 0
+    compared = 0
+    untestable_still = 0
     for row in rows:
-        old = then.get((row.claim, row.variant, " ".join(row.ids), row.reached))
-        compared += old is not None
-        if old is None or old == row.verdict:
+        verdict_before = earlier.get((row.claim, row.variant, " ".join(row.ids), row.reached))
+        compared += verdict_before is not None
+        if verdict_before is None or verdict_before == row.verdict:
             continue
+<<<<<<< HEAD
         if old.startswith("not testable") and not row.verdict.is_judged:
             still += 1
         else:
             where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
             turned.setdefault((row.name, old, row.verdict), []).append(where)
+=======
+        if verdict_before.startswith("not testable") and row.verdict in UNJUDGED:
+            untestable_still += 1
+            continue
+        cell = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
+        turned.setdefault((row.name, verdict_before, row.verdict), []).append(cell)
+>>>>>>> h5
     lines = [
-        [*key, number(len(cells)), small(*cells).removeprefix("<br>")]
+        [*key, format_value(len(cells)), small_print(*cells).removeprefix("<br>")]
         for key, cells in turned.items()
     ]
-    count = sum(map(len, turned.values()))
-    head = ["Claim", "Then", "Now", "Rows", "Which"]
-    also = f" {still} more are not testable as they were, for another reason." if still else ""
-    return f"Of {compared} rows {count} turned.{also}\n\n{table(head, lines)}"
+    table = markdown_table(["Claim", "Then", "Now", "Rows", "Which"], lines)
+    summary = f"Of {compared} rows {sum(map(len, turned.values()))} turned."
+    if untestable_still:
+        summary += f" {untestable_still} more are not testable as they were, for another reason."
+    return f"{summary}\n\n{table}"
 
 
 def runs_page(recorded: list[Record]) -> str:
-    """A section for each cell, with its runs to download; the id of each of them leads there."""
-    timings, lines = Timings(recorded), []
+    """A section per cell with its runs to download; a link to any run's id leads to its section."""
+    timings = Timings(recorded)
+    lines = []
     for cell in group_into_cells(recorded):
         timed = [timings.run_time(run) for run in cell]
         minutes = sum(run.minutes for run in timed) / len(timed)
@@ -182,108 +256,100 @@ def runs_page(recorded: list[Record]) -> str:
             f"{{download}}`{run.settings.id} <../results/{run.path.name}/measures.csv>`"
             for run in cell
         )
+        length = f"{len(cell)} runs, each {format_minutes(minutes)} of one {devices}"
+        if not all(run.finished for run in cell):
+            length += f", stopped at {format_iterations(cell)} iterations"
         lines += [f"({run.settings.id})=" for run in cell]
-        so_far = (
-            ""
-            if all(run.finished for run in cell)
-            else f", stopped at {iterations(cell)} iterations"
-        )
         lines += [
-            f"### {what(cell[0].settings)}",
+            f"### {describe_cell(cell[0].settings)}",
             "",
-            f"{len(cell)} runs, each {format_minutes(minutes)} of one {devices}{so_far}. "
-            f"{figures.describe_origin(cell)} Measures: {downloads}.",
+            f"{length}. {describe_origin(cell)} Measures: {downloads}.",
             "",
         ]
     return "\n".join(lines)
 
 
-def what(settings: Settings) -> str:
-    """A cell in words: its data, its algorithm, and every setting that sets it apart from its scale's."""
-    rest = "".join(
-        f", `{name}={number(value)}`" for name, value in differences_from_scale(settings).items()
-    )
-    return f"{NAMES[settings.dataset]}, {settings.setting}, {NAMES[settings.algorithm]}, {scale_of(settings)} scale{rest}"
-
-
 def settings_table(columns: dict[str, Settings], only_changing: bool) -> str:
-    """Settings side by side, one row a setting; what each means stands with it in the code."""
+    """Settings side by side: one row per setting, with its meaning.
+
+    Args:
+        columns: settings by the head of their column.
+        only_changing: leave out settings that are the same in all columns, and those that a
+            column's head names.
+    """
     rows = []
-    for name in Settings.__dataclass_fields__:
+    for name, field in Settings.__dataclass_fields__.items():
         values = [getattr(settings, name) for settings in columns.values()]
-        if not only_changing or (name not in ("dataset", "ways", "shots") and len(set(values)) > 1):
-            rows.append(
-                [
-                    f"`{name}`",
-                    *map(number, values),
-                    Settings.__dataclass_fields__[name].metadata["help"],
-                ]
-            )
-    return table(["Setting", *columns, "Meaning"], rows)
-
-
-def span(values: pd.Series) -> str:
-    """Least to greatest, one digit."""
-    return f"{values.min():.0e} to {values.max():.0e}"
+        is_changing = name not in ("dataset", "ways", "shots") and len(set(values)) > 1
+        if is_changing or not only_changing:
+            rows.append([f"`{name}`", *map(format_value, values), field.metadata["help"]])
+    return markdown_table(["Setting", *columns, "Meaning"], rows)
 
 
 def gradient_table(timings: pd.DataFrame, order: str) -> str:
-    """Candidates by units: time, how many times as fast as the base, and whether the gradient is wrong."""
-    chosen = timings[timings.order == order]
+    """Candidates by units: times as fast as the base, time, and the error of a wrong gradient."""
+    of_order = timings[timings.order == order]
 
-    def cell(row: Any) -> str:
-        wrong = f" <br>**wrong by {row.error64:.2%}**" if row.error64 > bench_timing.WRONG else ""
-        return f"×\N{NO-BREAK SPACE}{row.ratio:.2f} ({row.ms:,.0f}\N{NO-BREAK SPACE}ms){wrong}"
+    def format_cell(row: Any) -> str:
+        is_wrong = row.error64 > timing.WRONG
+        error = f" <br>**wrong by {row.error64:.2%}**" if is_wrong else ""
+        return f"×\N{NO-BREAK SPACE}{row.ratio:.2f} ({row.ms:,.0f}\N{NO-BREAK SPACE}ms){error}"
 
-    cells = {(row.candidate, row.unit): cell(row) for row in chosen.itertuples()}
+    cells = {(row.candidate, row.unit): format_cell(row) for row in of_order.itertuples()}
     rows = [
-        [name, *(cells.get((name, unit), "–") for unit in bench_timing.UNITS)]
-        for name in chosen.candidate.unique()
+        [name, *(cells.get((name, unit), "–") for unit in timing.UNITS)]
+        for name in of_order.candidate.unique()
     ]
-    return table(["Candidate", *bench_timing.UNITS], rows)
+    return markdown_table(["Candidate", *timing.UNITS], rows)
 
 
-def against_best_peer(timings: pd.DataFrame, order: str) -> str:
-    """How many times as fast metanb is as the fastest peer that is right, unit by unit."""
-    chosen = timings[(timings.order == order) & ~(timings.error64 > bench_timing.WRONG)]
-    ours = chosen[chosen.candidate == bench_timing.OURS].set_index("unit").ms
-    best = chosen[chosen.candidate != bench_timing.OURS].groupby("unit").ms.min()
+def speedup_over_best_peer(timings: pd.DataFrame, order: str) -> str:
+    """How many times as fast metanb is as the fastest peer whose gradient is right, by unit."""
+    right = timings[(timings.order == order) & ~(timings.error64 > timing.WRONG)]
+    ours = right[right.candidate == timing.OURS].set_index("unit").ms
+    best = right[right.candidate != timing.OURS].groupby("unit").ms.min()
     return ", ".join(f"{best[unit] / ms:.2f} ({unit})" for unit, ms in ours.items())
 
 
-def benchmark() -> dict[str, str]:
-    """The recorded benchmark, `results/bench.json`, as tables; names and units are `metanb.bench.report`'s."""
+def benchmark_values() -> dict[str, str]:
+    """Substitutions from the recorded benchmark, `results/bench.json`."""
     result = json.loads((ROOT / "results" / "bench.json").read_text())
-    timings, where = pd.DataFrame(result["timings"]), result["environment"]
-    ours = timings[(timings.candidate == bench_timing.OURS) & (timings.unit != "H")]
-    hessian = bench.timings_table(result)
+    timings = pd.DataFrame(result["timings"])
+    gradients = timings[timings.unit != "H"]
+    ours = gradients[gradients.candidate == timing.OURS]
+    base = gradients[gradients.candidate == timing.BASE]
+    table = report.timings_table(result)
+    hessian = table[table.unit == "H"][["candidate", "ms", "times as fast", "error, single"]]
+    units = [[name, text] for name, (text, _) in timing.UNITS.items()]
+    environment = result["environment"]
+    origin = (
+        f"Measured on {environment['date'][:10]} on {environment['device']} "
+        f"with {environment['threads']} thread, torch {environment['torch']}: "
+        f"{result['clock']}, {result['repeats']} rounds."
+    )
     return {
-        "bench_units": table(
-            ["Unit", "Setting"], [[name, text] for name, (text, _) in bench_timing.UNITS.items()]
-        ),
-        "bench_tasks": number(bench_timing.HESSIAN_TASKS),
-        "bench_where": f"Measured on {where['date'][:10]} on {where['device']} with {where['threads']} thread, "
-        f"torch {where['torch']}: {result['clock']}, {result['repeats']} rounds.",
-        "bench_checked": number(bench_timing.CHECKED_TASKS),
-        "bench_single": span(ours.error),
-        "bench_single_base": span(
-            timings[(timings.candidate == bench_timing.BASE) & (timings.unit != "H")].error
-        ),
+        "bench_units": markdown_table(["Unit", "Setting"], units),
+        "bench_tasks": format_value(timing.HESSIAN_TASKS),
+        "bench_where": origin,
+        "bench_checked": format_value(timing.CHECKED_TASKS),
+        "bench_single": format_range(ours.error),
+        "bench_single_base": format_range(base.error),
         "bench_measuring": f"{result['measuring']:.1%}",
         "bench_rate": f"{result['best_gflops']:.0f}",
         "bench_share": f"{ours.share.min():.0%} to {ours.share.max():.0%}",
         "bench_second": gradient_table(timings, "second"),
         "bench_first": gradient_table(timings, "first"),
-        "bench_best_second": against_best_peer(timings, "second"),
-        "bench_best_first": against_best_peer(timings, "first"),
-        "bench_hessian": frame(
-            hessian[hessian.unit == "H"][["candidate", "ms", "times as fast", "error, single"]]
-        ),
+        "bench_best_second": speedup_over_best_peer(timings, "second"),
+        "bench_best_first": speedup_over_best_peer(timings, "first"),
+        "bench_hessian": markdown_frame(hessian),
     }
 
 
 def accuracy_table(recorded: list[Record]) -> str:
-    """Accuracy on further meta-test tasks at the paper's scale, beside the published figures for MAML."""
+    """Accuracy on further meta-test tasks at the paper's scale, beside the published figures.
+
+    The published figures are those of MAML.
+    """
     lines = []
     for cell in group_into_cells(run for run in recorded if scale_of(run.settings) == "paper"):
         settings = cell[0].settings
@@ -291,18 +357,20 @@ def accuracy_table(recorded: list[Record]) -> str:
         if settings.algorithm == "finetune" or settings.regulariser != "none" or published is None:
             continue
         ends = [run.curve("final_accuracy").iloc[-1] for run in cell]
-        values = [100 * end["mean"] for end in ends]
-        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(cell) > 1 else ""
+        percents = [100 * end["mean"] for end in ends]
+        mean = f"{sum(percents) / len(percents):.1f} %"
+        if len(cell) > 1:
+            mean += f" ({min(percents):.1f} to {max(percents):.1f})"
         error = 1.96 * max(100 * end["sem"] for end in ends)
         lines.append(
             [
                 f"{NAMES[settings.dataset]}, {settings.setting}",
                 NAMES[settings.algorithm],
-                iterations(cell),
-                f"{sum(values) / len(values):.1f} %{spread}",
+                format_iterations(cell),
+                mean,
                 f"± {error:.1f}",
-                number(len(cell)),
-                number(int(ends[0].n)),
+                format_value(len(cell)),
+                format_value(int(ends[0].n)),
                 f"{published:g} %" if settings.algorithm == "maml" else "–",
             ]
         )
@@ -316,64 +384,67 @@ def accuracy_table(recorded: list[Record]) -> str:
         "One run, points",
         "Runs",
         "Tasks",
+        "Finn et al., 60,000",
     ]
-    return table([*head, "Finn et al., 60,000"], lines)
+    return markdown_table(head, lines)
 
 
 def runs_by_scale(recorded: list[Record]) -> str:
-    """How many runs there are of each scale, and how many of them were stopped."""
-    said = []
+    """How many runs there are of each scale, and how many of them were stopped early."""
+    phrases = []
     for scale, n in Counter(scale_of(run.settings) for run in recorded).most_common():
-        cut = sum(not run.finished for run in recorded if scale_of(run.settings) == scale)
-        said.append(
-            f"{n} runs at `{scale}` scale" + (f", {cut} of them stopped early" if cut else "")
-        )
-    return "; ".join(said)
+        stopped = sum(not run.finished for run in recorded if scale_of(run.settings) == scale)
+        phrase = f"{n} runs at `{scale}` scale"
+        phrases.append(f"{phrase}, {stopped} of them stopped early" if stopped else phrase)
+    return "; ".join(phrases)
 
 
 def judged_at_paper_scale(recorded: list[Record], rows: list[Row]) -> list[Record]:
+<<<<<<< HEAD
     """The runs at the paper's scale that some verdict rests on."""
     ids = {one for row in rows if row.verdict.is_judged for one in row.ids}
+=======
+    """The runs at the paper's scale behind any verdict."""
+    ids = {run_id for row in rows if row.verdict not in UNJUDGED for run_id in row.ids}
+>>>>>>> h5
     return [run for run in recorded if scale_of(run.settings) == "paper" and run.settings.id in ids]
 
 
 def paper_reach(recorded: list[Record], rows: list[Row]) -> str:
     """How far the runs behind verdicts at the paper's scale have got, in words."""
-    reached = judged_at_paper_scale(recorded, rows)
-    if not reached:
+    judged = judged_at_paper_scale(recorded, rows)
+    if not judged:
         return "of which none has a verdict yet"
-    return f"trained for {iterations(reached)} of {preset('paper').iterations:,} iterations"
+    return f"trained for {format_iterations(judged)} of {preset('paper').iterations:,} iterations"
 
 
 def paper_missing(recorded: list[Record], rows: list[Row]) -> str:
-    """What of the paper's experiments has no verdict at its scale, in words."""
-    there = {run.settings.unseeded for run in judged_at_paper_scale(recorded, rows)}
-    left: dict[str, list[str]] = {}
-    for one in (
-        planned.settings for planned in definitions.paper_grid() if planned.settings.seed == 0
-    ):
-        setting = f"{NAMES[one.dataset]} {one.setting}"
-        what = "the regulariser" if one.regulariser != "none" else NAMES[one.algorithm]
-        if one.unseeded not in there and what not in left.setdefault(setting, []):
-            left[setting].append(what)
-    said = [f"{setting} ({', '.join(names)})" for setting, names in left.items() if names]
-    return "; ".join(said) or "nothing"
-
-
-def iterations(cell: list[Record]) -> str:
-    """The iterations that a cell's runs got to, least to greatest."""
-    ends = {run.iterations for run in cell}
-    return f"{min(ends):,}" if len(ends) == 1 else f"{min(ends):,} to {max(ends):,}"
+    """The paper's experiments that have no verdict at its scale, in words."""
+    judged = {run.settings.unseeded for run in judged_at_paper_scale(recorded, rows)}
+    missing: dict[str, list[str]] = {}
+    for run in definitions.paper_grid():
+        settings = run.settings
+        if settings.seed != 0 or settings.unseeded in judged:
+            continue
+        is_plain = settings.regulariser == "none"
+        method = NAMES[settings.algorithm] if is_plain else "the regulariser"
+        methods = missing.setdefault(f"{NAMES[settings.dataset]} {settings.setting}", [])
+        if method not in methods:
+            methods.append(method)
+    phrases = [f"{setting} ({', '.join(methods)})" for setting, methods in missing.items()]
+    return "; ".join(phrases) or "nothing"
 
 
 def cost_table(recorded: list[Record]) -> str:
-    """The paper's runs on each kind of device: one of each main setting, and all of its grid."""
-    timings, planned = Timings(recorded), [run.settings for run in definitions.paper_grid()]
+    """The cost of the paper's runs by device: one run of each main setting, and the whole grid."""
+    timings = Timings(recorded)
+    planned = [run.settings for run in definitions.paper_grid()]
     by_bandwidth = sorted(hours.BANDWIDTH, key=lambda gpu: -hours.BANDWIDTH[gpu])
-    others = [gpu for gpu in timings.gpus if gpu not in hours.BANDWIDTH]
+    further = [gpu for gpu in timings.gpus if gpu not in hours.BANDWIDTH]
     rows = []
-    for kind in (*by_bandwidth, *others, CORE):
+    for kind in (*by_bandwidth, *further, CORE):
         estimates = [timings.estimate(settings, kind) for settings in MAIN_SETTINGS.values()]
+<<<<<<< HEAD
         left = timings.time_left(planned, [], kind)
         whole, device_hours = format_minutes(left.minutes), f"{left.minutes / 60:,.0f}"
         if left.unknown == left.runs:
@@ -386,6 +457,17 @@ def cost_table(recorded: list[Record]) -> str:
         basis = small(timed_how(left.bases, kind))
         together = "1" if kind == CORE else f"{left.together:.0f}" if left.minutes else "unknown"
         rows.append([f"{kind}{basis}", together, *map(cost, estimates), whole, device_hours])
+=======
+        left = timings.left(planned, [], kind)
+        rows.append(
+            [
+                f"{kind}{small_print(describe_basis(left.bases, kind))}",
+                format_together(left),
+                *map(format_estimate, estimates),
+                *format_whole_grid(left),
+            ]
+        )
+>>>>>>> h5
     head = [
         "Device",
         "Runs at a time",
@@ -393,25 +475,47 @@ def cost_table(recorded: list[Record]) -> str:
         f"All {len(planned)} runs",
         "Hours of the device",
     ]
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
-def timed_how(bases: frozenset[hours.Basis], kind: str) -> str:
-    """What a row of `cost_table` rests on."""
+def describe_basis(bases: frozenset[hours.Basis], kind: str) -> str:
+    """The basis of a row of `cost_table`."""
     if "bandwidth" in bases:
         return f"an estimate, by {hours.BANDWIDTH[kind]:g} TB/s"
     return "timed" if "like runs" in bases else ""
 
 
-def cost(estimate: Estimate) -> str:
-    """A time, marked where no run of just these settings was timed on the device."""
-    rough = estimate.known and estimate.basis != "like runs"
-    return f"{'≈ ' if rough else ''}{format_minutes(estimate.minutes)}"
+def format_together(left: Left) -> str:
+    """How many runs share the device."""
+    if left.kind == CORE:
+        return "1"
+    return f"{left.together:.0f}" if left.minutes else "unknown"
+
+
+def format_whole_grid(left: Left) -> tuple[str, str]:
+    """The grid's time, and its hours of the device, marked where they are rough or incomplete."""
+    time = format_minutes(left.minutes)
+    device_hours = f"{left.minutes / 60:,.0f}"
+    if left.unknown == left.runs:
+        return "unknown", "unknown"
+    if left.unknown:
+        note = small_print(f"{left.unknown} of {left.runs} runs unknown")
+        return f"over {time}{note}", f"over {device_hours}"
+    if left.bases != {"like runs"}:
+        return f"≈ {time}", f"≈ {device_hours}"
+    return time, device_hours
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """A time, marked where no run of these very settings was timed on the device."""
+    is_rough = estimate.known and estimate.basis != "like runs"
+    return f"{'≈ ' if is_rough else ''}{format_minutes(estimate.minutes)}"
 
 
 def gpu_table(recorded: list[Record]) -> str:
-    """What runs at the paper's scale took on GPUs, and what whole ones would take at that pace."""
-    timings, rows = Timings(recorded), []
+    """Times of the runs at the paper's scale on GPUs, and times of whole runs at that pace."""
+    timings = Timings(recorded)
+    rows = []
     for cell in group_into_cells(run for run in recorded if scale_of(run.settings) == "paper"):
         devices = {timings.run_time(run).kind for run in cell}
         if not devices <= set(timings.gpus):
@@ -420,41 +524,113 @@ def gpu_table(recorded: list[Record]) -> str:
         by_the_clock = sum(run.provenance["wall_seconds"] for run in cell) / len(cell) / 60
         rows.append(
             [
-                what(cell[0].settings),
+                describe_cell(cell[0].settings),
                 ", ".join(sorted(devices)),
-                number(len(cell)),
-                iterations(cell),
+                format_value(len(cell)),
+                format_iterations(cell),
                 format_minutes(by_the_clock),
                 f"{timed.together:.1f}",
                 format_minutes(timed.minutes),
                 format_minutes(timed.whole),
             ]
         )
-    return table(
-        [
-            "Runs",
-            "GPU",
-            "n",
-            "Iterations",
-            "From start to end",
-            "Runs at a time",
-            "Share of the GPU",
-            "Share for 60,000 iterations",
-        ],
-        rows,
-    )
+    head = [
+        "Runs",
+        "GPU",
+        "n",
+        "Iterations",
+        "From start to end",
+        "Runs at a time",
+        "Share of the GPU",
+        "Share for 60,000 iterations",
+    ]
+    return markdown_table(head, rows)
+
+
+def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
+    """Substitutions from the ledger."""
+    by_claim = {claim: [row for row in rows if row.claim == claim] for claim in CLAIMS}
+    values: dict[str, str] = {}
+    for claim, of_claim in by_claim.items():
+        values[f"verdict_{claim.lower()}"] = headline(of_claim)
+        values[f"ledger_{claim.lower()}"] = ledger_table(of_claim)
+    for name, (claim, form) in CONTROLS.items():
+        values[f"verdict_{name}"] = headline(by_claim[claim], form)
+    reproduced = [row for row in rows if row.verdict == REPRODUCED]
+    too_few = sum(row.verdict == TOO_FEW for row in rows)
+    return values | {
+        "overview": ledger.overview(rows, CLAIM_PAGES, "ledger.html"),
+        "rules_changed": rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False)),
+        "holm": HOLM_MEANING,
+        "holm_seen": format_value(sum(row.p_holm <= 0.05 for row in reproduced)),
+        "reproduced": format_value(len(reproduced)),
+        "ledger_rows": format_value(sum(row.verdict not in UNJUDGED for row in rows)),
+        "ledger_untestable": format_value(sum(map(is_untestable, rows))),
+        "ledger_missing": format_value(too_few or "none"),
+        "paper_missing": paper_missing(recorded, rows),
+        "paper_reach": paper_reach(recorded, rows),
+    }
+
+
+def rule_values() -> dict[str, str]:
+    """Substitutions from the constants of the rules."""
+    return {
+        "across": format_value(rules.ACROSS),
+        "min_epochs": format_value(rules.MIN_EPOCHS),
+        "peak_by": format_value(rules.PEAK_BY),
+        "strong": format_value(rules.STRONG),
+        "power": f"{100 * rules.POWER:.0f} %",
+        "orthogonal": format_value(rules.ORTHOGONAL),
+        "paper_gain": f"{PAPER_GAIN:.2f}",
+    }
+
+
+def settings_values() -> dict[str, str]:
+    """Substitutions from the settings."""
+    scales = {scale: preset(scale, "omniglot") for scale in SCALES}
+    paper = {
+        f"{NAMES[dataset]}, {ways}-way {shots}-shot": preset("paper", dataset, ways, shots)
+        for dataset, ways, shots in PAPER_SETTINGS
+    }
+    return {
+        "scales": settings_table(scales, True),
+        "paper_settings": settings_table(paper, True),
+        "all_settings": settings_table({"default": Settings()}, False),
+        "final_tasks": format_value(preset("paper").final_tasks),
+    }
+
+
+def run_values(recorded: list[Record]) -> dict[str, str]:
+    """Substitutions from the records, and from the grids with the time that they take."""
+    quick = [run.settings for run in definitions.quick_grid()]
+    quick_minutes = Timings(recorded).left(quick, [], CORE).minutes
+    rates = [f"{gpu} {rate:g} TB/s" for gpu, rate in hours.BANDWIDTH.items()]
+    return {
+        "gpu_hours": gpu_table(recorded),
+        "paper_cost": cost_table(recorded),
+        "bandwidths": ", ".join(rates),
+        "limit_unknown": format_minutes(hours.LIMIT_IF_UNKNOWN),
+        "runs_total": format_value(len(recorded)),
+        "runs_by_scale": runs_by_scale(recorded),
+        "accuracy": accuracy_table(recorded),
+        "paper_runs": format_value(len(definitions.paper_grid())),
+        "quick_runs": format_value(len(quick)),
+        "quick_hours": format_minutes(quick_minutes),
+    }
 
 
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
-    recorded = all_recorded()
+    recorded = committed_runs()
     rows = rules.judge(recorded)
-    of = {name: [row for row in rows if row.claim == name] for name in CLAIMS}
-    names = {f"verdict_{name.lower()}": headline(chosen) for name, chosen in of.items()}
-    names |= {f"ledger_{name.lower()}": ledger_table(chosen) for name, chosen in of.items()}
-    names |= {
-        f"verdict_{name}": headline(of[claim], form) for name, (claim, form) in CONTROLS.items()
+    return {
+        **verdict_values(recorded, rows),
+        **rule_values(),
+        **settings_values(),
+        **run_values(recorded),
+        **benchmark_values(),
     }
+<<<<<<< HEAD
     names["across"], names["min_epochs"] = number(rules.ACROSS), number(rules.MIN_EPOCHS)
     names["peak_by"] = number(rules.PEAK_BY)
     names["strong"], names["power"] = number(rules.STRONG), f"{100 * rules.POWER:.0f} %"
@@ -494,18 +670,23 @@ def substitutions() -> dict[str, str]:
     names["quick_runs"] = number(len(quick))
     names["quick_hours"] = format_minutes(Timings(recorded).time_left(quick, [], CORE).minutes)
     return names | benchmark()
+=======
+>>>>>>> h5
 
 
-def source_read(_: Any, docname: str, source: list[str]) -> None:
-    """Sphinx's event of that name: the page of runs is written from the records."""
+def write_runs_page(_: Any, docname: str, source: list[str]) -> None:
+    """Sphinx's event `source-read`: write the page of runs from the records."""
     if docname == RUNS_PAGE:
-        source[0] = source[0].replace(RUNS_MARK, runs_page(all_recorded()))
+        source[0] = source[0].replace(RUNS_MARK, runs_page(committed_runs()))
+
+
+def add_substitutions(_: Any, config: Any) -> None:
+    """Sphinx's event `config-inited`: give pages the substitutions."""
+    config.myst_substitutions.update(substitutions())
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
-    app.connect("source-read", source_read)
-    app.connect(
-        "config-inited", lambda _, config: config.myst_substitutions.update(substitutions())
-    )
+    app.connect("source-read", write_runs_page)
+    app.connect("config-inited", add_substitutions)
     return {"parallel_read_safe": True}

@@ -1,6 +1,7 @@
-"""Sphinx extension: on every page, the first use of each term of the glossary links to its meaning, and shows it.
+"""Sphinx extension: on every page, the first use of each glossary term links to its meaning.
 
-Only running text counts: not headings, code, formulas, links, or what a cell of a notebook printed.
+The link's tooltip shows the meaning. Only running text counts: no headings, code, formulas, links
+or outputs of a notebook's cells.
 """
 
 import re
@@ -11,8 +12,8 @@ from docutils import nodes
 from sphinx import addnodes
 
 PAGE = "book/glossary"
-# Within these a word is something else than a first use that a reader would look up.
-APART = (
+# Within these a word is no first use that a reader would look up.
+EXCLUDED = (
     nodes.title,
     nodes.literal,
     nodes.literal_block,
@@ -27,65 +28,73 @@ APART = (
 
 
 @cache
-def meanings(app: Any) -> dict[str, tuple[str, str]]:
+def glossary(app: Any) -> dict[str, tuple[str, str]]:
     """By term: the id of its entry on the glossary's page, and its meaning as plain text."""
-    found = {}
+    entries = {}
     for item in app.env.get_doctree(PAGE).findall(nodes.definition_list_item):
         for term in item.findall(nodes.term):
             meaning = next(item.findall(nodes.definition)).astext()
-            found[term.astext()] = term["ids"][0], " ".join(meaning.split())
-    return found
+            entries[term.astext()] = term["ids"][0], " ".join(meaning.split())
+    return entries
 
 
-def pattern(term: str) -> re.Pattern[str]:
-    """The term as a word of its own, in the singular or the plural; small letters may begin a sentence."""
+def term_pattern(term: str) -> re.Pattern[str]:
+    """A pattern of the term as a whole word, singular or plural.
+
+    A term in small letters may begin a sentence with a capital.
+    """
     first = re.escape(term[0])
     first = f"[{first}{first.upper()}]" if term[0].islower() else first
-    return re.compile(
-        rf"(?<![\w-]){first}{re.escape(term[1:])}(?:s|es)?(?![\w-])".replace(r"\ ", r"\s+")
-    )
+    rest = re.escape(term[1:])
+    return re.compile(rf"(?<![\w-]){first}{rest}(?:s|es)?(?![\w-])".replace(r"\ ", r"\s+"))
 
 
 def link_first_uses(app: Any, doctree: nodes.document, docname: str) -> None:
     """Sphinx's event `doctree-resolved`: replace each term's first use by a link."""
     if docname == PAGE or app.builder.format != "html":
         return
-    left = dict(meanings(app))
+    entries = dict(glossary(app))  # of terms that are not linked yet
     base = app.builder.get_relative_uri(docname, PAGE)
-    texts = [text for text in doctree.findall(nodes.Text) if not _apart(text)]
+    texts = [text for text in doctree.findall(nodes.Text) if not _is_excluded(text)]
     for text in texts:
         parts: list[nodes.Node] = [text]
-        # "MAML" is not looked for within "first-order MAML"
-        for term in sorted(left, key=len, reverse=True):
-            for place, part in enumerate(parts):
-                found = pattern(term).search(part) if isinstance(part, nodes.Text) else None
-                if found:
-                    target, meaning = left.pop(term)
-                    link = nodes.reference(
-                        "",
-                        found[0],
-                        refuri=f"{base}#{target}",
-                        reftitle=meaning,
-                        internal=True,
-                        classes=["glossary-link"],
-                    )
-                    around = (
-                        nodes.Text(part[: found.start()]),
-                        link,
-                        nodes.Text(part[found.end() :]),
-                    )
-                    parts[place : place + 1] = [one for one in around if one.astext()]
-                    break
+        # The longest terms first: "MAML" within "first-order MAML" is no use of "MAML".
+        for term in sorted(entries, key=len, reverse=True):
+            linked = _link_term(parts, term, base, *entries[term])
+            if linked:
+                parts = linked
+                del entries[term]
         if parts != [text]:
             text.parent.replace(text, parts)
 
 
-def _apart(text: nodes.Text) -> bool:
+def _link_term(
+    parts: list[nodes.Node], term: str, base: str, target: str, meaning: str
+) -> list[nodes.Node] | None:
+    """The parts of a text with the term's first use replaced by a link; None without a use."""
+    for place, part in enumerate(parts):
+        match = term_pattern(term).search(part) if isinstance(part, nodes.Text) else None
+        if match:
+            link = nodes.reference(
+                "",
+                match[0],
+                refuri=f"{base}#{target}",
+                reftitle=meaning,
+                internal=True,
+                classes=["glossary-link"],
+            )
+            split = [nodes.Text(part[: match.start()]), link, nodes.Text(part[match.end() :])]
+            filled = [node for node in split if node.astext()]
+            return [*parts[:place], *filled, *parts[place + 1 :]]
+    return None
+
+
+def _is_excluded(text: nodes.Text) -> bool:
+    """Whether a text lies within an EXCLUDED node or in a notebook's output."""
     node = text.parent
     while node is not None:
-        if isinstance(node, APART) or "cell_output" in getattr(node, "attributes", {}).get(
-            "classes", ()
-        ):
+        classes = getattr(node, "attributes", {}).get("classes", ())
+        if isinstance(node, EXCLUDED) or "cell_output" in classes:
             return True
         node = node.parent
     return False

@@ -1,7 +1,7 @@
 """Sphinx extension: the notebook that `make book` executed becomes the page "On this machine".
 
 It is a copy of another chapter with live outputs, so it gets a title and an introduction of its own
-(what was run, when, for how long, with which versions), and its headings go one level down.
+(notebook, parameters, start, duration, versions), and its headings go one level down.
 """
 
 import json
@@ -16,39 +16,39 @@ PAGE = "book/on-this-machine"
 PACKAGES = ("metanb", "torch", "torchvision", "higher", "numpy", "matplotlib")
 
 
+INTRODUCTION = (
+    "This page was made when you typed `make book`: the notebook *Flatter, lower, further* was "
+    "executed here, and its networks were trained live. The runs are tiny. They show that the road "
+    "works from end to end, and are no evidence for or against any claim."
+)
+
+
 def introduction(metadata: dict[str, Any]) -> str:
-    """The page's opening, in Markdown, from what papermill recorded in the notebook."""
+    """The page's opening, in Markdown, from papermill's entries in the notebook's metadata."""
     run = metadata["papermill"]
-    given = ", ".join(f"`{name}={value!r}`" for name, value in run["parameters"].items())
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return "\n".join(
-        [
-            "# On this machine",
-            "",
-            "This page was made when you typed `make book`: the notebook *Flatter, lower, further* was executed here, and "
-            "its networks were trained live. The runs are tiny. They show that the road works from end to end, and are no "
-            "evidence for or against any claim.",
-            "",
-            f"| Notebook | `{run['input_path']}` |",
-            "|---|---|",
-            f"| Parameters | {given} |",
-            f"| Started | {run['start_time'][:16].replace('T', ' ')} UTC |",
-            f"| Took | {run['duration']:.0f} seconds |",
-            f"| Python | {metadata['language_info']['version']} on {platform.system()} {platform.machine()} |",
-            f"| Packages | {versions} |",
-        ]
-    )
+    parameters = ", ".join(f"`{name}={value!r}`" for name, value in run["parameters"].items())
+    python = metadata["language_info"]["version"]
+    rows = [
+        ("Notebook", f"`{run['input_path']}`"),
+        ("Parameters", parameters),
+        ("Started", f"{run['start_time'][:16].replace('T', ' ')} UTC"),
+        ("Took", f"{run['duration']:.0f} seconds"),
+        ("Python", f"{python} on {platform.system()} {platform.machine()}"),
+        ("Packages", ", ".join(f"{name} {version(name)}" for name in PACKAGES)),
+    ]
+    first, *rest = [f"| {name} | {value} |" for name, value in rows]
+    return "\n".join(["# On this machine", "", INTRODUCTION, "", first, "|---|---|", *rest])
 
 
-def source_read(_: Any, docname: str, source: list[str]) -> None:
-    """Sphinx's event of that name: edit the source of that one page."""
+def edit_source(_: Any, docname: str, source: list[str]) -> None:
+    """Sphinx's event `source-read`: edit the source of that one page."""
     if docname != PAGE:
         return
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             text = re.sub(r"^(#+ )", r"#\1", "".join(cell["source"]), flags=re.MULTILINE)
-            # link targets stay the chapter's
+            # A link target may exist once: the chapter keeps its own.
             cell["source"] = re.sub(r"^\(\w+\)=\n", "", text, flags=re.MULTILINE)
     opening = nbformat.v4.new_markdown_cell(introduction(notebook["metadata"]))
     notebook["cells"].insert(0, opening)
@@ -57,5 +57,5 @@ def source_read(_: Any, docname: str, source: list[str]) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
-    app.connect("source-read", source_read)
+    app.connect("source-read", edit_source)
     return {"parallel_read_safe": True}

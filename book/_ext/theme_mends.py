@@ -1,9 +1,8 @@
-"""Sphinx extension: corrections of what the theme and docutils write, where style sheets cannot reach.
+"""Sphinx extension: corrections of the theme's and docutils' HTML, where style sheets cannot help.
 
-What the theme copies into a built book and no page of it needs is taken out again: source maps,
-translations, fonts in a second format, and the icons' script. The theme's style sheet draws the
-same icons from a font; the script is ten times as large as that and would hold up a page's first
-paint.
+Files that the theme copies into a built book, and that no page needs, are removed again: source
+maps, translations, fonts in a second format, and the icons' script. The theme's style sheet draws
+the same icons from a font; the script is ten times as large and would delay a page's first paint.
 """
 
 import re
@@ -26,26 +25,28 @@ ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>
 def mend_body(
     app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Sphinx's event `html-page-context`: an entry of the bibliography gets a role that browsers still know.
+    """Sphinx's event `html-page-context`: correct roles and lists in a page's text.
 
-    And the parameters of a long signature, a line each, are no definition list without terms.
+    An entry of the bibliography gets a role that browsers still support. The parameters of a long
+    signature become lines, in place of a definition list without terms.
     """
     if "body" in context:
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
-        context["body"] = PARAMETERS.sub(_lines, body)
+        context["body"] = PARAMETERS.sub(_as_lines, body)
 
 
-def _lines(found: re.Match[str]) -> str:
-    lines = found[2].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
-    return f"{found[1]}<span>{lines}</span>"
+def _as_lines(match: re.Match[str]) -> str:
+    """A match of PARAMETERS with lines in place of the definition list."""
+    lines = match[2].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    return f"{match[1]}<span>{lines}</span>"
 
 
 def remove_unused(app: Any, exception: Exception | None) -> None:
-    """Sphinx's event `build-finished`: clear the built book's folder."""
+    """Sphinx's event `build-finished`: remove what no page needs from the built book."""
     if exception is not None or app.builder.format != "html":
         return
     html = Path(app.outdir)
-    for path in {found for pattern in UNUSED for found in (html / "_static").glob(pattern)}:
+    for path in {match for pattern in UNUSED for match in (html / "_static").glob(pattern)}:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for page in html.rglob("*.html"):
         text = page.read_text()
