@@ -17,15 +17,9 @@ from metanb.bench import report, timing
 from metanb.claims import rules
 from metanb.claims.cells import group_into_cells
 from metanb.claims.paper import PAPER_GAIN, PUBLISHED
-<<<<<<< HEAD
-from metanb.claims.verdicts import HOLM_MEANING, Row, Verdict
-from metanb.figures import ledger as summary
-from metanb.figures import runs as figures
-=======
 from metanb.claims.verdicts import HOLM_MEANING, REPRODUCED, TOO_FEW, UNJUDGED, Row
 from metanb.figures import ledger
 from metanb.figures.runs import describe_origin
->>>>>>> h5
 from metanb.grids import definitions, hours
 from metanb.grids.hours import CORE, Estimate, Left, Timings, format_minutes
 from metanb.labels import NAMES
@@ -130,23 +124,6 @@ def is_untestable(row: Row) -> bool:
 
 
 def headline(rows: list[Row], form: str = "") -> str:
-<<<<<<< HEAD
-    """One claim's verdicts in a phrase: of the rows that can test it, in the paper's form or another, what they say."""
-    chosen = [row for row in rows if (row.variant == form if form else row.as_in_paper)]
-    judged = [row for row in chosen if row.verdict.is_judged]
-    counts = Counter(row.verdict for row in judged)
-    said = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
-    untestable = sum(not row.verdict.is_judged and row.verdict != Verdict.TOO_FEW for row in chosen)
-    if said and untestable:
-        said.append(f"not testable in {untestable} more")
-    return "; ".join(said) or ("not testable in any run so far" if untestable else "not yet run")
-
-
-def small(*texts: str) -> str:
-    """Small print, on a line of its own in a table's cell; nothing if there is none."""
-    said = "; ".join(filter(None, texts))
-    return f"<br><small>{said}</small>" if said else ""
-=======
     """One claim's verdicts in a phrase, in the paper's form or in another."""
     selected = [row for row in rows if (row.variant == form if form else row.as_in_paper)]
     judged = [row for row in selected if row.verdict not in UNJUDGED]
@@ -158,7 +135,6 @@ def small(*texts: str) -> str:
     if phrases:
         return "; ".join(phrases)
     return "not testable in any run so far" if untestable else "not yet run"
->>>>>>> h5
 
 
 def ledger_table(rows: list[Row]) -> str:
@@ -169,11 +145,7 @@ def ledger_table(rows: list[Row]) -> str:
     shown = [
         row
         for row in rows
-<<<<<<< HEAD
-        if row.verdict.is_judged or (row.verdict != Verdict.TOO_FEW and row.as_in_paper)
-=======
         if row.verdict not in UNJUDGED or (is_untestable(row) and row.as_in_paper)
->>>>>>> h5
     ]
     if not shown:
         return "No run is recorded yet."
@@ -220,19 +192,11 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
         compared += verdict_before is not None
         if verdict_before is None or verdict_before == row.verdict:
             continue
-<<<<<<< HEAD
-        if old.startswith("not testable") and not row.verdict.is_judged:
-            still += 1
-        else:
-            where = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
-            turned.setdefault((row.name, old, row.verdict), []).append(where)
-=======
         if verdict_before.startswith("not testable") and row.verdict in UNJUDGED:
             untestable_still += 1
             continue
         cell = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
         turned.setdefault((row.name, verdict_before, row.verdict), []).append(cell)
->>>>>>> h5
     lines = [
         [*key, format_value(len(cells)), small_print(*cells).removeprefix("<br>")]
         for key, cells in turned.items()
@@ -400,13 +364,8 @@ def runs_by_scale(recorded: list[Record]) -> str:
 
 
 def judged_at_paper_scale(recorded: list[Record], rows: list[Row]) -> list[Record]:
-<<<<<<< HEAD
-    """The runs at the paper's scale that some verdict rests on."""
-    ids = {one for row in rows if row.verdict.is_judged for one in row.ids}
-=======
     """The runs at the paper's scale behind any verdict."""
     ids = {run_id for row in rows if row.verdict not in UNJUDGED for run_id in row.ids}
->>>>>>> h5
     return [run for run in recorded if scale_of(run.settings) == "paper" and run.settings.id in ids]
 
 
@@ -444,21 +403,7 @@ def cost_table(recorded: list[Record]) -> str:
     rows = []
     for kind in (*by_bandwidth, *further, CORE):
         estimates = [timings.estimate(settings, kind) for settings in MAIN_SETTINGS.values()]
-<<<<<<< HEAD
         left = timings.time_left(planned, [], kind)
-        whole, device_hours = format_minutes(left.minutes), f"{left.minutes / 60:,.0f}"
-        if left.unknown == left.runs:
-            whole = device_hours = "unknown"
-        elif left.unknown:
-            note = small(f"{left.unknown} of {left.runs} runs unknown")
-            whole, device_hours = f"over {whole}{note}", f"over {device_hours}"
-        elif left.bases != {"like runs"}:
-            whole, device_hours = f"≈ {whole}", f"≈ {device_hours}"
-        basis = small(timed_how(left.bases, kind))
-        together = "1" if kind == CORE else f"{left.together:.0f}" if left.minutes else "unknown"
-        rows.append([f"{kind}{basis}", together, *map(cost, estimates), whole, device_hours])
-=======
-        left = timings.left(planned, [], kind)
         rows.append(
             [
                 f"{kind}{small_print(describe_basis(left.bases, kind))}",
@@ -467,7 +412,6 @@ def cost_table(recorded: list[Record]) -> str:
                 *format_whole_grid(left),
             ]
         )
->>>>>>> h5
     head = [
         "Device",
         "Runs at a time",
@@ -603,7 +547,7 @@ def settings_values() -> dict[str, str]:
 def run_values(recorded: list[Record]) -> dict[str, str]:
     """Substitutions from the records, and from the grids with the time that they take."""
     quick = [run.settings for run in definitions.quick_grid()]
-    quick_minutes = Timings(recorded).left(quick, [], CORE).minutes
+    quick_minutes = Timings(recorded).time_left(quick, [], CORE).minutes
     rates = [f"{gpu} {rate:g} TB/s" for gpu, rate in hours.BANDWIDTH.items()]
     return {
         "gpu_hours": gpu_table(recorded),
@@ -630,48 +574,6 @@ def substitutions() -> dict[str, str]:
         **run_values(recorded),
         **benchmark_values(),
     }
-<<<<<<< HEAD
-    names["across"], names["min_epochs"] = number(rules.ACROSS), number(rules.MIN_EPOCHS)
-    names["peak_by"] = number(rules.PEAK_BY)
-    names["strong"], names["power"] = number(rules.STRONG), f"{100 * rules.POWER:.0f} %"
-    names["gpu_hours"] = gpu_table(recorded)
-    names["paper_cost"] = cost_table(recorded)
-    names["bandwidths"] = ", ".join(f"{gpu} {rate:g} TB/s" for gpu, rate in hours.BANDWIDTH.items())
-    names["limit_unknown"] = format_minutes(hours.LIMIT_IF_UNKNOWN)
-    names["paper_missing"] = paper_missing(recorded, rows)
-    names["overview"] = summary.overview(rows, CLAIM_PAGES, "ledger.html")
-    names["rules_changed"] = rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False))
-    names["holm"] = HOLM_MEANING
-    names["holm_seen"] = number(
-        sum(row.verdict == Verdict.REPRODUCED and row.p_holm <= 0.05 for row in rows)
-    )
-    names["reproduced"] = number(sum(row.verdict == Verdict.REPRODUCED for row in rows))
-    names["orthogonal"] = number(rules.ORTHOGONAL)
-    names["paper_gain"] = f"{PAPER_GAIN:.2f}"
-    names["ledger_rows"] = number(sum(row.verdict.is_judged for row in rows))
-    names["ledger_untestable"] = number(
-        sum(not row.verdict.is_judged and row.verdict != Verdict.TOO_FEW for row in rows)
-    )
-    names["ledger_missing"] = number(sum(row.verdict == Verdict.TOO_FEW for row in rows) or "none")
-    names["scales"] = settings_table({scale: preset(scale, "omniglot") for scale in SCALES}, True)
-    paper = {
-        f"{NAMES[name]}, {n}-way {k}-shot": preset("paper", name, n, k)
-        for name, n, k in PAPER_SETTINGS
-    }
-    names["paper_settings"] = settings_table(paper, True)
-    names["all_settings"] = settings_table({"default": Settings()}, False)
-    names["runs_total"] = number(len(recorded))
-    names["paper_reach"] = paper_reach(recorded, rows)
-    names["runs_by_scale"] = runs_by_scale(recorded)
-    names["accuracy"] = accuracy_table(recorded)
-    names["final_tasks"] = number(preset("paper").final_tasks)
-    names["paper_runs"] = number(len(definitions.paper_grid()))
-    quick = [run.settings for run in definitions.quick_grid()]
-    names["quick_runs"] = number(len(quick))
-    names["quick_hours"] = format_minutes(Timings(recorded).time_left(quick, [], CORE).minutes)
-    return names | benchmark()
-=======
->>>>>>> h5
 
 
 def write_runs_page(_: Any, docname: str, source: list[str]) -> None:
