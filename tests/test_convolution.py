@@ -29,7 +29,7 @@ def kernel(request, monkeypatch) -> str:
     """All kernels, whatever the device and the size of the images."""
     monkeypatch.setattr(kernels, "DIRECT_FROM", 0 if request.param == "direct" else 10**9)
     if request.param == "in parts":
-        monkeypatch.setattr(kernels, "_parts", lambda a, b: 2)
+        monkeypatch.setattr(kernels, "_count_parts", lambda a, b: 2)
     return request.param
 
 
@@ -73,7 +73,7 @@ def test_rows_times_a_weight_by_finite_differences(kernel):
 def test_rows_in_parts_are_whole_and_keep_a_gpu_busy(shape):
     n_tasks, rows, m, n = shape
     a, b = (torch.empty(n_tasks, rows, size, device="meta") for size in (m, n))
-    parts = kernels._parts(a, b)
+    parts = kernels._count_parts(a, b)
     tiles = n_tasks * parts * -(-m // kernels.TILE) * -(-n // kernels.TILE)
     assert moments(a, b).shape == (n_tasks, m, n)
     assert rows % parts == 0

@@ -33,7 +33,7 @@ def gradient(side):
 
 def test_compiled_chains_give_the_gradient_that_they_give_as_written(fresh, monkeypatch, capsys):
     """By matrix products over patches, as on a GPU; traced by torch.compile, and run as traced."""
-    monkeypatch.setattr(kernels, "_direct", lambda *_: False)
+    monkeypatch.setattr(kernels, "_is_direct", lambda *_: False)
     honest, compiled = torch.compile, []
 
     def traced(function, **options):
@@ -87,7 +87,7 @@ def test_a_compiler_that_fails_is_named_once_and_done_without(fresh, monkeypatch
         return call
 
     monkeypatch.setattr(torch, "compile", fails)
-    monkeypatch.setattr(kernels, "_direct", lambda *_: False)
+    monkeypatch.setattr(kernels, "_is_direct", lambda *_: False)
     expected = gradient(20)  # shapes that no other test has compiled
     with fusing.fused(True):
         assert torch.equal(gradient(20), expected)

@@ -24,7 +24,7 @@ CELLS = {
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(kernels, "_direct", lambda *_: False)
+    monkeypatch.setattr(kernels, "_is_direct", lambda *_: False)
 
 
 def one_task(settings, queries):

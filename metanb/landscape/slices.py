@@ -29,7 +29,7 @@ class Plane:
         return self.origin + torch.stack([a, b], 1).to(self.axes) @ self.axes
 
     def coordinates(self, points: Tensor) -> Tensor:
-        """Return coordinates [n, 2] of points [n, P], or of the points on the plane nearest them."""
+        """Return coordinates [n, 2] of points [n, P], or of their nearest points on the plane."""
         return (points.double() - self.origin) @ self.axes.T
 
 

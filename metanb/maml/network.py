@@ -1,14 +1,14 @@
-"""The paper's network: four blocks of 3x3 convolution, batch norm and ReLU, then a linear head (Finn et al. 2017).
+"""The network of the paper: four convolutional blocks and a linear head (Finn et al. 2017).
 
 One module serves one task or many at once. Its weights may carry a leading task dimension, so that
-one `higher` functional net adapts a whole chunk of tasks: images are then [T, B, C, H, W], each
-task convolved with its own weights.
+one `higher` functional net adapts a whole chunk of tasks. Images are then [T, B, C, H, W], and each
+task is convolved with its own weights.
 
-Images that pass more than once are handed over as `Patches`. The first block then needs no pass
-over its activations for batch norm: images are constants, so the mean and the variance of its
-convolution follow from the covariance of their 3x3 patches, which is taken once and holds for every
-inner step. Large images that pass once are convolved as they are; small ones become patches in any
-case, which are cheap at stride 2.
+Images that pass more than once come as `Patches`. The first block then needs no pass over its
+activations for batch norm. Images are constants, so the mean and the variance of its convolution
+follow from the covariance of their 3x3 patches, which is computed once and holds for every inner
+step. Large images that pass once are convolved directly. Small ones always become patches, which
+are cheap at stride 2.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from metanb.maml.kernels import (
 )
 from metanb.settings import CHOICES
 
-STRIDED_UP_TO = 28  # images of at most this side are halved by strides, larger ones by max-pooling
+# Strides halve images up to this side, max-pooling halves larger ones.
+STRIDED_UP_TO = 28
 
 
 class Patches(NamedTuple):
@@ -44,9 +45,10 @@ class Patches(NamedTuple):
 
 
 class Block(nn.Module):
-    """Convolution (3x3, padding 1, no bias: batch norm would remove it), batch norm, ReLU and, if `pool`, max-pooling.
+    """Convolution (3x3, padding 1), batch norm, ReLU and, if `pool`, max-pooling.
 
-    The weight is [outputs, 3, 3, inputs]. Parameters may carry a leading task dimension.
+    The convolution has no bias, since batch norm would remove it. The weight is [outputs, 3, 3,
+    inputs]. Parameters may carry a leading task dimension.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, pool: bool) -> None:
@@ -58,17 +60,17 @@ class Block(nn.Module):
         self.stride, self.pool = stride, pool
 
     def forward(self, x: Tensor | Patches) -> Tensor:
-        """[T, B, H, W, inputs] or `Patches` -> [T, B, H', W', outputs]."""
-        weight, gamma, beta = (
-            _with_tasks(self.weight, 4),
-            _with_tasks(self.gamma, 1),
-            _with_tasks(self.beta, 1),
-        )
+        """Map [T, B, H, W, inputs] or `Patches` to [T, B, H', W', outputs]."""
+        weight = _with_task_dimension(self.weight, 4)
+        gamma = _with_task_dimension(self.gamma, 1)
+        beta = _with_task_dimension(self.beta, 1)
         if isinstance(x, Patches):
+            # The variance of the convolution, from the patches' covariance; in float64, because
+            # neighbouring pixels are alike and an edge filter's variance is a small difference.
             weight = weight.flatten(2)
-            # neighbouring pixels are alike: an edge filter's variance is a small difference
             exact = weight.double()
             variance = (exact @ x.covariance * exact).sum(-1)
+            # Batch norm as part of the convolution: a scaled weight and a bias.
             weight = weight * (gamma * (variance + EPS).rsqrt().to(gamma.dtype)).unsqueeze(-1)
             bias = beta.unsqueeze(-1) - weight @ x.mean
             y = linear(x.rows, torch.cat([weight, bias], -1))
@@ -76,7 +78,8 @@ class Block(nn.Module):
             y = y if self.pool else y.relu()
         else:
             y = batch_norm(convolve(x, weight, self.stride), gamma, beta, relu=not self.pool)
-        if self.pool:  # before the ReLU, which then runs on a quarter of the pixels
+        # Pooling comes before the ReLU, which then runs on a quarter of the pixels.
+        if self.pool:
             y = max_pool(y).relu()
         return y
 
@@ -84,14 +87,20 @@ class Block(nn.Module):
 class ConvNet(nn.Module):
     """The paper's ConvNet for images (C, H, W) and `ways` classes.
 
-    Images up to 28x28 (Omniglot): stride-2 convolutions, spatial mean, linear head. Larger ones
+    Images up to 28x28 (Omniglot): stride-2 convolutions, spatial mean, linear head. Larger images
     (mini-ImageNet, 84x84): stride 1 and a 2x2 max-pool in each block, then all features into the
-    linear head. Batch norm always uses the batch's own statistics. `head_init` is the head's start:
-    "torch" (`nn.Linear`'s), "finn" (as in Finn et al.'s code: standard normal after a spatial mean,
-    xavier-uniform otherwise; zero bias) or "zero".
+    linear head. Batch norm always uses the batch's own statistics. `head_init` is the head's
+    initialisation: "torch" (that of `nn.Linear`), "finn" (as in Finn et al.'s code: standard normal
+    after a spatial mean, xavier-uniform otherwise; zero bias) or "zero".
 
     Raises:
         ValueError: an unknown `head_init`, or images too small for four max-pools.
+
+    Example:
+        >>> import torch
+        >>> net = ConvNet((1, 28, 28), ways=5)
+        >>> net(torch.rand(10, 1, 28, 28)).shape
+        torch.Size([10, 5])
     """
 
     def __init__(
@@ -103,16 +112,15 @@ class ConvNet(nn.Module):
                 f"head_init is {head_init!r}: use one of {', '.join(CHOICES['head_init'])}"
             )
         channels, height, width = image_shape
-        self.image_shape, self.ways, self.filters, self.head_init = (
-            tuple(image_shape),
-            ways,
-            filters,
-            head_init,
-        )
+        self.image_shape = tuple(image_shape)
+        self.ways = ways
+        self.filters = filters
+        self.head_init = head_init
         self.strided = max(height, width) <= STRIDED_UP_TO
         if not self.strided and min(height, width) < 16:
             raise ValueError(
-                f"image_shape is {self.image_shape}: four max-pools need a side of at least 16 pixels"
+                f"image_shape is {self.image_shape}: "
+                "four max-pools need a side of at least 16 pixels"
             )
         self.stride = 2 if self.strided else 1
         self.blocks = nn.ModuleList(
@@ -125,14 +133,16 @@ class ConvNet(nn.Module):
 
     @property
     def activations(self) -> int:
-        """How many numbers the convolutions give for one image."""
-        side, total = self.image_shape[1:], 0
+        """Number of outputs of all convolutions for one image."""
+        height, width = self.image_shape[1:]
+        total = 0
         for _ in self.blocks:
-            if self.strided:
-                side = tuple(out_side(length, self.stride) for length in side)
-            total += side[0] * side[1] * self.filters
+            height = out_side(height, self.stride)
+            width = out_side(width, self.stride)
+            total += height * width * self.filters
             if not self.strided:
-                side = tuple(length // 2 for length in side)
+                height //= 2
+                width //= 2
         return total
 
     def reset_head(self, head_init: str) -> None:
@@ -146,33 +156,40 @@ class ConvNet(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def patches(self, x: Tensor) -> Patches:
-        """Images [T, B, C, H, W] as the first block reads them: taken once, they serve any number of passes."""
+        """Return images [T, B, C, H, W] as the first block reads them, for any number of passes."""
+        # Subtract each task's mean pixel, which batch norm removes anyway.
         padded = F.pad(x.permute(0, 1, 3, 4, 2), (0, 0, 1, 1, 1, 1))
-        padded = padded - padded.mean((1, 2, 3), keepdim=True)  # removed by batch norm anyway
+        padded = padded - padded.mean((1, 2, 3), keepdim=True)
+        # Write the patches as rows, with a column of ones.
         views = windows(padded, self.stride)
         rows = views.new_ones(*views.shape[:4], 9 * x.shape[2] + 1)
         rows[..., :-1].unflatten(-1, (3, -1)).copy_(views)
         rows = rows.flatten(1, 3)
+        # Mean and covariance, in float64; the last column of the second moments is the mean.
         exact = rows.double()
-        found = moments(exact, exact) / rows.shape[1]
-        mean = found[:, :-1, -1:]
-        covariance = found[:, :-1, :-1] - mean @ mean.transpose(1, 2)
+        second_moments = moments(exact, exact) / rows.shape[1]
+        mean = second_moments[:, :-1, -1:]
+        covariance = second_moments[:, :-1, :-1] - mean @ mean.transpose(1, 2)
         return Patches(rows, mean.to(x.dtype), covariance, tuple(views.shape[1:4]))
 
     def forward(self, x: Tensor | Patches) -> Tensor:
-        """Logits [B, ways] of x [B, C, H, W]; with weights [T, ...], [T, B, ways] of x [T, B, C, H, W] or `Patches`."""
+        """Map x [B, C, H, W] to logits [B, ways].
+
+        With weights [T, ...], x is [T, B, C, H, W] or `Patches`, and logits are [T, B, ways].
+        """
         if isinstance(x, Tensor):
             if x.dim() == 4:
                 return self(x.unsqueeze(0)).squeeze(0)
             x = self.patches(x) if self.strided else x.permute(0, 1, 3, 4, 2)
         for block in self.blocks:
             x = block(x)
-        assert isinstance(x, Tensor)  # a block has made it one
+        assert isinstance(x, Tensor)  # a block's output
         features = x.mean((2, 3)) if self.strided else x.flatten(2)
-        weight, bias = _with_tasks(self.head.weight, 2), _with_tasks(self.head.bias, 1)
+        weight = _with_task_dimension(self.head.weight, 2)
+        bias = _with_task_dimension(self.head.bias, 1)
         return torch.baddbmm(bias.unsqueeze(1), features, weight.transpose(1, 2))
 
 
-def _with_tasks(parameter: Tensor, dim: int) -> Tensor:
-    """A parameter of `dim` dimensions as that of one task, [1, ...]; one that has a task dimension as it is."""
+def _with_task_dimension(parameter: Tensor, dim: int) -> Tensor:
+    """The parameter with a task dimension: one is added where it has `dim` dimensions."""
     return parameter.unsqueeze(0) if parameter.dim() == dim else parameter

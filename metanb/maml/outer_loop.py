@@ -1,6 +1,6 @@
-"""The outer loop: one gradient of MAML (Finn et al.
+"""The outer loop: one gradient of MAML, regularised or not, or of the finetuning baseline.
 
-2017), regularised or not, or of the finetuning baseline.
+MAML is that of Finn et al. (ICML 2017).
 """
 
 import math
@@ -19,12 +19,12 @@ from metanb.settings import Settings
 
 
 class Outcome(NamedTuple):
-    """What one meta-gradient saw, by task, run after run; detached."""
+    """Values of one meta-gradient, by task, run after run; detached."""
 
-    losses: (
-        Tensor  #: [S*T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
-    )
-    moves: Tensor  #: [S*T] norm(theta^_i - theta~_i) / norm(theta~_i - theta_s); 0 where no regulariser moves
+    #: [S*T] query losses where the outer loss takes them: at theta~_i, or at theta^_i
+    losses: Tensor
+    #: [S*T] norm(theta^_i - theta~_i) / norm(theta~_i - theta_s); 0 where no regulariser moves
+    moves: Tensor
 
 
 def meta_gradient(
@@ -43,13 +43,13 @@ def meta_gradient(
 ) -> Outcome:
     """Add the gradient of the mean query loss after adaptation to the `.grad` of theta_s.
 
-    theta_s are the net's parameters; or `theta` [S, P], the weights of S runs side by side. Their
-    tasks come run after run, S times T of them. Each run's gradient is that of the mean over its
-    own tasks: runs do not mix.
+    theta_s are the net's parameters; or `theta` [S, P], the weights of S runs side by side. Then
+    there are S*T tasks, run after run, and each run's gradient is that of the mean over its own
+    tasks: runs do not mix.
 
-    The tasks of each run go through in chunks, each chunk's graph freed before the next is built.
-    The sum is the same up to rounding, and the memory is that of one chunk. A regulariser needs the
-    mean direction of the whole meta-batch, so it takes a first pass, without a graph.
+    The tasks of each run are computed in chunks, and each chunk's graph is freed before the next is
+    built. The sum is the same up to rounding, and the memory is that of one chunk. A regulariser
+    needs the mean direction of the whole meta-batch, so it takes a first pass, without a graph.
 
     Args:
         net: the network; its parameters are theta_s unless `theta` is given.
@@ -59,27 +59,23 @@ def meta_gradient(
         first_order: first-order MAML.
         adapt_norm: whether batch norm's scale and shift take part in the inner loop.
         chunk: tasks of each run at a time.
-        regulariser: a key of `metanb.maml.regulariser.READINGS`, where their definitions stand.
+        regulariser: a key of `metanb.maml.regulariser.READINGS`; that module defines them.
         gamma: its strength.
-        other: e, [S, P], each of length 1: for `random` alone.
+        other: e, [S, P], each of length 1; only `random` uses it.
         theta: [S, P], differentiable; None: the net's parameters, of one run.
 
     Raises:
-        ValueError: the tasks are not as many for each run.
+        ValueError: the number of tasks is not a multiple of the number of runs.
 
     Example:
-        >>> import numpy as np, torch
-        >>> from metanb.data import image_sets, tasks
-        >>> from metanb.maml.network import ConvNet
-        >>> _ = torch.manual_seed(0)
-        >>> images = image_sets.ImageSet(
-        ...     "noise", "train", np.random.default_rng(0).integers(0, 256, (9, 4, 1, 28, 28), "uint8"),
-        ...     tuple("abcdefghi"), "")
-        >>> batch = tasks.sample_tasks(images, 4, 5, 1, 1, np.random.default_rng(0))
-        >>> net = ConvNet((1, 28, 28), 5, filters=8)
-        >>> outcome = meta_gradient(net, batch, 0.4, 1, first_order=False, adapt_norm=True, chunk=2)
+        >>> import torch
+        >>> net = ConvNet((1, 8, 8), ways=2, filters=4)
+        >>> x, y = torch.rand(3, 2, 1, 8, 8), torch.arange(2).expand(3, 2)
+        >>> tasks = Tasks(x, y, x.flip(3), y)  # the query images are the mirrored support images
+        >>> options = {"first_order": False, "adapt_norm": True, "chunk": 2}
+        >>> outcome = meta_gradient(net, tasks, lr=0.4, steps=1, **options)
         >>> outcome.losses.shape, net.head.weight.grad.shape
-        (torch.Size([4]), torch.Size([5, 8]))
+        (torch.Size([3]), torch.Size([2, 4]))
     """
     runs = 1 if theta is None else len(theta)
     if len(tasks) % runs:
@@ -96,15 +92,15 @@ def meta_gradient(
 
     query_losses_by_chunk, moves_by_chunk = [], []
     for columns in _chunks(tasks_per_run, chunk):
-        part = _of_each_run(tasks, runs, columns)
+        part = _select_tasks(tasks, runs, columns)
         # Expand the weights in each chunk anew, so that its graph ends there and is freed.
         weights = flatten(net).unsqueeze(0) if theta is None else theta
-        start = _for_tasks(weights, len(part))
+        start = _repeat_for_tasks(weights, len(part))
         # Inner loop: theta~_i.
         adapted = adapt(net, part, lr, steps, first_order=first_order, start=start, **options)
         # Regulariser: theta^_i, or a penalty.
-        mean = _shared(mean_direction, len(part))
-        random = None if other is None else _shared(other, len(part))
+        mean = _directions_for_tasks(mean_direction, len(part))
+        random = None if other is None else _directions_for_tasks(other, len(part))
         moved, penalty = regularise(adapted, start, mean, random, gamma)
         # Outer loss of the chunk, divided so that the chunks' gradients sum to that of the mean.
         query_losses = losses(net, moved, part.query_x, part.query_y)
@@ -119,29 +115,12 @@ def meta_gradient(
     )
 
 
-def _chunks(per_run: int, chunk: int) -> list[slice]:
-    return [slice(first, min(first + chunk, per_run)) for first in range(0, per_run, chunk)]
-
-
-def _of_each_run(tasks: Tasks, runs: int, chosen: slice) -> Tasks:
-    """Some of the tasks of each run, run after run."""
-    if runs == 1:
-        return tasks[chosen]
-    return Tasks(*(x.unflatten(0, (runs, -1))[:, chosen].flatten(0, 1) for x in tasks.tensors()))
-
-
-def _for_tasks(rows: Tensor, n_tasks: int) -> Tensor:
-    """Each run's row, [S, P], for each of its tasks, [n_tasks, P]; a view where there is one run."""
-    runs, size = rows.shape
-    return rows.unsqueeze(1).expand(runs, n_tasks // runs, size).reshape(n_tasks, size)
-
-
 def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None = None) -> Tensor:
-    """Finetuning's pretraining: add the gradient of the mean cross-entropy of one mini-batch to the net's `.grad`s.
+    """Add the gradient of one mini-batch's mean cross-entropy to the net's `.grad`s.
 
-    The head has an output for every meta-train class. With `theta` [S, P], the weights of S runs
-    side by side, each has a mini-batch of its own, and the gradient goes to what `theta` is made
-    of.
+    This is the pretraining of the finetuning baseline; the head has an output for every meta-train
+    class. With `theta` [S, P], the weights of S runs side by side, each run has a mini-batch of its
+    own, and the gradient is added to the `.grad` of the leaf that `theta` comes from.
 
     Args:
         net: the network.
@@ -157,19 +136,19 @@ def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None
         loss.backward()
         return loss.detach()
     outputs = logits(net, theta, x)
-    each = torch.stack(
+    losses_by_run = torch.stack(
         [F.cross_entropy(output, classes) for output, classes in zip(outputs, y, strict=True)]
     )
-    each.sum().backward()
-    return each.detach()
+    losses_by_run.sum().backward()
+    return losses_by_run.detach()
 
 
 def chunk_size(settings: Settings, device: torch.device) -> int:
-    """How many tasks go through the network at once: on a GPU all, on a CPU a power of two.
+    """Return how many tasks to compute at once: on a GPU all, on a CPU a power of two.
 
-    Few tasks leave a fixed cost a chunk and small matrix products, many leave the processor's
-    cache; between is a flat optimum near a million pixels. A rule rather than a timing, so that a
-    seed gives the same bits each time.
+    Small chunks cost time per chunk and make small matrix products. Large ones leave the
+    processor's cache. Between them is a flat optimum near a million pixels. The rule does not
+    measure times, so that a seed gives the same bits each time.
     """
     if device.type != "cpu":
         return settings.meta_batch
@@ -178,23 +157,43 @@ def chunk_size(settings: Settings, device: torch.device) -> int:
     return min(settings.meta_batch, 2 ** int(math.log2(max(1.0, 2**20 / pixels))))
 
 
-def _shared(directions: Tensor, n_tasks: int) -> Tensor:
-    """Each run's direction, [S, P], for each of its tasks; of one run [P], the same for all."""
-    return directions[0] if len(directions) == 1 else _for_tasks(directions, n_tasks)
-
-
 def _mean_direction(
     net: ConvNet, theta: Tensor, tasks: Tasks, lr: float, steps: int, chunk: int, adapt_norm: bool
 ) -> Tensor:
     """d_mu of each run's whole meta-batch, [S, P], without a graph."""
-    runs, theta = len(theta), theta.detach()
+    runs = len(theta)
+    theta = theta.detach()
     directions = []
     with torch.no_grad():
-        for chosen in _chunks(len(tasks) // runs, chunk):
-            part = _of_each_run(tasks, runs, chosen)
-            start = _for_tasks(theta, len(part))
+        for columns in _chunks(len(tasks) // runs, chunk):
+            part = _select_tasks(tasks, runs, columns)
+            start = _repeat_for_tasks(theta, len(part))
             adapted = adapt(
                 net, part, lr, steps, first_order=True, adapt_norm=adapt_norm, start=start
             )
             directions.append(unit(adapted - start).unflatten(0, (runs, -1)))
         return torch.cat(directions, dim=1).mean(1)
+
+
+def _chunks(tasks_per_run: int, chunk: int) -> list[slice]:
+    """Each run's tasks in chunks, the last one perhaps smaller."""
+    firsts = range(0, tasks_per_run, chunk)
+    return [slice(first, min(first + chunk, tasks_per_run)) for first in firsts]
+
+
+def _select_tasks(tasks: Tasks, runs: int, columns: slice) -> Tasks:
+    """Some of the tasks of each run, run after run."""
+    if runs == 1:
+        return tasks[columns]
+    return Tasks(*(x.unflatten(0, (runs, -1))[:, columns].flatten(0, 1) for x in tasks.tensors()))
+
+
+def _repeat_for_tasks(rows: Tensor, n_tasks: int) -> Tensor:
+    """Each run's row of [S, P] for each of its tasks, [n_tasks, P]; a view where S is 1."""
+    runs, size = rows.shape
+    return rows.unsqueeze(1).expand(runs, n_tasks // runs, size).reshape(n_tasks, size)
+
+
+def _directions_for_tasks(directions: Tensor, n_tasks: int) -> Tensor:
+    """Each run's direction of [S, P] for each of its tasks, [n_tasks, P]; where S is 1, [P]."""
+    return directions[0] if len(directions) == 1 else _repeat_for_tasks(directions, n_tasks)
