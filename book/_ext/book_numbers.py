@@ -17,11 +17,11 @@ from metanb.bench import report, timing
 from metanb.claims import rules
 from metanb.claims.cells import group_into_cells
 from metanb.claims.paper import PAPER_GAIN, PUBLISHED
-from metanb.claims.verdicts import HOLM_MEANING, REPRODUCED, TOO_FEW, UNJUDGED, Row
+from metanb.claims.verdicts import HOLM_MEANING, Row, Verdict
 from metanb.figures import ledger
 from metanb.figures.runs import describe_origin
 from metanb.grids import definitions, hours
-from metanb.grids.hours import CORE, Estimate, Left, Timings, format_minutes
+from metanb.grids.hours import CORE, Estimate, TimeLeft, Timings, format_minutes
 from metanb.labels import NAMES
 from metanb.runs.records import Record, read_records
 from metanb.settings import Settings, differences_from_scale, preset, scale_of
@@ -120,13 +120,13 @@ def describe_cell(settings: Settings) -> str:
 
 def is_untestable(row: Row) -> bool:
     """Whether there are enough runs for a row, but they cannot test its claim."""
-    return row.verdict in UNJUDGED and row.verdict != TOO_FEW
+    return not row.verdict.is_judged and row.verdict != Verdict.TOO_FEW
 
 
 def headline(rows: list[Row], form: str = "") -> str:
     """One claim's verdicts in a phrase, in the paper's form or in another."""
     selected = [row for row in rows if (row.variant == form if form else row.as_in_paper)]
-    judged = [row for row in selected if row.verdict not in UNJUDGED]
+    judged = [row for row in selected if row.verdict.is_judged]
     counts = Counter(row.verdict for row in judged)
     phrases = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
     untestable = sum(map(is_untestable, selected))
@@ -143,9 +143,7 @@ def ledger_table(rows: list[Row]) -> str:
     Each verdict links to its section, each number of runs to these runs.
     """
     shown = [
-        row
-        for row in rows
-        if row.verdict not in UNJUDGED or (is_untestable(row) and row.as_in_paper)
+        row for row in rows if row.verdict.is_judged or (is_untestable(row) and row.as_in_paper)
     ]
     if not shown:
         return "No run is recorded yet."
@@ -192,7 +190,7 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
         compared += verdict_before is not None
         if verdict_before is None or verdict_before == row.verdict:
             continue
-        if verdict_before.startswith("not testable") and row.verdict in UNJUDGED:
+        if verdict_before.startswith("not testable") and not row.verdict.is_judged:
             untestable_still += 1
             continue
         cell = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
@@ -365,7 +363,7 @@ def runs_by_scale(recorded: list[Record]) -> str:
 
 def judged_at_paper_scale(recorded: list[Record], rows: list[Row]) -> list[Record]:
     """The runs at the paper's scale behind any verdict."""
-    ids = {run_id for row in rows if row.verdict not in UNJUDGED for run_id in row.ids}
+    ids = {run_id for row in rows if row.verdict.is_judged for run_id in row.ids}
     return [run for run in recorded if scale_of(run.settings) == "paper" and run.settings.id in ids]
 
 
@@ -429,14 +427,14 @@ def describe_basis(bases: frozenset[hours.Basis], kind: str) -> str:
     return "timed" if "like runs" in bases else ""
 
 
-def format_together(left: Left) -> str:
+def format_together(left: TimeLeft) -> str:
     """How many runs share the device."""
     if left.kind == CORE:
         return "1"
     return f"{left.together:.0f}" if left.minutes else "unknown"
 
 
-def format_whole_grid(left: Left) -> tuple[str, str]:
+def format_whole_grid(left: TimeLeft) -> tuple[str, str]:
     """The grid's time, and its hours of the device, marked where they are rough or incomplete."""
     time = format_minutes(left.minutes)
     device_hours = f"{left.minutes / 60:,.0f}"
@@ -500,15 +498,15 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
         values[f"ledger_{claim.lower()}"] = ledger_table(of_claim)
     for name, (claim, form) in CONTROLS.items():
         values[f"verdict_{name}"] = headline(by_claim[claim], form)
-    reproduced = [row for row in rows if row.verdict == REPRODUCED]
-    too_few = sum(row.verdict == TOO_FEW for row in rows)
+    reproduced = [row for row in rows if row.verdict == Verdict.REPRODUCED]
+    too_few = sum(row.verdict == Verdict.TOO_FEW for row in rows)
     return values | {
         "overview": ledger.overview(rows, CLAIM_PAGES, "ledger.html"),
         "rules_changed": rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False)),
         "holm": HOLM_MEANING,
         "holm_seen": format_value(sum(row.p_holm <= 0.05 for row in reproduced)),
         "reproduced": format_value(len(reproduced)),
-        "ledger_rows": format_value(sum(row.verdict not in UNJUDGED for row in rows)),
+        "ledger_rows": format_value(sum(row.verdict.is_judged for row in rows)),
         "ledger_untestable": format_value(sum(map(is_untestable, rows))),
         "ledger_missing": format_value(too_few or "none"),
         "paper_missing": paper_missing(recorded, rows),
