@@ -181,7 +181,7 @@ def test_best_peer_is_the_fastest_whose_gradient_is_right():
     ]
     timings = pd.DataFrame(rows, columns=["candidate", "unit", "ms", "error64"])
     timings = pd.concat([timings.assign(order="second"), timings.assign(order="first", ms=1.0)])
-    assert book_numbers.against_best_peer(timings, "second") == "2.50 (U1), 1.50 (U4)"
+    assert book_numbers.speedup_over_best_peer(timings, "second") == "2.50 (U1), 1.50 (U4)"
 
 
 def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
