@@ -91,7 +91,7 @@ def test_docstrings_become_what_docutils_reads():
         "",
         "        further",
     ]
-    assert reference.restructured(lines) == [
+    assert reference.to_restructured_text(lines) == [
         r"Norms ``|x|`` of \*x\*, x\_:",
         "",
         ".. code-block:: none",
@@ -123,5 +123,5 @@ def test_buttons_wait_for_an_address():
     assert settings["launch_buttons"].keys() == {"notebook_interface", "binderhub_url", "colab_url"}
     for url, kept in (("", False), ("https://github.com/somebody/metanb", True)):
         options = {"repository_url": url, "launch_buttons": dict(settings["launch_buttons"])}
-        launch.no_buttons_to_nowhere(None, SimpleNamespace(html_theme_options=options))
+        launch.remove_buttons_without_address(None, SimpleNamespace(html_theme_options=options))
         assert bool(options["launch_buttons"]) == kept
