@@ -1,8 +1,8 @@
-"""A headless Chromium for the tests that read the built book as its readers do: fixtures, shared through conftest.py.
+"""A headless Chromium for the tests that read the built book as its readers do: fixtures.
 
-`browser` is one Chromium a test file; `page` is a fresh tab of it. Whatever file uses them is
-skipped where there is no Chromium. No request leaves the machine: a name that is not 127.0.0.1 does
-not resolve, and `Watch` says who asked.
+conftest.py shares them. `browser` is one Chromium per test file; `page` is a fresh tab of it. Test
+files that use them are skipped where there is no Chromium. No request leaves the machine: names
+other than 127.0.0.1 do not resolve, and `Watch` records who asked.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ DESKTOP, PHONE = (1400, 900), (390, 844)  # CSS pixels, width and height
 
 
 class Watch:
-    """What goes wrong on a tab from now on: `complaints`, one line each."""
+    """Errors and outside requests of a tab from now on: `complaints`, one line each."""
 
     def __init__(self, page):
         self.complaints: list[str] = []
@@ -62,8 +62,8 @@ def browser() -> Iterator:
 
     Of a module, not of the session: Playwright's event loop must end before a notebook runs.
     """
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
         pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)})")
     if not (HTML / "index.html").exists():
         pytest.fail(f"{HTML / 'index.html'} is not there: run `make book` first", pytrace=False)
@@ -71,7 +71,7 @@ def browser() -> Iterator:
 
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=found, args=FLAGS, chromium_sandbox=False
+            executable_path=path, args=FLAGS, chromium_sandbox=False
         )
         yield started
         started.close()
@@ -79,7 +79,7 @@ def browser() -> Iterator:
 
 @contextlib.contextmanager
 def tab(browser, size: tuple[int, int] = DESKTOP, theme: str = "light") -> Iterator:
-    """A fresh tab, as wide as `size` says, in the light or the dark theme; its `watch` tells what went wrong."""
+    """A fresh tab of this size, in the light or the dark theme; `watch` has its complaints."""
     width, height = size
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
@@ -104,7 +104,7 @@ def page(browser) -> Iterator:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
-    """The address of the built book on a web server on 127.0.0.1, for what a browser refuses to a file."""
+    """The address of the built book on a web server; browsers refuse some features to files."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):

@@ -1,4 +1,4 @@
-"""One thread, here and in the processes that tests start: another number changes a run's last bits."""
+"""One thread, here and in processes that tests start: another number changes a run's last bits."""
 
 import os
 

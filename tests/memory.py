@@ -1,4 +1,4 @@
-"""Counts the memory that tensors take, on whatever device they are: what a GPU's allocator would be asked for."""
+"""Counts the memory that tensors take, on any device: what a GPU's allocator would be asked for."""
 
 import weakref
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak(TorchDispatchMode):
-    """Inside, `bytes` grows to the most that tensors made inside have taken at once; views take nothing."""
+    """In its block, `bytes` is the peak memory of tensors made in the block; views take nothing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""TF32 in software: matrix products and convolutions whose factors are rounded to ten bits of fraction, as on a GPU."""
+"""TF32 in software: matrix products and convolutions of rounded factors.
+
+Factors have ten bits of fraction, as on a GPU.
+"""
 
 from typing import Any
 
@@ -21,7 +24,7 @@ DROPPED = 13  # bits of float32's fraction that TF32 does not have
 
 
 def rounded(x: Tensor) -> Tensor:
-    """To the nearest TF32 number; of two as near, away from 0."""
+    """Round to the nearest TF32 number; ties go away from 0."""
     if x.dtype != torch.float32:
         return x
     bits = x.contiguous().view(torch.int32)
@@ -29,7 +32,7 @@ def rounded(x: Tensor) -> Tensor:
 
 
 class TF32(TorchDispatchMode):
-    """Inside, float32 products are those of rounded factors, summed in float32; other operations are as they are."""
+    """In its block, float32 products have rounded factors, and are summed in float32."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket

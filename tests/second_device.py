@@ -1,8 +1,10 @@
-"""A second device in software, where there is no GPU: tensors that lie elsewhere, and refuse to meet those that do not.
+"""A second device in software, where there is no GPU.
 
-Operations run on the CPU. But torch is told another device, so that the code for a GPU is taken,
-and what a GPU would refuse is refused: an operation on tensors of both devices. It says nothing of
-a GPU's own rounding, speed or memory.
+Its tensors lie elsewhere, and operations that mix both devices are refused.
+
+Operations run on the CPU. But torch is told another device, so that the code for a GPU runs, and an
+operation on tensors of both devices is an error, as it is on a GPU. Rounding, speed and memory of a
+GPU are not simulated.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-SECOND = torch.device("meta")  # autograd serves no other device that is neither here nor missing
+SECOND = torch.device("meta")  # the one device without hardware that autograd supports
 _aten = torch.ops.aten
 CROSSING = {_aten._to_copy, _aten.copy_}  # may read one device and write another
 # takes indices from the CPU, too
@@ -35,9 +37,9 @@ class Elsewhere(Tensor):
             "storage_offset": inner.storage_offset(),
         }
         options |= {"dtype": inner.dtype, "device": SECOND}
-        made = Tensor._make_wrapper_subclass(cls, inner.shape, **options)
-        made.inner = inner
-        return made
+        wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, **options)
+        wrapper.inner = inner
+        return wrapper
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Saved as a tensor on the CPU: what reads it names the device."""
@@ -66,30 +68,30 @@ def second_device() -> Iterator[torch.device]:
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-    there = [isinstance(x, Elsewhere) for x in tensors]
+    is_second = [isinstance(x, Elsewhere) for x in tensors]
     packet = func.overloadpacket
     if packet not in CROSSING:
-        checked = tensors[:1] if packet in INDEXING and there[0] else tensors
-        if any(there) and any(x.dim() and not isinstance(x, Elsewhere) for x in checked):
+        checked = tensors[:1] if packet in INDEXING and is_second[0] else tensors
+        if any(is_second) and any(x.dim() and not isinstance(x, Elsewhere) for x in checked):
             raise RuntimeError(
                 f"Expected all tensors to be on the same device: {func} got some of each"
             )
-    on_second = any(there)
+    on_second = any(is_second)
     # `skip_init` means the real "meta"
     if packet is not _aten.empty and (device := kwargs.get("device")) is not None:
         on_second = torch.device(device) == SECOND
         kwargs = kwargs | {"device": torch.device("cpu")}
     plain_args, plain_kwargs = tree_map_only(Elsewhere, lambda x: x.inner, (args, kwargs))
-    found = func(*plain_args, **plain_kwargs)
+    result = func(*plain_args, **plain_kwargs)
     written = _written(func, args, kwargs)
     if written is not None:  # in place, or into `out`: the very tensor that was handed in
         return written
-    return tree_map_only(Tensor, Elsewhere, found) if on_second else found
+    return tree_map_only(Tensor, Elsewhere, result) if on_second else result
 
 
 def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The argument that an operation writes to and returns."""
-    for i, one in enumerate(func._schema.arguments):
-        if one.alias_info is not None and one.alias_info.is_write:
-            return kwargs[one.name] if one.name in kwargs else args[i]
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            return kwargs[argument.name] if argument.name in kwargs else args[i]
     return None

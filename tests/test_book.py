@@ -59,9 +59,9 @@ def test_first_page_leads_into_the_book(soups):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_has_one_title_and_text(soups, page):
-    found = article(soups, page)
-    assert len(found.find_all("h1")) == 1
-    assert len(found.get_text().split()) > 100
+    text = article(soups, page)
+    assert len(text.find_all("h1")) == 1
+    assert len(text.get_text().split()) > 100
 
 
 def test_menu_lists_every_page(soups):
@@ -77,19 +77,11 @@ def test_nothing_is_loaded_from_elsewhere(soups):
             for element in soup.find_all(name):
                 if name == "link" and element.get("rel") in (["canonical"], ["next"], ["prev"]):
                     continue
-                outside += (
-                    [f"{path.name}: {element}"]
-                    if EXTERNAL.match(element.get(attribute, ""))
-                    else []
-                )
-                outside += (
-                    [f"{path.name}: {element}"]
-                    if EXTERNAL.search(element.get("srcset", ""))
-                    else []
-                )
-        inline = [style.get_text() for style in soup.find_all("style")] + [
-            e["style"] for e in soup.find_all(style=True)
-        ]
+                sources = element.get(attribute, ""), element.get("srcset", "")
+                if EXTERNAL.match(sources[0]) or EXTERNAL.search(sources[1]):
+                    outside.append(f"{path.name}: {element}")
+        inline = [style.get_text() for style in soup.find_all("style")]
+        inline += [element["style"] for element in soup.find_all(style=True)]
         outside += [
             f"{path.name}: {css[:200]}"
             for css in inline
@@ -98,8 +90,8 @@ def test_nothing_is_loaded_from_elsewhere(soups):
         scripts = " ".join(script.get_text() for script in soup.find_all("script"))
         outside += [f"{path.name}: {url}" for url in re.findall(r"https?://[^\s\"'`<>]+", scripts)]
     for path in HTML.glob("_static/**/*.css"):
-        found = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]*", path.read_text())
-        outside += [f"{path.name}: {url}" for url in found]
+        urls = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]*", path.read_text())
+        outside += [f"{path.name}: {url}" for url in urls]
     assert outside == []
 
 
@@ -152,10 +144,10 @@ def test_headings_are_in_order(soups, page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_formulas_and_numbers_are_resolved(soups, page):
-    found = article(soups, page)
-    for code in found.select("pre, code, math, script"):
+    prose = article(soups, page)
+    for code in prose.select("pre, code, math, script"):
         code.extract()
-    text = found.get_text()
+    text = prose.get_text()
     assert "{{" not in text and "}}" not in text
     assert not re.search(r"\$|\\[(\[a-z]", text), "a formula was left as text"
     assert not re.search(r"\{(cite|doc|ref|numref|eq|download)\S*\}", text), (
@@ -172,17 +164,20 @@ def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
         for dt in article(soups, "book/glossary").select("dt")
     ]
     assert len(terms) > 12
-    found = BeautifulSoup(str(article(soups, page)), "html.parser")
-    apart = "h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output, .metanb-overview, .sig"
-    for element in found.select(apart):
+    prose = BeautifulSoup(str(article(soups, page)), "html.parser")
+    excluded = (
+        "h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output, "
+        ".metanb-overview, .sig"
+    )
+    for element in prose.select(excluded):
         element.extract()
-    for element in found.select("a:not(.glossary-link)"):
+    for element in prose.select("a:not(.glossary-link)"):
         element.extract()
     for term in sorted(terms, key=len, reverse=True):
         word = re.compile(
             rf"(?<![\w-])[{term[0]}{term[0].upper()}]{re.escape(term[1:])}s?(?![\w-])"
         )
-        uses = found.find_all(string=word)
+        uses = prose.find_all(string=word)
         if uses:
             link = uses[0].parent
             assert "glossary-link" in link.get("class", []), f"{term}: {uses[0].strip()[:200]}"

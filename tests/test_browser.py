@@ -1,4 +1,4 @@
-"""The built book as a reader's browser shows it: desktop and phone, light and dark, without a network.
+"""The built book as a reader's browser shows it: desktop and phone, light and dark, no network.
 
 Evidence: a headless Chromium, which lays out the pages and runs their scripts, and axe-core's rules
 for accessibility. What can be seen in the files themselves is tested in test_book.py, which needs
@@ -16,11 +16,13 @@ from tests.test_book import PAGES
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 EVERYWHERE = [*PAGES, "search"]
 EMPTY_PICTURES = """() => [...document.images]
-    .filter(image => image.checkVisibility() && !image.naturalWidth).map(image => image.src.slice(0, 200))"""
+    .filter(image => image.checkVisibility() && !image.naturalWidth)
+    .map(image => image.src.slice(0, 200))"""
 # Formulas that take no room or that say they are wrong.
 BAD_FORMULAS = r"""() => [...document.querySelectorAll('article math')].filter(formula => {
         const box = formula.getBoundingClientRect();
-        return formula.checkVisibility() && (!box.width || !box.height) || formula.querySelector('merror, parsererror');
+        return formula.checkVisibility() && (!box.width || !box.height)
+            || formula.querySelector('merror, parsererror');
     }).map(formula => formula.textContent)"""
 WIDER_THAN_THE_PAGE = """() => {
     const page = document.scrollingElement;
@@ -35,13 +37,13 @@ def axe(page, **options) -> list[str]:
     # colours, not changes of colour
     page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
     page.evaluate(AXE.read_text())
-    found = page.evaluate(
+    result = page.evaluate(
         "options => axe.run(document, options)",
         {"resultTypes": ["violations"], "preload": False, **options},
     )
     return [
         f"{rule['id']}: {node['target']} {node['html'][:120]}: {node['failureSummary'][:200]}"
-        for rule in found["violations"]
+        for rule in result["violations"]
         if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"]
     ]

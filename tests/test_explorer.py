@@ -34,15 +34,13 @@ PLAIN = {
 @cache
 def recorded() -> dict[str, tuple[dict, dict]]:
     """All records, by the run's id: settings, and the csv's rows by measure and epoch."""
-    found = {}
+    runs = {}
     for path in sorted((ROOT / "results").glob("*/measures.csv")):
         with path.open() as file:
             rows = {(row["measure"], int(row["epoch"])): row for row in csv.DictReader(file)}
-        found[path.parent.name.partition("-to-")[0]] = (
-            json.loads((path.parent / "settings.json").read_text()),
-            rows,
-        )
-    return found
+        settings = json.loads((path.parent / "settings.json").read_text())
+        runs[path.parent.name.partition("-to-")[0]] = settings, rows
+    return runs
 
 
 @cache
@@ -84,22 +82,21 @@ def test_every_recorded_run_is_there_once():
 
 def test_curves_are_those_of_the_records():
     names = [measure["name"] for measure in drawn()["measures"]]
-    for one in drawn()["cells"]:
-        for run in one["runs"]:
+    for cell in drawn()["cells"]:
+        for run in cell["runs"]:
             rows = recorded()[run["id"]][1]
             epochs = 1 + max(epoch for _, epoch in rows)
             for name, means, errors in zip(names, run["means"], run["errors"], strict=True):
-                there = {epoch: row for (measure, epoch), row in rows.items() if measure == name}
-                values, sems = [float(v) for v in means.split()], [float(v) for v in errors.split()]
-                assert len(values) == len(sems) == (epochs if there else 0)
-                for epoch in range(len(values)):
-                    row = there.get(epoch, {"mean": "nan", "sem": "nan"})
-                    assert values[epoch] == pytest.approx(
-                        float(row["mean"]), rel=5.1e-4, nan_ok=True
-                    )
-                    assert sems[epoch] == pytest.approx(float(row["sem"]), rel=5.1e-2, nan_ok=True)
-                    if epoch in there:
-                        assert one["iterations"][epoch] == int(row["iteration"])
+                by_epoch = {epoch: row for (measure, epoch), row in rows.items() if measure == name}
+                values = [float(text) for text in means.split()]
+                sems = [float(text) for text in errors.split()]
+                assert len(values) == len(sems) == (epochs if by_epoch else 0)
+                for epoch, (value, sem) in enumerate(zip(values, sems, strict=True)):
+                    row = by_epoch.get(epoch, {"mean": "nan", "sem": "nan"})
+                    assert value == pytest.approx(float(row["mean"]), rel=5.1e-4, nan_ok=True)
+                    assert sem == pytest.approx(float(row["sem"]), rel=5.1e-2, nan_ok=True)
+                    if epoch in by_epoch:
+                        assert cell["iterations"][epoch] == int(row["iteration"])
 
 
 def test_every_measure_that_is_a_curve_is_there():
@@ -110,14 +107,14 @@ def test_every_measure_that_is_a_curve_is_there():
 
 
 def test_runs_of_a_cell_differ_by_their_seeds_alone():
-    for one in drawn()["cells"]:
-        settings = [recorded()[run["id"]][0] for run in one["runs"]]
-        assert [run["seed"] for run in one["runs"]] == [has["seed"] for has in settings]
-        assert len({from_dict(has).unseeded for has in settings}) == 1
-        assert one["setting"] == f"{settings[0]['ways']}-way {settings[0]['shots']}-shot"
+    for cell in drawn()["cells"]:
+        settings = [recorded()[run["id"]][0] for run in cell["runs"]]
+        assert [run["seed"] for run in cell["runs"]] == [values["seed"] for values in settings]
+        assert len({from_dict(values).unseeded for values in settings}) == 1
+        assert cell["setting"] == f"{settings[0]['ways']}-way {settings[0]['shots']}-shot"
     words = [
-        tuple(one[key] for key in ("dataset", "setting", "scale", "algorithm", "variant"))
-        for one in drawn()["cells"]
+        tuple(cell[key] for key in ("dataset", "setting", "scale", "algorithm", "variant"))
+        for cell in drawn()["cells"]
     ]
     assert len(set(words)) == len(words)  # so that a reader can tell any two cells apart
 
@@ -136,16 +133,16 @@ def test_page_is_light_and_its_scripts_are_loaded_on_it_alone():
 
 
 def numbers(text: str) -> list[float]:
-    return [float(found.replace(",", "")) for found in re.findall(rf"(?<![\w.-]){NUMBER}", text)]
+    return [float(digits.replace(",", "")) for digits in re.findall(rf"(?<![\w.-]){NUMBER}", text)]
 
 
-def said(page, name: str, measure: str) -> list[float]:
-    """The numbers in the summary's words on a cell and a measure: first mean, last mean, iterations."""
+def summarised(page, name: str, measure: str) -> list[float]:
+    """The summary's numbers for a cell and a measure: first mean, last mean, iterations."""
     sentence = page.locator("#explore-summary").inner_text().split(f"{measure}: ")[1]
-    (found,) = re.findall(
+    (groups,) = re.findall(
         rf"(?:^|; ){re.escape(name)} from ({NUMBER}) .*? to ({NUMBER}) after ({NUMBER}) ", sentence
     )[:1]
-    return numbers(" ".join(found))
+    return numbers(" ".join(groups))
 
 
 def table(page) -> dict[str, list[list[float]]]:
@@ -192,7 +189,7 @@ def test_page_opens_from_a_file_with_curves_and_says_what_they_are(page):
             ("query_accuracy", "Query accuracy"),
         ):
             ends = [mean(runs, measure, 1), mean(runs, measure, last(runs)), 1800]
-            assert said(page, name, label) == close(ends)
+            assert summarised(page, name, label) == close(ends)
         row = table(page)[f"{name}: {len(runs)} runs"]
         assert row == [
             close(spread(runs, m, last(runs))) for m in ("hessian_norm", "query_accuracy")
@@ -208,13 +205,13 @@ def test_other_data_runs_and_measures_are_drawn_when_chosen(page):
     box(page, "MAML").uncheck()
     choice(page, "First measure").select_option("Trajectory coherence")
     choice(page, "Second measure").select_option("none")
-    found = table(page)
-    assert list(found) == ["first-order MAML: 5 runs", "finetuning: 5 runs"]
+    rows = table(page)
+    assert list(rows) == ["first-order MAML: 5 runs", "finetuning: 5 runs"]
     for algorithm, name in (("fomaml", "first-order MAML"), ("finetune", "finetuning")):
         runs = cell(dataset="glyphs", algorithm=algorithm)
         ends = [mean(runs, "trajectory_coherence", 1), mean(runs, "trajectory_coherence", 12), 1800]
-        assert said(page, name, "Trajectory coherence") == close(ends)
-        assert found[f"{name}: 5 runs"] == [close(spread(runs, "trajectory_coherence", 12))]
+        assert summarised(page, name, "Trajectory coherence") == close(ends)
+        assert rows[f"{name}: 5 runs"] == [close(spread(runs, "trajectory_coherence", 12))]
     assert page.locator("#explore-panels canvas").count() == 1
     assert box(page, "log axis").first.is_disabled()  # coherence is not above 0
 
@@ -229,7 +226,8 @@ def test_settings_that_set_a_cell_apart_and_kept_runs_can_be_compared(page):
     page.get_by_role("checkbox", name="Keep the runs").check()
     choice(page, "Setting").select_option("20-way 1-shot")
     twenty = cell(**MAML | {"ways": 20})
-    five, names = cell(**MAML), ["MAML (20-way 1-shot): 3 runs", "MAML (5-way 1-shot): 5 runs"]
+    five = cell(**MAML)
+    names = ["MAML (20-way 1-shot): 3 runs", "MAML (5-way 1-shot): 5 runs"]
     assert len(table(page)) == 3 + 2
     # where it ended
     assert table(page)[names[0]][0] == close([*spread(twenty, "hessian_norm", 12), 1200])
@@ -257,10 +255,8 @@ def test_pointing_at_a_run_shows_its_values_in_both_panels(page):
     over = page.locator("#explore-plot0 .u-over")
     over.scroll_into_view_if_needed()
     area = over.bounding_box()
-    runs, seen = (
-        {"MAML": cell(**MAML), "first-order MAML": cell(**MAML | {"algorithm": "fomaml"})},
-        [],
-    )
+    runs = {"MAML": cell(**MAML), "first-order MAML": cell(**MAML | {"algorithm": "fomaml"})}
+    accuracies = []
     for y in range(0, int(area["height"]), 3):
         page.mouse.move(area["x"] + area["width"] * 900 / 1800, area["y"] + y)
         tips = [page.locator(f"#explore-plot{place} .tip") for place in (0, 1)]
@@ -273,9 +269,9 @@ def test_pointing_at_a_run_shows_its_values_in_both_panels(page):
             (value, error) = numbers(tip.inner_text().split(": ")[1])
             assert value == pytest.approx(float(row["mean"]), rel=1e-3)
             assert error == pytest.approx(float(row["sem"]), rel=6e-2)
-        seen.append(float(rows["query_accuracy", 6]["mean"]))
-    assert len(set(seen)) >= 6  # ten runs, some as good as on top of each other
-    assert seen == sorted(seen, reverse=True)  # from the top to the bottom
+        accuracies.append(float(rows["query_accuracy", 6]["mean"]))
+    assert len(set(accuracies)) >= 6  # ten runs, some as good as on top of each other
+    assert accuracies == sorted(accuracies, reverse=True)  # from the top to the bottom
     assert (
         page.get_by_role("slider", name="Iteration").get_attribute("aria-valuetext")
         == "900 of 1,800"
@@ -290,12 +286,16 @@ def test_address_keeps_the_view(browser, page):
     box(page, "band, least to greatest run").uncheck()
     box(page, "log axis").first.uncheck()
     page.get_by_role("slider", name="Iteration").press("Home")
-    controls = "[...document.querySelectorAll('#explore select, #explore input')].map(e => [e.value, e.checked])"
+    controls = (
+        "[...document.querySelectorAll('#explore select, #explore input')]"
+        ".map(e => [e.value, e.checked])"
+    )
     kept = page.evaluate(controls), page.locator("#explore").inner_text(), page.url
-    with tab(browser) as other:
-        other.goto(page.url)
-        assert (other.evaluate(controls), other.locator("#explore").inner_text(), other.url) == kept
-        assert not other.watch.complaints
+    with tab(browser) as second:
+        second.goto(page.url)
+        view = second.evaluate(controls), second.locator("#explore").inner_text(), second.url
+        assert view == kept
+        assert not second.watch.complaints
     page.get_by_role("button", name="Start again").click()
     assert choice(page, "Setting").input_value() == "5-way 1-shot"
 
@@ -341,7 +341,7 @@ def test_what_is_shown_is_saved_as_csv(page):
 
 def test_mean_ends_where_the_first_run_was_stopped(browser):
     runs, data = cell(**MAML), json.loads(json.dumps(drawn()))
-    for run in (run for one in data["cells"] for run in one["runs"] if run["id"] == runs[-1]):
+    for run in (run for part in data["cells"] for run in part["runs"] if run["id"] == runs[-1]):
         for key in ("means", "errors"):
             run[key] = [" ".join(curve.split()[:6]) for curve in run[key]]
     with tab(browser) as page:
@@ -352,7 +352,7 @@ def test_mean_ends_where_the_first_run_was_stopped(browser):
         )
         page.goto(address(PAGE))
         ends = [mean(runs, "query_accuracy", 1), mean(runs, "query_accuracy", 5), 750]
-        assert said(page, "MAML", "Query accuracy") == close(ends)
+        assert summarised(page, "MAML", "Query accuracy") == close(ends)
         assert table(page)["MAML: 5 runs"] == [[], []]
         open_each(page)
         first, *_, stopped = (
@@ -386,7 +386,8 @@ PIXELS = """() => {
   const canvas = document.querySelector("#explore-plot0 canvas");
   const { data } = canvas.getContext("2d").getImageData(0, canvas.height - 20, canvas.width, 20);
   const grey = [];
-  for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 200) grey.push((data[i] + data[i + 1] + data[i + 2]) / 3);
+  for (let i = 0; i < data.length; i += 4)
+    if (data[i + 3] > 200) grey.push((data[i] + data[i + 1] + data[i + 2]) / 3);
   return [Math.min(...grey), Math.max(...grey)];
 }"""
 

@@ -1,4 +1,4 @@
-"""What a GPU alone can show: its gradients are the CPU's, and whole runs are those of the CPU but for rounding."""
+"""What a GPU alone can show: its gradients and whole runs are the CPU's, but for rounding."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from metanb.landscape.measures import measure
 from metanb.maml import fusing
 from metanb.maml.engine import Engine, choose_engine, precision
 from metanb.maml.fusing import fused
-from metanb.runs import cohorts, experiment
+from metanb.runs import cohorts, experiment, training
 from metanb.settings import REGULARISERS, preset
 from tests.cohorts import new_cohort
 
@@ -43,25 +43,25 @@ def test_everything_on_gives_the_cpus_gradients_in_double_precision(options, run
     """Three in a row, so that the second and third are not those of the recording; the weights change between."""
     monkeypatch.setattr(cohorts, "scale_pixels", lambda pixels: scale_pixels(pixels).double())
     settings = [replace(SMALL, seed=seed, **options) for seed in range(runs)]
-    here = new_cohort(settings, dtype=torch.float64)
-    there = new_cohort(settings, choose_engine(GPU), GPU, dtype=torch.float64)
+    on_cpu = new_cohort(settings, dtype=torch.float64)
+    on_gpu = new_cohort(settings, choose_engine(GPU), GPU, dtype=torch.float64)
     monkeypatch.setattr(fusing, "_failed", False)
+
+    def gradient(cohort, iteration):
+        batch = cohort._draw([iteration] * runs)
+        return cohort.gradient(*(x.double() if x.is_floating_point() else x for x in batch))
+
     with fused(True):
         for iteration in range(3):
-            drawn = [
-                x.double() if x.is_floating_point() else x for x in here._draw([iteration] * runs)
-            ]
-            drawn_there = [
-                x.double() if x.is_floating_point() else x for x in there._draw([iteration] * runs)
-            ]
-            expected, values = here.gradient(*drawn), there.gradient(*drawn_there)
-            assert there.gradient.graph is not None and there.pool.on_device is not None
+            expected = gradient(on_cpu, iteration)
+            values = gradient(on_gpu, iteration)
+            assert on_gpu.gradient.graph is not None and on_gpu.pool.on_device is not None
             for name, value in expected.items():
                 torch.testing.assert_close(values[name].cpu(), value, rtol=1e-9, atol=1e-12)
-            for mine, theirs in zip(there.weights, here.weights, strict=True):
-                torch.testing.assert_close(mine.grad.cpu(), theirs.grad, rtol=1e-7, atol=1e-10)
-            here.optimiser.step()
-            there.optimiser.step()
+            for weight, reference in zip(on_gpu.weights, on_cpu.weights, strict=True):
+                torch.testing.assert_close(weight.grad.cpu(), reference.grad, rtol=1e-7, atol=1e-10)
+            on_cpu.optimiser.step()
+            on_gpu.optimiser.step()
     assert not fusing.failed()
 
 
@@ -89,14 +89,14 @@ def test_what_is_left_out_is_off(monkeypatch):
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "finetune"])
 def test_measures_are_the_cpus(algorithm):
     settings = replace(SMALL, algorithm=algorithm, filters=16)
-    net = experiment.new_net(settings, experiment.load(settings, "train"))
+    net = training.new_network(settings, training.load_split(settings, "train"))
     rng = np.random.default_rng(0)
     pool = image_sets.load_images("glyphs", "test")
     test, valid = (sample_tasks(pool, 9, settings.ways, 1, 3, rng) for _ in range(2))
     expected = measure(net, test, valid, settings)
-    found = measure(net.to(GPU), test.to(GPU), valid.to(GPU), settings)
+    values = measure(net.to(GPU), test.to(GPU), valid.to(GPU), settings)
     for name, value in expected.items():
-        assert found[name].mean == pytest.approx(value.mean, rel=2e-2, abs=1e-3), name
+        assert values[name].mean == pytest.approx(value.mean, rel=2e-2, abs=1e-3), name
 
 
 def test_a_run_that_is_stopped_and_resumed_is_that_of_the_cpu(tmp_path, monkeypatch):
@@ -105,9 +105,10 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_the_cpu(tmp_path, monkeypa
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "gpu"))
     experiment.run(SMALL, "cuda", until=2)
     # begun alone, ended together
-    record, other = experiment.run_all([SMALL, replace(SMALL, seed=1)], "cuda")
+    record, second = experiment.run_all([SMALL, replace(SMALL, seed=1)], "cuda")
     assert record.provenance["resumed"] == 1 and record.provenance["together"] == "1, 2"
-    assert other.provenance["together"] == "2, 1" and other.provenance["precision"] == "float32"
+    assert second.provenance["together"] == "2, 1"
+    assert second.provenance["precision"] == "float32"
     assert record.provenance["device"] == torch.cuda.get_device_name()
     assert (record.measures.measure == expected.measure).all()
     assert record.measures["mean"].to_numpy() == pytest.approx(

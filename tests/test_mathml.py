@@ -59,7 +59,7 @@ def test_lines_of_a_block_stay_lines(build):
 
 
 @pytest.mark.parametrize(
-    ("role", "said"),
+    ("role", "cause"),
     [
         (r":math:`\nosuch x`", r"\nosuch"),
         (r":math:`\frac{a}{b`", r"\frac{a}{b"),
@@ -67,11 +67,8 @@ def test_lines_of_a_block_stay_lines(build):
         (":math:`a \\\\\\\\ b`", "environment"),
     ],
 )
-def test_formula_that_cannot_be_translated_is_named(build, role, said):
+def test_formula_that_cannot_be_translated_is_named(build, role, cause):
     formula, warnings = build(role)
     assert formula is None
-    assert (
-        "WARNING: formula" in warnings
-        and said in warnings.replace("\\\\", "\\")
-        and "index.rst" in warnings
-    )
+    assert "WARNING: formula" in warnings and "index.rst" in warnings
+    assert cause in warnings.replace("\\\\", "\\")

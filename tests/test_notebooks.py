@@ -52,7 +52,7 @@ def test_committed_with_outputs_and_in_order(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_reads_well(path):
-    """Prose before each cell, short cells, one parameters cell, assertions at the end, no trace of who executed it."""
+    """Prose before each cell, short cells, one parameters cell, assertions last, no traces."""
     notebook = nbformat.read(path, 4)
     kinds = [cell.cell_type for cell in notebook.cells]
     assert kinds[0] == "markdown"
@@ -103,7 +103,7 @@ def test_every_claim_page_has_the_same_rhythm(name):
 
 @pytest.mark.parametrize("name", CLAIM_PAGES)
 def test_what_a_reader_is_told_to_type_is_understood(name):
-    """The notebook and its parameters are there, and a grid's pattern matches runs; that they train is shown below."""
+    """The notebook and its parameters exist, and a grid's pattern matches runs."""
     text = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
     cells = nbformat.reads(text, 4).cells
     (block,) = re.findall(

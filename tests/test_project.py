@@ -1,4 +1,4 @@
-"""The project's own promises: its files agree with each other, are small, and `make` explains itself.
+"""The project's own promises: files agree with each other, are small, and `make` explains itself.
 
 Evidence: the files themselves, read with general parsers (TOML, YAML, packaging's requirements) and
 with git and make.
@@ -94,17 +94,17 @@ def test_tracked_files_are_small():
 
 
 def test_no_file_names_a_package_registry():
-    found = [
+    named = [
         f"{path.relative_to(ROOT)}: {host}"
         for path in tracked()
         for host in REGISTRIES
         if host.encode() in path.read_bytes()
     ]
-    assert found == []
+    assert named == []
 
 
 def test_what_is_vendored_is_noticed_and_has_its_licence():
-    """A folder under book/_static holds the work of others; what is our own lies beside the folders."""
+    """Folders in book/_static hold the work of others; our own files lie beside them."""
     folders = {path.name: path for path in (ROOT / "book" / "_static").iterdir() if path.is_dir()}
     noticed = re.findall(r"^book/_static/(\S+)    \S", (ROOT / "NOTICE").read_text(), re.MULTILINE)
     assert sorted(noticed) == sorted(folders)
@@ -139,12 +139,12 @@ def test_citations_agree_with_the_project():
     )[1]
     assert f"title = {{{paper['title']}}}" in entry and f"year = {{{paper['year']}}}" in entry
     assert paper["identifiers"][0]["value"].removeprefix("arXiv:") in entry
-    names = [f"{one['family-names']}, {one['given-names']}" for one in paper["authors"]]
+    names = [f"{name['family-names']}, {name['given-names']}" for name in paper["authors"]]
     assert f"author = {{{' and '.join(names)}}}" in entry
 
 
 def test_a_wheel_holds_what_the_package_reads(tmp_path):
-    """As `pip wheel --no-deps .` makes it, by the build backend itself, from the files that git would hand out."""
+    """As `pip wheel --no-deps .` makes it, by the build backend, from the files that git tracks."""
     for path in tracked():
         name = path.relative_to(ROOT)
         if name.parts[0] == "metanb" or len(name.parts) == 1 or name.name == "LICENSE":
@@ -215,9 +215,8 @@ def test_make_refuses_another_python_in_one_line(tmp_path):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     # answers as Python 3.9 would: it runs the check with another version_info
     old = tmp_path / "python"
-    old.write_text(
-        '#!/bin/sh\nexec python3 -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])" "$2"\n'
-    )
+    pretend = "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])"
+    old.write_text(f'#!/bin/sh\nexec python3 -c "{pretend}" "$2"\n')
     old.chmod(0o755)
     done = subprocess.run(
         ["make", "-C", tmp_path, "install", f"PYTHON={old}"],
@@ -240,7 +239,7 @@ def test_style():
 
 
 def test_types():
-    """The package's type hints, by mypy in strict mode; py.typed tells other projects' checkers that they are there."""
+    """The package's type hints, by mypy in strict mode; py.typed shows them to other projects."""
     assert (ROOT / "metanb" / "py.typed").is_file()
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The reference pages: every module and command is on them, in an order that holds; and the words about the package.
+"""The reference pages: every module and command is on them, in an order that holds.
 
 Evidence: the modules' own syntax trees, click's command objects, and the built pages, parsed by
 BeautifulSoup.
@@ -90,6 +90,9 @@ def test_docstrings_become_what_docutils_reads():
         "    x: `a`s.",
         "",
         "        further",
+        "",
+        "Example:",
+        "    >>> f(a_, *b)",
     ]
     assert reference.to_restructured_text(lines) == [
         r"Norms ``|x|`` of \*x\*, x\_:",
@@ -102,26 +105,27 @@ def test_docstrings_become_what_docutils_reads():
         r"    x: ``a``\ s.",
         "",
         "        further",
+        "",
+        "Example:",
+        "    >>> f(a_, *b)",
     ]
 
 
 def test_every_command_is_on_the_page():
     shown = re.findall(r"\{help\} ?([\w ]*)\n", (ROOT / "book" / "commands.md").read_text())
-    commands = {""} | set(cli.commands)
-    groups = {
-        name: command for name, command in cli.commands.items() if isinstance(command, click.Group)
-    }
-    commands |= {f"{name} {inner}" for name, group in groups.items() for inner in group.commands}
+    commands = {"", *cli.commands}
+    for name, command in cli.commands.items():
+        if isinstance(command, click.Group):
+            commands |= {f"{name} {inner}" for inner in command.commands}
     assert sorted(shown) == sorted(commands)
 
 
 def test_buttons_wait_for_an_address():
-    settings = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"][
-        "html_theme_options"
-    ]
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]
+    theme = config["html_theme_options"]
     # thebe stays out
-    assert settings["launch_buttons"].keys() == {"notebook_interface", "binderhub_url", "colab_url"}
+    assert theme["launch_buttons"].keys() == {"notebook_interface", "binderhub_url", "colab_url"}
     for url, kept in (("", False), ("https://github.com/somebody/metanb", True)):
-        options = {"repository_url": url, "launch_buttons": dict(settings["launch_buttons"])}
+        options = {"repository_url": url, "launch_buttons": dict(theme["launch_buttons"])}
         launch.remove_buttons_without_address(None, SimpleNamespace(html_theme_options=options))
         assert bool(options["launch_buttons"]) == kept

@@ -1,4 +1,4 @@
-"""Whether everything that takes a device keeps to it, without a GPU: on a second device in software, beside the CPU."""
+"""Whatever takes a device keeps to it: on a second device in software, beside the CPU."""
 
 import copy
 from dataclasses import replace
@@ -43,27 +43,29 @@ GRADIENTS += [(32, "fomaml", "none"), (32, "maml", "none")]  # pooling in place 
 def elsewhere(monkeypatch):
     """Makes the second device the one that "auto" finds."""
     for module in (experiment, portraits):
-        monkeypatch.setattr(module, "resolve", lambda name: SECOND)
+        monkeypatch.setattr(module, "resolve_device", lambda name: SECOND)
     with second_device():
         yield
 
 
 def test_it_refuses_what_a_gpu_refuses():
-    here = torch.ones(2, 3)
+    on_cpu = torch.ones(2, 3)
     with second_device() as device:
-        there = here.to(device)
-        assert isinstance(there, Elsewhere) and there.device == SECOND
+        on_second = on_cpu.to(device)
+        assert isinstance(on_second, Elsewhere) and on_second.device == SECOND
         for mixed in (
-            lambda: there + here,
-            lambda: here @ there.T,
-            lambda: torch.cat([here, there]),
-            lambda: here[there[0].long()],
+            lambda: on_second + on_cpu,
+            lambda: on_cpu @ on_second.T,
+            lambda: torch.cat([on_cpu, on_second]),
+            lambda: on_cpu[on_second[0].long()],
         ):
             with pytest.raises(RuntimeError, match="same device"):
                 mixed()
         # a scalar may come from the CPU
-        assert torch.equal((there * 2 + here.sum()).cpu(), here * 2 + 6)
-        assert torch.equal(there[:, torch.tensor([1])].cpu(), here[:, :1])  # and so may an index
+        assert torch.equal((on_second * 2 + on_cpu.sum()).cpu(), on_cpu * 2 + 6)
+        assert torch.equal(
+            on_second[:, torch.tensor([1])].cpu(), on_cpu[:, :1]
+        )  # and so may an index
 
 
 @pytest.mark.parametrize("options", RUNS, ids=lambda options: options["algorithm"])
@@ -96,11 +98,11 @@ def test_runs_side_by_side_stay_there_with_their_images(options, tmp_path, monke
     )
     request.getfixturevalue("elsewhere")
     experiment.run_all(runs, until=1)
-    for there, here in zip(experiment.run_all(runs), expected, strict=True):
-        assert (there.provenance["together"], there.provenance["engine"]) == (2, "resident")
-        assert there.provenance["resumed"] == 1
-        found, values = there.measures["mean"].to_numpy(), here.measures["mean"].to_numpy()
-        assert found == pytest.approx(values, rel=1e-3, abs=1e-4)
+    for record, reference in zip(experiment.run_all(runs), expected, strict=True):
+        assert (record.provenance["together"], record.provenance["engine"]) == (2, "resident")
+        assert record.provenance["resumed"] == 1
+        means = reference.measures["mean"].to_numpy()
+        assert record.measures["mean"].to_numpy() == pytest.approx(means, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(("side", "algorithm", "regulariser"), GRADIENTS)
@@ -115,27 +117,27 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
     options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
     if regulariser == "random":
         options["other"] = random_directions(1, flatten(net).numel(), 0).float()
-    here = meta_gradient(net, tasks, 0.1, 2, **options)
+    expected = meta_gradient(net, tasks, 0.1, 2, **options)
     with second_device() as device:
-        other = copy.deepcopy(net).to(device)
-        other.zero_grad()
+        moved = copy.deepcopy(net).to(device)
+        moved.zero_grad()
         if regulariser == "random":
             options["other"] = options["other"].to(device)
-        there = meta_gradient(other, tasks.to(device), 0.1, 2, **options)
-        assert there.losses.device == device
-        torch.testing.assert_close(there.losses.cpu(), here.losses)
-        for mine, theirs in zip(other.parameters(), net.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad.cpu(), theirs.grad, rtol=1e-3, atol=1e-5)
+        outcome = meta_gradient(moved, tasks.to(device), 0.1, 2, **options)
+        assert outcome.losses.device == device
+        torch.testing.assert_close(outcome.losses.cpu(), expected.losses)
+        for weight, reference in zip(moved.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(weight.grad.cpu(), reference.grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", portraits.KINDS)
 def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, monkeypatch, request):
     monkeypatch.setattr(portrait, "PRODUCTS", 6)
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
-    here = portraits.portrait(kind, TINY, "cpu")
-    here.path.unlink()
+    on_cpu = portraits.portrait(kind, TINY, "cpu")
+    on_cpu.path.unlink()
     request.getfixturevalue("elsewhere")
-    expected = numbers(here.values)
+    expected = numbers(on_cpu.values)
     assert numbers(portraits.portrait(kind, TINY).values) == pytest.approx(
         expected, rel=1e-2, abs=1e-2
     )
@@ -149,14 +151,14 @@ def test_the_bench_compares_there_and_leaves_the_network_there():
     exact = peers.exact_gradient(net, tasks, settings)
     assert norm > 0 and exact.norm() > 0
     with second_device() as device:
-        net, there = copy.deepcopy(net).to(device), tasks.to(device)
+        net = copy.deepcopy(net).to(device)
+        tasks = tasks.to(device)
         plain = peers.plain_net(net)
-        assert peers.exact_norm(plain, there.support_x[0], there.support_y[0]) == pytest.approx(
-            norm
-        )
-        torch.testing.assert_close(peers.exact_gradient(net, there, settings), exact)
+        moved_norm = peers.exact_norm(plain, tasks.support_x[0], tasks.support_y[0])
+        assert moved_norm == pytest.approx(norm)
+        torch.testing.assert_close(peers.exact_gradient(net, tasks, settings), exact)
         peer, *_ = peers.PEERS[bench_timing.BASE]
-        peer(plain, there, settings.inner_lr, settings.inner_steps, False)
+        peer(plain, tasks, settings.inner_lr, settings.inner_steps, False)
         torch.testing.assert_close(
             peers.gradient(plain).cpu().double(), exact, rtol=1e-3, atol=1e-5
         )

@@ -63,7 +63,7 @@ def test_page_is_light(built):
 
 
 def test_no_large_script_holds_up_the_first_paint(built):
-    """A script in a page's head without `defer` does, and a formula that a script must set waits even longer."""
+    """A script in a page's head without `defer` does; a formula set by a script waits longer."""
     holding = named(built, "head script[src]:not([defer], [async], [type=module])")
     assert sum(path.stat().st_size for path in holding) < HELD_UP, [path.name for path in holding]
     assert not re.search("mathjax|katex", str(built[1].head), re.IGNORECASE)
