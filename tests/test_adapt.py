@@ -1,4 +1,4 @@
-"""Evidence, in float64: finite differences; plain torch.func with autograd; `higher` run on one task at a time."""
+"""The inner loop in float64: finite differences, plain autograd, `higher` on one task at a time."""
 
 import gc
 import platform
@@ -35,7 +35,7 @@ def meta_gradient(net, tasks, lr, steps, **options) -> torch.Tensor:
 
 
 def one_at_a_time(net, tasks, lr, steps, first_order=False, adapt_norm=True) -> torch.Tensor:
-    """The meta-gradient by `higher` as its documentation has it: a context a task, on a net of torch's layers."""
+    """The meta-gradient by `higher` as documented: a context per task, a net of torch's layers."""
     reference = Reference(net)
     names = [name for name, _ in reference.named_parameters()]
     adapted = [
@@ -198,7 +198,7 @@ def test_errors_name_the_value(lr, steps, named):
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_memory_stays_flat_over_many_contexts(first_order):
-    """`higher` leaves cycles of classes and functions: the collector frees them all, and they hold no tensors."""
+    """`higher` leaves cycles of objects: the collector frees them all, and they hold no tensors."""
     net = ConvNet((1, 8, 8), ways=2, filters=2)
     tasks = make_tasks(1, (1, 8, 8), ways=2, queries=1, dtype=torch.float32)
 

@@ -1,4 +1,4 @@
-"""Evidence: finite differences (gradcheck, gradgradcheck) and torch's conv2d, unfold and batch_norm, in float64."""
+"""The kernels in float64: finite differences, and torch's conv2d, unfold and batch_norm."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Switches of what is done for speed; and what TF32 does to a gradient, rounded in software against float64."""
+"""Features for speed and their switches; and the error of TF32, in software, against float64."""
 
 import copy
 from dataclasses import replace
@@ -61,10 +61,10 @@ def test_precision_is_put_back(monkeypatch):
 def test_rounding_by_hand():
     """Beside 1, TF32's next number is 1 + 2**-10."""
     step = 2.0**-10
-    given = torch.tensor([1.0, 1 + 0.4 * step, 1 + 0.6 * step, -1 - 0.6 * step, 3e-5, 0.0])
-    found = rounded(given)
-    assert found[:4].tolist() == [1.0, 1.0, 1 + step, -1 - step] and found[5] == 0
-    assert ((found - given).abs() <= given.abs() * step / 2).all()
+    numbers = torch.tensor([1.0, 1 + 0.4 * step, 1 + 0.6 * step, -1 - 0.6 * step, 3e-5, 0.0])
+    nearest = rounded(numbers)
+    assert nearest[:4].tolist() == [1.0, 1.0, 1 + step, -1 - step] and nearest[5] == 0
+    assert ((nearest - numbers).abs() <= numbers.abs() * step / 2).all()
     a, b = torch.rand(2, 30, 30, generator=torch.Generator().manual_seed(0))
     with TF32():
         product = a @ b
@@ -74,10 +74,12 @@ def test_rounding_by_hand():
 
 @pytest.mark.parametrize("order", ["maml", "fomaml"])
 def test_tf32_is_not_harmless(order):
-    """An untrained network, printed characters, the paper's 20-way setting: 5 % off at least, where float32 is exact.
+    """The gradient is at least 5 % off where float32 is exact.
 
-    So it is off unless asked for. Batch norm divides by the deviation of what it is given, which
-    early on is small beside the products that it is the difference of.
+    An untrained network, printed characters, the paper's 20-way setting.
+
+    So TF32 is off by default. Batch norm divides by the deviation of its inputs. Early on that is
+    small, a difference of products that are large.
     """
     settings = preset("paper", "glyphs", 20, algorithm=order)
     tasks = sample_tasks(

@@ -1,6 +1,6 @@
-"""Compiled chains against the same ones as written, in float64; and what happens where nothing can be compiled.
+"""Compiled chains against the same chains uncompiled, in float64; and a compiler that fails.
 
-The compiler itself is tried on a GPU, in `test_gpu.py`.
+`test_gpu.py` tries the compiler itself, on a GPU.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def test_compiled_chains_give_the_gradient_that_they_give_as_written(fresh, monk
     expected = gradient(28)
     assert not compiled
     with fusing.fused(True):
-        found = gradient(28)
+        fused_gradient = gradient(28)
     assert {name.rstrip("0123456789") for name in compiled} == {
         "_patches_",
         "_overlap_add_",
@@ -52,14 +52,14 @@ def test_compiled_chains_give_the_gradient_that_they_give_as_written(fresh, monk
         "_norm_gradient_",
         "_norm_second_traced_",
     }
-    assert (found - expected).norm() < 1e-12 * expected.norm()
+    assert (fused_gradient - expected).norm() < 1e-12 * expected.norm()
     assert not capsys.readouterr().err
 
 
 def test_one_function_is_compiled_for_more_shapes_than_torch_compiles_one_code_object_for(
     fresh, monkeypatch
 ):
-    """At its limit, 8, torch runs a function as it is, without a word: the backend would not be called any more."""
+    """At its limit, 8, torch silently runs a function uncompiled, and does not call the backend."""
     honest, graphs = torch.compile, []
 
     def counted(graph, _):
@@ -91,6 +91,6 @@ def test_a_compiler_that_fails_is_named_once_and_done_without(fresh, monkeypatch
     expected = gradient(20)  # shapes that no other test has compiled
     with fusing.fused(True):
         assert torch.equal(gradient(20), expected)
-    said = capsys.readouterr().err
-    shown("A GPU cannot do what is done for speed", said)
-    assert len(said.splitlines()) == 1 and "no compiler;" in said
+    warning = capsys.readouterr().err
+    shown("A GPU cannot do what is done for speed", warning)
+    assert len(warning.splitlines()) == 1 and "no compiler;" in warning

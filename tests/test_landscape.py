@@ -34,7 +34,7 @@ def randn(generator, *shape):
 
 
 def quadratic(spectra, generator):
-    """Losses of given Hessian eigenvalues [T, P], in random directions for each task, and some parameters [T, P]."""
+    """Losses whose Hessians have given eigenvalues [T, P], in random directions, and parameters."""
     rotation, _ = torch.linalg.qr(
         randn(generator, len(spectra), spectra.shape[1], spectra.shape[1])
     )
@@ -47,12 +47,12 @@ def quadratic(spectra, generator):
     return loss, randn(generator, *spectra.shape)
 
 
-def relative_error(found, true):
-    return float(((found - true).abs() / true.abs()).max())
+def relative_error(value, true):
+    return float(((value - true).abs() / true.abs()).max())
 
 
 def conv_net(generator, dtype=torch.float64, tasks=3):
-    """A small ConvNet, its losses on random tasks, and a different set of parameters for each task."""
+    """Losses of a small ConvNet on random tasks, and different parameters [T, P] for each task."""
     torch.manual_seed(0)
     net = ConvNet((1, 28, 28), 3, filters=2).to(dtype)
     x, y = rand(generator, tasks, 6, 1, 28, 28).to(dtype), torch.arange(3).repeat(tasks, 2)
@@ -74,22 +74,19 @@ def test_hessian_norms_of_a_net_equal_its_dense_eigenvalues(generator):
     eigenvalues = dense_eigenvalues(lambda p: loss(p) * sign, params)
     # indefinite, its negative end the larger
     assert -eigenvalues[1, 0] > 1.1 * eigenvalues[1, -1] > 0
-    found = hessian_norms(lambda p: loss(p) * sign, params)
-    assert relative_error(found.norms, eigenvalues.abs().amax(1)) < TOL
-    assert relative_error(found.smallest[1], eigenvalues[1, 0]) < TOL
-    assert relative_error(found.largest[[0, 2]], eigenvalues[[0, 2], -1]) < TOL
-    assert torch.equal(found.norms, torch.maximum(found.smallest.abs(), found.largest.abs()))
-    assert (found.smallest >= eigenvalues[:, 0] - 1e-9).all() and (
-        found.largest <= eigenvalues[:, -1] + 1e-9
-    ).all()
-    assert found.products.max() < 40 < params.shape[1]
+    result = hessian_norms(lambda p: loss(p) * sign, params)
+    assert relative_error(result.norms, eigenvalues.abs().amax(1)) < TOL
+    assert relative_error(result.smallest[1], eigenvalues[1, 0]) < TOL
+    assert relative_error(result.largest[[0, 2]], eigenvalues[[0, 2], -1]) < TOL
+    assert torch.equal(result.norms, torch.maximum(result.smallest.abs(), result.largest.abs()))
+    assert (result.smallest >= eigenvalues[:, 0] - 1e-9).all()
+    assert (result.largest <= eigenvalues[:, -1] + 1e-9).all()
+    assert result.products.max() < 40 < params.shape[1]
     loss32, params32 = conv_net(torch.Generator().manual_seed(0), torch.float32)
     assert torch.allclose(params32.double(), params, atol=1e-6)
-    found32 = hessian_norms(lambda p: loss32(p) * sign.float(), params32)
-    assert (
-        found32.norms.dtype == torch.float64
-        and relative_error(found32.norms, eigenvalues.abs().amax(1)) < TOL
-    )
+    result32 = hessian_norms(lambda p: loss32(p) * sign.float(), params32)
+    assert result32.norms.dtype == torch.float64
+    assert relative_error(result32.norms, eigenvalues.abs().amax(1)) < TOL
 
 
 SPECTRA = {
@@ -114,9 +111,9 @@ SPECTRA = {
 def test_designed_spectra(name, scale, dtype, generator):
     spectra = torch.stack([scale * SPECTRA[name](rand(generator, 120)).double() for _ in range(3)])
     loss, params = quadratic(spectra, generator)
-    found = hessian_norms(loss, params.to(dtype))
-    assert relative_error(found.norms, spectra.abs().amax(1)) < TOL
-    assert (found.residuals <= TOL).all()
+    result = hessian_norms(loss, params.to(dtype))
+    assert relative_error(result.norms, spectra.abs().amax(1)) < TOL
+    assert (result.residuals <= TOL).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -124,22 +121,22 @@ def test_designed_spectra(name, scale, dtype, generator):
 def test_fewer_parameters_than_products(size, dtype, generator):
     spectra = randn(generator, 50, size)
     loss, params = quadratic(spectra, generator)
-    found = hessian_norms(loss, params.to(dtype))
-    assert relative_error(found.norms, spectra.abs().amax(1)) < TOL
-    assert found.products.max() <= size
+    result = hessian_norms(loss, params.to(dtype))
+    assert relative_error(result.norms, spectra.abs().amax(1)) < TOL
+    assert result.products.max() <= size
 
 
 def test_zero_hessian_beside_others(generator):
     spectra = torch.stack([torch.zeros(50), torch.linspace(-2, 1, 50), torch.zeros(50)]).double()
     loss, params = quadratic(spectra, generator)
-    found = hessian_norms(loss, params)
-    assert found.norms[[0, 2]].tolist() == [0, 0] and found.residuals[[0, 2]].tolist() == [0, 0]
-    assert found.products[[0, 2]].tolist() == [1, 1]
-    assert relative_error(found.norms[1], torch.tensor(2.0)) < TOL
+    result = hessian_norms(loss, params)
+    assert result.norms[[0, 2]].tolist() == [0, 0] and result.residuals[[0, 2]].tolist() == [0, 0]
+    assert result.products[[0, 2]].tolist() == [1, 1]
+    assert relative_error(result.norms[1], torch.tensor(2.0)) < TOL
 
 
 def test_rounding_costs_no_products(generator):
-    """The eigenvalue 1 is found at once and must not come again while the other end, dense, takes its time."""
+    """The eigenvalue 1 converges at once and must not come again while the dense end converges."""
     spectra = torch.cat([torch.ones(1), torch.linspace(-1.0, 0.2, 399)])[None].double()
     loss, params = quadratic(spectra, generator)
     exact, rounded = hessian_norms(loss, params), hessian_norms(loss, params.float())
@@ -148,7 +145,7 @@ def test_rounding_costs_no_products(generator):
 
 
 def power_iteration(spectrum, start):
-    """The norm as commonly computed: until it changes by less than TOL from one product to the next."""
+    """The norm as commonly computed: until it changes by less than TOL between two products."""
     v, last = start / start.norm(), math.inf
     while True:
         w = spectrum * v
@@ -175,13 +172,13 @@ def lanczos_by_residual(spectrum, start):
 
 
 def test_convergence_that_power_iteration_and_residuals_only_claim(generator):
-    """One eigenvalue at 1 and five at 0.995: permuted, 200 Hessians for which the one start is 200 random starts."""
+    """One eigenvalue at 1 and five at 0.995; permuting 200 Hessians makes one start 200 starts."""
     bulk = torch.cat([torch.tensor([1.0] + 5 * [0.995]), 0.9 * rand(generator, 494) ** 8]).double()
     spectra = torch.stack([bulk[torch.randperm(500, generator=generator)] for _ in range(200)])
-    found = hessian_norms(
+    result = hessian_norms(
         lambda p: (spectra * p.square()).sum(1) / 2, torch.zeros(200, 500, dtype=torch.float64)
     )
-    missed = int((found.norms < 1 - TOL).sum())
+    missed = int((result.norms < 1 - TOL).sum())
     starts = [randn(generator, 500) for _ in spectra]
     missed_by_residual = sum(lanczos_by_residual(bulk, start) < 1 - TOL for start in starts)
     missed_by_power = sum(power_iteration(bulk, start) < 1 - TOL for start in starts)
@@ -199,39 +196,38 @@ def test_convergence_that_power_iteration_and_residuals_only_claim(generator):
 
 def test_tasks_do_not_mix(generator):
     loss, params = conv_net(generator)
-    found = hessian_norms(loss, params)
-    other = params.clone()
-    other[1] *= 1.5
-    changed = hessian_norms(loss, other)
-    assert relative_error(changed.norms[[0, 2]], found.norms[[0, 2]]) < 1e-9
-    assert relative_error(changed.norms[1], found.norms[1]) > 0.01
+    result = hessian_norms(loss, params)
+    moved = params.clone()
+    moved[1] *= 1.5
+    changed = hessian_norms(loss, moved)
+    assert relative_error(changed.norms[[0, 2]], result.norms[[0, 2]]) < 1e-9
+    assert relative_error(changed.norms[1], result.norms[1]) > 0.01
 
 
 def test_a_task_has_the_norm_and_the_products_that_it_has_alone(generator):
-    ends = torch.tensor(
-        [0.1, 0.9, 0.5, 0.99, 0.3], dtype=torch.float64
-    )  # the bulk's upper end below an eigenvalue of 1
+    # The bulk's upper end, below an eigenvalue of 1.
+    ends = torch.tensor([0.1, 0.9, 0.5, 0.99, 0.3], dtype=torch.float64)
     spectra = torch.cat([torch.ones(5, 1), ends[:, None] * rand(generator, 5, 200)], 1)
 
     def loss(params, rows=slice(None)):
         return (spectra[rows] * params.square()).sum(1) / 2
 
-    found = hessian_norms(loss, torch.zeros_like(spectra))
-    assert len(set(found.products.tolist())) == 5
+    result = hessian_norms(loss, torch.zeros_like(spectra))
+    assert len(set(result.products.tolist())) == 5
     for t in range(5):
         alone = hessian_norms(lambda p, t=t: loss(p, [t]), torch.zeros(1, 201, dtype=torch.float64))
-        assert alone.products == found.products[t]
+        assert alone.products == result.products[t]
         for name in ("norms", "smallest", "largest", "residuals"):
             assert float(getattr(alone, name)) == pytest.approx(
-                float(getattr(found, name)[t]), rel=1e-6
+                float(getattr(result, name)[t]), rel=1e-6
             )
 
 
 def test_more_products_than_the_first_basis_holds(generator):
     spectra = torch.linspace(0, 1, 400, dtype=torch.float64)[None]
     loss, params = quadratic(spectra, generator)
-    found = hessian_norms(loss, params, tol=1e-6)
-    assert found.products > 64 and relative_error(found.norms, torch.ones(1)) < 1e-6
+    result = hessian_norms(loss, params, tol=1e-6)
+    assert result.products > 64 and relative_error(result.norms, torch.ones(1)) < 1e-6
 
 
 def test_the_gradient_is_built_once_and_the_caller_left_as_it_was(generator):
@@ -239,10 +235,10 @@ def test_the_gradient_is_built_once_and_the_caller_left_as_it_was(generator):
     calls = []
     params.requires_grad_()
     with torch.no_grad():
-        found = hessian_norms(lambda p: calls.append(len(p)) or loss(p), params)
-    assert calls == [3] and params.grad is None and not found.norms.requires_grad
-    assert torch.equal(found.norms, hessian_norms(loss, params).norms)
-    assert relative_error(hessian_norms(loss, params, seed=1).norms, found.norms) < TOL
+        result = hessian_norms(lambda p: calls.append(len(p)) or loss(p), params)
+    assert calls == [3] and params.grad is None and not result.norms.requires_grad
+    assert torch.equal(result.norms, hessian_norms(loss, params).norms)
+    assert relative_error(hessian_norms(loss, params, seed=1).norms, result.norms) < TOL
 
 
 def test_errors_name_the_task_and_the_value(generator):
@@ -277,10 +273,8 @@ def pairs(vectors):
 @pytest.mark.parametrize("seed", range(10))
 def test_coherence_is_the_double_loop(seed):
     generator = torch.Generator().manual_seed(seed)
-    n, size = (
-        int(torch.randint(2, 12, (), generator=generator)),
-        int(torch.randint(1, 40, (), generator=generator)),
-    )
+    n = int(torch.randint(2, 12, (), generator=generator))
+    size = int(torch.randint(1, 40, (), generator=generator))
     vectors = randn(generator, n, size) + seed % 3 * randn(generator, size)
     rows = vectors.numpy()
     by_task = [np.mean([rows[i] @ rows[j] for j in range(n) if j != i]) for i in range(n)]
@@ -289,9 +283,8 @@ def test_coherence_is_the_double_loop(seed):
     units = vectors / vectors.norm(dim=1, keepdim=True)
     trajectory, dropped = trajectory_coherence(vectors)
     assert stat.mean == pytest.approx(pairs(vectors)) and stat.n == n
-    assert stat.median == pytest.approx(np.median(by_task)) and stat.std == pytest.approx(
-        np.std(by_task, ddof=1)
-    )
+    assert stat.median == pytest.approx(np.median(by_task))
+    assert stat.std == pytest.approx(np.std(by_task, ddof=1))
     assert trajectory.mean == pytest.approx(pairs(units)) and dropped == 0
     assert -1 / (n - 1) - 1e-9 <= trajectory.mean <= 1 + 1e-9
 
@@ -367,10 +360,8 @@ def test_summarise_is_numpy(n, generator):
     else:
         assert stat.std == pytest.approx(np.std(values, ddof=1), rel=1e-12)
         assert stat.sem == pytest.approx(stat.std / math.sqrt(n))
-    assert (
-        all(type(value) is float for value in (stat.mean, stat.median, stat.std, stat.sem))
-        and type(stat.n) is int
-    )
+    assert all(type(value) is float for value in (stat.mean, stat.median, stat.std, stat.sem))
+    assert type(stat.n) is int
 
 
 def test_nan_shows_in_every_statistic_and_too_few_tasks_in_those_they_are_too_few_for(generator):

@@ -1,4 +1,4 @@
-"""Measures of a network, each against a plain loop over tasks in float64; flatness against dense Hessians."""
+"""Measures of a network against a plain loop over tasks, in float64, and dense Hessians."""
 
 import numpy as np
 import pytest
@@ -33,16 +33,17 @@ def new_net(outputs=WAYS):
     return ConvNet((1, 28, 28), outputs, 3).double()
 
 
-def by_hand(net, tasks, one, lr, steps):
-    """Every measure of tasks, one task at a time from its own start, by autograd alone; rows of displacements."""
-    names, found = [name for name, _ in net.named_parameters()], {}
+def by_hand(net, tasks, starts, lr, steps):
+    """Means over tasks by autograd alone, task task at a time, and the vectors of all tasks."""
+    names = [name for name, _ in net.named_parameters()]
+    values_by_name = {}
     sizes = [p.numel() for p in net.parameters()]
     rows = {"displacement": [], "gradient": [], "uniform": []}
     for t in range(len(tasks)):
         shapes = [p.shape for p in net.parameters()]
         theta = [
             part.view(shape).clone().requires_grad_()
-            for part, shape in zip(one[t].split(sizes), shapes, strict=True)
+            for part, shape in zip(starts[t].split(sizes), shapes, strict=True)
         ]
 
         def forward(params, x):
@@ -75,10 +76,9 @@ def by_hand(net, tasks, one, lr, steps):
             "distance": rows["displacement"][-1].norm(),
         }
         for name, value in values.items():
-            found.setdefault(name, []).append(value.item())
-    return {name: np.mean(values) for name, values in found.items()}, {
-        k: torch.stack(v) for k, v in rows.items()
-    }
+            values_by_name.setdefault(name, []).append(value.item())
+    means = {name: np.mean(values) for name, values in values_by_name.items()}
+    return means, {name: torch.stack(vectors) for name, vectors in rows.items()}
 
 
 def pairs(rows):
@@ -89,19 +89,17 @@ def pairs(rows):
 
 @pytest.mark.parametrize("algorithm", ["maml", "finetune"])
 def test_measures_are_those_of_a_plain_loop(algorithm):
-    chosen = settings(algorithm=algorithm, shots=2, inner_steps=2, test_steps=2)
+    run_settings = settings(algorithm=algorithm, shots=2, inner_steps=2, test_steps=2)
     net, test, valid = new_net(WAYS if algorithm == "maml" else 11), tasks(2), tasks(2, seed=1)
-    found = measure(net, test, valid, chosen)
-    learner, theta = starting_points(net, chosen, TASKS, stream=0)
-    assert TASKS > task_stats.tasks_at_once(
-        torch.device("cpu")
-    )  # so that they are measured in chunks
-    expected, rows = by_hand(learner, test, theta, chosen.inner_lr, 2)
+    stats = measure(net, test, valid, run_settings)
+    learner, theta = starting_points(net, run_settings, TASKS, stream=0)
+    # so that they are measured in chunks
+    assert TASKS > task_stats.tasks_at_once(torch.device("cpu"))
+    expected, rows = by_hand(learner, test, theta, run_settings.inner_lr, 2)
     for name, value in expected.items():
-        assert found[name].mean == pytest.approx(value, rel=1e-7 if "accuracy" in name else 1e-9), (
-            name
-        )
-        assert found[name].n == TASKS
+        tolerance = 1e-7 if "accuracy" in name else 1e-9
+        assert stats[name].mean == pytest.approx(value, rel=tolerance), name
+        assert stats[name].n == TASKS
     moved = rows["displacement"] / rows["displacement"].norm(dim=1, keepdim=True)
     head = sum(p.numel() for p in learner.head.parameters())
     gradient, uniform = rows["gradient"], rows["uniform"]
@@ -115,15 +113,15 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
         "gradient_cosine": gradient / gradient.norm(dim=1, keepdim=True),
     }
     for name, vectors in coherences.items():
-        assert found[name].mean == pytest.approx(pairs(vectors), rel=1e-7, abs=1e-12), name
-    learner, theta = starting_points(net, chosen, TASKS, stream=1)
-    of_valid, _ = by_hand(learner, valid, theta, chosen.inner_lr, 2)
-    assert found["valid_accuracy"].mean == pytest.approx(of_valid["query_accuracy"], rel=1e-7)
+        assert stats[name].mean == pytest.approx(pairs(vectors), rel=1e-7, abs=1e-12), name
+    learner, theta = starting_points(net, run_settings, TASKS, stream=1)
+    of_valid, _ = by_hand(learner, valid, theta, run_settings.inner_lr, 2)
+    assert stats["valid_accuracy"].mean == pytest.approx(of_valid["query_accuracy"], rel=1e-7)
     squares = sum(
         float(value) ** 2 for block in net.blocks for value in block.weight.detach().flatten()
     )
-    assert found["body_norm"].mean == pytest.approx(squares**0.5)
-    assert found["head_norm"].mean == pytest.approx(
+    assert stats["body_norm"].mean == pytest.approx(squares**0.5)
+    assert stats["head_norm"].mean == pytest.approx(
         np.linalg.norm(net.head.weight.detach().numpy())
     )
 
@@ -138,51 +136,52 @@ def test_shares_of_coherence_add_up():
 
 
 def flatness_setup():
-    net, some = new_net(), tasks(1)[0:2]
+    net, two_tasks = new_net(), tasks(1)[0:2]
 
     def loss(params):
-        return losses(net, params, some.support_x, some.support_y)
+        return losses(net, params, two_tasks.support_x, two_tasks.support_y)
 
     return net, loss, flatten(net).detach().expand(2, -1)
 
 
 def test_adaptive_sharpness_is_the_norm_of_the_rescaled_dense_hessian():
-    """On a net of two tasks with parameters of their own; Hessians by torch, eigenvalues by numpy."""
+    """Two tasks with parameters of their own; Hessians by torch, eigenvalues by numpy."""
     _, loss, params = flatness_setup()
     params = params * torch.tensor([[1.0], [1.3]], dtype=torch.float64)
-    found = adaptive_sharpness(loss, params, tol=1e-6)
+    result = adaptive_sharpness(loss, params, tol=1e-6)
     for t in range(2):
         hessian = torch.autograd.functional.hessian(
             lambda p, t=t: loss(torch.stack([p, p]))[t], params[t]
         )
         rescaled = params[t][:, None] * hessian * params[t]
-        assert float(found.norms[t]) == pytest.approx(
+        assert float(result.norms[t]) == pytest.approx(
             np.abs(np.linalg.eigvalsh(rescaled)).max(), rel=1e-5
         )
 
 
 def test_flatness_is_measured_where_the_tasks_end():
-    """Both measures of flatness are means over dense Hessians, by torch, at the plain loop's adapted parameters."""
-    net, some, chosen = new_net(), tasks(1)[:2], settings(inner_lr=0.2)
-    found = measure(net, some, some, chosen)
+    """Both measures of flatness are means over dense Hessians, where the plain loop ends."""
+    net, two_tasks, run_settings = new_net(), tasks(1)[:2], settings(inner_lr=0.2)
+    stats = measure(net, two_tasks, two_tasks, run_settings)
     theta = flatten(net).detach().expand(2, -1)
-    ends = theta + by_hand(net, some, theta, chosen.inner_lr, 1)[1]["displacement"].detach()
+    _, vectors = by_hand(net, two_tasks, theta, run_settings.inner_lr, 1)
+    ends = theta + vectors["displacement"].detach()
     norms, sharpnesses = [], []
     for t in range(2):
-        one = some[t : t + 1]
+        task = two_tasks[t : t + 1]
         hessian = torch.autograd.functional.hessian(
-            lambda p, one=one: losses(net, p[None], one.support_x, one.support_y)[0], ends[t]
+            lambda p, task=task: losses(net, p[None], task.support_x, task.support_y)[0], ends[t]
         )
         norms.append(np.linalg.norm(hessian.numpy(), 2))
         sharpnesses.append(np.linalg.norm((ends[t][:, None] * hessian * ends[t]).numpy(), 2))
     # its tolerance is 1e-3
-    assert found["hessian_norm"].mean == pytest.approx(np.mean(norms), rel=2e-3)
-    assert found["adaptive_sharpness"].mean == pytest.approx(np.mean(sharpnesses), rel=2e-3)
-    assert found["hessian_norm"].n == 2
+    assert stats["hessian_norm"].mean == pytest.approx(np.mean(norms), rel=2e-3)
+    assert stats["adaptive_sharpness"].mean == pytest.approx(np.mean(sharpnesses), rel=2e-3)
+    assert stats["hessian_norm"].n == 2
 
 
 def test_adaptive_sharpness_ignores_the_scale_that_batch_norm_removes():
-    """Filters ten times larger: the same function up to batch norm's epsilon, and a different Hessian norm."""
+    """Filters ten times larger: the same function up to batch norm's epsilon, another norm."""
     net, loss, params = flatness_setup()
     before = (
         hessian_norms(loss, params).norms,
@@ -211,8 +210,8 @@ def test_mamls_starts_are_theta():
 
 @pytest.mark.parametrize("head", ["fresh", "shared", "zero"])
 def test_finetunings_heads(head):
-    net, chosen = new_net(11), settings(algorithm="finetune", test_head=head)
-    learner, theta = starting_points(net, chosen, 4, stream=0)
+    net, run_settings = new_net(11), settings(algorithm="finetune", test_head=head)
+    learner, theta = starting_points(net, run_settings, 4, stream=0)
     n_head = sum(p.numel() for p in learner.head.parameters())
     body = torch.cat([p.detach().flatten() for p in net.blocks.parameters()])
     assert learner.ways == WAYS and torch.equal(theta[:, :-n_head], body.expand(4, -1))
@@ -220,10 +219,9 @@ def test_finetunings_heads(head):
     different = len({tuple(row.tolist()) for row in heads})
     assert different == {"fresh": 4, "shared": 1, "zero": 1}[head]
     assert (heads == 0).all() == (head == "zero")
-    assert torch.equal(
-        starting_points(net, chosen, 6, stream=0)[1][:4], theta
-    )  # the same after each epoch
+    # the same after each epoch
+    assert torch.equal(starting_points(net, run_settings, 6, stream=0)[1][:4], theta)
     if head != "zero":
-        assert not torch.equal(starting_points(net, chosen, 4, stream=1)[1], theta)
+        assert not torch.equal(starting_points(net, run_settings, 4, stream=1)[1], theta)
         bound = 1 / np.sqrt(net.head.in_features)  # nn.Linear's own start
         assert heads.abs().max() <= bound and heads.abs().max() > 0.8 * bound

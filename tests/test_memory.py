@@ -1,4 +1,4 @@
-"""What a GPU's memory must hold, counted in software: by the kernels that a GPU takes, one task at the real size."""
+"""A GPU's memory, counted in software: by a GPU's kernels, for one task at the real size."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_the_count_is_right_where_it_can_be_done_by_hand():
 
 
 def test_five_seeds_of_every_cell_of_the_papers_grid_fit_a_card_of_24_gb():
-    """Memory grows with tasks: that of one, times the meta-batch, times five, and as much again for measuring."""
+    """Memory of one task, times the meta-batch, times five, and the memory for measuring."""
     assert len(CELLS) == 14
     for cell, settings in CELLS.items():
         net, tasks = one_task(settings, settings.queries)
@@ -75,7 +75,7 @@ def test_five_seeds_of_every_cell_of_the_papers_grid_fit_a_card_of_24_gb():
     ("dataset", "ways", "shots"), [("omniglot", 5, 1), ("omniglot", 20, 5), ("mini-imagenet", 5, 1)]
 )
 def test_measuring_a_task_takes_no_more_than_is_set_aside_for_it(dataset, ways, shots, monkeypatch):
-    """A Lanczos basis of 33 vectors is counted whole, although ten products are enough to see the peak."""
+    """A basis of 33 vectors is counted whole, although ten products are enough to see the peak."""
     settings = preset("paper", dataset, ways, shots)
     monkeypatch.setattr(hessian, "hessian_norms", few_products(hessian.hessian_norms))
     net, tasks = one_task(settings, settings.test_queries)

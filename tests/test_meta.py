@@ -1,4 +1,4 @@
-"""The meta-gradient of every algorithm and regulariser against autograd over a plain loop of tasks, in float64."""
+"""Meta-gradients of all algorithms and regularisers against autograd over a loop, in float64."""
 
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ def test_chunks_change_nothing(setup, first_order, chunk, regulariser):
 
 
 def _plain(params, x):
-    """The network once more, from torch's own convolution and a batch norm in primitives: derivatives of any order."""
+    """The network of torch's convolution and batch norm in primitives: any order of derivatives."""
     for weight, gamma, beta in zip(*[iter(params[:-2])] * 3, strict=True):
         x = F.conv2d(x, weight.permute(0, 3, 1, 2), stride=2, padding=1)
         centred = x - x.mean((0, 2, 3), keepdim=True)
@@ -66,7 +66,7 @@ def _plain(params, x):
     return F.linear(x.mean((2, 3)), *params[-2:])
 
 
-def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, other=None):
+def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, e=None):
     """Losses, moves and the meta-gradient, task by task, every derivative autograd's."""
     thetas, adapted = [], []
     theta = [p.detach().requires_grad_() for p in net.parameters()]
@@ -96,7 +96,7 @@ def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, other=None)
             move = -gamma * flat(torch.autograd.grad(omega, start, create_graph=True))
         elif regulariser == "random":
             d = u / u.norm()
-            across = other - (other @ d) * d
+            across = e - (e @ d) * d
             move = gamma * by_adapted.norm() * across / across.norm()
         else:
             move = -gamma * by_adapted if regulariser == "adapted" else torch.zeros_like(u)
@@ -119,19 +119,19 @@ def test_gradient_is_autograds(setup, order, regulariser):
     losses, moves, expected = _by_hand(
         net, tasks, first_order, regulariser, gamma, direction(net)[0]
     )
-    found, slopes = gradient(
+    outcome, slopes = gradient(
         net, tasks, first_order=first_order, regulariser=regulariser, gamma=gamma, chunk=2
     )
     assert (slopes - expected).norm() < 1e-9 * expected.norm()
-    assert torch.allclose(found.losses, losses, rtol=1e-10)
-    assert torch.allclose(found.moves, moves, rtol=1e-9, atol=1e-14)
+    assert torch.allclose(outcome.losses, losses, rtol=1e-10)
+    assert torch.allclose(outcome.moves, moves, rtol=1e-9, atol=1e-14)
     if regulariser != "none":  # and it does something
         _, plain = gradient(net, tasks, first_order=first_order)
         assert (slopes - plain).norm() > 1e-3 * plain.norm()
 
 
 def test_the_papers_move_in_closed_form_and_a_task_that_stays():
-    """In the plane, d = (1, 0) and d_mu = (0.5, 0.5): across is (0, 0.5), over r = 2, times gamma = 4."""
+    """With d = (1, 0) and d_mu = (0.5, 0.5): across is (0, 0.5), over r = 2, times gamma = 4."""
     start = torch.zeros(2, 2, dtype=torch.float64)
     adapted = torch.tensor([[2.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     moved = pull(adapted, start, torch.tensor([0.5, 0.5], dtype=torch.float64), 4.0)
@@ -161,17 +161,17 @@ def test_orders_differ(setup):
 
 
 def test_float32_is_as_exact_as_plain_float32():
-    """On printed characters, whose flat background and few edges are hard on variances: rounding, and no more."""
+    """On printed characters, whose flat background and few edges are hard on variances."""
     pool = image_sets.load_images("glyphs", "test")
     for seed in range(5):
         torch.manual_seed(seed)
         single, double = ConvNet((1, 28, 28), 5, 64), ConvNet((1, 28, 28), 5, 64).double()
         double.load_state_dict(single.state_dict())
         tasks = sample_tasks(pool, 2, 5, 1, 1, np.random.default_rng(seed))
-        _, found = gradient(single, tasks)
+        _, in_float32 = gradient(single, tasks)
         exact = replace(tasks, support_x=tasks.support_x.double(), query_x=tasks.query_x.double())
         _, expected = gradient(double, exact)
-        assert (found - expected).norm() < 1e-5 * expected.norm()
+        assert (in_float32 - expected).norm() < 1e-5 * expected.norm()
 
 
 CHUNKS = [
@@ -185,7 +185,7 @@ CHUNKS = [
 
 @pytest.mark.parametrize(("options", "chunk"), CHUNKS)
 def test_chunk_is_a_rule(options, chunk):
-    """By hand: 2**20 pixels over 784 times 10, 80, 40, 320, down to a power of two, never more than the batch."""
+    """By hand: 2**20 / 784 over 10, 80, 40, 320, down to a power of two, at most the batch."""
     assert chunk_size(preset("paper", "omniglot", **options), torch.device("cpu")) == chunk
 
 
@@ -194,7 +194,7 @@ def test_the_control_goes_no_further_than_the_regulariser_where_that_goes_nowher
     """One task is its own mean direction: there is nothing to turn to."""
     net, tasks = setup
     net.float()
-    one = Tasks(
+    single_task = Tasks(
         tasks.support_x[:1].float(),
         tasks.support_y[:1],
         tasks.query_x[:1].float(),
@@ -205,7 +205,8 @@ def test_the_control_goes_no_further_than_the_regulariser_where_that_goes_nowher
         lambda block: [torch.nn.init.normal_(p, std=0.3) for p in block.parameters(recurse=False)]
     )
     for name in ("adapted", "random"):
-        outcome, _ = gradient(net, one, regulariser=name, gamma=0.5, other=direction(net, seed))
+        options = {"regulariser": name, "gamma": 0.5, "other": direction(net, seed)}
+        outcome, _ = gradient(net, single_task, **options)
         assert float(outcome.moves) < 1e-4
 
 
@@ -217,9 +218,9 @@ RUNS = [("finetune", "none")] + [
 @pytest.mark.parametrize(("order", "regulariser"), RUNS)
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regulariser, chunk):
-    """Three runs with weights, tasks and directions of their own, in float64; chunks that do and do not divide."""
+    """Three runs with weights, tasks and directions of their own; chunks that divide or do not."""
     rng = np.random.default_rng(1)
-    nets, alone, losses, moves = [], [], [], []
+    nets, losses, moves, gradients = [], [], [], []
     x = torch.from_numpy(rng.random((9, 6, 1, 28, 28)))
     y = torch.arange(3).repeat(9, 2)
     tasks = Tasks(x[:, :3], y[:, :3], x, y)
@@ -233,28 +234,28 @@ def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regula
     for seed in range(3):
         torch.manual_seed(seed)
         nets.append(ConvNet((1, 28, 28), 3, filters=4).double())
-    others = torch.cat([direction(net, seed) for seed, net in enumerate(nets)])
+    directions = torch.cat([direction(net, seed) for seed, net in enumerate(nets)])
     theta = torch.stack([flatten(net).detach() for net in nets]).requires_grad_()
     for run, net in enumerate(nets):
         net.zero_grad()
-        chosen = slice(3 * run, 3 * run + 3)
+        rows = slice(3 * run, 3 * run + 3)
         if order == "finetune":
             losses.append(supervised_gradient(net, x[run], y[run]).view(1))
         else:
             outcome = meta_gradient(
-                net, tasks[chosen], 0.3, 2, **options, other=others[run : run + 1]
+                net, tasks[rows], 0.3, 2, **options, other=directions[run : run + 1]
             )
             losses.append(outcome.losses)
             moves.append(outcome.moves)
-        alone.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     if order == "finetune":
         together = supervised_gradient(nets[0], x[:3], y[:3], theta)
     else:
-        outcome = meta_gradient(nets[0], tasks, 0.3, 2, **options, other=others, theta=theta)
+        outcome = meta_gradient(nets[0], tasks, 0.3, 2, **options, other=directions, theta=theta)
         together = outcome.losses
         torch.testing.assert_close(outcome.moves, torch.cat(moves), rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(together, torch.cat(losses), rtol=1e-12, atol=0)
-    for mine, expected in zip(theta.grad, alone, strict=True):
+    for mine, expected in zip(theta.grad, gradients, strict=True):
         assert (mine - expected).norm() < 1e-12 * expected.norm()
 
 

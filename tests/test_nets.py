@@ -1,4 +1,4 @@
-"""Evidence: the same network of torch's own layers (nn.Conv2d, F.batch_norm, F.max_pool2d), with the same weights."""
+"""The network against one of torch's own layers (nn.Conv2d, F.batch_norm, F.max_pool2d)."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ SHAPES = [(1, 28, 28), (3, 32, 32), (3, 84, 84), (1, 9, 12)]
 
 
 def primitive_norm(x: Tensor) -> Tensor:
-    """Batch norm without gamma and beta, as mean, variance and rsqrt: right to any order of differentiation."""
+    """Batch norm as mean, variance and rsqrt, without gamma and beta: right to any order."""
     mean = x.mean((0, 2, 3), keepdim=True)
     return (x - mean) * ((x - mean).square().mean((0, 2, 3), keepdim=True) + 1e-5).rsqrt()
 
@@ -116,7 +116,7 @@ def test_many_tasks_at_once_are_each_task_alone(shape):
     }
     together = torch.func.functional_call(nets[0], params, (x,))
     torch.testing.assert_close(
-        together, torch.stack([net(one) for net, one in zip(nets, x, strict=True)])
+        together, torch.stack([net(images) for net, images in zip(nets, x, strict=True)])
     )
 
 

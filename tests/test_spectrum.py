@@ -34,7 +34,7 @@ def form(net):
 
 @pytest.fixture(scope="module")
 def everywhere(form):
-    """The quadrature from every axis of parameter space: its average over directions is exact, not an estimate."""
+    """The quadrature from every axis of parameter space: its average over directions is exact."""
     axes = torch.eye(form[1].shape[1], dtype=torch.float64)[:, None].expand(-1, TASKS, -1)
     return spectrum.quadrature(*form, axes, 30)
 
@@ -47,20 +47,19 @@ def test_moments_of_a_direction_are_those_of_the_dense_hessian(net):
     """The k nodes integrate powers below 2 k exactly: the sum of w theta^p is v H^p v."""
     loss, params, dense = net
     starts = random_starts(3, params)
-    found = spectrum.quadrature(loss, params, starts, 4)
-    assert (
-        found.nodes.shape == found.weights.shape == (TASKS, 3, 4) and found.size == params.shape[1]
-    )
+    quadrature = spectrum.quadrature(loss, params, starts, 4)
+    assert quadrature.nodes.shape == quadrature.weights.shape == (TASKS, 3, 4)
+    assert quadrature.size == params.shape[1]
     powered = starts.transpose(0, 1)[..., None]  # [T, V, P, 1]
     for power in range(8):
         true = (starts.transpose(0, 1) * powered[..., 0]).sum(-1)
         torch.testing.assert_close(
-            (found.weights * found.nodes**power).sum(-1), true, rtol=1e-9, atol=1e-12
+            (quadrature.weights * quadrature.nodes**power).sum(-1), true, rtol=1e-9, atol=1e-12
         )
         powered = dense[:, None] @ powered
     true = (starts.transpose(0, 1) * powered[..., 0]).sum(-1)
     # the first that is not exact
-    assert ((found.weights * found.nodes**8).sum(-1) < true * (1 - 1e-6)).all()
+    assert ((quadrature.weights * quadrature.nodes**8).sum(-1) < true * (1 - 1e-6)).all()
 
 
 def test_trace_and_squares_over_all_axes_are_the_dense_ones(net, everywhere):
@@ -74,15 +73,15 @@ def test_trace_and_squares_over_all_axes_are_the_dense_ones(net, everywhere):
 
 
 def test_trace_from_random_directions_is_as_far_off_as_theory_says(net, form):
-    """For v uniform on the sphere the variance of P v H v is 2 P^2 / (P (P + 2)) (tr H^2 - (tr H)^2 / P)."""
+    """On the sphere the variance of P v H v is 2 P^2 / (P (P + 2)) (tr H^2 - (tr H)^2 / P)."""
     (_, params, dense), n = net, 100
     size = params.shape[1]
     trace, squares = torch.einsum("tii->t", dense), dense.square().sum((1, 2))
     sigma = (2 * size / (size + 2) * (squares - trace**2 / size) / n).sqrt()
-    found = spectrum.quadrature(*form, random_starts(n, params), 2)
-    assert ((spectrum.moment(found, 1) - trace).abs() < 4 * sigma).all()
-    each = size * (found.weights * found.nodes).sum(-1)  # [T, V]
-    assert torch.allclose(each.std(1), sigma * n**0.5, rtol=0.5)
+    quadrature = spectrum.quadrature(*form, random_starts(n, params), 2)
+    assert ((spectrum.moment(quadrature, 1) - trace).abs() < 4 * sigma).all()
+    by_direction = size * (quadrature.weights * quadrature.nodes).sum(-1)  # [T, V]
+    assert torch.allclose(by_direction.std(1), sigma * n**0.5, rtol=0.5)
 
 
 def test_smoothed_density_is_the_dense_spectrums(net, form, everywhere):
@@ -94,10 +93,10 @@ def test_smoothed_density_is_the_dense_spectrums(net, form, everywhere):
     )
     normal = torch.distributions.Normal(eigenvalues[..., None], width)
     true = normal.log_prob(at.double()).exp().mean(1)
-    found = spectrum.density(everywhere, at, width)
-    assert (found - true).abs().max() < 1e-3 * true.max()
+    smoothed = spectrum.density(everywhere, at, width)
+    assert (smoothed - true).abs().max() < 1e-3 * true.max()
     assert torch.allclose(
-        torch.trapezoid(found, at.double(), dim=1),
+        torch.trapezoid(smoothed, at.double(), dim=1),
         torch.ones(TASKS, dtype=torch.float64),
         atol=1e-4,
     )
@@ -120,27 +119,24 @@ def test_counts_are_the_dense_spectrums(net, everywhere):
 def test_ends_and_outliers_are_the_dense_ones(net):
     loss, params, dense = net
     eigenvalues = torch.linalg.eigvalsh(dense)
-    found = spectrum.quadrature(loss, params, random_starts(2, params), 50)
+    quadrature = spectrum.quadrature(loss, params, random_starts(2, params), 50)
     torch.testing.assert_close(
-        spectrum.largest(found, 5), eigenvalues.flip(1)[:, :5], rtol=1e-6, atol=1e-9
+        spectrum.largest(quadrature, 5), eigenvalues.flip(1)[:, :5], rtol=1e-6, atol=1e-9
     )
     torch.testing.assert_close(
-        spectrum.smallest(found, 3), eigenvalues[:, :3], rtol=1e-6, atol=1e-9
+        spectrum.smallest(quadrature, 3), eigenvalues[:, :3], rtol=1e-6, atol=1e-9
     )
-    assert (
-        spectrum.outliers(found).tolist()
-        == (eigenvalues > -eigenvalues[:, :1]).sum(1).tolist()
-        != [0, 0]
-    )
+    above_bulk = (eigenvalues > -eigenvalues[:, :1]).sum(1).tolist()
+    assert spectrum.outliers(quadrature).tolist() == above_bulk != [0, 0]
 
 
 def test_float32_sees_the_same_spectrum(net):
     loss32, params32 = conv_net(torch.Generator().manual_seed(0), torch.float32, tasks=TASKS)
-    found = spectrum.quadrature(loss32, params32, random_starts(1, params32), 50)
+    quadrature = spectrum.quadrature(loss32, params32, random_starts(1, params32), 50)
     eigenvalues = torch.linalg.eigvalsh(net[2])
-    assert found.nodes.dtype == found.weights.dtype == torch.float64
+    assert quadrature.nodes.dtype == quadrature.weights.dtype == torch.float64
     torch.testing.assert_close(
-        spectrum.largest(found, 5), eigenvalues.flip(1)[:, :5], rtol=1e-4, atol=1e-4
+        spectrum.largest(quadrature, 5), eigenvalues.flip(1)[:, :5], rtol=1e-4, atol=1e-4
     )
 
 
@@ -159,41 +155,43 @@ def test_closed_krylov_spaces(name, dtype):
     spectra = SPECTRA[name].double().expand(TASKS, -1)
     loss, params = quadratic(spectra, torch.Generator().manual_seed(1))
     axes = torch.eye(40, dtype=torch.float64)[:, None].expand(-1, TASKS, -1)
-    found = spectrum.quadrature(loss, params.to(dtype), axes, 40)
+    quadrature = spectrum.quadrature(loss, params.to(dtype), axes, 40)
     near = 1e-4 if dtype == torch.float32 else 1e-9
-    assert (spectrum.largest(found, 1)[:, 0] - spectra.amax(1)).abs().max() <= near * 10
-    assert (spectrum.smallest(found, 1)[:, 0] - spectra.amin(1)).abs().max() <= near * 10
-    torch.testing.assert_close(spectrum.moment(found, 1), spectra.sum(1), rtol=near, atol=40 * near)
+    assert (spectrum.largest(quadrature, 1)[:, 0] - spectra.amax(1)).abs().max() <= near * 10
+    assert (spectrum.smallest(quadrature, 1)[:, 0] - spectra.amin(1)).abs().max() <= near * 10
+    torch.testing.assert_close(
+        spectrum.moment(quadrature, 1), spectra.sum(1), rtol=near, atol=40 * near
+    )
     at = torch.tensor([-0.9, 0.6, 1.5, 2.5, 5.5])
     true = (spectra[:, None] > at[:, None]).sum(2).double()
-    assert torch.allclose(spectrum.count_above(found, at), true, atol=40 * near)
+    assert torch.allclose(spectrum.count_above(quadrature, at), true, atol=40 * near)
     if name == "five outliers":
-        assert spectrum.outliers(found).tolist() == TASKS * [5]
-        assert (spectrum.largest(found, 5) - torch.arange(9, 4, -1)).abs().max() < near * 10
+        assert spectrum.outliers(quadrature).tolist() == TASKS * [5]
+        assert (spectrum.largest(quadrature, 5) - torch.arange(9, 4, -1)).abs().max() < near * 10
 
 
 def test_gauss_newton_part_is_the_dense_one():
-    """J^T (d2l/dz2) J with autograd's own Jacobian, and its own Hessian of the cross-entropy by the logits."""
+    """J^T (d2l/dz2) J with autograd's Jacobian and Hessian of the cross-entropy by the logits."""
     torch.manual_seed(0)
     net = ConvNet((1, 28, 28), 3, filters=2).double()
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(TASKS, 4, 1, 28, 28, generator=generator, dtype=torch.float64)
     params = flatten(net).detach() + 0.3 * randn(generator, TASKS, len(flatten(net)))
-    found = spectrum.gauss_newton(lambda p: logits(net, p, x), params)
-    assert found.shape == (TASKS, 4 * 2)
+    eigenvalues = spectrum.gauss_newton(lambda p: logits(net, p, x), params)
+    assert eigenvalues.shape == (TASKS, 4 * 2)
     for t in range(TASKS):
-        one = x[t : t + 1]
+        its_x = x[t : t + 1]
         jacobian = torch.autograd.functional.jacobian(
-            lambda p, one=one: logits(net, p[None], one).flatten(), params[t]
+            lambda p, its_x=its_x: logits(net, p[None], its_x).flatten(), params[t]
         )
-        z = logits(net, params[t : t + 1], one)[0].detach()
+        z = logits(net, params[t : t + 1], its_x)[0].detach()
         y = torch.tensor([0, 2, 1, 1])  # any labels
         outer = torch.autograd.functional.hessian(
             lambda z, y=y: F.cross_entropy(z.view(4, 3), y), z.flatten()
         )
         true = torch.linalg.eigvalsh(jacobian.T @ outer @ jacobian).flip(0)
-        torch.testing.assert_close(found[t], true[:8], rtol=1e-8, atol=1e-10)
-        assert true[8:].abs().max() < 1e-10 < found[t, -1]
+        torch.testing.assert_close(eigenvalues[t], true[:8], rtol=1e-8, atol=1e-10)
+        assert true[8:].abs().max() < 1e-10 < eigenvalues[t, -1]
 
 
 def test_gauss_newton_is_the_whole_hessian_of_a_linear_model():
@@ -205,8 +203,8 @@ def test_gauss_newton_is_the_whole_hessian_of_a_linear_model():
         return x @ p.unflatten(1, (5, 3))
 
     true = dense_eigenvalues(lambda p: F.cross_entropy(outputs(p)[0], y)[None], params)
-    found = spectrum.gauss_newton(outputs, params)
-    torch.testing.assert_close(found[:, :12], true.flip(1)[:, :12], rtol=1e-9, atol=1e-12)
+    eigenvalues = spectrum.gauss_newton(outputs, params)
+    torch.testing.assert_close(eigenvalues[:, :12], true.flip(1)[:, :12], rtol=1e-9, atol=1e-12)
 
 
 def test_refusals():

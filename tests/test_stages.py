@@ -1,4 +1,4 @@
-"""The numbers of portraits against plain evaluation: single points of grids and lines, `measure`, dense spectra."""
+"""The numbers of portraits against single points, `measure` and dense spectra."""
 
 import math
 from dataclasses import replace
@@ -21,11 +21,10 @@ TINY = preset(
 def both():
     """Two stages: a fresh network, and the same with other weights."""
     images = training.load_split(TINY, "train")
-    net, other = (training.new_network(replace(TINY, seed=seed), images) for seed in (0, 1))
+    nets = [training.new_network(replace(TINY, seed=seed), images) for seed in (0, 1)]
     tasks = experiment.meta_test_tasks(TINY)
-    return [
-        portrait.adapt_at_stage(TINY, epoch, one, tasks) for epoch, one in ((0, net), (3, other))
-    ]
+    epochs = zip((0, 3), nets, strict=True)
+    return [portrait.adapt_at_stage(TINY, epoch, net, tasks) for epoch, net in epochs]
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +48,11 @@ def test_stage_keeps_each_inner_step(both):
 
 
 def test_surfaces(both):
-    found = portrait.compute_surfaces(both)
-    at = found["at"]
-    reach = max(float(stage["paths"].abs().max()) for stage in found["stages"])
+    surfaces = portrait.compute_surfaces(both)
+    at = surfaces["at"]
+    reach = max(float(stage["paths"].abs().max()) for stage in surfaces["stages"])
     assert float(at[0]) == pytest.approx(portrait.BEYOND[0] * reach) and len(at) == portrait.DRAWN
-    for stage, drawn in zip(both, found["stages"], strict=True):
+    for stage, drawn in zip(both, surfaces["stages"], strict=True):
         moved = (stage.paths[-1, :2] - stage.paths[0, :2]).double()
         lengths, cosine = moved.norm(dim=1), torch.cosine_similarity(*moved, dim=0)
         (first, second) = drawn["paths"]
@@ -65,22 +64,23 @@ def test_surfaces(both):
         assert float(second[-1, 0] / second[-1].norm()) == pytest.approx(float(cosine), abs=1e-6)
         u = moved[0] / lengths[0]
         v = moved[1] - (moved[1] @ u) * u
-        one = stage.tasks[0:1]
+        task = stage.tasks[0:1]
         for i, j in ((0, 0), (7, 15), (18, 3)):
             point = (stage.paths[0, 0] + at[j] * u + at[i] * v / v.norm()).float()[None]
-            for name, x, y in (
-                ("support", one.support_x, one.support_y),
-                ("query", one.query_x, one.query_y),
-            ):
+            sets = [
+                ("support", task.support_x, task.support_y),
+                ("query", task.query_x, task.query_y),
+            ]
+            for name, x, y in sets:
                 true = float(losses(stage.net, point, x, y))
                 assert float(drawn[f"{name}_loss"][i, j]) == pytest.approx(true, rel=1e-4)
 
 
 def test_interpolations(both, measured):
-    found = portrait.compute_interpolations(both)
-    alpha = found["alpha"].tolist()
-    assert found["n"] == 5 and (alpha[0], alpha[-1]) == (-0.5, 2) and {0, 1} <= set(alpha)
-    for stage, drawn, stats in zip(both, found["stages"], measured, strict=True):
+    interpolations = portrait.compute_interpolations(both)
+    alpha = interpolations["alpha"].tolist()
+    assert interpolations["n"] == 5 and (alpha[0], alpha[-1]) == (-0.5, 2) and {0, 1} <= set(alpha)
+    for stage, drawn, stats in zip(both, interpolations["stages"], measured, strict=True):
         end = alpha.index(1)
         for name in ("support_loss", "query_loss"):
             assert float(drawn[name]["mean"][end]) == pytest.approx(stats[name].mean, rel=1e-5)
@@ -100,8 +100,8 @@ def test_spectra_against_dense_ones(both, monkeypatch):
     monkeypatch.setattr(portrait, "DIRECTIONS", 10)
     monkeypatch.setattr(portrait, "SPECTRUM_TASKS", 2)
     stage = both[0]
-    found = portrait.compute_spectra([stage])
-    (drawn,) = found["stages"]
+    spectra = portrait.compute_spectra([stage])
+    (drawn,) = spectra["stages"]
     x, y = stage.tasks.support_x.double(), stage.tasks.support_y
     net = training.new_network(TINY, training.load_split(TINY, "train")).double()
     theta = stage.paths[-1].double()
@@ -112,7 +112,7 @@ def test_spectra_against_dense_ones(both, monkeypatch):
         for t in range(2)
     ]
     true = torch.linalg.eigvalsh(torch.stack(dense))
-    assert found["n"] == 2 and found["size"] == true.shape[1]
+    assert spectra["n"] == 2 and spectra["size"] == true.shape[1]
     torch.testing.assert_close(drawn["largest"], true[:, -1], rtol=1e-3, atol=0)
     torch.testing.assert_close(drawn["smallest"], true[:, 0], rtol=1e-3, atol=0)
     torch.testing.assert_close(drawn["top"][:10], true.flip(1)[:, :10].mean(0), rtol=1e-3, atol=0)
@@ -121,11 +121,11 @@ def test_spectra_against_dense_ones(both, monkeypatch):
     assert ((drawn["trace"] - true.sum(1)).abs() < noise).all()
     assert ((drawn["squares"] / squares).log().abs() < 0.5).all()
     assert math.isclose(
-        float(torch.trapezoid(drawn["density"], drawn["density_at"])), found["size"], rel_tol=1e-2
+        float(torch.trapezoid(drawn["density"], drawn["density_at"])), spectra["size"], rel_tol=1e-2
     )
     for side, sign in (("above", 1), ("below", -1)):
-        at = int((found["counted"] - 0.3).abs().argmin())
-        count = (sign * true > found["counted"][at]).sum(1).double().mean()
+        at = int((spectra["counted"] - 0.3).abs().argmin())
+        count = (sign * true > spectra["counted"][at]).sum(1).double().mean()
         assert float(drawn[side][at]) == pytest.approx(float(count), rel=0.3)
     norms = hessian.hessian_norms(
         lambda p: losses(stage.net, p, stage.tasks[0:2].support_x, y[:2]), stage.paths[-1, :2]

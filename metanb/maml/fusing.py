@@ -1,7 +1,7 @@
-"""Chains of elementwise operations as one kernel each: `torch.compile` on a GPU, for training alone.
+"""Chains of elementwise operations as one kernel each: `torch.compile` on a GPU, for training.
 
-Eager PyTorch runs batch norm's gradient as a dozen kernels, each of which reads and writes whole
-activations. On a GPU memory is what they wait for. Compiled, a chain reads and writes once.
+Eager PyTorch runs batch norm's gradient as a dozen kernels, and each kernel reads and writes whole
+activations. On a GPU their speed is limited by memory. A compiled chain reads and writes once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from metanb.maml.engine import warn_without
 
 _active = False  # inside `fused`
-_failed = False  # a kernel could not be compiled: the process goes on without
+_failed = False  # a kernel could not be compiled: the process compiles no more
 
 
 def fusible(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A pure function of tensors that is compiled for each of its arguments' shapes inside `fused`, if it can be.
+    """Decorate a pure function of tensors: inside `fused` it is compiled for each set of shapes.
 
-    After the first failure to compile, on a GPU that nobody has tried or without a compiler, all
-    fusible functions run as they are.
+    After the first failure to compile, for example on an untried GPU or without a compiler, all
+    fusible functions run uncompiled.
     """
     variants: dict[Any, Callable[..., Any]] = {}
 
@@ -34,14 +34,15 @@ def fusible(function: Callable[..., Any]) -> Callable[..., Any]:
         global _failed
         if not _active or _failed:
             return function(*args)
-        shapes = tuple(_shape(argument) for argument in args)
+        shapes = tuple(_shape_and_type(argument) for argument in args)
         try:
             if shapes not in variants:
-                variants[shapes] = torch.compile(_copy(function, len(variants)), dynamic=False)
+                variant = _copy_function(function, len(variants))
+                variants[shapes] = torch.compile(variant, dynamic=False)
             return variants[shapes](*args)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # a compiler fails in ways of its own
+        except Exception as error:  # a compiler raises errors of many types
             _failed = True
             warn_without("compile", error)
             return function(*args)
@@ -50,30 +51,33 @@ def fusible(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def failed() -> bool:
-    """Whether a kernel could not be compiled, so that none is."""
+    """Return whether a kernel could not be compiled, so that none is compiled any more."""
     return _failed
 
 
 @contextmanager
 def fused(active: bool) -> Iterator[None]:
-    """Inside, `fusible` functions are compiled, if `active`."""
+    """Compile `fusible` functions inside the context, if `active`."""
     global _active
-    before, _active = _active, active
+    before = _active
+    _active = active
     try:
         yield
     finally:
         _active = before
 
 
-def _shape(argument: Any) -> Any:
+def _shape_and_type(argument: Any) -> Any:
+    """A tensor's shape and type; any other argument itself."""
     return (argument.shape, argument.dtype) if isinstance(argument, Tensor) else argument
 
 
-def _copy(function: Any, number: int) -> Any:
-    """The function with a code object of its own.
+def _copy_function(function: Any, number: int) -> Any:
+    """A copy of the function with a code object of its own.
 
-    torch compiles one code object for a few shapes only, and gives up without a word at the next.
-    The limit can be raised for the calling thread, but gradients are computed in another one.
+    torch compiles one code object for a few shapes only; for later shapes it silently compiles
+    nothing. The limit can be raised for the calling thread, but gradients are computed in another
+    thread.
     """
     code = function.__code__.replace(co_name=f"{function.__name__}_{number}")
     return FunctionType(

@@ -65,7 +65,7 @@ def max_pool(x: Tensor) -> Tensor:
 
 
 def linear(rows: Tensor, weight: Tensor) -> Tensor:
-    """Multiply each task's rows [T, K, P], which are constants, by its weight [T, O, P]: [T, K, O]."""
+    """Multiply each task's rows [T, K, P], as constants, by its weight [T, O, P]: [T, K, O]."""
     return _Linear.apply(rows, weight)
 
 
@@ -84,7 +84,7 @@ def moments(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _count_parts(a: Tensor, b: Tensor) -> int:
-    """Number of equal parts of the rows of a and b: 1 on a CPU, elsewhere enough for TILES tiles."""
+    """Number of equal parts of the rows: 1 on a CPU, elsewhere enough for TILES tiles."""
     if a.device.type == "cpu":
         return 1
     rows = a.shape[1]
@@ -108,7 +108,12 @@ def _patches(x: Tensor, stride: int) -> Tensor:
 
 
 def windows(padded: Tensor, stride: int) -> Tensor:
-    """Return a view of the 3x3 patches of padded [T, B, H + 2, W + 2, C]: [T, B, H', W', 3, 3*C]."""
+    """Return a view of the 3x3 patches of images with their padding: [T, B, H', W', 3, 3*C].
+
+    Args:
+        padded: [T, B, H + 2, W + 2, C].
+        stride: 1 or 2.
+    """
     padded = padded.contiguous()
     n_tasks, batch, height, width, channels = padded.shape
     task, image, row, column, _ = padded.stride()
@@ -419,8 +424,8 @@ _norm_second = fusible(_norm_second_traced)
 class _Pool(Function):
     """One pixel of each 2x2 window of x [N, H, W, C].
 
-    It is the maximum, or the pixel at a given index [N, C, H', W']. The second derivative of torch's
-    own max-pooling does not keep channels last, and later sums of the two layouts are slow.
+    It is the maximum, or the pixel at a given index [N, C, H', W']. The second derivative of
+    torch's own max-pooling does not keep channels last, and later sums of the two layouts are slow.
     """
 
     @staticmethod
