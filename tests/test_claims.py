@@ -191,7 +191,7 @@ def test_a_fall_is_that_of_the_second_half():
 
 @pytest.mark.parametrize("loosest", range(3))
 def test_the_finding_that_is_least_sure_sets_p(loosest):
-    """Each by scipy, of three runs' lines: both accuracies, the log Hessian norm; the largest p counts."""
+    """Each p by scipy, of three runs' lines: both accuracies, the log Hessian norm; the largest."""
     changes = [(-0.2, -0.21, -0.19), (-0.3, -0.31, -0.29), (-2.0, -2.1, -1.9)]
     changes[loosest] = tuple(2 * changes[loosest][0] * share for share in (0.25, 0.5, 0.75))
     runs = []
@@ -434,7 +434,7 @@ def test_orthogonality_of_a_baseline_that_does_not_work_is_not_testable(level, b
     ],
 )
 def test_orthogonal_has_the_larger_p_of_what_it_rests_on(ours, theirs, expected):
-    """Each p by scipy: finetuning is below 0.05 and, for *reproduced*, meta-training is above it."""
+    """Each p by scipy: finetuning is below 0.05; for *reproduced*, meta-training is above it."""
     runs = []
     for algorithm, levels in (("finetune", ours), ("maml", theirs)):
         for seed, level in enumerate(levels):
@@ -545,7 +545,7 @@ def measured_once(run, accuracy, error):
 
 
 def further_pairs(late, further, epochs=EPOCHS, error=0.0):
-    """Pairs of runs that differ by `late` points on the meta-test tasks, by `further` on 600 others."""
+    """Pairs of runs, `late` points apart on the meta-test tasks, `further` on 600 others."""
     runs = []
     for seed, gains_with in enumerate(zip(late, further, strict=True)):
         for gains, options in (

@@ -63,7 +63,7 @@ def test_interval_with_a_shared_error_is_the_wider_of_two():
 
 
 def drawn(rng, draws, errors, together):
-    """Errors of means over tasks, [draws, epochs]: the same within each half, the halves correlated."""
+    """Errors of means over tasks, [draws, epochs]: one per half, the halves correlated."""
     halves = rng.multivariate_normal([0, 0], [[1, together], [together, 1]], size=draws)
     return np.repeat(halves, len(errors) // 2, axis=1) * errors
 
@@ -126,7 +126,7 @@ def with_errors(effect, means, errors):
 @pytest.mark.parametrize("runs", [3, 5])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
 def test_shared_tasks_do_not_pass_for_an_effect(runs, share):
-    """Only the drawn tasks make changes: each side has at most 2.5 %, and over runs alone far more."""
+    """Only the drawn tasks make changes: each side has at most 2.5 %, over runs alone far more."""
     means, errors = shared_tasks(np.random.default_rng(11), 400, runs, share)
     for name, effect in EFFECTS.items():
         pairs = np.array(
@@ -147,7 +147,7 @@ def test_shared_tasks_do_not_pass_for_an_effect(runs, share):
 
 
 def test_an_effect_is_seen_all_the_same():
-    """A fall by a tenth, with errors over tasks of a twenty-fifth: five runs see it in most cells."""
+    """A fall by a tenth, with errors over tasks of a twenty-fifth, is seen in most cells."""
     means, errors = shared_tasks(np.random.default_rng(12), 200, 5, 0.5)
     means, errors = (values * np.linspace(1.0, 0.75, EPOCHS) for values in (means, errors))
     for name in ("trend", "change"):

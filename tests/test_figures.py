@@ -1,8 +1,10 @@
-"""Figures: the linked data are those drawn, words are there, the same drawing gives the same bytes."""
+"""Figures: linked data are those drawn, words are there, the same drawing gives the same bytes."""
 
 import base64
 import io
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -226,6 +228,16 @@ def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
     assert html.count('<th scope="row">') == 8 and 'href="page.html#c8"' in html
     legend = html.split("metanb-legend")[1]
     assert all(names[row.verdict] in legend for row in shown)
+
+
+def test_figures_and_rules_load_no_torch():
+    """In a process of its own: the tests' has torch in any case."""
+    modules = (
+        "figures.runs figures.portraits figures.ledger figures.tasks figures.style claims.rules"
+    )
+    imports = "; ".join(f"import metanb.{module}" for module in modules.split())
+    code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_drawing_twice_gives_the_same_bytes(runs):

@@ -546,7 +546,9 @@ def _make_row(
         count: number of runs or pairs, where it is not the cell's.
     """
     settings = cell[0].settings
-    reached = f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
+    reached = ""
+    if not cell[0].finished:
+        reached = f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
     return Row(
         claim=claim.name,
         variant=variant,
@@ -555,7 +557,7 @@ def _make_row(
         apart=_describe_differences(settings),
         algorithm=settings.algorithm,
         scale=scale_of(settings),
-        reached="" if cell[0].finished else reached,
+        reached=reached,
         effect=effect.mean,
         low=effect.low,
         high=effect.high,

@@ -126,7 +126,8 @@ def curves(
         >>> from metanb.runs.records import find_record
         >>> runs = [find_record(preset("quick", "omniglot", seed=seed)) for seed in range(5)]
         >>> figure = curves(runs, ["query_accuracy"], "accuracy", "See it rise.")
-        >>> print(figure.alt)
+        >>> figure.alt.split(". ")[1]
+        'query accuracy, MAML: from 0.59 after the first epoch to 0.822.'
     """
     data = long_table(runs, measures, label)
     sentences: list[str] = []
