@@ -40,7 +40,7 @@ GRADIENTS = [{"algorithm": "finetune"}] + [
 @pytest.mark.parametrize("runs", [1, 3])
 @pytest.mark.parametrize("options", GRADIENTS, ids=lambda one: "-".join(map(str, one.values())))
 def test_everything_on_gives_the_cpus_gradients_in_double_precision(options, runs, monkeypatch):
-    """Three in a row, so that the second and third are not those of the recording; the weights change between."""
+    """Three in a row: the second and third are not those of the recording; the weights change."""
     monkeypatch.setattr(cohorts, "scale_pixels", lambda pixels: scale_pixels(pixels).double())
     settings = [replace(SMALL, seed=seed, **options) for seed in range(runs)]
     on_cpu = new_cohort(settings, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Any module with weights per task, to second order, in float64, against a loop over tasks by autograd alone.
+"""Any module with weights per task, to second order, in float64, against a plain loop over tasks.
 
 The loop calls the module itself, task by task: no map, no `higher`, torch's own kernels.
 """
@@ -154,7 +154,7 @@ def test_plain_weights_are_the_module_itself():
 
 
 def test_a_mapped_gradient_of_batch_norm_is_wrong():
-    """Why the map is over `forward` alone. Should torch mend it, this fails: then say so in per_task.py."""
+    """Why the map is over `forward` alone. Should torch mend it, this test fails."""
     net, x = build("cnn, batch norm")
     names, weights = [name for name, _ in net.named_parameters()], starts(net)
 

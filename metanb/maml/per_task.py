@@ -7,7 +7,7 @@ map a gradient instead is silently wrong for batch norm, see the tests.) What ca
 
     attention           its fused kernels have no second derivative: the plain ones are used
     LSTM, GRU, RNN      one fused kernel each: refused
-    running statistics  in training mode they are updated in place, and tasks would share them: refused
+    running statistics  updated in place in training mode, and tasks would share them: refused
 """
 
 from __future__ import annotations
