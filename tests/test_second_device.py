@@ -61,11 +61,9 @@ def test_it_refuses_what_a_gpu_refuses():
         ):
             with pytest.raises(RuntimeError, match="same device"):
                 mixed()
-        # a scalar may come from the CPU
+        # a scalar may come from the CPU, and so may an index
         assert torch.equal((on_second * 2 + on_cpu.sum()).cpu(), on_cpu * 2 + 6)
-        assert torch.equal(
-            on_second[:, torch.tensor([1])].cpu(), on_cpu[:, :1]
-        )  # and so may an index
+        assert torch.equal(on_second[:, torch.tensor([1])].cpu(), on_cpu[:, :1])
 
 
 @pytest.mark.parametrize("options", RUNS, ids=lambda options: options["algorithm"])
