@@ -320,7 +320,8 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
     steps = _correlate_over_epochs(series, np.diff)
 
     # across runs, late in meta-training
-    r, p = 0.0, 1.0
+    r = 0.0
+    p = 1.0
     if len(cell) >= ACROSS:
         r, p = correlation(late_values(cell, "query_accuracy"), late_values(cell, claim.measure))
 

@@ -65,7 +65,8 @@ def interval(
     more_freedom = freedom * (with_tasks / runs_alone) ** 2 if runs_alone else np.inf
 
     # the wider interval and the larger p
-    half_width, p = 0.0, 0.0
+    half_width = 0.0
+    p = 0.0
     for variance, degrees in ((runs_alone, freedom), (with_tasks, more_freedom)):
         if variance:
             error = np.sqrt(variance)
