@@ -14,6 +14,7 @@ from typing import Any, TextIO, get_args
 
 import click
 
+from metanb.bench import units as bench_units
 from metanb.data import image_sets
 from metanb.files import DiskError
 from metanb.grids import definitions, progress
@@ -29,8 +30,6 @@ SHOWN_MEASURES = [
     "trajectory_coherence",
     "gradient_coherence",
 ]
-# the keys of bench.timing.UNITS, the Hessian norms, and the keys of bench.throughput.CELLS
-BENCH_UNITS = ["U1", "U2", "U3", "U4", "H", "R1", "R2"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,6 +53,15 @@ def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
             option = click.option(flag, type=type(field.default), help=help_text)
         command = option(command)
     return command
+
+
+_together_option = click.option(
+    "--together",
+    metavar="RUNS",
+    type=click.IntRange(min=1),
+    help="how many runs that differ only by seed train in one batch  "
+    "[default: 10 on a GPU, 1 on a CPU]",
+)
 
 
 @cli.command("train")
@@ -81,13 +89,7 @@ def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.File(),
     help="a file with a run's settings.json, or with a JSON list of several; -: standard input",
 )
-@click.option(
-    "--together",
-    metavar="RUNS",
-    type=click.IntRange(min=1),
-    help="how many runs that differ only by seed train in one batch  "
-    "[default: 10 on a GPU, 1 on a CPU]",
-)
+@_together_option
 @_add_settings_options
 def train_command(
     scale: Scale | None,
@@ -162,13 +164,7 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
     type=click.IntRange(min=1),
     help="processes at a time  [default: 2 on a CPU, 1 on a GPU]",
 )
-@click.option(
-    "--together",
-    metavar="RUNS",
-    type=click.IntRange(min=1),
-    help="how many runs that differ only by seed train in one batch  "
-    "[default: 10 on a GPU, 1 on a CPU]",
-)
+@_together_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
 @click.option(
     "--until",
@@ -417,7 +413,7 @@ def _read_parameters(
 @click.option(
     "--unit",
     "units",
-    type=click.Choice(BENCH_UNITS),
+    type=click.Choice(bench_units.ALL),
     multiple=True,
     help="may be repeated  [default: all; on a CPU all but R1 and R2]",
 )
@@ -445,16 +441,15 @@ def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Pat
     The other libraries come with the extra `bench`. Run nothing else on the machine meanwhile; on
     a CPU use one thread: OMP_NUM_THREADS=1.
     """
-    from metanb.bench import report, throughput, timing
+    from metanb.bench import benchmark, report
     from metanb.runs.machine import resolve_device
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
     torch_device = resolve_device(device)
-    cells = throughput.CELLS if torch_device.type == "cuda" else ()
-    result = report.run_benchmark(
-        list(units) or [*timing.UNITS, "H", *cells], repeats, torch_device
-    )
+    on_gpu = torch_device.type == "cuda"
+    default = [unit for unit in bench_units.ALL if on_gpu or unit not in bench_units.CELLS]
+    result = benchmark.run_benchmark(list(units) or default, repeats, torch_device)
     if result["timings"]:
         click.echo(report.timings_table(result).to_string(index=False))
     if result["rates"]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metanb.bench import peers, report, throughput
+from metanb.bench import benchmark, peers, report, throughput, units
 from metanb.bench import timing as bench_timing
 from metanb.settings import preset
 
@@ -23,8 +23,8 @@ def small(monkeypatch):
     strided = preset("paper", "omniglot", 3, filters=8, meta_batch=4, queries=2)
     strided = replace(strided, test_tasks=4)
     pooled = preset("paper", "mini-imagenet", 3, filters=4, meta_batch=2, queries=2, inner_steps=2)
-    monkeypatch.setattr(bench_timing, "UNITS", {"U1": ("small", strided), "U4": ("small", pooled)})
-    monkeypatch.setattr(bench_timing, "HESSIAN_TASKS", 3)
+    monkeypatch.setattr(units, "UNITS", {"U1": ("small", strided), "U4": ("small", pooled)})
+    monkeypatch.setattr(units, "HESSIAN_TASKS", 3)
 
 
 @pytest.mark.parametrize("unit", ["U1", "U4"])
@@ -33,30 +33,30 @@ def test_errors_tell_right_from_wrong(unit, first_order):
     timings = bench_timing.time_gradients(unit, first_order, 1, CPU, rate=1e11)
     by_name = {timing.candidate: timing for timing in timings}
     wrong = "torch.func vmap, F.batch_norm"
-    always = {bench_timing.OURS, bench_timing.BASE, "bare autograd loop, F.batch_norm", wrong}
+    always = {units.OURS, units.BASE, "bare autograd loop, F.batch_norm", wrong}
     assert always <= by_name.keys()
     for name, timing in by_name.items():
-        assert (timing.error64 > bench_timing.WRONG) == (name == wrong and not first_order), timing
+        assert (timing.error64 > units.WRONG) == (name == wrong and not first_order), timing
         assert timing.error < 1e-4 or name == wrong
         assert timing.ms > 0 and timing.ms_low <= timing.ms <= timing.ms_high
-    assert by_name[bench_timing.BASE].ratio == 1.0
+    assert by_name[units.BASE].ratio == 1.0
 
 
 def test_result_is_plain_and_readable(tmp_path):
-    result = report.run_benchmark(["U1", "H"], 1, CPU)
+    result = benchmark.run_benchmark(["U1", "H"], 1, CPU)
     report.write_result(result, tmp_path / "bench.json")
     table = report.timings_table(json.loads((tmp_path / "bench.json").read_text()))
     assert set(table.unit) == {"U1", "H"}
     assert result["measuring"] > 0
     assert result["best_gflops"] > 1 and result["environment"]["device"]
     errors = {(row["unit"], row["candidate"]): row["error"] for row in result["timings"]}
-    assert errors["H", bench_timing.OURS] < 2e-3
+    assert errors["H", units.OURS] < 2e-3
 
 
 def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
     """Rates follow from times, and twice the runs are twice the operations."""
     settings = preset("paper", "omniglot", 3, filters=8, meta_batch=4, test_tasks=4, test_queries=2)
-    monkeypatch.setattr(throughput, "CELLS", {"R1": ("small", settings)})
+    monkeypatch.setattr(units, "CELLS", {"R1": ("small", settings)})
     monkeypatch.setattr(throughput, "_matrix_rate", lambda *_: 1e9)
     monkeypatch.setattr(throughput, "_copy_rate", lambda *_: 1e9)
     rates = throughput.measure_rates("R1", CPU, 2, (1, 2))
@@ -75,7 +75,7 @@ def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
     assert 6 * forward < operations < 20 * forward
     assert traffic > 4 * 4 * 3 * 8 * sum(outputs)
     monkeypatch.setattr(throughput, "TOGETHER", (1,))
-    result = report.run_benchmark(["R1"], 1, CPU)
+    result = benchmark.run_benchmark(["R1"], 1, CPU)
     table = report.rates_table(json.loads(json.dumps(result)))
     assert list(table.runs) == [1] and list(table["times higher"]) == [""]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from metanb.bench import timing as bench_timing
+from metanb.bench import units
 from metanb.cli import cli
 from metanb.grids import definitions, hours
 from metanb.grids.definitions import Planned
@@ -264,9 +264,9 @@ def test_the_work_model_weighs_as_the_recorded_benchmark_within_a_third():
     path = Path(hours.__file__).parents[2] / "results" / "bench.json"
     ratios = []
     for timing in json.loads(path.read_text())["timings"]:
-        if timing["candidate"] == bench_timing.OURS and timing["unit"] in bench_timing.UNITS:
+        if timing["candidate"] == units.OURS and timing["unit"] in units.UNITS:
             algorithm = "maml" if timing["order"] == "second" else "fomaml"
-            unit = replace(bench_timing.UNITS[timing["unit"]][1], algorithm=algorithm)
+            unit = replace(units.UNITS[timing["unit"]][1], algorithm=algorithm)
             unmeasured = replace(unit, epoch_iterations=unit.iterations, test_tasks=2)
             ratios.append(minutes(Timings([]), unmeasured, CORE) / timing["ms"])
     assert len(ratios) == 8

@@ -6,8 +6,7 @@ import sys
 import nbformat
 import pytest
 
-from metanb.bench import throughput, timing
-from metanb.cli import BENCH_UNITS, main
+from metanb.cli import cli, main
 from tests.bad_days import shown
 
 
@@ -88,8 +87,9 @@ def test_judging_claims_loads_no_torch(code):
 
 
 def test_bench_offers_what_it_can_time():
-    """The command line names the units itself, because their module loads torch."""
-    assert BENCH_UNITS == [*timing.UNITS, "H", *throughput.CELLS]
+    """Meta-gradients, Hessian norms and whole iterations."""
+    (unit,) = [option for option in cli.commands["bench"].params if option.name == "units"]
+    assert list(unit.type.choices) == ["U1", "U2", "U3", "U4", "H", "R1", "R2"]
 
 
 def notebook(path, source):

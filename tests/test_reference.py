@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup
 from metanb.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("api", "api-runs")
+PAGES = ("api", "api-runs", "api-claims")
 LISTED = [
     name
     for page in PAGES

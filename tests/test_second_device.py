@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb.bench import peers
-from metanb.bench import timing as bench_timing
+from metanb.bench import peers, units
 from metanb.data.tasks import Tasks
 from metanb.landscape import portrait
 from metanb.landscape.lanczos import random_directions
@@ -155,7 +154,7 @@ def test_the_bench_compares_there_and_leaves_the_network_there():
         moved_norm = peers.exact_norm(plain, tasks.support_x[0], tasks.support_y[0])
         assert moved_norm == pytest.approx(norm)
         torch.testing.assert_close(peers.exact_gradient(net, tasks, settings), exact)
-        peer, *_ = peers.PEERS[bench_timing.BASE]
+        peer, *_ = peers.PEERS[units.BASE]
         peer(plain, tasks, settings.inner_lr, settings.inner_steps, False)
         torch.testing.assert_close(
             peers.gradient(plain).cpu().double(), exact, rtol=1e-3, atol=1e-5

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from metanb.bench import report, timing
+from metanb.bench import report, units
 from metanb.claims import rules
 from metanb.claims.cells import group_into_cells
 from metanb.claims.paper import PAPER_GAIN, PUBLISHED
@@ -253,23 +253,23 @@ def gradient_table(timings: pd.DataFrame, order: str) -> str:
     of_order = timings[timings.order == order]
 
     def format_cell(row: Any) -> str:
-        is_wrong = row.error64 > timing.WRONG
+        is_wrong = row.error64 > units.WRONG
         error = f" <br>**wrong by {row.error64:.2%}**" if is_wrong else ""
         return f"×\N{NO-BREAK SPACE}{row.ratio:.2f} ({row.ms:,.0f}\N{NO-BREAK SPACE}ms){error}"
 
     cells = {(row.candidate, row.unit): format_cell(row) for row in of_order.itertuples()}
     rows = [
-        [name, *(cells.get((name, unit), "–") for unit in timing.UNITS)]
+        [name, *(cells.get((name, unit), "–") for unit in units.UNITS)]
         for name in of_order.candidate.unique()
     ]
-    return markdown_table(["Candidate", *timing.UNITS], rows)
+    return markdown_table(["Candidate", *units.UNITS], rows)
 
 
 def speedup_over_best_peer(timings: pd.DataFrame, order: str) -> str:
     """How many times as fast metanb is as the fastest peer whose gradient is right, by unit."""
-    right = timings[(timings.order == order) & ~(timings.error64 > timing.WRONG)]
-    ours = right[right.candidate == timing.OURS].set_index("unit").ms
-    best = right[right.candidate != timing.OURS].groupby("unit").ms.min()
+    right = timings[(timings.order == order) & ~(timings.error64 > units.WRONG)]
+    ours = right[right.candidate == units.OURS].set_index("unit").ms
+    best = right[right.candidate != units.OURS].groupby("unit").ms.min()
     return ", ".join(f"{best[unit] / ms:.2f} ({unit})" for unit, ms in ours.items())
 
 
@@ -277,12 +277,14 @@ def benchmark_values() -> dict[str, str]:
     """Substitutions from the recorded benchmark, `results/bench.json`."""
     result = json.loads((ROOT / "results" / "bench.json").read_text())
     timings = pd.DataFrame(result["timings"])
-    gradients = timings[timings.unit != "H"]
-    ours = gradients[gradients.candidate == timing.OURS]
-    base = gradients[gradients.candidate == timing.BASE]
+    gradients = timings[timings.unit != units.HESSIANS]
+    ours = gradients[gradients.candidate == units.OURS]
+    base = gradients[gradients.candidate == units.BASE]
     table = report.timings_table(result)
-    hessian = table[table.unit == "H"][["candidate", "ms", "times as fast", "error, single"]]
-    units = [[name, text] for name, (text, _) in timing.UNITS.items()]
+    hessian = table[table.unit == units.HESSIANS][
+        ["candidate", "ms", "times as fast", "error, single"]
+    ]
+    unit_rows = [[name, text] for name, (text, _) in units.UNITS.items()]
     environment = result["environment"]
     origin = (
         f"Measured on {environment['date'][:10]} on {environment['device']} "
@@ -290,10 +292,10 @@ def benchmark_values() -> dict[str, str]:
         f"{result['clock']}, {result['repeats']} rounds."
     )
     return {
-        "bench_units": markdown_table(["Unit", "Setting"], units),
-        "bench_tasks": format_value(timing.HESSIAN_TASKS),
+        "bench_units": markdown_table(["Unit", "Setting"], unit_rows),
+        "bench_tasks": format_value(units.HESSIAN_TASKS),
         "bench_where": origin,
-        "bench_checked": format_value(timing.CHECKED_TASKS),
+        "bench_checked": format_value(units.CHECKED_TASKS),
         "bench_single": format_range(ours.error),
         "bench_single_base": format_range(base.error),
         "bench_measuring": f"{result['measuring']:.1%}",

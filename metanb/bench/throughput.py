@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from metanb.bench import units
 from metanb.data import image_sets
 from metanb.data.image_sets import ImageSet
 from metanb.labels import DATASETS
@@ -27,17 +28,8 @@ from metanb.landscape.measures import measure_together
 from metanb.maml.engine import Engine, choose_engine, precision
 from metanb.runs import cohorts, training
 from metanb.runs.checkpoint import State
-from metanb.settings import Settings, preset
+from metanb.settings import Settings
 
-CELLS: dict[str, tuple[str, Settings]] = {
-    "R1": ("Omniglot 20-way 1-shot, MAML", preset("paper", "omniglot", 20)),
-    "R2": (
-        "mini-ImageNet 5-way 1-shot, first-order MAML",
-        preset("paper", "mini-imagenet", algorithm="fomaml"),
-    ),
-}
-# cell -> the unit and the order of its meta-gradient in timing.py
-GRADIENTS = {"R1": ("U3", "second"), "R2": ("U4", "first")}
 TOGETHER = (1, 5, 10)  # runs side by side
 COMPARED = 5  # the number of runs at which each feature of the engine is switched once
 
@@ -47,7 +39,7 @@ class Rate:
     """How fast one cell trains.
 
     Attributes:
-        cell: key of CELLS.
+        cell: key of `units.CELLS`.
         runs: how many train side by side.
         change: the feature that differs from the default, such as "without graph" or "with tf32";
             "" for the default.
@@ -84,12 +76,12 @@ def measure_rates(
     On a GPU the engine's features are also switched one by one.
 
     Args:
-        cell: key of CELLS.
+        cell: key of `units.CELLS`.
         device: CPU or GPU.
         repeats: rounds of each; medians are given.
         together: numbers of runs. Features are switched at COMPARED runs, if that is among them.
     """
-    settings = CELLS[cell][1]
+    settings = units.CELLS[cell][1]
     measure_rate = partial(
         _measure_rate,
         cell,
@@ -127,7 +119,7 @@ def _measure_rate(
     """Time a number of runs with one engine.
 
     Args:
-        cell: key of CELLS.
+        cell: key of `units.CELLS`.
         runs: how many train side by side.
         engine: for all of them.
         change: how the engine differs from the default; "" if it does not.
@@ -136,7 +128,7 @@ def _measure_rate(
         work: operations and bytes of one run's gradient, see `_count_work`.
         copy_rate: of the device, bytes per second.
     """
-    settings = CELLS[cell][1]
+    settings = units.CELLS[cell][1]
     rounds, measuring_seconds, memory = _time_rounds(
         settings, runs, engine, device, repeats, measures=not change
     )

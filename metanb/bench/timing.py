@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from metanb.bench import peers
+from metanb.bench import peers, units
 from metanb.data import image_sets
 from metanb.data.tasks import Tasks, sample_tasks
 from metanb.labels import DATASETS
@@ -23,33 +23,7 @@ from metanb.maml.cuda_graph import Replayed
 from metanb.maml.inner_loop import adapt, losses
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import chunk_size, meta_gradient
-from metanb.settings import Settings, preset
-
-UNITS: dict[str, tuple[str, Settings]] = {
-    "U1": (
-        "Omniglot 5-way 1-shot, 32 tasks, 1 step, 1 query image per class",
-        preset("paper", "omniglot"),
-    ),
-    "U2": ("the same with 15 query images per class", preset("paper", "omniglot", queries=15)),
-    "U3": (
-        "Omniglot 20-way 1-shot, 16 tasks, 5 steps, 1 query image per class",
-        preset("paper", "omniglot", 20),
-    ),
-    "U4": (
-        "mini-ImageNet 5-way 1-shot, 4 tasks, 5 steps, 15 query images per class",
-        preset("paper", "mini-imagenet"),
-    ),
-}
-
-# Names of candidates; the peers' are keys of peers.PEERS and peers.HESSIAN_PEERS.
-OURS = "metanb"
-BASE = "higher, one task at a time"
-HESSIAN_BASE = "PyHessian, at most 20 iterations"
-VMAP = "torch.func vmap, own batch norm"
-
-HESSIAN_TASKS = 16
-CHECKED_TASKS = 6  # tasks per unit whose gradients are compared one by one
-WRONG = 1e-9  # relative error in float64 above which a gradient is wrong, not only rounded
+from metanb.settings import Settings
 
 # A network, and a call that leaves the meta-gradient in it.
 Candidate = tuple[torch.nn.Module, Callable[[], None]]
@@ -60,7 +34,7 @@ class Timing:
     """One candidate on one unit.
 
     Attributes:
-        unit: key of UNITS, or "H" for the Hessian norms.
+        unit: key of `units.UNITS`, or `units.HESSIANS`.
         order: "second" or "first" for meta-gradients, "" for Hessian norms.
         candidate: metanb or a peer.
         ms, ms_low, ms_high: median and quartiles of the time, milliseconds.
@@ -90,20 +64,20 @@ def time_gradients(
     unit: str, first_order: bool, repeats: int, device: torch.device, rate: float
 ) -> list[Timing]:
     """Time one meta-gradient of the unit by metanb and by every peer that is installed."""
-    settings = replace(UNITS[unit][1], algorithm="fomaml" if first_order else "maml")
+    settings = replace(units.UNITS[unit][1], algorithm="fomaml" if first_order else "maml")
     tasks = unit_tasks(settings, settings.meta_batch, device)
     net = _seeded_network(settings, tasks)
-    errors = _gradient_errors(net, tasks[:CHECKED_TASKS], settings)
+    errors = _gradient_errors(net, tasks[: units.CHECKED_TASKS], settings)
     candidates = _gradient_candidates(net, tasks, settings)
     calls = {name: call for name, (_, call) in candidates.items()}
     with FlopCounterMode(display=False) as counter:
-        calls[BASE]()
+        calls[units.BASE]()
     seconds = _time_in_turns(calls, repeats, device)
     operations = counter.get_total_flops()
     shares = {name: operations / np.median(times) / rate for name, times in seconds.items()}
     order = "first" if first_order else "second"
     return _summarise(
-        unit, order, seconds, BASE, errors[torch.float32], errors[torch.float64], shares
+        unit, order, seconds, units.BASE, errors[torch.float32], errors[torch.float64], shares
     )
 
 
@@ -151,7 +125,7 @@ def _gradient_candidates(net: ConvNet, tasks: Tasks, settings: Settings) -> dict
         peer(plain, tasks, lr, steps, first_order)
 
     candidates: dict[str, Candidate] = {
-        OURS: (net, partial(Replayed(compute_ours, device), *tasks.tensors()))
+        units.OURS: (net, partial(Replayed(compute_ours, device), *tasks.tensors()))
     }
     for name, (peer, norm, library, orders) in peers.PEERS.items():
         if peers.is_installed(library) and ("first" if first_order else "second") in orders:
@@ -165,12 +139,12 @@ def _cast_images(tasks: Tasks, dtype: torch.dtype) -> Tasks:
 
 
 def time_hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
-    """Time the Hessian norms of HESSIAN_TASKS adapted tasks of U1's shape.
+    """Time the Hessian norms of `units.HESSIAN_TASKS` adapted tasks of U1's shape.
 
     The relative error asked for is 1e-3, of peers that can be asked for one.
     """
-    settings = UNITS["U1"][1]
-    tasks = unit_tasks(settings, HESSIAN_TASKS, device)
+    settings = units.UNITS["U1"][1]
+    tasks = unit_tasks(settings, units.HESSIAN_TASKS, device)
     net = _seeded_network(settings, tasks)
     chunk = task_stats.tasks_at_once(device)
     params = adapt(net, tasks, settings.inner_lr, settings.inner_steps, first_order=True).detach()
@@ -196,7 +170,7 @@ def time_hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
     def compute_by_peer(peer: Callable[..., float]) -> list[float]:
         return [peer(*solution) for solution in solutions]
 
-    calls: dict[str, Callable[[], list[float]]] = {OURS: compute_ours}
+    calls: dict[str, Callable[[], list[float]]] = {units.OURS: compute_ours}
     for name, (peer, library) in peers.HESSIAN_PEERS.items():
         if peers.is_installed(library):
             calls[name] = partial(compute_by_peer, peer)
@@ -207,12 +181,12 @@ def time_hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
     }
     seconds = _time_in_turns(calls, repeats, device)
     unknown = dict.fromkeys(seconds, float("nan"))
-    return _summarise("H", "", seconds, HESSIAN_BASE, errors, unknown, unknown)
+    return _summarise(units.HESSIANS, "", seconds, units.HESSIAN_BASE, errors, unknown, unknown)
 
 
 def time_measuring(device: torch.device) -> float:
     """Seconds of one epoch's measures at U1's settings, on as many tasks as a run has."""
-    settings = UNITS["U1"][1]
+    settings = units.UNITS["U1"][1]
     shape = replace(settings, queries=settings.test_queries)
     test, valid = (unit_tasks(shape, settings.test_tasks, device) for _ in range(2))
     net = _seeded_network(settings, test)
