@@ -35,8 +35,7 @@ def write_synced(path: Path, content: bytes) -> None:
     """
     with open(path, "wb") as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+        _sync(stream)
 
 
 @contextmanager
@@ -58,8 +57,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with writing(path):
             with open(scratch, "wb") as stream:
                 yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
+                _sync(stream)
             os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -108,3 +106,9 @@ def locked(path: Path, name: str, patience: float = -1) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _sync(stream: BinaryIO) -> None:
+    """Wait until what was written is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
