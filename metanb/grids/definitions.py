@@ -1,7 +1,7 @@
 """The grids of runs as data: the runs that the results of each scale rest on."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -59,11 +59,8 @@ def base_runs(
         glyphs-5w1s-maml-s1-43c7d446
     """
     seeds = list(seeds)
-    return [
-        preset(scale, dataset, ways, shots, algorithm=algorithm, seed=seed)
-        for algorithm in algorithms
-        for seed in seeds
-    ]
+    cells = (preset(scale, dataset, ways, shots, algorithm=name) for name in algorithms)
+    return [settings for cell in cells for settings in _with_seeds(seeds, cell)]
 
 
 def few_class_runs(
@@ -116,8 +113,8 @@ def regularised_runs(
     """
     if gamma is None:
         gamma = GAMMA[5] if ways < 20 else GAMMA[20]
-    options: dict[str, Any] = {"algorithm": algorithm, "regulariser": regulariser, "gamma": gamma}
-    return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
+    options = {"algorithm": algorithm, "regulariser": regulariser, "gamma": gamma}
+    return _with_seeds(seeds, preset(scale, dataset, ways, shots, **options))
 
 
 def first_head_runs(
@@ -141,7 +138,7 @@ def first_head_runs(
         head_init: the initialisation, see `metanb.settings.Settings`.
     """
     options = {"algorithm": algorithm, "head_init": head_init}
-    return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
+    return _with_seeds(seeds, preset(scale, dataset, ways, shots, **options))
 
 
 def new_head_runs(
@@ -158,7 +155,7 @@ def new_head_runs(
         test_head: the head, see `metanb.settings.Settings`.
     """
     options = {"algorithm": "finetune", "test_head": test_head}
-    return [preset(scale, dataset, ways, shots, seed=seed, **options) for seed in seeds]
+    return _with_seeds(seeds, preset(scale, dataset, ways, shots, **options))
 
 
 def quick_grid() -> list[Planned]:
@@ -285,6 +282,11 @@ def select_runs(planned: Iterable[Planned], *patterns: str) -> list[Planned]:
             )
         selected |= dict.fromkeys(matched)
     return list(selected)
+
+
+def _with_seeds(seeds: Iterable[int], settings: Settings) -> list[Settings]:
+    """These settings with each of some seeds."""
+    return [replace(settings, seed=seed) for seed in seeds]
 
 
 def _plan(group: str, runs: Iterable[Settings]) -> list[Planned]:
