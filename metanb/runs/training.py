@@ -250,7 +250,7 @@ def _run_epoch(
             failures[state] = outcome
             continue
         state.epoch += 1
-        state.rows += _rows_of_epoch(state, outcome)
+        state.rows += _make_rows(state.settings, state.epoch, outcome)
         state.wall += wall
         state.cpu += cpu / len(cohort.states)
         state.shared += wall / len(cohort.states)
@@ -289,10 +289,9 @@ def _measure(
     return [outcome for i in members for outcome in _measure(cohort, theta, [i], test, valid)]
 
 
-def _rows_of_epoch(state: State, stats: dict[str, Stat]) -> list[dict[str, Any]]:
-    """The rows of a record for the state's epoch: one per measure."""
-    iteration = state.epoch * state.settings.epoch_iterations
-    place = {"epoch": state.epoch, "iteration": iteration}
+def _make_rows(settings: Settings, epoch: int, stats: dict[str, Stat]) -> list[dict[str, Any]]:
+    """The rows of a record for one epoch: one per measure."""
+    place = {"epoch": epoch, "iteration": epoch * settings.epoch_iterations}
     return [place | {"measure": name} | asdict(stat) for name, stat in stats.items()]
 
 
@@ -309,9 +308,8 @@ def record_run(settings: Settings, net: ConvNet, values: dict[str, Any]) -> reco
     """
     rows = list(values["rows"])
     if settings.final_tasks:
-        place = {"epoch": values["epoch"], "iteration": values["epoch"] * settings.epoch_iterations}
-        stat = _measure_final_accuracy(settings, net)
-        rows.append(place | {"measure": "final_accuracy"} | asdict(stat))
+        stats = {"final_accuracy": _measure_final_accuracy(settings, net)}
+        rows += _make_rows(settings, values["epoch"], stats)
     times = {
         "started": values["started"],
         "finished": values["saved"],
