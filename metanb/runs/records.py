@@ -24,7 +24,6 @@ import pandas as pd
 
 from metanb import files
 from metanb.runs import store
-from metanb.runs.store import checkpoint_path, run_of
 from metanb.settings import Settings, from_dict
 
 FILES = ("settings.json", "provenance.json", "measures.csv")
@@ -78,7 +77,7 @@ class Record:
 
         The checkpoint goes as well, because from it the same rows would be written again.
         """
-        return f"delete the folder and {checkpoint_path(self.settings.id)} to train it anew"
+        return f"delete the folder and {store.checkpoint_path(self.settings.id)} to train it anew"
 
     def upto(self, epochs: int) -> "Record":
         """The record as it was after an epoch, or as it is if it ends there or earlier."""
@@ -252,7 +251,7 @@ def put_record(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
         metanb.files.DiskError: the files cannot be written.
     """
     # Remove what a process left that was killed here.
-    for leftover in folder.glob(f".{run_of(name)}*"):
+    for leftover in folder.glob(f".{store.run_of(name)}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
     scratch = folder / f".{name}.new"
