@@ -4,4 +4,4 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
-from tests.browser import browser, page, served  # noqa: F401  fixtures
+from tests.support.browser import browser, page, served  # noqa: F401  fixtures

@@ -28,8 +28,8 @@ from metanb.maml import outer_loop
 from metanb.runs import checkpoint, experiment, records
 from metanb.runs import store as run_store
 from metanb.settings import preset
-from tests.bad_days import rows, shown
-from tests.test_main import call
+from tests.support.bad_days import rows, shown
+from tests.support.command_line import call
 
 TINY = {"filters": 4, "iterations": 2, "epoch_iterations": 1, "test_tasks": 4, "test_queries": 2}
 RUN, NEIGHBOUR = (preset("smoke", "glyphs", **TINY, seed=seed) for seed in (0, 1))
@@ -42,7 +42,7 @@ TRAIN = ["train", "--device", "cpu", *OPTIONS]
 def test_each_row_of_the_page_is_shown_by_a_test():
     calls = [
         node.args[0].value
-        for path in Path(__file__).parent.glob("test_*.py")
+        for path in Path(__file__).parent.rglob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "shown"
     ]

@@ -14,7 +14,7 @@ from metanb.maml.engine import Engine, choose_engine, precision
 from metanb.maml.fusing import fused
 from metanb.runs import cohorts, experiment, training
 from metanb.settings import REGULARISERS, preset
-from tests.cohorts import new_cohort
+from tests.support.cohorts import new_cohort
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 GPU = torch.device("cuda")

@@ -18,7 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Spelt in pieces, so that this file may name what no file may.
 REGISTRIES = [
@@ -242,4 +243,11 @@ def test_types():
     """The package's type hints, by mypy in strict mode; py.typed shows them to other projects."""
     assert (ROOT / "metanb" / "py.typed").is_file()
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_folders_import_downwards():
+    """By import-linter, as pyproject.toml says; figures, verdicts and settings load no torch."""
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

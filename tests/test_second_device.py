@@ -16,7 +16,7 @@ from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import meta_gradient
 from metanb.runs import experiment, portraits
 from metanb.settings import REGULARISERS, preset
-from tests.second_device import SECOND, Elsewhere, second_device
+from tests.support.second_device import SECOND, Elsewhere, second_device
 
 TINY = preset(
     "smoke",

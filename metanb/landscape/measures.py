@@ -216,7 +216,8 @@ def _bytes_per_task(net: ConvNet, starts: Tensor, tasks: Tasks) -> float:
     """Memory that measuring a task takes on a GPU, a generous estimate.
 
     It holds a Lanczos basis, a few copies of the query images' activations and patches, and more of
-    the support images', whose gradient is differentiated. `tests/test_memory.py` has exact counts.
+    the support images', whose gradient is differentiated. Exact counts:
+    `tests/landscape/test_memory.py`.
     """
     bytes_per_image = net.activations * starts.element_size()
     support = tasks.support_x.shape[1] * bytes_per_image

@@ -29,7 +29,7 @@ FEATURES = {
     "tf32": "training's matrix products round their factors to TF32; measures never do",
 }
 # Off by default: it changes an untrained network's meta-gradient by a twentieth or more, see
-# tests/test_engine.py.
+# tests/maml/test_engine.py.
 ON_REQUEST = ("tf32",)
 
 

@@ -1,0 +1,197 @@
+"""The numbers of the book's prose, on synthetic records whose verdicts are known."""
+
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metanb.claims import rules
+from metanb.claims.verdicts import Verdict
+from metanb.grids import definitions, hours
+from metanb.grids.definitions import Planned
+from metanb.runs.records import Record
+from metanb.settings import preset
+from tests.support.paths import ROOT
+from tests.support.records import TIME, cell, record
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import book_numbers
+
+
+def test_headline_counts_the_verdicts_of_the_papers_form():
+    rows = rules.judge(cell({"hessian_norm": np.exp(-TIME)}) + cell({}, algorithm="fomaml"))
+    c1 = [row for row in rows if row.claim == "C1"]
+    assert book_numbers.headline(c1) == "**reproduced** in 1 of 2; **not reproduced** in 1 of 2"
+    assert book_numbers.headline(c1, "first peak") == "not testable in any run so far"
+    more = [*c1, *(replace(row, verdict=Verdict.NO_CASE) for row in c1 if not row.variant)]
+    assert book_numbers.headline(more).endswith(
+        "; **not reproduced** in 1 of 2; not testable in 2 more"
+    )
+    assert (
+        book_numbers.headline([replace(row, verdict=Verdict.TOO_FEW) for row in c1])
+        == "not yet run"
+    )
+    assert "not testable" in book_numbers.headline(
+        [replace(row, verdict=Verdict.TOO_SHORT) for row in c1]
+    )
+
+
+def test_ledger_table_has_a_line_for_each_row_that_says_something():
+    rows = [
+        row
+        for row in rules.judge(cell({}) + cell({}, [0, 1], algorithm="fomaml"))
+        if row.claim == "C1"
+    ]
+    rows = [
+        *rows,
+        *(replace(row, verdict=Verdict.TOO_SHORT) for row in rows[:3]),
+    ]  # three forms, one of them the paper's, one not testable to begin with
+    lines = book_numbers.ledger_table(rows).splitlines()[2:]
+    assert len(lines) == 2 + 1 and all(
+        line.count("|") == 8 and "| quick |" in line and "](#c1)" in line for line in lines
+    )
+    assert book_numbers.ledger_table(rows[3:6]) == "No run is recorded yet."  # two runs only
+
+
+def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
+    """One row of C2 is turned; a later seed changes nothing, and a longer run is not compared."""
+    runs = cell({"support_loss": np.exp(-TIME)}) + [
+        run.upto(8) for run in cell({}, algorithm="fomaml")
+    ]
+    rows = [row for row in rules.judge(runs) if row.claim == "C2"]
+    columns = {
+        "claim": "C2",
+        "variant": "",
+        "runs": [" ".join(row.ids) for row in rows],
+        "verdict": "not reproduced",
+    }
+    before = pd.DataFrame(columns | {"reached": [row.reached for row in rows]})
+    text = book_numbers.rules_changed([*runs, record(7, {})], before)
+    assert text.startswith("Of 2 rows 1 turned.")
+    (line,) = text.splitlines()[4:]
+    where = "<small>MAML, Omniglot 5-way 1-shot, quick</small>"
+    assert line == f"| C2 | not reproduced | reproduced | 1 | {where} |"
+    longer = runs[:3] + cell({}, algorithm="fomaml")
+    assert book_numbers.rules_changed(longer, before).startswith("Of 1 rows 1 turned")
+    c4 = next(row for row in rules.judge(runs[:3]) if row.claim == "C4")
+    untestable = before.assign(
+        claim="C4", verdict="not testable: too few epochs after the best"
+    ).iloc[:1]
+    assert c4.verdict == Verdict.NO_CASE and before.runs[0] == " ".join(c4.ids)
+    said = book_numbers.rules_changed(runs, untestable)
+    assert said.startswith(
+        "Of 1 rows 0 turned. 1 more are not testable as they were, for another reason."
+    )
+
+
+def large(seed, accuracy, epochs):
+    run = record(
+        seed,
+        {},
+        filters=64,
+        meta_batch=32,
+        iterations=60_000,
+        epoch_iterations=500,
+        final_tasks=600,
+    )
+    run = run.upto(epochs)
+    final = {"epoch": epochs, "iteration": 500 * epochs, "measure": "final_accuracy"}
+    final |= {"mean": accuracy, "sem": 0.01 * (1 + seed), "n": 600}
+    return replace(run, measures=pd.concat([run.measures, pd.DataFrame([final])]))
+
+
+@pytest.mark.parametrize(("epochs", "reached"), [((10, 10), "5,000"), ((10, 8), "4,000 to 5,000")])
+def test_accuracy_stands_beside_the_published_one(epochs, reached):
+    runs = [large(seed, 0.98 + 0.01 * seed, epochs[seed]) for seed in range(2)]
+    (line,) = book_numbers.accuracy_table(runs + cell({})).splitlines()[2:]
+    accuracy = "98.5 % (98.0 to 99.0) | ± 3.9 | 2 | 600 | 98.7 %"
+    assert line == f"| Omniglot, 5-way 1-shot | MAML | {reached} | {accuracy} |"
+    (line,) = book_numbers.accuracy_table(runs[:1]).splitlines()[2:]
+    assert "| 98.0 % | ± 2.0 | 1 | 600 |" in line
+    assert book_numbers.accuracy_table(cell({})) == "No run at the paper's scale is recorded yet."
+    assert (
+        book_numbers.runs_by_scale(runs + cell({}))
+        == "3 runs at `quick` scale; 2 runs at `paper` scale, 2 of them stopped early"
+    )
+
+
+def timed(settings, seconds, device, epochs=120):
+    origin = {
+        "device": device,
+        "wall_seconds": seconds,
+        "cpu_seconds": seconds,
+        "resumed": 0,
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).isoformat(),
+    }
+    measures = pd.DataFrame({"epoch": range(epochs + 1)})
+    return Record(settings, measures, origin, Path(settings.id))
+
+
+def test_the_cost_of_the_paper_by_device(monkeypatch):
+    """Two runs of an hour share a GPU, one takes an hour of a core; the grid is their settings."""
+    maml = preset("paper", "omniglot", 20)
+    fomaml = replace(maml, algorithm="fomaml")
+    settings = [replace(plain, seed=seed) for plain in (maml, fomaml) for seed in range(4)]
+    planned = [Planned("a", run) for run in settings]
+    monkeypatch.setattr(definitions, "paper_grid", lambda: planned)
+    runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200") for seed in range(2)]
+    lines = book_numbers.cost_table([*runs, timed(fomaml, 3600.0, "AMD EPYC (AVX2)")]).splitlines()
+    assert lines[0].split("|")[-3:-1] == [" All 8 runs ", " Hours of the device "]
+    rows = {line.split("|")[1].split("<")[0].strip(): line.split("|")[2:-1] for line in lines[2:]}
+    assert list(rows) == [*hours.BANDWIDTH, hours.CORE]
+    h200, consumer, core = (
+        [value.strip() for value in rows[kind]]
+        for kind in ("NVIDIA H200", "NVIDIA GeForce RTX 4090", hours.CORE)
+    )
+    assert h200[:3] == ["2", "30 min", "unknown"] and h200[3].startswith("≈ ")
+    assert h200[4:] == ["over 2.0 h<br><small>4 of 8 runs unknown</small>", "over 2"]
+    scaled = hours.format_minutes(30 * 4.8 / 1.01)
+    assert consumer[:3] == ["2", f"≈ {scaled}", "unknown"] and consumer[5] == "over 10"
+    assert core[0] == "1" and core[1].startswith("≈ ") and "unknown" not in "".join(core)
+    assert core[4].startswith("≈ ") and core[5].startswith("≈ ")  # of one setting none was timed
+    nothing = book_numbers.cost_table([]).splitlines()[2].split("|")[2:-1]
+    assert {value.strip() for value in nothing} == {"unknown"}
+
+
+def test_what_runs_took_on_a_gpu_is_told_with_their_share():
+    maml = preset("paper", "omniglot", 20)
+    runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200", 10) for seed in range(2)]
+    (line,) = book_numbers.gpu_table(runs).splitlines()[2:]
+    assert line.endswith("| NVIDIA H200 | 2 | 5,000 | 60 min | 2.0 | 30 min | 6.0 h |")
+    assert len(book_numbers.gpu_table([timed(maml, 60.0, "AMD EPYC")]).splitlines()) == 2
+
+
+def test_best_peer_is_the_fastest_whose_gradient_is_right():
+    rows = [
+        ("metanb", "U1", 10.0, 1e-14),
+        ("slow", "U1", 40.0, 0.0),
+        ("right", "U1", 25.0, 1e-13),
+        ("wrong", "U1", 5.0, 1e-3),
+        ("metanb", "U4", 8.0, 0.0),
+        ("slow", "U4", 12.0, 0.0),
+    ]
+    timings = pd.DataFrame(rows, columns=["candidate", "unit", "ms", "error64"])
+    timings = pd.concat([timings.assign(order="second"), timings.assign(order="first", ms=1.0)])
+    assert book_numbers.speedup_over_best_peer(timings, "second") == "2.50 (U1), 1.50 (U4)"
+
+
+def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
+    runs = [large(seed, 0.9, epochs) for seed, epochs in enumerate((10, 10, 8))]
+    too_few = runs[:2]
+    too_short = [run.upto(2) for run in runs]
+    for unjudged in (too_few, too_short):
+        rows = rules.judge(unjudged)
+        assert book_numbers.paper_reach(unjudged, rows) == "of which none has a verdict yet"
+        missing = book_numbers.paper_missing(unjudged, rows)
+        assert "Omniglot 5-way 1-shot (MAML, first-order MAML, finetuning)" in missing
+        assert missing.count("the regulariser") == 1
+    rows = rules.judge(runs)
+    assert book_numbers.paper_reach(runs, rows) == "trained for 4,000 to 5,000 of 60,000 iterations"
+    assert "Omniglot 5-way 1-shot (first-order MAML, finetuning)" in book_numbers.paper_missing(
+        runs, rows
+    )

@@ -1,0 +1,431 @@
+"""The page "Explore the runs": its data, and the page in use.
+
+Evidence: the csv and json files of the records, read here by the standard library; in a real
+browser, what the page then says, and what its canvases hold.
+"""
+
+import csv
+import io
+import json
+import re
+from functools import cache
+from statistics import fmean
+
+import pytest
+
+from metanb.settings import from_dict
+from tests.support.browser import HTML, PHONE, address, tab
+from tests.support.paths import ROOT
+
+DATA = HTML / "_static" / "explorer-data.js"
+PAGE = "book/explore"
+NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
+# quick
+PLAIN = {
+    "filters": 32,
+    "regulariser": "none",
+    "head_init": "torch",
+    "test_head": "fresh",
+    "train_classes": 0,
+}
+
+
+@cache
+def recorded() -> dict[str, tuple[dict, dict]]:
+    """All records, by the run's id: settings, and the csv's rows by measure and epoch."""
+    runs = {}
+    for path in sorted((ROOT / "results").glob("*/measures.csv")):
+        with path.open() as file:
+            rows = {(row["measure"], int(row["epoch"])): row for row in csv.DictReader(file)}
+        settings = json.loads((path.parent / "settings.json").read_text())
+        runs[path.parent.name.partition("-to-")[0]] = settings, rows
+    return runs
+
+
+@cache
+def drawn() -> dict:
+    """The data of the built page."""
+    if not DATA.exists():
+        pytest.fail(f"{DATA} is not there: run `make book` first", pytrace=False)
+    return json.loads(DATA.read_text().removeprefix("window.METANB_RUNS=").rstrip(";\n"))
+
+
+def cell(**settings) -> list[str]:
+    """The ids of the runs at quick scale with these settings, and otherwise unchanged ones."""
+    wanted = PLAIN | settings
+    return [
+        run
+        for run, (has, _) in recorded().items()
+        if all(has[name] == value for name, value in wanted.items())
+    ]
+
+
+MAML = {"dataset": "omniglot", "ways": 5, "shots": 1, "algorithm": "maml"}
+
+
+def mean(runs: list[str], measure: str, epoch: int) -> float:
+    return fmean(float(recorded()[run][1][measure, epoch]["mean"]) for run in runs)
+
+
+def last(runs: list[str]) -> int:
+    return max(epoch for _, epoch in recorded()[runs[0]][1])
+
+
+# ---- The data
+
+
+def test_every_recorded_run_is_there_once():
+    ids = [run["id"] for cell in drawn()["cells"] for run in cell["runs"]]
+    assert sorted(ids) == sorted(recorded())
+
+
+def test_curves_are_those_of_the_records():
+    names = [measure["name"] for measure in drawn()["measures"]]
+    for cell in drawn()["cells"]:
+        for run in cell["runs"]:
+            rows = recorded()[run["id"]][1]
+            epochs = 1 + max(epoch for _, epoch in rows)
+            for name, means, errors in zip(names, run["means"], run["errors"], strict=True):
+                by_epoch = {epoch: row for (measure, epoch), row in rows.items() if measure == name}
+                values = [float(text) for text in means.split()]
+                sems = [float(text) for text in errors.split()]
+                assert len(values) == len(sems) == (epochs if by_epoch else 0)
+                for epoch, (value, sem) in enumerate(zip(values, sems, strict=True)):
+                    row = by_epoch.get(epoch, {"mean": "nan", "sem": "nan"})
+                    assert value == pytest.approx(float(row["mean"]), rel=5.1e-4, nan_ok=True)
+                    assert sem == pytest.approx(float(row["sem"]), rel=5.1e-2, nan_ok=True)
+                    if epoch in by_epoch:
+                        assert cell["iterations"][epoch] == int(row["iteration"])
+
+
+def test_every_measure_that_is_a_curve_is_there():
+    names = {measure["name"] for measure in drawn()["measures"]}
+    assert {measure for _, rows in recorded().values() for measure, _ in rows} - names == {
+        "final_accuracy"
+    }
+
+
+def test_runs_of_a_cell_differ_by_their_seeds_alone():
+    for cell in drawn()["cells"]:
+        settings = [recorded()[run["id"]][0] for run in cell["runs"]]
+        assert [run["seed"] for run in cell["runs"]] == [values["seed"] for values in settings]
+        assert len({from_dict(values).unseeded for values in settings}) == 1
+        assert cell["setting"] == f"{settings[0]['ways']}-way {settings[0]['shots']}-shot"
+    words = [
+        tuple(cell[key] for key in ("dataset", "setting", "scale", "algorithm", "variant"))
+        for cell in drawn()["cells"]
+    ]
+    assert len(set(words)) == len(words)  # so that a reader can tell any two cells apart
+
+
+def test_page_is_light_and_its_scripts_are_loaded_on_it_alone():
+    own = [DATA, *(HTML / "_static").glob("explorer*.*"), HTML / f"{PAGE}.html"]
+    assert DATA.stat().st_size < 450_000
+    assert sum(path.stat().st_size for path in set(own)) < 500_000
+    assert sum(path.stat().st_size for path in (HTML / "_static" / "uplot").iterdir()) < 150_000
+    assert [
+        path.stem for path in HTML.rglob("*.html") if re.search("explorer|uPlot", path.read_text())
+    ] == ["explore"]
+
+
+# ---- The page in use
+
+
+def numbers(text: str) -> list[float]:
+    return [float(digits.replace(",", "")) for digits in re.findall(rf"(?<![\w.-]){NUMBER}", text)]
+
+
+def summarised(page, name: str, measure: str) -> list[float]:
+    """The summary's numbers for a cell and a measure: first mean, last mean, iterations."""
+    sentence = page.locator("#explore-summary").inner_text().split(f"{measure}: ")[1]
+    (groups,) = re.findall(
+        rf"(?:^|; ){re.escape(name)} from ({NUMBER}) .*? to ({NUMBER}) after ({NUMBER}) ", sentence
+    )[:1]
+    return numbers(" ".join(groups))
+
+
+def table(page) -> dict[str, list[list[float]]]:
+    """The table under the curves: for each row its cells' numbers, mean, least and greatest."""
+    rows = page.locator("#explore-table tbody tr").all()
+    return {
+        row.locator("th").inner_text().strip(): [
+            numbers(td) for td in row.locator("td").all_inner_texts()
+        ]
+        for row in rows
+    }
+
+
+def spread(runs: list[str], measure: str, epoch: int) -> list[float]:
+    values = [float(recorded()[run][1][measure, epoch]["mean"]) for run in runs]
+    return [fmean(values), min(values), max(values)]
+
+
+def choice(page, name: str):
+    return page.get_by_role("combobox", name=name)
+
+
+def box(page, name: str):
+    return page.locator("#explore").get_by_role("checkbox", name=name, exact=True)
+
+
+def open_each(page) -> None:
+    page.locator("#explore-each summary").click()
+    page.locator("#explore-each tbody tr").first.wait_for()
+
+
+def close(values: list[float]):
+    return pytest.approx(values, rel=1e-3)
+
+
+def test_page_opens_from_a_file_with_curves_and_says_what_they_are(page):
+    page.goto(address(PAGE))
+    assert page.url.startswith("file:")
+    for algorithm, name in (("maml", "MAML"), ("fomaml", "first-order MAML")):
+        runs = cell(**MAML | {"algorithm": algorithm})
+        assert len(runs) >= 5
+        for measure, label in (
+            ("hessian_norm", "Hessian norm at adapted solutions"),
+            ("query_accuracy", "Query accuracy"),
+        ):
+            ends = [mean(runs, measure, 1), mean(runs, measure, last(runs)), 1800]
+            assert summarised(page, name, label) == close(ends)
+        row = table(page)[f"{name}: {len(runs)} runs"]
+        assert row == [
+            close(spread(runs, m, last(runs))) for m in ("hessian_norm", "query_accuracy")
+        ]
+    assert page.locator("#explore-panels canvas").count() == 2
+    assert page.locator("#explore-problem").is_hidden()
+
+
+def test_other_data_runs_and_measures_are_drawn_when_chosen(page):
+    page.goto(address(PAGE))
+    choice(page, "Data set").select_option("Glyphs")
+    box(page, "finetuning").check()
+    box(page, "MAML").uncheck()
+    choice(page, "First measure").select_option("Trajectory coherence")
+    choice(page, "Second measure").select_option("none")
+    rows = table(page)
+    assert list(rows) == ["first-order MAML: 5 runs", "finetuning: 5 runs"]
+    for algorithm, name in (("fomaml", "first-order MAML"), ("finetune", "finetuning")):
+        runs = cell(dataset="glyphs", algorithm=algorithm)
+        ends = [mean(runs, "trajectory_coherence", 1), mean(runs, "trajectory_coherence", 12), 1800]
+        assert summarised(page, name, "Trajectory coherence") == close(ends)
+        assert rows[f"{name}: 5 runs"] == [close(spread(runs, "trajectory_coherence", 12))]
+    assert page.locator("#explore-panels canvas").count() == 1
+    assert box(page, "log axis").first.is_disabled()  # coherence is not above 0
+
+
+def test_settings_that_set_a_cell_apart_and_kept_runs_can_be_compared(page):
+    page.goto(address(PAGE))
+    page.locator("#explore-cells summary").click()
+    box(page, "MAML, regulariser=adapted, gamma=1").check()
+    runs = cell(**MAML | {"regulariser": "adapted"})
+    name = "MAML, regulariser=adapted, gamma=1"
+    assert table(page)[f"{name}: {len(runs)} runs"][0] == close(spread(runs, "hessian_norm", 12))
+    page.get_by_role("checkbox", name="Keep the runs").check()
+    choice(page, "Setting").select_option("20-way 1-shot")
+    twenty = cell(**MAML | {"ways": 20})
+    five = cell(**MAML)
+    names = ["MAML (20-way 1-shot): 3 runs", "MAML (5-way 1-shot): 5 runs"]
+    assert len(table(page)) == 3 + 2
+    # where it ended
+    assert table(page)[names[0]][0] == close([*spread(twenty, "hessian_norm", 12), 1200])
+    assert table(page)[names[1]][0] == close(spread(five, "hessian_norm", 12))
+    page.get_by_role("slider", name="Iteration").press("Home")
+    assert table(page)[names[0]][0] == close(spread(twenty, "hessian_norm", 0))
+    assert table(page)[names[1]][0] == close(spread(five, "hessian_norm", 0))
+
+
+def test_keyboard_moves_through_the_epochs(page):
+    page.goto(address(PAGE))
+    slider, runs = page.get_by_role("slider", name="Iteration"), cell(**MAML)
+    assert slider.get_attribute("aria-valuetext") == "1,800 of 1,800"
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "0, untrained"
+    assert table(page)["MAML: 5 runs"][1] == close(spread(runs, "query_accuracy", 0))
+    slider.press("ArrowRight")
+    slider.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "300 of 1,800"
+    assert table(page)["MAML: 5 runs"][1] == close(spread(runs, "query_accuracy", 2))
+
+
+def test_pointing_at_a_run_shows_its_values_in_both_panels(page):
+    page.goto(address(PAGE) + "#show=query_accuracy,distance")
+    over = page.locator("#explore-plot0 .u-over")
+    over.scroll_into_view_if_needed()
+    area = over.bounding_box()
+    runs = {"MAML": cell(**MAML), "first-order MAML": cell(**MAML | {"algorithm": "fomaml"})}
+    accuracies = []
+    for y in range(0, int(area["height"]), 3):
+        page.mouse.move(area["x"] + area["width"] * 900 / 1800, area["y"] + y)
+        tips = [page.locator(f"#explore-plot{place} .tip") for place in (0, 1)]
+        if tips[0].is_hidden():
+            continue
+        name, seed = re.fullmatch(r"(.*), seed (\d+): .*", tips[0].inner_text()).groups()
+        rows = recorded()[runs[name][int(seed)]][1]
+        for tip, measure in zip(tips, ("query_accuracy", "distance"), strict=True):
+            row = rows[measure, 6]
+            (value, error) = numbers(tip.inner_text().split(": ")[1])
+            assert value == pytest.approx(float(row["mean"]), rel=1e-3)
+            assert error == pytest.approx(float(row["sem"]), rel=6e-2)
+        accuracies.append(float(rows["query_accuracy", 6]["mean"]))
+    assert len(set(accuracies)) >= 6  # ten runs, some as good as on top of each other
+    assert accuracies == sorted(accuracies, reverse=True)  # from the top to the bottom
+    assert (
+        page.get_by_role("slider", name="Iteration").get_attribute("aria-valuetext")
+        == "900 of 1,800"
+    )
+
+
+def test_address_keeps_the_view(browser, page):
+    page.goto(address(PAGE))
+    choice(page, "Setting").select_option("5-way 5-shot")
+    box(page, "finetuning").check()
+    choice(page, "Second measure").select_option("Gradient coherence")
+    box(page, "band, least to greatest run").uncheck()
+    box(page, "log axis").first.uncheck()
+    page.get_by_role("slider", name="Iteration").press("Home")
+    controls = (
+        "[...document.querySelectorAll('#explore select, #explore input')]"
+        ".map(e => [e.value, e.checked])"
+    )
+    kept = page.evaluate(controls), page.locator("#explore").inner_text(), page.url
+    with tab(browser) as second:
+        second.goto(page.url)
+        view = second.evaluate(controls), second.locator("#explore").inner_text(), second.url
+        assert view == kept
+        assert not second.watch.complaints
+    page.get_by_role("button", name="Start again").click()
+    assert choice(page, "Setting").input_value() == "5-way 1-shot"
+
+
+def test_a_link_may_name_any_run(page):
+    runs = cell(**MAML | {"ways": 20, "algorithm": "finetune"})
+    page.goto(address(PAGE) + f"#runs={runs[-1]},not-a-run&show=valid_accuracy")
+    assert choice(page, "Setting").input_value() == "20-way 1-shot"
+    assert table(page) == {
+        f"finetuning: {len(runs)} runs": [close(spread(runs, "valid_accuracy", 12))]
+    }
+    # a link on the page itself
+    page.evaluate(f"location.hash = 'runs={cell(dataset='glyphs', algorithm='maml')[0]}'")
+    page.wait_for_function("document.getElementById('explore-dataset').value === 'Glyphs'")
+
+
+def test_each_run_leads_to_its_record(page):
+    page.goto(address(PAGE))
+    open_each(page)
+    links = page.locator("#explore-each a")
+    ids = [link.get_attribute("href").split("#")[1] for link in links.all()]
+    assert ids == cell(**MAML) + cell(**MAML | {"algorithm": "fomaml"})
+    links.last.click()
+    page.wait_for_url("**/runs.html*")
+    assert page.evaluate("document.querySelector(location.hash) !== null")
+
+
+def test_what_is_shown_is_saved_as_csv(page):
+    page.goto(address(PAGE) + f"#runs={cell(**MAML)[0]}&show=train_loss,relative_move")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save what is shown").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
+    assert len(rows) == 5 * 12  # no loss before training, and no regulariser
+    for row in rows:
+        kept = recorded()[row["run"]][1][row["measure"], int(row["epoch"])]
+        assert row["iteration"] == kept["iteration"]
+        assert float(row["mean"]) == pytest.approx(float(kept["mean"]), rel=1e-3)
+        assert float(row["sem"]) == pytest.approx(float(kept["sem"]), rel=6e-2)
+    assert "relative move by the regulariser: MAML not recorded" in page.locator(
+        "#explore-summary"
+    ).inner_text().replace("Rel", "rel")
+
+
+def test_mean_ends_where_the_first_run_was_stopped(browser):
+    runs, data = cell(**MAML), json.loads(json.dumps(drawn()))
+    for run in (run for part in data["cells"] for run in part["runs"] if run["id"] == runs[-1]):
+        for key in ("means", "errors"):
+            run[key] = [" ".join(curve.split()[:6]) for curve in run[key]]
+    with tab(browser) as page:
+        script = f"window.METANB_RUNS={json.dumps(data)};"
+        page.route(
+            "**/explorer-data.js*",
+            lambda route: route.fulfill(body=script, content_type="text/javascript"),
+        )
+        page.goto(address(PAGE))
+        ends = [mean(runs, "query_accuracy", 1), mean(runs, "query_accuracy", 5), 750]
+        assert summarised(page, "MAML", "Query accuracy") == close(ends)
+        assert table(page)["MAML: 5 runs"] == [[], []]
+        open_each(page)
+        first, *_, stopped = (
+            page.locator("#explore-each tbody tr").filter(has_text=re.compile(r"^\s*MAML")).all()
+        )
+        # it went on: mean and standard error
+        assert len(numbers(first.locator("td").last.inner_text())) == 2
+        assert stopped.locator("td").last.inner_text() == "–"
+        assert not page.watch.complaints
+
+
+def test_a_finger_shows_values_that_stay(browser):
+    context = browser.new_context(viewport={"width": PHONE[0], "height": PHONE[1]}, has_touch=True)
+    page = context.new_page()
+    page.goto(address(PAGE) + f"#runs={cell(**MAML)[0]}&show=query_accuracy")
+    over = page.locator("#explore-plot0 .u-over")
+    over.scroll_into_view_if_needed()
+    area = over.bounding_box()
+    page.touchscreen.tap(area["x"] + area["width"] / 2, area["y"] + 0.2 * area["height"])
+    page.locator("#explore-plot0 .tip").wait_for()
+    name, value = page.locator("#explore-plot0 .tip").inner_text().split(": ")
+    run = cell(**MAML)[int(name.removeprefix("MAML, seed "))]
+    assert numbers(value)[0] == pytest.approx(
+        float(recorded()[run][1]["query_accuracy", 6]["mean"]), rel=1e-3
+    )
+    assert "at=900" in page.url
+    context.close()
+
+
+PIXELS = """() => {
+  const canvas = document.querySelector("#explore-plot0 canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, canvas.height - 20, canvas.width, 20);
+  const grey = [];
+  for (let i = 0; i < data.length; i += 4)
+    if (data[i + 3] > 200) grey.push((data[i] + data[i + 1] + data[i + 2]) / 3);
+  return [Math.min(...grey), Math.max(...grey)];
+}"""
+
+
+def test_curves_follow_the_theme_at_once(page):
+    page.goto(address(PAGE))
+    darkest, _ = page.evaluate(PIXELS)  # of the axis's label, where it covers the page
+    assert darkest < 90
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_timeout(200)
+    darkest, _ = page.evaluate(PIXELS)
+    assert darkest > 150
+
+
+def test_phone_needs_no_sideways_scrolling(browser):
+    with tab(browser, PHONE) as page:
+        page.goto(address(PAGE))
+        page.locator("#explore-cells summary").click()
+        for name in page.locator("#explore-cells label").all_inner_texts():
+            box(page, name.strip()).check()
+        open_each(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+        assert page.locator("#explore-plot0 canvas").bounding_box()["width"] <= PHONE[0]
+        assert not page.watch.complaints
+
+
+def test_missing_data_are_said_in_one_line(browser):
+    with tab(browser) as page:
+        page.route("**/explorer-data.js*", lambda route: route.abort())
+        page.goto(address(PAGE))
+        assert page.get_by_role("alert").inner_text() == (
+            "No curves: _static/explorer-data.js is missing. Build the book again, with make book."
+        )
+        assert page.locator("#explore").is_hidden()
+
+
+def test_without_scripts_the_page_says_where_the_numbers_are(browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(address(PAGE))
+    assert "csv files of the runs" in page.locator("article noscript").inner_text()
+    context.close()

@@ -1,0 +1,289 @@
+"""All rules together: errors over tasks, stopped runs, cells, tables; records of known effect."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from metanb.claims import paper as paper_claims
+from metanb.claims import rules, verdicts
+from metanb.claims.cells import group_into_cells, late_values
+from metanb.claims.run_stats import holm, interval
+from metanb.claims.verdicts import Unit, Verdict
+from metanb.runs.records import RecordError
+from tests.support.records import EPOCHS, TIME, cell, record, verdict
+
+TREND = {  # rows whose interval has the error over tasks, and the measure that has it
+    ("C1", ""): "hessian_norm",
+    ("C1", rules.SCALE_FREE): "adaptive_sharpness",
+    ("C1", "first peak"): "hessian_norm",
+    ("C2", ""): "support_loss",
+    ("C3", ""): "distance",
+    ("C3", rules.RELATIVE): "distance",
+    ("C4", ""): "hessian_norm",
+    ("C4", rules.SCALE_FREE): "adaptive_sharpness",
+}
+
+
+@pytest.mark.parametrize(("claim", "variant"), TREND)
+def test_an_error_over_tasks_that_explains_an_effect_undoes_it(claim, variant):
+    """Each effect is a log ratio of at most about 1, the same in all runs; errors are 0.02 or 3."""
+    measure = TREND[claim, variant]
+    rising = np.r_[1, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1] if variant == "first peak" else np.exp(TIME)
+    values = rising if claim == "C3" or variant == "first peak" else 1 / rising
+    falls = {accuracy: 1 - TIME / 2 for accuracy in ("query_accuracy", "valid_accuracy")}
+    rows = {}
+    for error in (0.02, 3.0):
+        errors = {measure: np.r_[0.0, error * values]}
+        runs = [record(seed, falls | {measure: values}, errors=errors) for seed in range(3)]
+        (rows[error],) = (
+            row for row in rules.judge(runs) if (row.claim, row.variant) == (claim, variant)
+        )
+    assert rows[0.02].verdict == Verdict.REPRODUCED
+    assert rows[3.0].verdict in (Verdict.NOT_SEEN, Verdict.TOO_COARSE)
+    assert (
+        rows[0.02].effect == pytest.approx(rows[3.0].effect) and rows[0.02].p < 0.05 < rows[3.0].p
+    )
+
+
+def test_rows_say_where_the_error_over_tasks_is_not_in():
+    rows = rules.judge(everything())
+    assert {row.claim for row in rows if rules.RUNS_ALONE in row.detail} == {"C4", "C5", "C6", "C8"}
+    assert all(
+        rules.RUNS_ALONE in row.detail for row in rows if row.claim in ("C4", "C5", "C6", "C8")
+    )
+
+
+def test_stopped_runs_are_judged_where_three_have_got_to():
+    """By hand: of runs that reached 12, 8, 6 and 5 epochs three reach 6; the fourth is left out."""
+    whole = [
+        record(seed, {"support_loss": np.exp(-TIME * (1 + seed))}, wobble=0.0) for seed in range(4)
+    ]
+    runs = [run.upto(epochs) for run, epochs in zip(whole, (12, 8, 6, 5), strict=True)]
+    (row,) = (row for row in rules.judge(runs) if row.claim == "C2")
+    assert row.runs == 3 and row.ids == tuple(run.settings.id for run in runs[:3])
+    assert (row.scale, row.reached) == ("quick", "900 of 1,800 iterations")
+    assert row.effect == pytest.approx(np.mean([-5 / 12 * (1 + seed) for seed in range(3)]))
+    assert rules.judge([run.upto(3) for run in whole]) == []  # no quarter to speak of
+
+
+def test_a_regulariser_is_compared_at_the_epoch_that_both_have_reached():
+    base = [
+        record(s, {"query_accuracy": np.r_[np.full(6, 0.5), np.full(6, 0.9)]}, wobble=0.0)
+        for s in range(3)
+    ]
+    options = {"wobble": 0.0, "regulariser": "adapted", "gamma": 1.0}
+    with_it = [
+        record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(6) for s in range(3)
+    ]
+    (row,) = (row for row in rules.judge(base + with_it) if row.claim == "C8")
+    assert row.effect == pytest.approx(10.0)
+
+
+def test_more_runs_never_undo_pairs():
+    """Three pairs to epoch 8; a fourth, longer run without the regulariser changes nothing."""
+    options = {"regulariser": "adapted", "gamma": 1.0}
+    with_it = [
+        record(s, {"query_accuracy": np.full(EPOCHS, 0.6)}, **options).upto(8) for s in range(3)
+    ]
+    base = [record(s, {}).upto(epochs) for s, epochs in enumerate((12, 12, 8, 12))]
+    ledgers = [
+        [row for row in rules.judge([*with_it, *without]) if row.claim == "C8"]
+        for without in (base[:3], base)
+    ]
+    assert ledgers[0][0].runs == 3
+    assert [replace(rows[0], p_holm=0.0) for rows in ledgers] == [
+        replace(ledgers[0][0], p_holm=0.0)
+    ] * 2
+
+
+def test_a_short_run_leaves_the_others_of_its_cell():
+    runs = [run.upto(epochs) for run, epochs in zip(cell({}), (12, 12, 3), strict=True)]
+    rows = rules.judge(runs)
+    assert len(rows) > 5 and {(row.runs, row.verdict) for row in rows} == {(2, Verdict.TOO_FEW)}
+
+
+def test_orthogonality_is_compared_at_the_epoch_that_both_have_reached():
+    rising = {
+        "trajectory_coherence": np.r_[np.full(6, 0.01), np.full(6, 0.4)],
+        "support_loss": np.full(EPOCHS, 0.5),
+    }
+    ours = [run.upto(6) for run in cell(rising, algorithm="finetune")]
+    assert (
+        verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune") == Verdict.PARTLY
+    )
+
+
+def test_curves_with_gaps_or_without_numbers_are_refused_by_name():
+    runs = cell({})
+    whole = runs[0].measures
+    holes = whole[~((whole.measure == "distance") & (whole.epoch == 1))]
+    wrong = whole.assign(
+        **{"mean": whole["mean"].where(~((whole.measure == "distance") & (whole.epoch == 7)))}
+    )
+    missing = whole[whole.measure != "distance"]
+    for measures in (holes, wrong, missing):
+        with pytest.raises(
+            RecordError, match=rf"distance.*{runs[0].settings.id}.*delete the folder"
+        ):
+            rules.judge([replace(runs[0], measures=measures), *runs[1:]])
+
+
+def test_cells_that_differ_are_told_apart():
+    rows = rules.judge(cell({}) + cell({}, inner_lr=0.1, meta_batch=2))
+    assert {row.apart for row in rows} == {"", "inner_lr=0.1, meta_batch=2"}
+    assert "(inner_lr=0.1, meta_batch=2)" in verdicts.verdict_table(rows).to_string()
+
+
+def everything(seeds=range(3)):
+    return [
+        run
+        for seed in seeds
+        for run in (
+            record(seed),
+            record(seed, algorithm="fomaml"),
+            record(seed, algorithm="finetune"),
+            record(seed, regulariser="outer", gamma=2.0),
+            record(seed, algorithm="fomaml", train_classes=10, class_seed=seed),
+        )
+    ]
+
+
+def test_cells_differ_by_seeds_alone():
+    cells = group_into_cells(everything())
+    assert [len(runs) for runs in cells] == [3] * 5
+    assert [[run.settings.seed for run in runs] for runs in cells] == [[0, 1, 2]] * 5
+
+
+def test_order_of_records_does_not_matter():
+    runs = everything()
+    shuffled = [runs[i] for i in np.random.default_rng(0).permutation(len(runs))]
+    assert verdicts.rows_as_json(rules.judge(shuffled)) == verdicts.rows_as_json(rules.judge(runs))
+
+
+def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
+    rows = rules.judge(everything())
+    assert {row.claim for row in rows} == {claim.name for claim in paper_claims.CLAIMS}
+    judged = [row for row in rows if row.verdict.is_judged]
+    assert [row.p_holm for row in judged] == pytest.approx(holm([row.p for row in judged]))
+    assert all(math.isnan(row.p_holm) for row in rows if row not in judged)
+    assert all(row.scale == "quick" for row in rows)
+    (few,) = (r for r in rows if r.claim == "C2" and "10 classes" in r.setting)
+    assert few.setting == "5-way 1-shot, 10 classes" and len(few.ids) == 3
+
+
+def test_table_and_json():
+    rows = rules.judge([*everything(), *cell({}, [7], ways=20, regulariser="adapted", gamma=1.0)])
+    shown = verdicts.verdict_table(rows)
+    assert len(shown) == len(rows) and list(shown.verdict) == [row.verdict for row in rows]
+    read = json.loads(verdicts.rows_as_json(rows))
+    assert [entry["claim"] for entry in read] == [row.claim for row in rows]
+    (lonely,) = (
+        entry for entry in read if entry["setting"] == "20-way 1-shot" and entry["claim"] == "C8"
+    )
+    assert (
+        lonely["effect"] is None and lonely["runs"] == 0 and lonely["paper"] == "94.05 % to 95.38 %"
+    )
+    assert list(shown) == [
+        "claim",
+        "data",
+        "algorithm",
+        "scale",
+        "effect",
+        "95 % interval",
+        "runs",
+        "verdict",
+        "paper",
+    ]
+    assert set(verdicts.verdict_table(rows, corrected=True)) - set(shown) == {"p, Holm"}
+    trend = next(row for row in rows if row.claim == "C1")
+    assert (
+        trend.change
+        == f"× {np.exp(trend.effect):.2f} ({np.exp(trend.low):.2f} to {np.exp(trend.high):.2f})"
+    )
+
+
+def test_scales_stand_one_below_the_other():
+    large = cell(
+        {"support_loss": np.exp(-TIME)}, filters=64, iterations=60_000, epoch_iterations=500
+    )
+    rows = [
+        row
+        for row in rules.judge([*cell({}), *(run.upto(8) for run in large)])
+        if row.claim == "C2"
+    ]
+    shown = verdicts.verdicts_by_scale([rows[0], replace(rows[0], algorithm="fomaml"), rows[1]])
+    assert list(shown.index) == [
+        ("C2", "MAML", "quick"),
+        ("C2", "MAML", "paper (4,000)"),
+        ("C2", "first-order MAML", "quick"),
+    ]
+    assert list(shown.verdict) == [Verdict.NOT_SEEN, Verdict.REPRODUCED, Verdict.NOT_SEEN]
+    assert shown["95 % interval"].iloc[1] == rows[1].change
+
+
+@pytest.mark.parametrize(
+    ("unit", "shown"),
+    [
+        (Unit.LOG_RATIO, "× 2.00 (1.00 to 4.00)"),
+        (Unit.POINTS, "+0.69 (+0.00 to +1.39) points"),
+        (Unit.CORRELATION, "0.693 (0.000 to 1.386)"),
+        (Unit.COSINE, "0.693 (0.000 to 1.386)"),
+    ],
+)
+def test_effects_are_shown_in_their_unit(unit, shown):
+    row = replace(
+        rules.judge(cell({}))[0],
+        effect=math.log(2),
+        low=0.0,
+        high=math.log(4),
+        unit=unit,
+        detail="so",
+    )
+    assert row.change == shown
+    assert row.sentence.startswith("**C1; MAML, Omniglot 5-way 1-shot: not reproduced.** ")
+    assert row.sentence.endswith(f" {shown}; so.")
+    none = replace(row, effect=math.nan)
+    assert (
+        none.change == "–"
+        and none.sentence == "**C1; MAML, Omniglot 5-way 1-shot: not reproduced**; so."
+    )
+    bound = 1.0 if unit == Unit.CORRELATION else math.inf
+    single = replace(row, runs=1, low=-bound, high=bound)
+    assert single.change == re.sub(r"\(.*\)", "(no interval)", shown)
+
+
+def test_changed_verdicts_are_those_that_differ():
+    rows = [row for row in rules.judge([record(s, {}) for s in range(3)]) if row.claim == "C1"]
+    later = [replace(row, scale="paper", reached="5,000 of 60,000 iterations") for row in rows]
+    assert verdicts.changed_verdicts(rows, later) == "No verdict is another one there."
+    later[0] = replace(later[0], verdict=Verdict.REPRODUCED)
+    assert rows[0].verdict == Verdict.NOT_SEEN
+    line = "- C1, MAML: not reproduced at quick scale, **reproduced** at paper (5,000) scale."
+    assert verdicts.changed_verdicts(rows, later) == line
+
+
+def test_few_epochs_are_not_detrended():
+    runs = cell({"query_accuracy": 0.5 + 0.1 * TIME, "trajectory_coherence": TIME})
+    rows = {
+        n: next(row for row in rules.judge([run.upto(n) for run in runs]) if row.claim == "C5")
+        for n in (5, 6)
+    }
+    assert "too few epochs to detrend: 5" in rows[5].detail and "detrended r" not in rows[5].detail
+    assert "detrended r = " in rows[6].detail
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_an_effect_that_is_no_number_shows_nothing(direction):
+    assert rules.verdict_by_interval(interval([math.nan] * 3), 3, direction) == Verdict.NOT_SEEN
+
+
+def test_late_values_are_means_over_the_last_quarter_of_each_run():
+    runs = [
+        record(seed, {"distance": seed + np.arange(1, EPOCHS + 1)}, wobble=0) for seed in (0, 5)
+    ]
+    assert late_values(runs, "distance") == pytest.approx([11, 16])  # epochs 10, 11 and 12
+    assert len(late_values([], "distance")) == 0

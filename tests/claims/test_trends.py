@@ -1,0 +1,57 @@
+"""The trends C1 to C3: synthetic records of known effect give each verdict."""
+
+import numpy as np
+import pytest
+
+from metanb.claims import rules
+from metanb.claims.verdicts import Verdict
+from tests.support.records import EPOCHS, TIME, cell, verdict
+
+CURVES = [
+    ("C1", "", "hessian_norm", -1),
+    ("C1", rules.SCALE_FREE, "adaptive_sharpness", -1),
+    ("C2", "", "support_loss", -1),
+    ("C3", "", "distance", 1),
+    ("C3", rules.RELATIVE, "distance", 1),
+]
+
+
+@pytest.mark.parametrize(("claim", "variant", "measure", "direction"), CURVES)
+def test_trends(claim, variant, measure, direction):
+    as_claimed, opposite = ({measure: np.exp(sign * direction * TIME)} for sign in (1, -1))
+    assert verdict(cell(as_claimed), claim, variant) == Verdict.REPRODUCED
+    assert verdict(cell(opposite), claim, variant) == Verdict.CONTRARY
+    mixed = [*cell(as_claimed, [0]), *cell(opposite, [1]), *cell({}, [2])]
+    assert verdict(mixed, claim, variant) == Verdict.NOT_SEEN
+    assert verdict(cell(as_claimed, [0, 1]), claim, variant) == Verdict.TOO_FEW
+
+
+def test_weights_that_grow_with_the_distance_undo_it():
+    runs = cell({"distance": np.exp(TIME), "body_norm": np.exp(2 * TIME)})
+    assert verdict(runs, "C3") == Verdict.REPRODUCED
+    assert verdict(runs, "C3", rules.RELATIVE) == Verdict.CONTRARY
+
+
+PEAK = np.r_[1, 2, 3, 2, 1, np.ones(7)]
+
+
+@pytest.mark.parametrize(
+    ("hessian_norm", "first_epoch", "expected"),
+    [
+        (PEAK, 150, Verdict.REPRODUCED),
+        (PEAK, 50, Verdict.REPRODUCED),
+        (np.exp(-TIME), 50, Verdict.NOT_SEEN),
+        (np.exp(-TIME), 51, Verdict.TOO_COARSE),  # it may have come and gone
+        (np.ones(EPOCHS), 150, Verdict.TOO_COARSE),
+        (np.r_[np.ones(8), 3, 3, 1, 1], 25, Verdict.NOT_SEEN),  # late
+    ],
+)
+def test_first_peak(hessian_norm, first_epoch, expected):
+    options = {"epoch_iterations": first_epoch, "iterations": 100 * first_epoch}
+    runs = cell({"hessian_norm": hessian_norm}, **options)
+    (row,) = (row for row in rules.judge(runs) if row.variant == "first peak")
+    assert (
+        row.verdict == expected
+        and row.detail == f"epoch 1 is measured after {first_epoch} iterations"
+    )
+    assert verdict(runs[:2], "C1", "first peak") == Verdict.TOO_FEW

@@ -1,0 +1,404 @@
+"""Archives: packed runs come out elsewhere to the byte and go on there.
+
+An archive that is damaged or foreign is refused.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metanb.runs import archive, checkpoint, experiment, records, training, weights
+from metanb.runs import store as run_store
+from metanb.runs.archive import ArchiveError
+from metanb.settings import preset
+from tests.support.bad_days import shown
+
+TINY = preset(
+    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2
+)
+STOPPED = replace(TINY, seed=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store with a finished run and a run stopped after epoch 2; its undisturbed measures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METANB_STORE", str(tmp_path_factory.mktemp("whole")))
+        whole = (experiment.run(STOPPED, "cpu").path / "measures.csv").read_bytes()
+        patch.setenv("METANB_STORE", str(tmp_path_factory.mktemp("made")))
+        experiment.run(TINY, "cpu")
+        _stop_after(2, patch)
+        return run_store.store_folder(), whole
+
+
+@pytest.fixture
+def stores(made, tmp_path, monkeypatch):
+    """To choose the store in use; "first", which is, begins as a copy of what was made."""
+    shutil.copytree(made[0], tmp_path / "first")
+
+    def use(name):
+        monkeypatch.setenv("METANB_STORE", str(tmp_path / name))
+        return tmp_path / name
+
+    use("first")
+    return use
+
+
+def _stop_after(epochs, monkeypatch):
+    honest = training.measure_together
+    calls = []
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) > epochs + 1:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr(training, "measure_together", stops)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(STOPPED, "cpu")
+    monkeypatch.setattr(training, "measure_together", honest)
+    experiment.record_so_far(STOPPED, "cpu")
+
+
+def _members(path):
+    with zipfile.ZipFile(path) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def _rezip(path, members, digests=None):
+    """The members as an archive with a true manifest, or with the digests given."""
+    members = {name: content for name, content in members.items() if name != archive.MANIFEST}
+    digests = digests or {
+        name: hashlib.sha256(content).hexdigest() for name, content in members.items()
+    }
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in {**members, archive.MANIFEST: json.dumps(digests).encode()}.items():
+            file.writestr(name, content)
+    return path
+
+
+def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
+    (path,) = archive.pack_runs([TINY, STOPPED, replace(TINY, seed=2)], tmp_path / "out", "tiny")
+    assert path.name == "tiny-01.zip" and path.stat().st_size < 16 * 2**20
+    stopped = f"{STOPPED.id}-to-6"
+    files = ("settings.json", "provenance.json", "measures.csv")
+    expected = {f"{folder}/{file}" for folder in (TINY.id, stopped) for file in files}
+    # no finished checkpoint
+    assert _members(path).keys() == expected | {archive.MANIFEST, f"{STOPPED.id}.pt"}
+    first = stores("first")
+    second = stores("second")
+    lines = archive.unpack_runs(path)
+    assert len(lines) == 3 and all("\n" not in line for line in lines)
+    for name in expected:
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+    record = experiment.run(STOPPED, "cpu")
+    assert record.provenance["resumed"] == 1
+    assert (record.path / "measures.csv").read_bytes() == made[1]
+    assert not (second / stopped).exists()
+
+
+def test_a_run_that_was_killed_before_its_record_is_packed(stores, tmp_path):
+    shutil.rmtree(stores("first") / TINY.id)
+    (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
+    assert _members(path).keys() == {archive.MANIFEST, f"{TINY.id}.pt"}
+
+
+def test_packing_twice_gives_the_same_bytes(stores, tmp_path):
+    first, second = (
+        archive.pack_runs([TINY, STOPPED], tmp_path / name, "tiny")[0].read_bytes()
+        for name in ("a", "b")
+    )
+    assert first == second
+
+
+def test_what_is_as_far_stays(stores, tmp_path):
+    (path,) = archive.pack_runs([STOPPED], tmp_path / "out", "tiny")
+    experiment.run(STOPPED, "cpu")
+    before = {file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()}
+    record, kept = archive.unpack_runs(path)
+    assert record == f"record {records.find_record(STOPPED).path}" and kept.endswith(
+        "is as far already"
+    )
+    assert {
+        file: file.read_bytes() for file in stores("first").rglob("*") if file.is_file()
+    } == before
+
+
+def test_volumes_hold_whole_runs_below_the_limit(stores, tmp_path, monkeypatch):
+    size = sum(
+        map(len, _members(archive.pack_runs([STOPPED], tmp_path / "one", "tiny")[0]).values())
+    )
+    monkeypatch.setattr(archive, "LIMIT", size)
+    paths = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
+    assert [path.name for path in paths] == ["tiny-01.zip", "tiny-02.zip"]
+    assert [any(name.endswith(".pt") for name in _members(path)) for path in paths] == [False, True]
+    monkeypatch.setattr(archive, "LIMIT", 1000)
+    with pytest.raises(ArchiveError, match=TINY.id):
+        archive.pack_runs([TINY], tmp_path / "other", "tiny")
+
+
+def test_an_archive_is_not_replaced_by_one_that_holds_less(stores, tmp_path, monkeypatch):
+    size = sum(
+        map(len, _members(archive.pack_runs([STOPPED], tmp_path / "out", "tiny")[0]).values())
+    )
+    with pytest.raises(
+        ArchiveError, match=rf"tiny-01.zip holds runs .*{STOPPED.id}: name another folder"
+    ):
+        archive.pack_runs([TINY], tmp_path / "out", "tiny")
+    unrelated = tmp_path / "out" / "tiny-01.2024.zip"  # somebody else's
+    unrelated.write_bytes(b"mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "LIMIT", size)
+        assert len(archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")) == 2
+    (path,) = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
+    # no volume of the earlier two is left
+    assert sorted((tmp_path / "out").iterdir()) == [unrelated, path]
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _swap(path):
+    members = _members(path)
+    digests = json.loads(members[archive.MANIFEST])
+    name = next(name for name in members if name.endswith("measures.csv"))
+    _rezip(path, members | {name: members[name].replace(b"distance", b"Distance")}, digests)
+
+
+def _encrypted(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
+def _bare(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("hello", "world")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, _swap, _encrypted, _bare])
+def test_a_damaged_archive_is_refused_by_name_and_writes_nothing(stores, tmp_path, damage):
+    (path,) = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
+    damage(path)
+    second = stores("second")
+    with pytest.raises(ArchiveError, match=r"tiny-01.zip is damaged.*copy it again") as error:
+        archive.unpack_runs(path)
+    assert "\n" not in str(error.value) and not second.exists()
+    if damage is _truncate:
+        shown("An archive is damaged", f"Error: {error.value}")
+
+
+FOREIGN = ["../evil.pt", "/tmp/evil.pt", "a/b.txt", "a/../settings.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_members_are_refused(stores, tmp_path, name):
+    path = _rezip(tmp_path / "foreign.zip", {name: b"x"})
+    with pytest.raises(ArchiveError, match="neither a record nor a checkpoint"):
+        archive.unpack_runs(path)
+
+
+def test_a_record_that_is_none_is_refused_and_leaves_nothing(stores, tmp_path):
+    (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
+    members = {
+        name: content
+        for name, content in _members(path).items()
+        if not name.endswith("provenance.json")
+    }
+    second = stores("second")
+    with pytest.raises(records.RecordError, match=TINY.id):
+        archive.unpack_runs(_rezip(path, members))
+    assert {path.suffix for path in second.iterdir()} == {".lock"}
+
+
+class _Runs:
+    """Code that would run if it were unpickled."""
+
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+def test_kept_weights_go_with_their_records(stores, tmp_path, monkeypatch):
+    expected = {}
+    for settings in (TINY, STOPPED):
+        weights.keep_weights(records.find_record(settings, 0))
+        expected[settings] = checkpoint.read_checkpoint(run_store.checkpoint_path(settings.id))[
+            "net"
+        ]
+    store = stores("first")
+    first = {path.relative_to(store): path.read_bytes() for path in _kept(store)}
+    (path,) = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
+    second = stores("second")
+    archive.unpack_runs(path)
+    assert {path.relative_to(second): path.read_bytes() for path in _kept(second)} == first
+    assert len(first) == 2 and not run_store.checkpoint_path(TINY.id).exists()
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
+    for settings, epoch in ((TINY, 4), (STOPPED, 2)):
+        state = experiment.nets_after(settings, [epoch], "cpu")[epoch].state_dict()
+        assert all(torch.equal(state[name], expected[settings][name]) for name in state)
+
+
+def _kept(store):
+    return sorted(store.rglob(records.WEIGHTS))
+
+
+def test_weights_join_a_record_of_the_same_training_alone(stores, tmp_path):
+    (bare,) = archive.pack_runs([TINY], tmp_path / "bare", "tiny")
+    path = weights.keep_weights(records.find_record(TINY))
+    (whole,) = archive.pack_runs([TINY], tmp_path / "whole", "tiny")
+    second = stores("second")
+    archive.unpack_runs(bare)
+    assert _kept(second) == []
+    archive.unpack_runs(whole)
+    assert [kept.read_bytes() for kept in _kept(second)] == [path.read_bytes()]
+    assert weights.load_weights(records.find_record(TINY)) is not None
+    archive.unpack_runs(bare)
+    assert len(_kept(second)) == 1  # what is there stays
+
+    third = stores("third")
+    experiment.run(TINY, "cpu")
+    provenance = third / TINY.id / "provenance.json"
+    values = json.loads(provenance.read_text()) | {"finished": "2020-01-01T00:00:00+00:00"}
+    provenance.write_text(json.dumps(values))  # as if it had been trained at another time
+    archive.unpack_runs(whole)
+    assert _kept(third) == [] and json.loads(provenance.read_text()) == values
+
+
+def _other_bytes(members, record):
+    member = f"{record}/{records.WEIGHTS}"
+    return {member: members[member][:-4] + bytes(4)}
+
+
+def _other_settings(members, record):
+    values = json.loads(members[f"{record}/settings.json"]) | {"filters": 5}
+    return {f"{record}/settings.json": json.dumps(values).encode()}
+
+
+def _unlisted(members, record):
+    values = json.loads(members[f"{record}/provenance.json"])
+    del values["weights_sha256"]
+    return {f"{record}/provenance.json": json.dumps(values).encode()}
+
+
+def _no_object(members, record):
+    return {f"{record}/provenance.json": b"[]"}
+
+
+def _pickled(members, record):
+    """Code in place of numbers, with the checksum to go with it."""
+    stream = io.BytesIO()
+    torch.save({"net": _Runs()}, stream)
+    checksum = {"weights_sha256": hashlib.sha256(stream.getvalue()).hexdigest()}
+    values = json.loads(members[f"{record}/provenance.json"]) | checksum
+    return {
+        f"{record}/{records.WEIGHTS}": stream.getvalue(),
+        f"{record}/provenance.json": json.dumps(values).encode(),
+    }
+
+
+UNFIT = [_other_bytes, _other_settings, _unlisted, _no_object, _pickled, None]
+
+
+@pytest.mark.parametrize("change", UNFIT)
+def test_weights_that_are_not_their_records_are_refused(stores, tmp_path, change, capsys):
+    """Under a true manifest. None: the weights come without their record."""
+    weights.keep_weights(records.find_record(TINY))
+    (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
+    members = _members(path)
+    if change is None:
+        member = f"{TINY.id}/{records.WEIGHTS}"
+        members = {member: members[member]}
+    else:
+        members |= change(members, TINY.id)
+    second = stores("second")
+    changed = _rezip(tmp_path / "changed.zip", members)
+    with pytest.raises(
+        ArchiveError, match=rf"changed.zip holds {TINY.id}/weights.*whole one"
+    ) as error:
+        archive.unpack_runs(changed)
+    assert "\n" not in str(error.value) and "unpickled" not in capsys.readouterr().out
+    assert not second.exists()
+
+
+def test_an_archive_is_not_packed_from_damaged_weights(stores, tmp_path):
+    path = weights.keep_weights(records.find_record(TINY))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(records.RecordError, match="delete the file"):
+        archive.pack_runs([TINY], tmp_path / "out", "tiny")
+    assert not (tmp_path / "out").exists()
+
+
+def _earlier_archive(path, settings):
+    """Pack a run as an earlier version did: its record, and `<record>.pt` beside it."""
+    record = records.find_record(settings, 0).path
+    values = checkpoint.read_checkpoint(run_store.checkpoint_path(settings.id))
+    stream = io.BytesIO()
+    torch.save({"epoch": values["epoch"], "net": values["net"]}, stream)
+    members = {f"{record.name}/{file}": (record / file).read_bytes() for file in records.FILES}
+    return _rezip(path, members | {f"{record.name}.pt": stream.getvalue()})
+
+
+def test_weights_in_archives_of_an_earlier_version_serve_to_measure(stores, tmp_path, monkeypatch):
+    trained = experiment.trained_net(TINY, "cpu").state_dict()
+    path = _earlier_archive(tmp_path / "tiny-weights-01.zip", TINY)
+    stores("second")
+    archive.unpack_runs(path)
+    assert set(checkpoint.read_checkpoint(run_store.checkpoint_path(TINY.id))) == {"epoch", "net"}
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
+    state = experiment.trained_net(TINY, "cpu").state_dict()
+    assert all(torch.equal(state[name], trained[name]) for name in trained)
+    assert experiment.run(TINY, "cpu").finished
+
+
+def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkeypatch, made):
+    trained, later = (
+        net.state_dict() for net in experiment.nets_after(STOPPED, [2, 4], "cpu").values()
+    )
+    # the run is where it was stopped
+    shutil.copytree(made[0], tmp_path / "first", dirs_exist_ok=True)
+    shutil.rmtree(stores("first") / STOPPED.id)
+    path = _earlier_archive(tmp_path / "tiny-weights-01.zip", STOPPED)
+    stores("second")
+    record, _ = archive.unpack_runs(path)
+    assert record.endswith(f"{STOPPED.id}-to-6")
+    # the run itself could not go on from weights alone
+    assert not run_store.checkpoint_path(STOPPED.id).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_together", None)
+        state = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
+    assert all(torch.equal(state[name], trained[name]) for name in trained)
+    state = experiment.nets_after(STOPPED, [2, 4], "cpu")[4].state_dict()  # the rest from the start
+    assert all(torch.equal(state[name], later[name]) for name in later)
+    weights_file = f"{STOPPED.id}-to-6.pt"
+    lone = _rezip(tmp_path / "lone.zip", {weights_file: _members(path)[weights_file]})
+    with pytest.raises(ArchiveError, match=f"{weights_file} without a record"):
+        archive.unpack_runs(lone)
+
+
+@pytest.mark.parametrize(
+    "content", [{"epoch": 1, "net": _Runs()}, torch.zeros(2), {"epoch": 1}, None]
+)
+def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
+    stream = io.BytesIO(b"no checkpoint")
+    if content is not None:
+        stream = io.BytesIO()
+        torch.save(content, stream)
+    path = _rezip(tmp_path / "weights.zip", {f"{STOPPED.id}.pt": stream.getvalue()})
+    second = stores("second")
+    with pytest.raises(records.RecordError, match="cannot be read"):
+        archive.unpack_runs(path)
+    assert not list(second.glob("*.pt")) and "unpickled" not in capsys.readouterr().out

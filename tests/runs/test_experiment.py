@@ -1,0 +1,398 @@
+"""Runs, bit for bit: repeated, killed and resumed, asked for twice.
+
+One run's measures are compared with a plain loop by hand.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metanb.data import image_sets
+from metanb.data.tasks import sample_tasks
+from metanb.landscape import hessian
+from metanb.runs import cohorts, experiment, machine, records, training
+from metanb.settings import CHOICES, preset
+from tests.support.bad_days import shown
+from tests.support.cohorts import new_cohort
+
+TINY = preset(
+    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2
+)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    return tmp_path
+
+
+def measures(folder, settings=TINY):
+    return (folder / settings.id / "measures.csv").read_bytes()
+
+
+def test_seed_repeats_a_run_to_the_bit(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        monkeypatch.setenv("METANB_STORE", str(tmp_path / folder))
+        experiment.run(TINY, "cpu")
+    assert measures(tmp_path / "a") == measures(tmp_path / "b")
+    other_seed = experiment.run(replace(TINY, seed=1), "cpu")
+    assert measures(tmp_path / "b", other_seed.settings) != measures(tmp_path / "b")
+
+
+def test_a_recorded_run_is_read_not_trained(store, monkeypatch):
+    first = experiment.run(TINY, "cpu")
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
+    assert experiment.run(TINY, "cpu").path == first.path
+
+
+def test_measures_are_there_at_each_epoch(store):
+    record = experiment.run(TINY, "cpu")
+    by_epoch = record.measures.groupby("epoch").measure.agg(set)
+    assert list(by_epoch.index) == list(range(7))
+    assert by_epoch[0] | {"train_loss"} == by_epoch[6]
+    assert np.isfinite(record.measures[["mean", "median", "std", "sem"]]).all().all()
+    assert record.provenance["data"].keys() == {"train", "valid", "test"}
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_processors_of_one_name_are_told_apart(monkeypatch, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(
+        "pathlib.Path.read_text", lambda _: "flags\t: avx2\nmodel name\t: AMD EPYC\n"
+    )
+    assert machine.device_name(torch.device("cpu")) == f"AMD EPYC ({capability})"
+
+
+def test_measures_against_a_plain_loop(store):
+    """Loss, accuracy, distance and gradients, task by task, without higher or chunks."""
+    record = experiment.run(TINY, "cpu")
+    net = experiment.trained_net(TINY, "cpu").double()
+    tasks = sample_tasks(
+        image_sets.load_images("glyphs", "test"),
+        5,
+        5,
+        1,
+        2,
+        np.random.default_rng([0, cohorts.TEST]),
+    )
+    expected = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
+    gradients = []
+    for t in range(5):
+        theta = dict(net.named_parameters())
+        loss = F.cross_entropy(net(tasks.support_x[t].double()), tasks.support_y[t])
+        slope = torch.autograd.grad(loss, list(theta.values()))
+        moved = {
+            name: p - TINY.inner_lr * g for (name, p), g in zip(theta.items(), slope, strict=True)
+        }
+        output = torch.func.functional_call(net, moved, (tasks.query_x[t].double(),))
+        after = torch.func.functional_call(net, moved, (tasks.support_x[t].double(),))
+        gradients.append(torch.cat([g.flatten() for g in slope]))
+        expected["support_loss_before"].append(loss)
+        expected["support_loss"].append(F.cross_entropy(after, tasks.support_y[t]))
+        expected["query_accuracy"].append((output.argmax(1) == tasks.query_y[t]).double().mean())
+        expected["distance"].append(TINY.inner_lr * gradients[-1].norm())
+    for name, values in expected.items():
+        last = record.curve(name).iloc[-1]
+        assert last["mean"] == pytest.approx(float(sum(values).detach() / 5), rel=1e-4), name
+        assert last["n"] == 5
+    inner = torch.stack(
+        [a @ b for i, a in enumerate(gradients) for j, b in enumerate(gradients) if i != j]
+    ).mean()
+    assert record.curve("gradient_coherence").iloc[-1]["mean"] == pytest.approx(
+        float(inner), rel=1e-3
+    )
+
+
+def test_every_algorithm_has_a_gradient_of_its_own():
+    gradients = {}
+    for algorithm in CHOICES["algorithm"]:
+        settings = replace(TINY, algorithm=algorithm, inner_steps=2)
+        cohort = new_cohort([settings])
+        cohort.gradient(*cohort._draw([0]))
+        body = sum(p.numel() for p in cohort.net.blocks.parameters())
+        gradients[algorithm] = cohort.weights[0].grad[:body].clone()
+    for first, second in combinations(gradients, 2):
+        assert not torch.allclose(gradients[first], gradients[second], rtol=1e-3), (
+            f"{first} trains as {second} does"
+        )
+
+
+VARIANTS = (
+    {"algorithm": "finetune"},
+    {"algorithm": "finetune", "test_head": "shared"},
+    {"regulariser": "through", "gamma": 0.5},
+    {"algorithm": "fomaml", "regulariser": "random", "gamma": 0.5},
+    {"train_classes": 6, "class_seed": 1},
+)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_every_kind_of_run_repeats_to_the_bit(tmp_path, monkeypatch, options):
+    settings = replace(TINY, iterations=4, **options)
+    for folder in ("a", "b"):
+        monkeypatch.setenv("METANB_STORE", str(tmp_path / folder))
+        run = experiment.run(settings, "cpu")
+    assert measures(tmp_path / "a", settings) == measures(tmp_path / "b", settings)
+    assert (
+        np.isfinite(
+            run.measures[["mean", "sem"]].drop(index=run.measures[run.measures.n == 0].index)
+        )
+        .all()
+        .all()
+    )
+    moves = set(run.measures.measure) & {"relative_move"}
+    assert bool(moves) == ("regulariser" in options)
+    if moves:
+        assert (run.curve("relative_move")["mean"] > 0).all()
+
+
+def test_finetuning_learns_all_classes_and_is_kept(store):
+    """The loss over all meta-train classes falls from about ln(classes); weights are read back."""
+    options = {"filters": 8, "iterations": 60, "epoch_iterations": 20, "outer_lr": 0.01}
+    settings = replace(TINY, algorithm="finetune", **options)
+    run = experiment.run(settings, "cpu")
+    net = experiment.trained_net(settings, "cpu")
+    classes = len(image_sets.load_images("glyphs", "train").classes)
+    assert net.head.out_features == classes
+    losses = run.curve("train_loss")["mean"]
+    assert (
+        losses.iloc[0] == pytest.approx(np.log(classes), abs=0.7)
+        and losses.iloc[-1] < losses.iloc[0] - 0.1
+    )
+
+
+def test_few_classes_are_the_data_that_a_run_records(store):
+    few = experiment.run(replace(TINY, iterations=2, train_classes=6), "cpu")
+    other_classes = experiment.run(
+        replace(TINY, iterations=2, train_classes=6, class_seed=1), "cpu"
+    )
+    kept = training.load_split(few.settings, "train")
+    assert len(kept.classes) == 6 and few.provenance["data"]["train"] == kept.digest
+    assert other_classes.provenance["data"]["train"] != kept.digest
+    assert other_classes.provenance["data"]["test"] == few.provenance["data"]["test"]
+
+
+def _start(settings, folder):
+    options = [
+        f"--{name.replace('_', '-')}={getattr(settings, name)}"
+        for name in (
+            "dataset",
+            "filters",
+            "iterations",
+            "epoch_iterations",
+            "test_tasks",
+            "test_queries",
+        )
+    ]
+    environment = os.environ | {"METANB_STORE": str(folder)}
+    command = [
+        sys.executable,
+        "-m",
+        "metanb",
+        "train",
+        "--scale",
+        "smoke",
+        "--device",
+        "cpu",
+        *options,
+    ]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_twice_and_resumed_equals_unkilled(tmp_path):
+    settings = replace(TINY, iterations=60, epoch_iterations=6)
+    checkpoint = tmp_path / "killed" / f"{settings.id}.pt"
+    saved = None
+    for _ in range(2):
+        process = _start(settings, tmp_path / "killed")
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == saved:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        saved = checkpoint.stat().st_mtime_ns
+        assert not (tmp_path / "killed" / settings.id).exists()
+    for folder in ("killed", "whole"):
+        process = _start(settings, tmp_path / folder)
+        assert process.wait() == 0, process.communicate()
+    assert measures(tmp_path / "killed", settings) == measures(tmp_path / "whole", settings)
+    assert records.read_record(tmp_path / "killed" / settings.id).provenance["resumed"] == 2
+
+
+def test_terminated_it_says_how_to_go_on(tmp_path):
+    settings = replace(TINY, iterations=6000, epoch_iterations=6)
+    process = _start(settings, tmp_path)
+    while not (tmp_path / f"{settings.id}.pt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    shown("You press Ctrl-C, or a scheduler ends the job", process.communicate()[1])
+    assert process.returncode == 130
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pt", ".lock"}
+
+
+def test_two_processes_share_one_run(tmp_path):
+    processes = [_start(TINY, tmp_path) for _ in range(2)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert "it/s" not in outputs[0][1]  # no progress bar where nobody watches
+    assert len(list(tmp_path.glob("*/measures.csv"))) == 1
+
+
+def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypatch):
+    honest = cohorts.meta_gradient
+    calls = []
+
+    def diverges(*args, **kwargs):
+        calls.append(1)
+        outcome = honest(*args, **kwargs)
+        return outcome._replace(losses=outcome.losses * (float("nan") if len(calls) == 6 else 1.0))
+
+    monkeypatch.setattr(cohorts, "meta_gradient", diverges)
+    with pytest.raises(
+        experiment.DivergedError,
+        match=rf"{TINY.id}: loss is nan.*iteration 5.*inner_lr.*epoch 2 is kept",
+    ):
+        experiment.run(TINY, "cpu")
+    assert torch.load(store / f"{TINY.id}.pt", weights_only=True)["epoch"] == 2
+    assert records.find_record(TINY) is None
+
+
+def test_torn_checkpoint_is_refused_by_name(store):
+    (store / f"{TINY.id}.pt").write_bytes(b"torn")
+    with pytest.raises(records.RecordError, match=rf"{TINY.id}.pt.*delete it") as error:
+        experiment.run(TINY, "cpu")
+    shown("A checkpoint is torn", f"Error: {error.value}")
+    (store / f"{TINY.id}.pt").unlink()
+    assert experiment.run(TINY, "cpu").finished
+
+
+def test_checkpoint_of_other_data_is_refused(store, monkeypatch):
+    honest = image_sets.load_images
+    experiment.run(TINY, "cpu")
+    (store / TINY.id).rename(store / "elsewhere")
+
+    def other(dataset, split, **options):
+        return replace(honest(dataset, split, **options), digest="0" * 16)
+
+    monkeypatch.setattr(image_sets, "load_images", other)
+    with pytest.raises(
+        records.RecordError, match=rf"{TINY.id}.pt was made from other data: delete it"
+    ) as error:
+        experiment.run(TINY, "cpu")
+    shown("A checkpoint was made from other data", f"Error: {error.value}")
+    monkeypatch.setattr(image_sets, "load_images", honest)
+    assert experiment.run(TINY, "cpu").provenance["resumed"] == 1
+
+
+def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
+    def fails(*_):
+        raise training.LandscapeError("no Hessian norm there")
+
+    monkeypatch.setattr(hessian, "hessian_norms", fails)
+    with pytest.raises(
+        experiment.DivergedError,
+        match=rf"{TINY.id}: no Hessian norm there, after epoch 0.*inner_lr",
+    ):
+        experiment.run(TINY, "cpu")
+
+
+def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypatch, tmp_path):
+    settings = replace(TINY, final_tasks=130)
+    honest = training.measure_together
+
+    def stops(*arguments):
+        if len(stops.calls) == 3:
+            raise KeyboardInterrupt
+        stops.calls.append(1)
+        return honest(*arguments)
+
+    assert experiment.record_so_far(settings, "cpu") is None
+    monkeypatch.setattr(training, "measure_together", stops)
+    stops.calls = [1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(settings, "cpu")
+    # the untrained network alone is no run
+    assert experiment.record_so_far(settings, "cpu") is None
+    stops.calls = [1]
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(settings, "cpu")
+    monkeypatch.setattr(training, "measure_together", honest)
+    stopped = experiment.record_so_far(settings, "cpu")
+    assert (
+        stopped.epochs == 2 and not stopped.finished and stopped.path.name == f"{settings.id}-to-4"
+    )
+    whole = experiment.run(settings, "cpu")
+    assert whole.finished and whole.provenance["resumed"] == 2 and not stopped.path.exists()
+    early = whole.measures[(whole.measures.epoch <= 2)].reset_index(drop=True)
+    assert early.equals(stopped.measures[stopped.measures.measure != "final_accuracy"])
+    assert list(stopped.curve("final_accuracy").index) == [2] and list(
+        whole.curve("final_accuracy").index
+    ) == [6]
+    assert experiment.record_so_far(settings, "cpu").path == whole.path
+
+
+def test_a_run_until_an_iteration_is_the_whole_runs_beginning(store):
+    part = experiment.run(TINY, "cpu", until=5)  # epochs of 2: the third reaches it
+    assert part.epochs == 3 and part.path.name == f"{TINY.id}-to-6"
+    assert experiment.run(TINY, "cpu", until=6).path == part.path  # read, not trained
+    whole = experiment.run(TINY, "cpu")
+    assert whole.finished and whole.upto(3).measures.equals(part.measures)
+    assert experiment.run(TINY, "cpu", until=4).path == whole.path
+    assert experiment.run(replace(TINY, seed=1), "cpu", until=1000).finished
+
+
+def test_final_accuracy_against_a_plain_loop(store):
+    """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
+    settings = replace(TINY, iterations=4, final_tasks=130)
+    record = experiment.run(settings, "cpu")
+    net = experiment.trained_net(settings, "cpu").double()
+    test = image_sets.load_images("glyphs", "test")
+    accuracies = []
+    for part, n in enumerate((60, 60, 10)):
+        tasks = sample_tasks(test, n, 5, 1, 2, np.random.default_rng([0, 3 + part]))
+        for x, y, query_x, query_y in zip(
+            tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True
+        ):
+            theta = dict(net.named_parameters())
+            slope = torch.autograd.grad(F.cross_entropy(net(x.double()), y), list(theta.values()))
+            moved = {
+                name: p - settings.inner_lr * g
+                for (name, p), g in zip(theta.items(), slope, strict=True)
+            }
+            output = torch.func.functional_call(net, moved, (query_x.double(),))
+            accuracies.append(float((output.argmax(1) == query_y).double().mean()))
+    last = record.curve("final_accuracy").iloc[-1]
+    assert last["n"] == 130 and last["mean"] == pytest.approx(np.mean(accuracies), abs=2e-3)
+
+
+def test_unknown_device(store):
+    with pytest.raises(ValueError, match="'tpu'.*'cpu'"):
+        experiment.run(TINY, "tpu")
+
+
+def test_chunks_change_a_run_by_rounding_alone(tmp_path, monkeypatch):
+    """One task at a time gives the same measures.
+
+    Rounding grows with iterations, so only the first epochs are compared.
+    """
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "whole"))
+    whole = experiment.run(TINY, "cpu").measures
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "single"))
+    monkeypatch.setattr(cohorts, "chunk_size", lambda *_: 1)
+    single = experiment.run(TINY, "cpu").measures
+    early = whole.epoch <= 2
+    assert not single.equals(whole)  # the chunks were others
+    assert np.allclose(whole[early]["mean"], single[early]["mean"], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,60 @@
+"""Records of runs that never ran, with curves given by the test, and what rules say of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from metanb.claims import rules
+from metanb.runs.records import Record
+from metanb.settings import preset
+
+EPOCHS = 12
+
+TIME = np.arange(1, EPOCHS + 1) / EPOCHS
+
+QUICK = preset("quick", "omniglot")
+
+UNTRAINED = {"query_accuracy": 0.2}
+
+MEASURES = (
+    "hessian_norm adaptive_sharpness support_loss_before support_loss distance body_norm "
+    "query_accuracy valid_accuracy trajectory_coherence gradient_coherence relative_move"
+).split()
+
+
+def record(seed, curves=None, wobble=0.01, errors=None, **settings):
+    """A run with the curves given for epochs 1 to 12, and about 1 elsewhere.
+
+    Epoch 0 is far off, and must not count but for UNTRAINED. `errors` are those over tasks, by
+    measure, else 0.
+    """
+    settings = preset("quick", "omniglot", seed=seed, **settings)
+    rng = np.random.default_rng([seed, int(settings.id[-8:], 16)])
+    rows = []
+    for measure in MEASURES:
+        values = np.asarray((curves or {}).get(measure, np.ones(EPOCHS)), dtype=float)
+        values = np.r_[
+            UNTRAINED.get(measure, 1000.0), values * np.exp(wobble * rng.normal(size=EPOCHS))
+        ]
+        columns = {
+            "iteration": 0,
+            "measure": measure,
+            "mean": values,
+            "sem": (errors or {}).get(measure, 0.0),
+        }
+        rows.append(pd.DataFrame({"epoch": range(EPOCHS + 1), **columns}))
+    return Record(settings, pd.concat(rows), {}, Path(settings.id))
+
+
+def cell(curves, seeds=range(3), **settings):
+    return [record(seed, curves, **settings) for seed in seeds]
+
+
+def verdict(runs, claim, variant="", algorithm="maml"):
+    (row,) = (
+        r
+        for r in rules.judge(runs)
+        if (r.claim, r.variant, r.algorithm) == (claim, variant, algorithm)
+    )
+    return row.verdict
