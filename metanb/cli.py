@@ -19,8 +19,9 @@ from metanb.data import image_sets
 from metanb.files import DiskError
 from metanb.grids import definitions, progress
 from metanb.grids.definitions import Planned
+from metanb.labels import DATASETS
 from metanb.runs import store
-from metanb.settings import CHOICES, RANGES, Dataset, Scale, Settings, from_dict, preset
+from metanb.settings import CHOICES, RANGES, Scale, Settings, from_dict, preset
 
 SHOWN_MEASURES = [
     "query_accuracy",
@@ -46,7 +47,7 @@ def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
         if isinstance(field.default, bool):
             option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=meaning)
         elif field.name in CHOICES:
-            option = click.option(flag, type=click.Choice(CHOICES[field.name]), help=meaning)
+            option = click.option(flag, type=click.Choice(list(CHOICES[field.name])), help=meaning)
         else:
             low, high = RANGES[field.name]
             help_text = f"{meaning} [{low:,} to {high:,}]"
@@ -468,15 +469,15 @@ def data_group() -> None:
 
 
 @data_group.command("check")
-@click.argument("dataset", nargs=-1, type=click.Choice(get_args(Dataset)))
-def check_command(dataset: tuple[Dataset, ...]) -> None:
+@click.argument("dataset", nargs=-1, type=click.Choice(list(DATASETS)))
+def check_command(dataset: tuple[str, ...]) -> None:
     """Check that image sets are present and whole.
 
     All of them are checked where none is named. The exit code is 1 if one is missing or damaged.
     """
     failed = False
     click.echo(f"data root: {image_sets.data_root()}")
-    for name in dataset or get_args(Dataset):
+    for name in dataset or DATASETS:
         try:
             click.echo(f"{name}: {image_sets.check_images(name)}")
         except (image_sets.DataError, DiskError) as error:
@@ -486,8 +487,8 @@ def check_command(dataset: tuple[Dataset, ...]) -> None:
 
 
 @data_group.command("fetch")
-@click.argument("dataset", type=click.Choice(get_args(Dataset)))
-def fetch_command(dataset: Dataset) -> None:
+@click.argument("dataset", type=click.Choice(list(DATASETS)))
+def fetch_command(dataset: str) -> None:
     """Fetch an image set, as far as its terms allow."""
     click.echo(f"{dataset}: {image_sets.fetch_images(dataset)}")
 

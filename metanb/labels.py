@@ -1,4 +1,4 @@
-"""The catalogue of data sets, algorithms and measures: their names for readers, images' shapes."""
+"""The catalogue of data sets, algorithms and measures: names for readers, and basic facts."""
 
 from dataclasses import dataclass
 
@@ -24,6 +24,24 @@ class ImageKind:
 
 
 @dataclass(frozen=True)
+class Algorithm:
+    """An algorithm that trains a network; `metanb.maml.algorithms` has what it does.
+
+    Attributes:
+        label: the name, for readers.
+        regularisers: those that can change its gradient; some act through second derivatives alone.
+        first_order: whether the inner gradients count as constants.
+        episodic: whether it trains on tasks. If not, it trains on mini-batches over all meta-train
+            classes, and the network gets a new N-way head at meta-test.
+    """
+
+    label: str
+    regularisers: tuple[str, ...] = ("none",)
+    first_order: bool = False
+    episodic: bool = True
+
+
+@dataclass(frozen=True)
 class Measure:
     """A measure of a network, recorded after each epoch.
 
@@ -43,11 +61,14 @@ class Measure:
 
 DATASETS = {
     "glyphs": ImageKind("Glyphs", 1, 28),
-    "glyphs-all": ImageKind("Glyphs (all)", 1, 28),
     "omniglot": ImageKind("Omniglot", 1, 28),
     "mini-imagenet": ImageKind("mini-ImageNet", 3, 84),
 }
-ALGORITHMS = {"maml": "MAML", "fomaml": "first-order MAML", "finetune": "finetuning"}
+ALGORITHMS = {
+    "maml": Algorithm("MAML", ("none", "adapted", "through", "outer", "random")),
+    "fomaml": Algorithm("first-order MAML", ("none", "adapted", "random"), first_order=True),
+    "finetune": Algorithm("finetuning", episodic=False),
+}
 MEASURES = {
     "hessian_norm": Measure("Hessian norm at adapted solutions", log=True),
     "support_loss": Measure("support loss, adapted (nats)", log=True),
@@ -76,5 +97,7 @@ MEASURES = {
     "head_norm": Measure("L2 norm of head weights", over="network"),
 }
 
-NAMES = {name: kind.label for name, kind in DATASETS.items()} | ALGORITHMS
+NAMES = {name: kind.label for name, kind in DATASETS.items()} | {
+    name: algorithm.label for name, algorithm in ALGORITHMS.items()
+}
 LABELS = {name: measure.label for name, measure in MEASURES.items()}

@@ -7,23 +7,22 @@ never its meaning. They are recorded in its provenance instead.
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-Dataset = Literal["glyphs", "glyphs-all", "omniglot", "mini-imagenet"]
-Algorithm = Literal["maml", "fomaml", "finetune"]
+from metanb.labels import ALGORITHMS, DATASETS
+
 TestHead = Literal["fresh", "shared", "zero"]
 Regulariser = Literal["none", "adapted", "through", "outer", "random"]
-Partition = Literal["vinyals", "background"]
+Adapts = Literal["all", "head", "body"]
+InnerLoss = Literal["mean", "sum"]
 HeadInit = Literal["torch", "finn", "zero"]
 Scale = Literal["smoke", "quick", "paper"]
 
-# The regularisers that can change the meta-gradient: some act through second derivatives alone.
-REGULARISERS = {
-    "maml": get_args(Regulariser),
-    "fomaml": ("none", "adapted", "random"),
-    "finetune": ("none",),
-}
+# Settings that there were once, by name, each with the one value that is still understood: records
+# hold them.
+RETIRED: dict[str, Any] = {"partition": "vinyals", "adapt_norm": True}
 SEEDS = (0, 2**31 - 1)  # the least and the greatest seed
 
 
@@ -31,7 +30,7 @@ class SettingsError(ValueError):
     """A setting has an impossible value; the message names it, its value and what is allowed."""
 
 
-def _choice(default: Any, choices: tuple[Any, ...], meaning: str) -> Any:
+def _choice(default: Any, choices: Collection[Any], meaning: str) -> Any:
     """A field that takes one of `choices`; the command line and the book show its meaning."""
     return field(default=default, metadata={"help": meaning, "choices": choices})
 
@@ -61,12 +60,7 @@ class Settings:
         metanb.settings.SettingsError: ways=1 is not a whole number from 2 to 100
     """
 
-    dataset: Dataset = _choice("glyphs", get_args(Dataset), "the image set")
-    partition: Partition = _choice(
-        "vinyals",
-        get_args(Partition),
-        "class split of Omniglot; the other data sets have one split only",
-    )
+    dataset: str = _choice("glyphs", DATASETS, "the image set")
     rotations: bool = _choice(
         False,
         (False, True),
@@ -91,9 +85,9 @@ class Settings:
         "initialisation of the head; torch: PyTorch's default; finn: standard normal weights, as "
         "in Finn's code; zero: all zero",
     )
-    algorithm: Algorithm = _choice(
+    algorithm: str = _choice(
         "maml",
-        get_args(Algorithm),
+        ALGORITHMS,
         "maml; fomaml: first-order MAML; or finetune: supervised training over all meta-train "
         "classes",
     )
@@ -113,8 +107,17 @@ class Settings:
     inner_lr: float = _number(0.4, 1e-6, 100.0, "step size of the inner SGD")
     inner_steps: int = _number(1, 1, 100, "inner SGD steps in meta-training")
     test_steps: int = _number(1, 1, 100, "inner SGD steps at meta-test")
-    adapt_norm: bool = _choice(
-        True, (False, True), "adapt batch norm's scale and shift in the inner loop, too"
+    adapts: Adapts = _choice(
+        "all",
+        get_args(Adapts),
+        "what the inner loop adapts: all parameters; head: the last layer alone (ANIL); body: all "
+        "but the last layer (BOIL)",
+    )
+    inner_loss: InnerLoss = _choice(
+        "mean",
+        get_args(InnerLoss),
+        "what the inner SGD descends: mean: the mean cross-entropy of the support images; sum: N "
+        "times that, as in Finn's code",
     )
     meta_batch: int = _number(32, 1, 1024, "tasks per meta-training iteration")
     outer_lr: float = _number(1e-3, 1e-8, 1.0, "step size of Adam")
@@ -152,12 +155,12 @@ class Settings:
                 f"iterations={self.iterations} is not a whole number of epochs of epoch_iterations="
                 f"{self.epoch_iterations}: choose a multiple"
             )
-        if self.dataset != "omniglot" and (self.rotations or self.partition != "vinyals"):
+        algorithm = ALGORITHMS[self.algorithm]
+        if self.dataset != "omniglot" and self.rotations:
             raise SettingsError(
-                "rotations and partition belong to dataset='omniglot', not "
-                f"{self.dataset!r}: leave them out"
+                f"rotations belong to dataset='omniglot', not {self.dataset!r}: leave them out"
             )
-        if self.algorithm != "finetune" and self.test_head != "fresh":
+        if algorithm.episodic and self.test_head != "fresh":
             raise SettingsError(
                 f"test_head={self.test_head!r} belongs to algorithm='finetune': leave it out"
             )
@@ -166,10 +169,10 @@ class Settings:
                 f"regulariser={self.regulariser!r} with gamma={self.gamma:g}: give a regulariser "
                 "and a gamma above 0"
             )
-        if self.regulariser not in REGULARISERS[self.algorithm]:
+        if self.regulariser not in algorithm.regularisers:
             raise SettingsError(
                 f"regulariser={self.regulariser!r} has no effect under algorithm="
-                f"{self.algorithm!r}: choose from {', '.join(REGULARISERS[self.algorithm])}"
+                f"{self.algorithm!r}: choose from {', '.join(algorithm.regularisers)}"
             )
         if 0 < self.train_classes < self.ways:
             raise SettingsError(
@@ -204,7 +207,7 @@ class Settings:
     @property
     def first_order(self) -> bool:
         """Whether the meta-gradient leaves out the derivative through the inner gradient."""
-        return self.algorithm == "fomaml"
+        return ALGORITHMS[self.algorithm].first_order
 
     @property
     def setting(self) -> str:
@@ -239,7 +242,7 @@ class Settings:
 
 
 # By a setting's name: its choices, or else its least and greatest value, from the fields above.
-CHOICES: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, Collection[Any]] = {
     setting.name: setting.metadata["choices"]
     for setting in fields(Settings)
     if "choices" in setting.metadata
@@ -254,14 +257,32 @@ RANGES: dict[str, tuple[float, float]] = {
 def from_dict(values: dict[str, Any]) -> Settings:
     """Make settings from names and values; a setting that is left out takes its default.
 
+    A retired setting that has its one value is dropped.
+
     Raises:
         SettingsError: an unknown name, and as `Settings` does.
     """
     known = [setting.name for setting in fields(Settings)]
+    values = {name: value for name, value in values.items() if not _is_retired(name, value)}
     for name in values:
         if name not in known:
             raise SettingsError(f"unknown setting {name!r}: choose from {', '.join(known)}")
     return Settings(**values)
+
+
+def _is_retired(name: str, value: Any) -> bool:
+    """Whether it is a retired setting at the value that is still understood.
+
+    Raises SettingsError for a retired setting at another value.
+    """
+    if name not in RETIRED:
+        return False
+    if value != RETIRED[name]:
+        raise SettingsError(
+            f"{name}={value!r}: this setting is retired, and {name}={RETIRED[name]!r} is what is "
+            "left: leave it out"
+        )
+    return True
 
 
 def _check_value(setting: Field[Any], value: Any) -> None:
@@ -333,7 +354,7 @@ SCALE_ROWS: dict[Scale, tuple[_PresetRow, ...]] = {
 
 
 def preset(
-    scale: Scale, dataset: Dataset = "omniglot", ways: int = 5, shots: int = 1, **changes: Any
+    scale: Scale, dataset: str = "omniglot", ways: int = 5, shots: int = 1, **changes: Any
 ) -> Settings:
     """Make the settings of a scale.
 

@@ -8,12 +8,13 @@ import torch
 
 from metanb.data import image_sets
 from metanb.data.tasks import sample_tasks, scale_pixels
+from metanb.labels import ALGORITHMS
 from metanb.landscape.measures import measure
 from metanb.maml import fusing
 from metanb.maml.engine import Engine, choose_engine, precision
 from metanb.maml.fusing import fused
 from metanb.runs import cohorts, experiment, training
-from metanb.settings import REGULARISERS, preset
+from metanb.settings import preset
 from tests.support.cohorts import new_cohort
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -33,7 +34,7 @@ SMALL = preset(
 GRADIENTS = [{"algorithm": "finetune"}] + [
     {"algorithm": algorithm, "regulariser": name, "gamma": 0.0 if name == "none" else 0.3}
     for algorithm in ("maml", "fomaml")
-    for name in REGULARISERS[algorithm]
+    for name in ALGORITHMS[algorithm].regularisers
 ]
 
 

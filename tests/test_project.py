@@ -5,6 +5,7 @@ with git and make.
 """
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -166,6 +167,24 @@ def test_a_wheel_holds_what_the_package_reads(tmp_path):
         "metanb",
         f"metanb-{PROJECT['version']}.dist-info",
     }
+
+    # Install it, and import every module from there; the libraries are those of this environment.
+    installed = tmp_path / "installed"
+    command = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", installed]
+    subprocess.run([sys.executable, *command, wheel], check=True)
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "metanb").rglob("*.py")
+        if path.name != "__main__.py"  # it runs the command line
+    ]
+    code = (
+        "import importlib, sys; "
+        "files = [importlib.import_module(name).__file__ for name in sys.argv[2:]]; "
+        "assert all(file.startswith(sys.argv[1]) for file in files), files"
+    )
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", code, installed, *modules]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])

@@ -8,6 +8,7 @@ import torch
 
 from metanb.bench import peers, units
 from metanb.data.tasks import Tasks
+from metanb.labels import ALGORITHMS
 from metanb.landscape import portrait
 from metanb.landscape.lanczos import random_directions
 from metanb.maml.engine import Engine
@@ -15,7 +16,7 @@ from metanb.maml.inner_loop import flatten
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import meta_gradient
 from metanb.runs import experiment, portraits
-from metanb.settings import REGULARISERS, preset
+from metanb.settings import preset
 from tests.support.second_device import SECOND, Elsewhere, second_device
 
 TINY = preset(
@@ -31,9 +32,11 @@ TINY = preset(
     test_steps=2,
     final_tasks=3,
 )
-RUNS = [{"algorithm": "fomaml", "adapt_norm": False}, {"algorithm": "finetune"}]
+RUNS = [{"algorithm": "fomaml", "adapts": "body"}, {"algorithm": "finetune"}]
 GRADIENTS = [
-    (28, algorithm, name) for algorithm in ("fomaml", "maml") for name in REGULARISERS[algorithm]
+    (28, algorithm, name)
+    for algorithm in ("fomaml", "maml")
+    for name in ALGORITHMS[algorithm].regularisers
 ]
 GRADIENTS += [(32, "fomaml", "none"), (32, "maml", "none")]  # pooling in place of strides
 
@@ -105,12 +108,7 @@ def test_runs_side_by_side_stay_there_with_their_images(options, tmp_path, monke
 @pytest.mark.parametrize(("side", "algorithm", "regulariser"), GRADIENTS)
 def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
     net, tasks = drawn(3, (3, side, side))
-    options = {
-        "first_order": algorithm == "fomaml",
-        "adapt_norm": True,
-        "chunk": 2,
-        "regulariser": regulariser,
-    }
+    options = {"first_order": algorithm == "fomaml", "chunk": 2, "regulariser": regulariser}
     options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
     if regulariser == "random":
         options["other"] = random_directions(1, flatten(net).numel(), 0).float()

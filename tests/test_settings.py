@@ -8,17 +8,11 @@ from dataclasses import fields, replace
 
 import pytest
 
+from metanb.data.image_sets import ORIGINS
 from metanb.labels import ALGORITHMS, DATASETS, NAMES
-from metanb.settings import (
-    CHOICES,
-    RANGES,
-    REGULARISERS,
-    Settings,
-    SettingsError,
-    from_dict,
-    preset,
-    scale_of,
-)
+from metanb.maml.algorithms import GRADIENTS
+from metanb.maml.regulariser import READINGS
+from metanb.settings import CHOICES, RANGES, Settings, SettingsError, from_dict, preset, scale_of
 
 
 @pytest.mark.parametrize(
@@ -30,7 +24,9 @@ from metanb.settings import (
         ({"inner_lr": float("nan")}, ["inner_lr", "nan"]),
         ({"inner_lr": "0.4"}, ["inner_lr", "'0.4'"]),
         ({"algorithm": "mamal"}, ["mamal", "'maml'", "'fomaml'"]),
-        ({"adapt_norm": 1}, ["adapt_norm", "False, True"]),
+        ({"rotations": 1}, ["rotations", "False, True"]),
+        ({"adapt_norm": False}, ["adapt_norm=False", "retired", "leave it out"]),
+        ({"partition": "background"}, ["partition='background'", "retired"]),
         ({"waves": 5}, ["waves", "ways"]),
         (
             {"iterations": 10, "epoch_iterations": 3},
@@ -69,9 +65,15 @@ def test_every_setting_is_checked():
 
 
 def test_every_algorithm_and_data_set_has_what_the_book_needs_of_it():
-    assert NAMES.keys() == {*CHOICES["algorithm"], *CHOICES["dataset"]}
-    assert REGULARISERS.keys() == set(CHOICES["algorithm"])
-    assert tuple(DATASETS) == CHOICES["dataset"] and tuple(ALGORITHMS) == CHOICES["algorithm"]
+    assert NAMES.keys() == {*ALGORITHMS, *DATASETS}
+    assert GRADIENTS.keys() == ALGORITHMS.keys() and ORIGINS.keys() == DATASETS.keys()
+    for algorithm in ALGORITHMS.values():
+        assert {"none"} <= set(algorithm.regularisers) <= READINGS.keys()
+
+
+def test_records_of_retired_settings_are_read():
+    values = preset("quick", "omniglot").to_dict() | {"partition": "vinyals", "adapt_norm": True}
+    assert from_dict(values) == preset("quick", "omniglot")
 
 
 def test_id_is_stable_and_tells_settings_apart():

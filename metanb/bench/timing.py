@@ -112,13 +112,11 @@ def _gradient_candidates(net: ConvNet, tasks: Tasks, settings: Settings) -> dict
     steps = settings.inner_steps
     first_order = settings.first_order
     device = tasks.support_x.device
-    chunk = chunk_size(settings, device)
+    chunk = chunk_size(settings, net.image_shape[1:], device)
 
     def compute_ours(*tensors: Tensor) -> None:
         net.zero_grad(set_to_none=True)
-        meta_gradient(
-            net, Tasks(*tensors), lr, steps, first_order=first_order, adapt_norm=True, chunk=chunk
-        )
+        meta_gradient(net, Tasks(*tensors), lr, steps, first_order=first_order, chunk=chunk)
 
     def compute_by_peer(peer: peers.Peer, plain: torch.nn.Module) -> None:
         plain.zero_grad()

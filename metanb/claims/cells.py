@@ -46,13 +46,13 @@ def group_into_cells(records: Iterable[Record]) -> list[list[Record]]:
 
 def _order_of_settings(settings: Settings) -> tuple[Any, ...]:
     """The sort key of a cell: data set and setting first, then choices in their own order."""
-    names = ("head_init", "algorithm", "test_head", "regulariser")
+    names = ("head_init", "algorithm", "adapts", "inner_loss", "test_head", "regulariser")
     return (
         settings.dataset,
         settings.ways,
         settings.shots,
         settings.train_classes,
-        *(CHOICES[name].index(getattr(settings, name)) for name in names),
+        *(list(CHOICES[name]).index(getattr(settings, name)) for name in names),
         SCALES.index(scale_of(settings)),
         settings.id,
     )

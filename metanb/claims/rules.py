@@ -54,7 +54,7 @@ from metanb.claims.run_stats import (
     trend_error,
 )
 from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
-from metanb.labels import NAMES
+from metanb.labels import ALGORITHMS, NAMES
 from metanb.runs.records import Record
 from metanb.settings import Settings, differences_from_scale, scale_of
 
@@ -137,7 +137,7 @@ def judge(records: Iterable[Record]) -> list[Row]:
 
 
 def _is_plain_meta_training(settings: Settings) -> bool:
-    return settings.regulariser == "none" and settings.algorithm != "finetune"
+    return settings.regulariser == "none" and ALGORITHMS[settings.algorithm].episodic
 
 
 def _judge_baselines(cells: list[list[Record]]) -> Iterator[Row]:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,6 +26,14 @@ Source = tuple[list[str], Iterator[np.ndarray]]
 Content = tuple[np.ndarray, tuple[str, ...], str]
 
 
+class Origin(NamedTuple):
+    """What one split of a data set is made from."""
+
+    key: str  #: name of the cache
+    stamp: str  #: identifies the files or fonts; not part of the digest
+    source: Callable[[], Source]  #: reads them
+
+
 class DataError(RuntimeError):
     """An image set is missing, incomplete, damaged or too small.
 
@@ -32,29 +41,27 @@ class DataError(RuntimeError):
     """
 
 
-def read_or_build(
-    path: Path, stamp: str, source: Callable[[], Source], verify: bool = False
-) -> Content:
+def read_or_build(folder: Path, origin: Origin, verify: bool = False) -> Content:
     """Read a cache; build it first if it is absent, damaged, half written or of another stamp.
 
     Args:
-        path: the .npy file.
-        stamp: identifies what the images are made from; not part of the digest.
-        source: called to build the cache, by one process at a time.
+        folder: of the caches.
+        origin: what the images are made from; its source is called by one process at a time.
         verify: compare the digest of a mapped cache, too, which reads all of it.
 
     Raises:
-        DataError: from `source`; or the cache does not read back as written.
+        DataError: from the source; or the cache does not read back as written.
         metanb.files.DiskError: the cache cannot be written.
     """
-    content = _read_cache(path, stamp, verify)
+    path = folder / f"{origin.key}.npy"
+    content = _read_cache(path, origin.stamp, verify)
     if content is None:
         with files.locked(path.with_suffix(".lock"), f"image set {path.stem}"):
             # Another process may have built it while this one waited for the lock.
-            content = _read_cache(path, stamp, verify)
+            content = _read_cache(path, origin.stamp, verify)
             if content is None:
-                _write_cache(path, stamp, *source())
-                content = _read_cache(path, stamp, verify)
+                _write_cache(path, origin.stamp, *origin.source())
+                content = _read_cache(path, origin.stamp, verify)
     if content is None:
         raise DataError(
             f"the cache {path} does not read back as written; check the disk, or set METANB_DATA "

@@ -15,63 +15,23 @@ Cyrillic A), are one class, the first in `BLOCKS`.
 
 import functools
 import unicodedata
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from metanb.data.cache import DataError, Source
+from metanb.data.cache import DataError, Origin, Source
 from metanb.labels import DATASETS
 
-# Name, first and last code point, split, whether the block is in the default set. The first of two
-# look-alikes stays, so the default set comes first: it is a subset of the full set.
-BLOCKS: tuple[tuple[str, int, int, str, bool], ...] = (
-    ("Basic Latin", 0x0000, 0x007F, "train", True),
-    ("Greek and Coptic", 0x0370, 0x03FF, "train", True),
-    ("Lao", 0x0E80, 0x0EFF, "train", True),
-    ("Hebrew", 0x0590, 0x05FF, "valid", True),
-    ("Old Italic", 0x10300, 0x1032F, "valid", True),
-    ("Georgian", 0x10A0, 0x10FF, "test", True),
-    ("Latin-1 Supplement", 0x0080, 0x00FF, "train", False),
-    ("Latin Extended-A", 0x0100, 0x017F, "train", False),
-    ("Latin Extended-B", 0x0180, 0x024F, "train", False),
-    ("IPA Extensions", 0x0250, 0x02AF, "train", False),
-    ("Cyrillic", 0x0400, 0x04FF, "train", False),
-    ("Cyrillic Supplement", 0x0500, 0x052F, "train", False),
-    ("Armenian", 0x0530, 0x058F, "valid", False),
-    ("Arabic", 0x0600, 0x06FF, "test", False),
-    ("NKo", 0x07C0, 0x07FF, "test", False),
-    ("Unified Canadian Aboriginal Syllabics", 0x1400, 0x167F, "test", False),
-    ("Ogham", 0x1680, 0x169F, "valid", False),
-    ("Phonetic Extensions", 0x1D00, 0x1D7F, "train", False),
-    ("Phonetic Extensions Supplement", 0x1D80, 0x1DBF, "train", False),
-    ("Latin Extended Additional", 0x1E00, 0x1EFF, "train", False),
-    ("Greek Extended", 0x1F00, 0x1FFF, "train", False),
-    ("Letterlike Symbols", 0x2100, 0x214F, "train", False),
-    ("Number Forms", 0x2150, 0x218F, "train", False),
-    ("Arrows", 0x2190, 0x21FF, "test", False),
-    ("Mathematical Operators", 0x2200, 0x22FF, "train", False),
-    ("Miscellaneous Technical", 0x2300, 0x23FF, "train", False),
-    ("Geometric Shapes", 0x25A0, 0x25FF, "valid", False),
-    ("Miscellaneous Symbols", 0x2600, 0x26FF, "test", False),
-    ("Dingbats", 0x2700, 0x27BF, "valid", False),
-    ("Latin Extended-C", 0x2C60, 0x2C7F, "train", False),
-    ("Georgian Supplement", 0x2D00, 0x2D2F, "test", False),
-    ("Tifinagh", 0x2D30, 0x2D7F, "valid", False),
-    ("Lisu", 0xA4D0, 0xA4FF, "valid", False),
-    ("Cyrillic Extended-B", 0xA640, 0xA69F, "train", False),
-    ("Latin Extended-D", 0xA720, 0xA7FF, "train", False),
-    ("Alphabetic Presentation Forms", 0xFB00, 0xFB4F, "valid", False),
-    ("Arabic Presentation Forms-A", 0xFB50, 0xFDFF, "test", False),
-    ("Arabic Presentation Forms-B", 0xFE70, 0xFEFF, "test", False),
-)
-# In these blocks symbols are classes, too; elsewhere letters and numbers alone.
-SYMBOL_BLOCKS = (
-    "Arrows",
-    "Mathematical Operators",
-    "Miscellaneous Technical",
-    "Geometric Shapes",
-    "Miscellaneous Symbols",
-    "Dingbats",
+# Name, first and last code point, split. The first of two look-alikes stays.
+BLOCKS: tuple[tuple[str, int, int, str], ...] = (
+    ("Basic Latin", 0x0000, 0x007F, "train"),
+    ("Greek and Coptic", 0x0370, 0x03FF, "train"),
+    ("Lao", 0x0E80, 0x0EFF, "train"),
+    ("Hebrew", 0x0590, 0x05FF, "valid"),
+    ("Old Italic", 0x10300, 0x1032F, "valid"),
+    ("Georgian", 0x10A0, 0x10FF, "test"),
 )
 FACES: tuple[str, ...] = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -187,27 +147,19 @@ def _extreme_points(vertices: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def choose_characters(everything: bool) -> dict[int, str]:
+def choose_characters() -> dict[int, str]:
     """Choose the classes: code point -> split.
 
     No two classes look alike in any face that has both, whether of one split or of two.
-
-    Args:
-        everything: choose from all of `BLOCKS` (2,566 classes with matplotlib 3.11), else from its
-            default blocks (312).
     """
     faces = Faces()
     # Candidates: the characters that at least two faces have. DejaVu Sans is one of them, so that
     # any two candidates can be compared. Each face's rows are numbers of candidates.
     split_of: dict[int, str] = {}
     rows_of: dict[str, list[int]] = {face: [] for face in FACES}
-    for block, first, last, split, default in BLOCKS:
-        if not (everything or default):
-            continue
-        # Unicode's general categories: letters, numbers, symbols.
-        categories = "LNS" if block in SYMBOL_BLOCKS else "LN"
+    for _, first, last, split in BLOCKS:
         for code in range(first, last + 1):
-            if unicodedata.category(chr(code))[0] not in categories:
+            if unicodedata.category(chr(code))[0] not in "LN":  # Unicode's letters and numbers
                 continue
             having = faces.faces_with(code)
             if "DejaVuSans" in having and len(having) > 1:
@@ -255,10 +207,15 @@ def glyph_images(faces: Faces, code: int, seed: int) -> np.ndarray:
     return images
 
 
-def glyph_source(everything: bool, split: str, seed: int) -> Source:
+def origin(root: Path, split: str, seed: int) -> Origin:
+    """What a split is made from: the fonts, by the seed."""
+    stamp = f"design {DESIGN}, matplotlib {version('matplotlib')}"
+    return Origin(f"glyphs-{seed}-{split}", stamp, partial(glyph_source, split, seed))
+
+
+def glyph_source(split: str, seed: int) -> Source:
     """Names of a split's classes ("U+0041 A"), and the images of one class after the other."""
     faces = Faces()
-    characters = choose_characters(everything)
-    codes = [code for code, of_split in characters.items() if of_split == split]
+    codes = [code for code, of_split in choose_characters().items() if of_split == split]
     names = [f"U+{code:04X} {chr(code)}" for code in codes]
     return names, (glyph_images(faces, code, seed) for code in codes)

@@ -9,22 +9,25 @@ All of them are under one data root, METANB_DATA or else the user's cache folder
     cache/                                                    what was decoded or rendered
 """
 
-import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 
 from metanb.data import glyphs, mini_imagenet, omniglot
-from metanb.data.cache import Content, digest_of, read_or_build
+from metanb.data.cache import Content, Origin, digest_of, read_or_build
 from metanb.data.cache import DataError as DataError  # callers know it as image_sets.DataError
-from metanb.settings import CHOICES
 
 SPLITS = ("train", "valid", "test")
+# What a split is made from, by data set: a function of the data root, the split and a seed.
+ORIGINS: dict[str, Callable[[Path, str, int], Origin]] = {
+    "glyphs": glyphs.origin,
+    "omniglot": omniglot.origin,
+    "mini-imagenet": mini_imagenet.origin,
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,6 @@ def load_images(
     dataset: str,
     split: str,
     *,
-    partition: str = "vinyals",
     rotations: bool = False,
     root: Path | str | None = None,
     seed: int = 0,
@@ -73,13 +75,8 @@ def load_images(
 
     Args:
         dataset: "omniglot" (28x28 grey; torchvision downloads it when it is not there),
-            "mini-imagenet" (84x84 RGB; never downloaded), "glyphs" or "glyphs-all" (28x28 grey,
-            rendered: about 300 and 2,600 classes).
+            "mini-imagenet" (84x84 RGB; never downloaded), or "glyphs" (28x28 grey, rendered).
         split: "train", "valid" or "test".
-        partition: the split of Omniglot's characters. "vinyals": 1,028 / 172 / 423, as in Vinyals
-            et al. 2016. "background": test is the evaluation half (659); valid is the five
-            background alphabets that Vinyals et al. validate on (Armenian, Bengali, Early Aramaic,
-            Hebrew, Mkhedruli: 172); train is the background half's other 25 (792).
         rotations: for Omniglot's train split only: each class also turned by 90, 180 and 270
             degrees, counterclockwise, as new classes, as in Finn et al. 2017. That makes four times
             the classes, in four blocks of the unrotated order.
@@ -100,9 +97,9 @@ def load_images(
         >>> images.images.shape[1:], images.images.dtype, images.classes[0]
         ((20, 1, 28, 28), dtype('uint8'), 'U+05D0 א')
     """
-    _check_request(dataset, split, partition, rotations, seed)
+    _check_request(dataset, split, rotations, seed)
     folder = data_root() if root is None else Path(root)
-    images, names, digest = _read_split(folder, dataset, split, partition, seed)
+    images, names, digest = _read_split(folder, dataset, split, seed)
     if rotations:
         quarters = range(4)
         images = np.concatenate([np.rot90(images, quarter, axes=(-2, -1)) for quarter in quarters])
@@ -147,7 +144,7 @@ def check_images(dataset: str, root: Path | str | None = None) -> str:
         DataError: what is wrong, and the remedy.
         ValueError: an unknown name.
     """
-    _check_request(dataset, "train", "vinyals", rotations=False, seed=0)
+    _check_request(dataset, "train", rotations=False, seed=0)
     root = data_root() if root is None else Path(root)
     trees = ""
     if dataset == "omniglot":
@@ -155,7 +152,7 @@ def check_images(dataset: str, root: Path | str | None = None) -> str:
         trees = f"; {counts} characters of {omniglot.DRAWERS} drawings"
     splits = []
     for split in SPLITS:
-        images, _, digest = _read_split(root, dataset, split, "vinyals", 0, verify=True)
+        images, _, digest = _read_split(root, dataset, split, 0, verify=True)
         splits.append(f"{split} {images.shape[0]:,} x {images.shape[1]:,} ({digest})")
     shape = "x".join(map(str, images.shape[2:]))
     return f"{' / '.join(splits)}, classes x images (digest), each {shape}{trees}"
@@ -175,49 +172,24 @@ def fetch_images(dataset: str, root: Path | str | None = None) -> str:
     return check_images(dataset, root)
 
 
-def _check_request(dataset: str, split: str, partition: str, rotations: bool, seed: int) -> None:
+def _check_request(dataset: str, split: str, rotations: bool, seed: int) -> None:
     """Raise ValueError for an unknown name, or an option that the data set does not have."""
-    for name, value, choices in (
-        ("dataset", dataset, CHOICES["dataset"]),
-        ("split", split, SPLITS),
-        ("partition", partition, CHOICES["partition"]),
-    ):
+    for name, value, choices in (("dataset", dataset, ORIGINS), ("split", split, SPLITS)):
         if value not in choices:
             raise ValueError(f"{name} {value!r}: one of {', '.join(choices)}")
-    if dataset != "omniglot" and (rotations or partition != "vinyals"):
-        raise ValueError(
-            f"partition={partition!r}, rotations={rotations}: omniglot's, not {dataset}'s; "
-            "leave them out"
-        )
+    if dataset != "omniglot" and rotations:
+        raise ValueError(f"rotations=True: omniglot's, not {dataset}'s; leave it out")
     if rotations and split != "train":
         raise ValueError(
             f"rotations=True with split {split!r}: only train classes are rotated; leave it out"
         )
-    if seed and not dataset.startswith("glyphs"):
+    if seed and dataset != "glyphs":
         raise ValueError(f"seed={seed}: glyphs only, not {dataset}; leave it out")
 
 
-def _read_split(
-    root: Path, dataset: str, split: str, partition: str, seed: int, verify: bool = False
-) -> Content:
+def _read_split(root: Path, dataset: str, split: str, seed: int, verify: bool = False) -> Content:
     """Images, class names and digest of one split, without rotations.
 
     With `verify` mapped caches are read as a whole and compared with their digest.
     """
-    if dataset == "omniglot":
-        key = f"omniglot-{partition}-{split}"
-        stamp = ""
-        source = partial(omniglot.omniglot_source, root, partition, split)
-    elif dataset == "mini-imagenet":
-        key = f"mini-imagenet-{split}"
-        stamp = hashlib.sha256(mini_imagenet.split_csv(root, split)).hexdigest()[:16]
-        source = partial(mini_imagenet.mini_imagenet_source, root, split)
-    elif dataset in ("glyphs", "glyphs-all"):
-        key = f"{dataset}-{seed}-{split}"
-        stamp = f"design {glyphs.DESIGN}, matplotlib {version('matplotlib')}"
-        source = partial(glyphs.glyph_source, dataset == "glyphs-all", split, seed)
-    else:
-        raise DataError(
-            f"data set {dataset!r} has no source yet: give it one in metanb/data/image_sets.py"
-        )
-    return read_or_build(root / "cache" / f"{key}.npy", stamp, source, verify)
+    return read_or_build(root / "cache", ORIGINS[dataset](root, split, seed), verify)

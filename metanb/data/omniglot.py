@@ -8,12 +8,13 @@ The tree, under the data root:
 import csv
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from metanb import files
-from metanb.data.cache import DataError, Source, read_pixels
+from metanb.data.cache import DataError, Origin, Source, read_pixels
 from metanb.labels import DATASETS
 
 HALVES = ("background", "evaluation")
@@ -37,18 +38,9 @@ def roster() -> list[tuple[str, str, str]]:
     return characters
 
 
-def members(partition: str, split: str) -> list[tuple[str, str]]:
-    """List half and name of each character of one split.
-
-    Under the partition "background" all of the evaluation half is the test split; the other
-    characters keep their split of Vinyals et al.
-    """
-    selected = []
-    for half, vinyals_split, name in roster():
-        evaluation = partition == "background" and half == "evaluation"
-        if split == ("test" if evaluation else vinyals_split):
-            selected.append((half, name))
-    return selected
+def members(split: str) -> list[tuple[str, str]]:
+    """List half and name of each character of one split of Vinyals et al."""
+    return [(half, name) for half, of_split, name in roster() if of_split == split]
 
 
 def check_tree(root: Path, half: str) -> int:
@@ -112,7 +104,12 @@ def download(root: Path) -> None:
                 ) from error
 
 
-def omniglot_source(root: Path, partition: str, split: str) -> Source:
+def origin(root: Path, split: str, seed: int) -> Origin:
+    """What a split is made from: the drawings; the seed changes nothing."""
+    return Origin(f"omniglot-vinyals-{split}", "", partial(omniglot_source, root, split))
+
+
+def omniglot_source(root: Path, split: str) -> Source:
     """Names and images of a split's characters; Omniglot is downloaded if it is absent.
 
     The images of a character are uint8 [20, 1, 28, 28], with ink 255 on 0.
@@ -123,7 +120,7 @@ def omniglot_source(root: Path, partition: str, split: str) -> Source:
     download(root)
     for half in HALVES:
         check_tree(root, half)
-    characters = members(partition, split)
+    characters = members(split)
 
     def decode() -> Iterator[np.ndarray]:
         for half, name in characters:

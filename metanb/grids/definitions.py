@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from metanb.settings import Dataset, Scale, Settings, preset
+from metanb.settings import Scale, Settings, preset
 
 # The regulariser's strength, by N: under `adapted` it first moves theta~_i by about 15 % of its
 # distance from theta_s. In 20-way tasks that distance is smaller, and the move is in proportion to
@@ -36,7 +36,7 @@ class Planned:
 
 def base_runs(
     scale: Scale,
-    dataset: Dataset,
+    dataset: str,
     ways: int,
     shots: int,
     seeds: Iterable[int],
@@ -64,12 +64,7 @@ def base_runs(
 
 
 def few_class_runs(
-    scale: Scale,
-    dataset: Dataset,
-    ways: int,
-    shots: int,
-    classes: Iterable[int],
-    draws: Iterable[int],
+    scale: Scale, dataset: str, ways: int, shots: int, classes: Iterable[int], draws: Iterable[int]
 ) -> list[Settings]:
     """Runs that overfit: first-order MAML with five steps on a few meta-train classes.
 
@@ -91,7 +86,7 @@ def few_class_runs(
 
 def regularised_runs(
     scale: Scale,
-    dataset: Dataset,
+    dataset: str,
     ways: int,
     shots: int,
     seeds: Iterable[int],
@@ -119,7 +114,7 @@ def regularised_runs(
 
 def first_head_runs(
     scale: Scale,
-    dataset: Dataset,
+    dataset: str,
     ways: int,
     shots: int,
     seeds: Iterable[int],
@@ -142,7 +137,7 @@ def first_head_runs(
 
 
 def new_head_runs(
-    scale: Scale, dataset: Dataset, ways: int, shots: int, seeds: Iterable[int], test_head: str
+    scale: Scale, dataset: str, ways: int, shots: int, seeds: Iterable[int], test_head: str
 ) -> list[Settings]:
     """Finetuning with another N-way head at meta-test, one run per seed.
 
@@ -200,7 +195,7 @@ def paper_grid() -> list[Planned]:
     adapted = {"fomaml": ("adapted",), "maml": ("adapted",)}
     control = {"fomaml": ("random",), "maml": ("random",)}
     not_first_order = ("maml", "finetune")
-    five_shot: tuple[tuple[Dataset, int], ...] = (
+    five_shot: tuple[tuple[str, int], ...] = (
         ("omniglot", 5),
         ("omniglot", 20),
         ("mini-imagenet", 5),
@@ -312,7 +307,7 @@ def _plan_regularised(
 
 def _plan_heads(seed: int) -> list[Planned]:
     """One seed of other heads on Omniglot 5-way 1-shot: at the start, and at meta-test."""
-    setting: tuple[Scale, Dataset, int, int] = ("quick", "omniglot", 5, 1)
+    setting: tuple[Scale, str, int, int] = ("quick", "omniglot", 5, 1)
     runs: list[Planned] = []
     for algorithm in ("maml", "fomaml"):
         for head_init in ("finn", "zero"):

@@ -17,6 +17,7 @@ from itertools import pairwise
 from statistics import mean, median
 from typing import Literal
 
+from metanb.labels import ALGORITHMS
 from metanb.runs import records, store
 from metanb.runs.records import Record
 from metanb.settings import Settings
@@ -433,7 +434,7 @@ def _work(settings: Settings) -> float:
     """
     # Training: passes of images.
     adapting = settings.shots * settings.inner_steps
-    if settings.algorithm == "finetune":
+    if not ALGORITHMS[settings.algorithm].episodic:
         images = settings.shots + settings.queries  # as many images as MAML, each seen once
     else:
         images = adapting * (1 if settings.first_order else 3) + settings.queries

@@ -6,8 +6,9 @@ import pandas as pd
 
 from metanb.grids.definitions import Planned, paper_grid
 from metanb.grids.hours import Timings, format_minutes
+from metanb.labels import ALGORITHMS
 from metanb.runs import records, store
-from metanb.settings import CHOICES, Settings
+from metanb.settings import Settings
 
 
 def find_recorded(planned: Iterable[Planned]) -> list[records.Record]:
@@ -52,7 +53,7 @@ def recorded_at_paper_scale(
         if run.group in groups
         and (run.settings.dataset, run.settings.ways, run.settings.shots) == setting
     ]
-    algorithms = CHOICES["algorithm"]
+    algorithms = list(ALGORITHMS)
     return sorted(find_recorded(planned), key=lambda run: algorithms.index(run.settings.algorithm))
 
 

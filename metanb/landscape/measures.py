@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metanb.data.tasks import Tasks
+from metanb.labels import ALGORITHMS
 from metanb.landscape import coherence, hessian, task_stats
 from metanb.landscape.task_stats import Stat
 from metanb.maml.inner_loop import accuracy, adapt, flatten, logits, losses, unflatten
@@ -231,10 +232,10 @@ def starting_points(
 ) -> tuple[ConvNet, Tensor]:
     """Return the N-way network that adapts, and each task's start, [n_tasks, P], detached.
 
-    Under MAML they are the network itself and theta_s for all tasks. Under finetuning the trained
-    body gets an N-way head: "fresh", drawn anew for each task; "shared", one draw for all tasks; or
-    "zero". A task's head depends on the run's seed, the stream and the task's number, so it is the
-    same after each epoch.
+    They are the network itself and theta_s for all tasks. After an algorithm that is not episodic
+    (finetuning) the trained body gets an N-way head: "fresh", drawn anew for each task; "shared",
+    one draw for all tasks; or "zero". A task's head depends on the run's seed, the stream and the
+    task's number, so it is the same after each epoch.
     """
     theta = flatten(net).detach().unsqueeze(0)
     return starting_points_together(net, theta, [settings], n_tasks, stream)
@@ -252,7 +253,7 @@ def starting_points_together(
         n_tasks: tasks per run.
         stream: the stream of random numbers of fresh heads.
     """
-    if runs[0].algorithm != "finetune":
+    if ALGORITHMS[runs[0].algorithm].episodic:
         return net, theta.unsqueeze(1).expand(-1, n_tasks, -1).flatten(0, 1)
     learner = ConvNet(net.image_shape, runs[0].ways, net.filters)
     body_size = sum(p.numel() for p in net.blocks.parameters())
@@ -285,7 +286,8 @@ def adapt_at_test(net: ConvNet, tasks: Tasks, start: Tensor, settings: Settings)
         settings.inner_lr,
         settings.test_steps,
         first_order=True,
-        adapt_norm=settings.adapt_norm,
+        adapts=settings.adapts,
+        inner_loss=settings.inner_loss,
         start=start,
     )
     return adapted.detach()

@@ -8,15 +8,22 @@ so each task takes exactly its own SGD step. Adapted parameters are flat, [T, P]
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import higher
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
 from metanb.maml.network import ConvNet, Patches
+
+# What the inner loop adapts: "all", "head", "body", or names of parameters or of layers.
+Adapts: TypeAlias = str | Sequence[str]
+# A loss of one task: "mean", "sum", or a function of outputs [B, ...] and targets [B, ...].
+Loss: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 
 
 def flatten(net: ConvNet) -> Tensor:
@@ -34,6 +41,60 @@ def unflatten(net: ConvNet, params: Tensor) -> list[Tensor]:
     return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def select_parameters(net: nn.Module, adapts: Adapts = "all") -> list[bool]:
+    """Return which of `net.parameters()` the inner loop adapts.
+
+    Parameters with `requires_grad=False` never adapt.
+
+    Args:
+        net: the network.
+        adapts: "all"; "head", the last layer that has parameters; "body", all other layers; or
+            names of parameters or of layers, such as ["blocks.0", "head.bias"].
+
+    Raises:
+        ValueError: an unknown word, a name that the network does not have, or nothing to adapt.
+
+    Example:
+        >>> net = ConvNet((1, 8, 8), ways=2, filters=4)
+        >>> select_parameters(net, "head").count(True), select_parameters(net, "body").count(True)
+        (2, 12)
+        >>> select_parameters(net, ["head.bias"]).index(True)
+        13
+    """
+    names = [name for name, _ in net.named_parameters()]
+    if isinstance(adapts, str):
+        if adapts not in ("all", "head", "body"):
+            raise ValueError(
+                f"adapts is {adapts!r}: use 'all', 'head', 'body', or a list of names of parameters"
+            )
+        head = names[-1].rpartition(".")[0]  # the layer of the last parameter
+        in_head = [name.rpartition(".")[0] == head for name in names]
+        selected = [adapts == "all" or (adapts == "head") == inside for inside in in_head]
+    else:
+        for wanted in adapts:
+            if not any(_is_part(name, wanted) for name in names):
+                raise ValueError(
+                    f"adapts names {wanted!r}, which the network does not have: its parameters are "
+                    f"{', '.join(names)}"
+                )
+        selected = [any(_is_part(name, wanted) for wanted in adapts) for name in names]
+    selected = [
+        chosen and parameter.requires_grad
+        for chosen, parameter in zip(selected, net.parameters(), strict=True)
+    ]
+    if not any(selected):
+        raise ValueError(
+            f"adapts is {adapts!r}: nothing is left to adapt, since parameters with "
+            "requires_grad=False stay as they are"
+        )
+    return selected
+
+
+def _is_part(name: str, wanted: str) -> bool:
+    """Whether a parameter is the one that is wanted, or belongs to the layer that is."""
+    return name == wanted or name.startswith(f"{wanted}.")
+
+
 class _StraightThrough(torch.autograd.Function):
     """The adapted parameters, whose derivative by the initial parameters is the identity."""
 
@@ -49,11 +110,12 @@ class _StraightThrough(torch.autograd.Function):
 def adapt(
     net: ConvNet,
     tasks: Tasks,
-    lr: float,
+    lr: float | Tensor,
     steps: int,
     *,
     first_order: bool = False,
-    adapt_norm: bool = True,
+    adapts: Adapts = "all",
+    inner_loss: Loss = "mean",
     start: Tensor | None = None,
 ) -> Tensor:
     """Adapt the net to each task: return theta~_i [T, P] after SGD steps on the support set.
@@ -65,15 +127,17 @@ def adapt(
     Args:
         net: the network; its parameters are theta_s.
         tasks: T tasks.
-        lr: step size.
+        lr: step size; a tensor [] that is learnt gets its gradient.
         steps: number of steps.
         first_order: whether the inner gradients count as constants.
-        adapt_norm: whether batch norm's gamma and beta take part; if not, they stay as they are.
+        adapts: which parameters adapt, see `select_parameters`; the others stay as they are.
+        inner_loss: what each task descends on its support set, see `task_losses`.
         start: [T, P], where each task starts in place of theta_s; the result is then
             differentiable with respect to it instead.
 
     Raises:
-        ValueError: lr <= 0 or steps < 0.
+        ValueError: lr is not above 0 and finite, or is learnt in first order; steps < 0; and as
+            `select_parameters` and `task_losses` do.
 
     Example:
         >>> import torch
@@ -86,8 +150,15 @@ def adapt(
         >>> bool((losses(net, adapted, x, y) < losses(net, flatten(net).expand(3, -1), x, y)).all())
         True
     """
-    if lr <= 0:
-        raise ValueError(f"lr is {lr}: the inner loop needs a learning rate above 0")
+    step_size = float(lr.detach()) if isinstance(lr, Tensor) else lr
+    if not 0 < step_size < math.inf:
+        raise ValueError(f"lr is {step_size}: the inner loop needs a learning rate above 0")
+    is_learnt = isinstance(lr, Tensor) and lr.requires_grad and torch.is_grad_enabled()
+    if is_learnt and first_order:
+        raise ValueError(
+            "lr is learnt, and in first order it would get no gradient: use first_order=False, or "
+            "lr.detach()"
+        )
     if steps < 0:
         raise ValueError(f"steps is {steps}: the inner loop needs 0 steps or more")
     initial = flatten(net).expand(len(tasks), -1) if start is None else start
@@ -95,22 +166,27 @@ def adapt(
         return initial
 
     # An SGD optimiser of the parameters that are adapted: `higher` makes it differentiable.
-    fixed = () if adapt_norm else ("gamma", "beta")
-    adaptable = [p for name, p in net.named_parameters() if not name.endswith(fixed)]
-    optimiser = torch.optim.SGD(adaptable, lr=lr)
-    is_differentiable = torch.is_grad_enabled() and not first_order
+    selected = select_parameters(net, adapts)
+    adaptable = [p for p, chosen in zip(net.parameters(), selected, strict=True) if chosen]
+    optimiser = torch.optim.SGD(adaptable, lr=step_size)
+    override = {"lr": [lr]} if isinstance(lr, Tensor) else None
+    starts_are_learnt = start is None or start.requires_grad
+    is_differentiable = (
+        torch.is_grad_enabled() and not first_order and (starts_are_learnt or is_learnt)
+    )
     with (
         torch.enable_grad(),
         higher.innerloop_ctx(
             net, optimiser, copy_initial_weights=False, track_higher_grads=is_differentiable
         ) as (fnet, inner),
     ):
-        # Give each task its own parameters, [T, ...]. In first order they start a new graph.
+        # Give each task its own parameters, [T, ...]. They start a new graph in first order, and
+        # where nothing before them is learnt.
         if start is None:
             parameters = [p.expand(len(tasks), *p.shape) for p in net.parameters()]
         else:
             parameters = unflatten(net, start)
-        if not is_differentiable:
+        if not (is_differentiable and starts_are_learnt):
             parameters = [p.detach().requires_grad_() for p in parameters]
         fnet.update_params(parameters)
         # Take the patches of the support images once: they are the same in every step.
@@ -118,10 +194,11 @@ def adapt(
         for _ in range(steps):
             # Parameters that stay need an alias in each step; otherwise `higher` would
             # differentiate by them through the earlier steps.
-            if not adapt_norm:
+            if not all(selected):
                 fnet.update_params([p.view_as(p) for p in fnet.parameters()])
             # One step on the sum of the tasks' losses is one step of each task.
-            inner.step(_mean_cross_entropy(fnet(support), tasks.support_y).sum())
+            by_task = task_losses(fnet(support), tasks.support_y, inner_loss)
+            inner.step(by_task.sum(), override=override)
         adapted = torch.cat([p.flatten(1) for p in fnet.parameters()], dim=1)
     # In first order, connect the values to theta_s by the identity.
     return adapted if is_differentiable else _StraightThrough.apply(initial, adapted.detach())
@@ -140,12 +217,14 @@ def logits(net: ConvNet, params: Tensor, x: Tensor | Patches) -> Tensor:
     return torch.func.functional_call(net, parameters, (x,))
 
 
-def losses(net: ConvNet, params: Tensor, x: Tensor | Patches, y: Tensor) -> Tensor:
-    """Compute each task's mean cross-entropy by its own parameters, [T].
+def losses(
+    net: ConvNet, params: Tensor, x: Tensor | Patches, y: Tensor, loss: Loss = "mean"
+) -> Tensor:
+    """Compute each task's loss by its own parameters, [T].
 
-    Arguments are those of `logits`, and labels y [T, B].
+    Arguments are those of `logits` and `task_losses`.
     """
-    return _mean_cross_entropy(logits(net, params, x), y)
+    return task_losses(logits(net, params, x), y, loss)
 
 
 def accuracy(net: ConvNet, params: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -153,7 +232,36 @@ def accuracy(net: ConvNet, params: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return (logits(net, params, x).argmax(-1) == y).float().mean(1)
 
 
-def _mean_cross_entropy(output: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy [T] of logits [T, B, ways] and labels y [T, B]."""
-    by_image = F.cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none")
-    return by_image.view(y.shape).mean(1)
+def task_losses(outputs: Tensor, y: Tensor, loss: Loss = "mean") -> Tensor:
+    """Compute the loss of each task, [T].
+
+    Args:
+        outputs: [T, B, ...], logits [T, B, N] for the losses that have a name.
+        y: labels [T, B], or targets [T, B, ...] of a function.
+        loss: "mean", the mean cross-entropy; "sum", N times that, which is the sum of Finn et
+            al.'s code: it divides by the shots alone; or a function of one task's outputs [B, ...]
+            and targets [B, ...], such as `torch.nn.functional.mse_loss`, that returns a scalar.
+
+    Raises:
+        ValueError: an unknown name, or a function that does not return a scalar per task.
+
+    Example:
+        >>> outputs, y = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
+        >>> task_losses(outputs, y), task_losses(outputs, y, "sum")
+        (tensor([1.3863, 1.3863]), tensor([5.5452, 5.5452]))
+        >>> task_losses(outputs, outputs + 2, F.mse_loss)
+        tensor([4., 4.])
+    """
+    if callable(loss):
+        by_task = torch.func.vmap(loss)(outputs, y)
+        if by_task.shape != outputs.shape[:1]:
+            raise ValueError(
+                f"the loss of {len(outputs)} tasks is {list(by_task.shape)}, not a scalar each: "
+                "reduce over the images"
+            )
+        return by_task
+    if loss not in ("mean", "sum"):
+        raise ValueError(f"loss is {loss!r}: use 'mean', 'sum', or a function")
+    by_image = F.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none")
+    mean = by_image.view(y.shape).mean(1)
+    return mean if loss == "mean" else outputs.shape[-1] * mean

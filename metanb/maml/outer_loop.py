@@ -4,15 +4,15 @@ MAML is that of Finn et al. (ICML 2017).
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
-from metanb.labels import DATASETS
-from metanb.maml.inner_loop import adapt, flatten, logits, losses
+from metanb.maml.inner_loop import Adapts, Loss, adapt, flatten, logits, losses
 from metanb.maml.network import ConvNet
 from metanb.maml.regulariser import READINGS, length, unit
 from metanb.settings import Settings
@@ -30,12 +30,13 @@ class Outcome(NamedTuple):
 def meta_gradient(
     net: ConvNet,
     tasks: Tasks,
-    lr: float,
+    lr: float | Tensor,
     steps: int,
     *,
     first_order: bool,
-    adapt_norm: bool,
     chunk: int,
+    adapts: Adapts = "all",
+    inner_loss: Loss = "mean",
     regulariser: str = "none",
     gamma: float = 0.0,
     other: Tensor | None = None,
@@ -57,53 +58,62 @@ def meta_gradient(
         lr: inner step size.
         steps: inner steps.
         first_order: first-order MAML.
-        adapt_norm: whether batch norm's scale and shift take part in the inner loop.
         chunk: tasks of each run at a time.
+        adapts: which parameters the inner loop adapts, see `select_parameters`.
+        inner_loss: of the support set, see `task_losses`. The query loss is the mean
+            cross-entropy, or the function if this is one.
         regulariser: a key of `metanb.maml.regulariser.READINGS`; that module defines them.
         gamma: its strength.
         other: e, [S, P], each of length 1; only `random` uses it.
         theta: [S, P], differentiable; None: the net's parameters, of one run.
 
     Raises:
-        ValueError: the number of tasks is not a multiple of the number of runs.
+        ValueError: the number of tasks is not a multiple of the number of runs; an unknown
+            regulariser, or one without its strength or direction; and as `adapt` does.
 
     Example:
         >>> import torch
         >>> net = ConvNet((1, 8, 8), ways=2, filters=4)
         >>> x, y = torch.rand(3, 2, 1, 8, 8), torch.arange(2).expand(3, 2)
         >>> tasks = Tasks(x, y, x.flip(3), y)  # the query images are the mirrored support images
-        >>> options = {"first_order": False, "adapt_norm": True, "chunk": 2}
-        >>> outcome = meta_gradient(net, tasks, lr=0.4, steps=1, **options)
+        >>> outcome = meta_gradient(net, tasks, lr=0.4, steps=1, first_order=False, chunk=2)
         >>> outcome.losses.shape, net.head.weight.grad.shape
         (torch.Size([3]), torch.Size([2, 4]))
     """
     runs = 1 if theta is None else len(theta)
     if len(tasks) % runs:
         raise ValueError(f"{len(tasks)} tasks for {runs} runs: give as many for each")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}: at least 1 task at a time")
+    _check_regulariser(regulariser, gamma, other, first_order)
     tasks_per_run = len(tasks) // runs
-    options = {"adapt_norm": adapt_norm}
     regularise = READINGS[regulariser]
 
+    def adapt_chunk(part: Tasks, start: Tensor, first_order: bool) -> Tensor:
+        options: dict[str, Any] = {"adapts": adapts, "inner_loss": inner_loss, "start": start}
+        return adapt(net, part, lr, steps, first_order=first_order, **options)
+
     # First pass, for a regulariser alone: d_mu of each run's whole meta-batch.
-    weights = flatten(net).unsqueeze(0) if theta is None else theta
+    weights = flatten(net).unsqueeze(0) if theta is None else _without_frozen(net, theta)
     mean_direction = weights.new_zeros(runs, 0)
     if regulariser != "none":
-        mean_direction = _mean_direction(net, weights, tasks, lr, steps, chunk, **options)
+        mean_direction = _mean_direction(weights, tasks, chunk, adapt_chunk)
 
+    outer_loss = inner_loss if callable(inner_loss) else "mean"
     query_losses_by_chunk, moves_by_chunk = [], []
     for columns in _chunks(tasks_per_run, chunk):
         part = _select_tasks(tasks, runs, columns)
         # Expand the weights in each chunk anew, so that its graph ends there and is freed.
-        weights = flatten(net).unsqueeze(0) if theta is None else theta
+        weights = flatten(net).unsqueeze(0) if theta is None else _without_frozen(net, theta)
         start = _repeat_for_tasks(weights, len(part))
         # Inner loop: theta~_i.
-        adapted = adapt(net, part, lr, steps, first_order=first_order, start=start, **options)
+        adapted = adapt_chunk(part, start, first_order)
         # Regulariser: theta^_i, or a penalty.
         mean = _directions_for_tasks(mean_direction, len(part))
         random = None if other is None else _directions_for_tasks(other, len(part))
         moved, penalty = regularise(adapted, start, mean, random, gamma)
         # Outer loss of the chunk, divided so that the chunks' gradients sum to that of the mean.
-        query_losses = losses(net, moved, part.query_x, part.query_y)
+        query_losses = losses(net, moved, part.query_x, part.query_y, outer_loss)
         ((query_losses + penalty).sum() / tasks_per_run).backward()
         with torch.no_grad():
             relative_moves = (moved - adapted).norm(dim=1) / length(adapted - start)[:, 0]
@@ -135,7 +145,7 @@ def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None
         loss = F.cross_entropy(net(x), y)
         loss.backward()
         return loss.detach()
-    outputs = logits(net, theta, x)
+    outputs = logits(net, _without_frozen(net, theta), x)
     losses_by_run = torch.stack(
         [F.cross_entropy(output, classes) for output, classes in zip(outputs, y, strict=True)]
     )
@@ -143,8 +153,10 @@ def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None
     return losses_by_run.detach()
 
 
-def chunk_size(settings: Settings, device: torch.device) -> int:
+def chunk_size(settings: Settings, sides: Sequence[int], device: torch.device) -> int:
     """Return how many tasks to compute at once: on a GPU all, on a CPU a power of two.
+
+    `sides` are the images' height and width.
 
     Small chunks cost time per chunk and make small matrix products. Large ones leave the
     processor's cache. Between them is a flat optimum near a million pixels. The rule does not
@@ -152,15 +164,45 @@ def chunk_size(settings: Settings, device: torch.device) -> int:
     """
     if device.type != "cpu":
         return settings.meta_batch
-    side = DATASETS[settings.dataset].side
-    pixels = settings.ways * (settings.shots + settings.queries) * side**2
+    pixels = settings.ways * (settings.shots + settings.queries) * math.prod(sides)
     return min(settings.meta_batch, 2 ** int(math.log2(max(1.0, 2**20 / pixels))))
 
 
+def _check_regulariser(
+    regulariser: str, gamma: float, other: Tensor | None, first_order: bool
+) -> None:
+    """Raise ValueError for a regulariser that is unknown, or that would have no effect."""
+    if regulariser not in READINGS:
+        raise ValueError(f"regulariser is {regulariser!r}: use one of {', '.join(READINGS)}")
+    if (regulariser == "none") != (gamma == 0) or not 0 <= gamma < math.inf:
+        raise ValueError(
+            f"regulariser is {regulariser!r} with gamma {gamma}: give a regulariser and a gamma "
+            "above 0"
+        )
+    if regulariser == "random" and other is None:
+        raise ValueError("regulariser is 'random' without a direction: give other, [S, P]")
+    if first_order and regulariser in ("through", "outer"):
+        raise ValueError(
+            f"regulariser is {regulariser!r}, which has no effect in first order: use 'adapted' or "
+            "'random'"
+        )
+
+
+def _without_frozen(net: nn.Module, theta: Tensor) -> Tensor:
+    """Theta [S, P], differentiable by the parameters that are not frozen alone."""
+    if all(p.requires_grad for p in net.parameters()):
+        return theta
+    learns = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in net.parameters()])
+    return torch.where(learns.to(theta.device), theta, theta.detach())
+
+
 def _mean_direction(
-    net: ConvNet, theta: Tensor, tasks: Tasks, lr: float, steps: int, chunk: int, adapt_norm: bool
+    theta: Tensor, tasks: Tasks, chunk: int, adapt_chunk: Callable[[Tasks, Tensor, bool], Tensor]
 ) -> Tensor:
-    """d_mu of each run's whole meta-batch, [S, P], without a graph."""
+    """d_mu of each run's whole meta-batch, [S, P], without a graph.
+
+    `adapt_chunk` adapts tasks from their starts, in first order if its last argument is true.
+    """
     runs = len(theta)
     theta = theta.detach()
     directions = []
@@ -168,10 +210,8 @@ def _mean_direction(
         for columns in _chunks(len(tasks) // runs, chunk):
             part = _select_tasks(tasks, runs, columns)
             start = _repeat_for_tasks(theta, len(part))
-            adapted = adapt(
-                net, part, lr, steps, first_order=True, adapt_norm=adapt_norm, start=start
-            )
-            directions.append(unit(adapted - start).unflatten(0, (runs, -1)))
+            displacement = adapt_chunk(part, start, True) - start
+            directions.append(unit(displacement).unflatten(0, (runs, -1)))
         return torch.cat(directions, dim=1).mean(1)
 
 

@@ -14,23 +14,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metanb.data.image_sets import ImageSet
-from metanb.data.tasks import (
-    Draw,
-    draw_images,
-    draw_tasks,
-    drawn_pixels,
-    scale_pixels,
-    split_into_tasks,
-)
+from metanb.data.tasks import Draw, draw_images, draw_tasks, drawn_pixels, scale_pixels
+from metanb.labels import ALGORITHMS
 from metanb.landscape import task_stats
 from metanb.landscape.lanczos import random_directions
 from metanb.landscape.task_stats import Stat
 from metanb.maml import fusing
+from metanb.maml.algorithms import GRADIENTS
 from metanb.maml.cuda_graph import Replayed
 from metanb.maml.engine import Engine, precision, warn_without
 from metanb.maml.fusing import fused
 from metanb.maml.inner_loop import flatten, unflatten
-from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
 from metanb.runs.checkpoint import State
 from metanb.settings import Settings
 
@@ -279,25 +273,9 @@ class Cohort:
         settings = self.settings
         theta = self.theta.requires_grad_()
         pixels = self.pool.images(inputs)
-        if settings.algorithm == "finetune":
-            values = {"train_loss": supervised_gradient(self.net, pixels, labels, theta)}
-        else:
-            outcome = meta_gradient(
-                self.net,
-                split_into_tasks(pixels, labels, settings.ways * settings.shots),
-                settings.inner_lr,
-                settings.inner_steps,
-                first_order=settings.first_order,
-                adapt_norm=settings.adapt_norm,
-                chunk=chunk_size(settings, self.device),
-                regulariser=settings.regulariser,
-                gamma=settings.gamma,
-                other=None if direction is None else direction.to(theta),
-                theta=theta,
-            )
-            values = {"train_loss": _mean_per_run(outcome.losses, len(theta))}
-            if settings.regulariser != "none":
-                values["relative_move"] = _mean_per_run(outcome.moves, len(theta))
+        other = None if direction is None else direction.to(theta)
+        add_gradient = GRADIENTS[settings.algorithm]
+        values = add_gradient(self.net, theta, pixels, labels, settings, other)
         gradient = theta.grad
         assert gradient is not None  # the loss depends on the weights
         for row, slope in zip(self.weights, gradient, strict=True):
@@ -319,8 +297,8 @@ def diverged_error(reason: str, state: State) -> DivergedError:
 
 
 def _draw_batch(images: ImageSet, settings: Settings, rng: np.random.Generator) -> Draw:
-    """Draw the meta-batch of one iteration; for finetuning, as many images in one mini-batch."""
-    if settings.algorithm == "finetune":
+    """Draw the meta-batch of one iteration, or as many images in one mini-batch."""
+    if not ALGORITHMS[settings.algorithm].episodic:
         n_images = settings.meta_batch * settings.ways * (settings.shots + settings.queries)
         return draw_images(images, n_images, rng)
     shape = (settings.meta_batch, settings.ways, settings.shots, settings.queries)
@@ -337,14 +315,6 @@ def _alive(method: WeakMethod[Any]) -> Any:
     bound = method()
     assert bound is not None
     return bound
-
-
-def _mean_per_run(values: Tensor, n_runs: int) -> Tensor:
-    """The mean of each run's values, [S], from values [S*T].
-
-    The mean is taken run by run, to give the same bits as for a run alone.
-    """
-    return torch.stack([rows.mean() for rows in values.view(n_runs, -1)])
 
 
 def _summarise(rows: list[list[float]], run: int) -> Stat:

@@ -93,7 +93,7 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     values = KINDS[kind](stages)
 
     # Note where they come from.
-    images = image_sets.load_images(settings.dataset, "test", partition=settings.partition)
+    images = image_sets.load_images(settings.dataset, "test")
     provenance = {
         **machine.describe_environment(device),
         "code": machine.code_version(),

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from metanb.data import image_sets
 from metanb.data.image_sets import ImageSet
 from metanb.data.tasks import Tasks, sample_tasks
+from metanb.labels import ALGORITHMS
 from metanb.landscape import task_stats
 from metanb.landscape.lanczos import LandscapeError
 from metanb.landscape.measures import accuracies_after_adapting, measure_together
@@ -126,12 +127,7 @@ def load_split(settings: Settings, split: str) -> ImageSet:
     The rotations and the few classes that the settings ask for apply to the split "train" alone.
     """
     train = split == "train"
-    images = image_sets.load_images(
-        settings.dataset,
-        split,
-        partition=settings.partition,
-        rotations=settings.rotations and train,
-    )
+    images = image_sets.load_images(settings.dataset, split, rotations=settings.rotations and train)
     if train and settings.train_classes:
         return image_sets.keep_classes(images, settings.train_classes, settings.class_seed)
     return images
@@ -164,7 +160,7 @@ def _load_state(
     origin = {
         **machine.describe_environment(device),
         "code": machine.code_version(),
-        "chunk": chunk_size(settings, device),
+        "chunk": chunk_size(settings, train.images.shape[-2:], device),
         "precision": engine.precision,
         "data": {split: images.digest for split, images in {"train": train, **held_out}.items()},
     }
@@ -179,10 +175,10 @@ def _load_state(
 def new_network(settings: Settings, train: ImageSet) -> ConvNet:
     """The untrained network of these settings, on the CPU.
 
-    Its head has N outputs; under finetuning, one output per meta-train class. The seed of the
-    settings decides the weights; torch's global random state stays as it is.
+    Its head has N outputs; if the algorithm is not episodic, one output per meta-train class. The
+    seed of the settings decides the weights; torch's global random state stays as it is.
     """
-    outputs = len(train.classes) if settings.algorithm == "finetune" else settings.ways
+    outputs = settings.ways if ALGORITHMS[settings.algorithm].episodic else len(train.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return ConvNet(train.images.shape[2:], outputs, settings.filters, settings.head_init)

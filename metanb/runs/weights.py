@@ -19,7 +19,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-from metanb.labels import DATASETS
+from metanb.labels import ALGORITHMS, DATASETS
 from metanb.maml.network import ConvNet
 from metanb.runs import checkpoint, records, store
 from metanb.runs.records import Record, RecordError
@@ -143,7 +143,7 @@ def network_with(settings: Settings, state: dict[str, Tensor]) -> ConvNet:
     Raises KeyError or RuntimeError for weights that do not fit.
     """
     outputs = settings.ways
-    if settings.algorithm == "finetune":  # one per meta-train class
+    if not ALGORITHMS[settings.algorithm].episodic:  # one per meta-train class
         outputs = settings.train_classes or state["head.bias"].numel()
     # The first weights, which are replaced below, leave torch's global random state as it is.
     with torch.random.fork_rng(devices=[]):

@@ -127,15 +127,12 @@ def sha(images: ImageSet) -> str:
 def test_omniglot_splits_by_hand(tree: Path) -> None:
     alpha = ["Alpha/character01", "Alpha/character02", "Alpha/character03"]
     beta = ["Beta/character01", "Beta/character02"]
-    for partition, split, names in (
-        ("vinyals", "train", [*alpha, "Gamma/character01"]),
-        ("vinyals", "valid", beta),
-        ("vinyals", "test", ["Gamma/character02"]),
-        ("background", "train", alpha),
-        ("background", "valid", beta),
-        ("background", "test", ["Gamma/character01", "Gamma/character02"]),
+    for split, names in (
+        ("train", [*alpha, "Gamma/character01"]),
+        ("valid", beta),
+        ("test", ["Gamma/character02"]),
     ):
-        loaded = load_images("omniglot", split, partition=partition, root=tree)
+        loaded = load_images("omniglot", split, root=tree)
         assert (loaded.name, loaded.split, list(loaded.classes)) == ("omniglot", split, names)
         assert loaded.images.shape == (len(names), 20, 1, 28, 28)
         assert loaded.images.dtype == np.uint8
@@ -482,7 +479,7 @@ def test_glyph_splits(glyph_root: Path) -> None:
     assert counts["train"] > counts["test"] > counts["valid"] >= 20
     names = [name for images in sets.values() for name in images.classes]
     assert len(set(names)) == len(names)
-    spans = {name: (first, last) for name, first, last, _, _ in glyphs.BLOCKS}
+    spans = {name: (first, last) for name, first, last, _ in glyphs.BLOCKS}
     for name in sets["test"].classes:
         code = int(name.split(" ")[0].removeprefix("U+"), 16)
         # a script that has no training class
@@ -544,7 +541,7 @@ def test_every_face_comes_once_before_any_comes_again(
 def test_every_face_drawn_has_the_character(faces: glyphs.Faces) -> None:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     cmaps = {face: TTFont(folder / f"{face}.ttf", lazy=True).getBestCmap() for face in glyphs.FACES}
-    for code in glyphs.choose_characters(False):
+    for code in glyphs.choose_characters():
         having = faces.faces_with(code)
         assert len(having) >= 2
         for face in having:
@@ -560,7 +557,7 @@ def test_glyphs_look_as_pillow_draws_them(faces: glyphs.Faces) -> None:
     for face in ("DejaVuSans", "DejaVuSerif-BoldItalic", "STIXGeneral"):
         likeness = [
             cosine(faces.draw_plain(face, code).astype(float), by_pillow(face, code))
-            for code in glyphs.choose_characters(False)
+            for code in glyphs.choose_characters()
             if face in faces.faces_with(code)
         ]
         assert len(likeness) > 50 and min(likeness) > 0.95
@@ -568,7 +565,7 @@ def test_glyphs_look_as_pillow_draws_them(faces: glyphs.Faces) -> None:
 
 def test_no_two_glyph_classes_look_alike() -> None:
     """By Pillow's rendering, for classes of one split and of two."""
-    codes = list(glyphs.choose_characters(False))
+    codes = list(glyphs.choose_characters())
     stamps = np.stack([by_pillow("DejaVuSans", code).ravel() for code in codes])
     stamps /= np.linalg.norm(stamps, axis=1, keepdims=True)
     likeness = stamps @ stamps.T - 2 * np.eye(len(codes))
@@ -578,17 +575,16 @@ def test_no_two_glyph_classes_look_alike() -> None:
 
 def test_look_alikes_are_one_class_across_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [
-        ("Basic Latin", 0x41, 0x5A, "train", True),
-        ("Greek and Coptic", 0x391, 0x3BF, "valid", True),
+        ("Basic Latin", 0x41, 0x5A, "train"),
+        ("Greek and Coptic", 0x391, 0x3BF, "valid"),
+        ("Cyrillic", 0x410, 0x445, "test"),
     ]
-    monkeypatch.setattr(glyphs, "BLOCKS", (*blocks, ("Cyrillic", 0x410, 0x445, "test", False)))
-    classes = glyphs.choose_characters.__wrapped__(True)
+    monkeypatch.setattr(glyphs, "BLOCKS", blocks)
+    classes = glyphs.choose_characters.__wrapped__()
     for family in ("AΑА", "BΒВ", "EΕЕ", "HΗН", "KΚК", "MΜМ", "OΟОοо", "PΡР", "TΤТ", "XΧХх", "CСс"):
         assert len({char for char in family if ord(char) in classes}) == 1, family
     splits = [classes[ord(character)] for character in "AΣЖ"]
     assert splits == ["train", "valid", "test"]
-    # the default set is a part of the full one, with the same splits
-    assert glyphs.choose_characters.__wrapped__(False).items() <= classes.items()
 
 
 def test_a_missing_font_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,17 +599,9 @@ def test_a_missing_font_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_requests_that_make_no_sense(tmp_path: Path) -> None:
     for kwargs, text in (
-        (
-            {"dataset": "omniglott"},
-            "dataset 'omniglott': one of glyphs, glyphs-all, omniglot, mini-imagenet",
-        ),
+        ({"dataset": "omniglott"}, "dataset 'omniglott': one of glyphs, omniglot, mini-imagenet"),
         ({"split": "val"}, "split 'val': one of train, valid, test"),
-        ({"partition": "lake"}, "partition 'lake': one of vinyals, background"),
         ({"dataset": "glyphs", "rotations": True}, "omniglot's, not glyphs's"),
-        (
-            {"dataset": "mini-imagenet", "partition": "background"},
-            "omniglot's, not mini-imagenet's",
-        ),
         ({"seed": 3}, "seed=3: glyphs only, not omniglot"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -669,17 +657,11 @@ def test_the_shipped_split() -> None:
         "test": (423, "bbbdc01c73fd2d34"),
     }
     for split, (count, digest) in published.items():
-        names = sorted(name for _, name in omniglot.members("vinyals", split))
+        names = sorted(name for _, name in omniglot.members(split))
         assert len(names) == count
         assert hashlib.sha256("\n".join(names).encode()).hexdigest()[:16] == digest
-    parts = {
-        split: {name for _, name in omniglot.members("background", split)}
-        for split in image_sets.SPLITS
-    }
-    assert [len(parts[split]) for split in ("train", "valid", "test")] == [792, 172, 659]
-    assert len(set.union(*parts.values())) == 1623
-    background = {name for half, _, name in omniglot.roster() if half == "background"}
-    assert len(background) == 964 and parts["train"] | parts["valid"] == background
+    parts = [{name for _, name in omniglot.members(split)} for split in image_sets.SPLITS]
+    assert len(set.union(*parts)) == 1623
 
 
 @needs_omniglot

@@ -62,7 +62,6 @@ def test_five_seeds_of_every_cell_of_the_papers_grid_fit_a_card_of_24_gb():
                 settings.inner_lr,
                 settings.inner_steps,
                 first_order=settings.first_order,
-                adapt_norm=True,
                 chunk=1,
                 regulariser=settings.regulariser,
                 gamma=settings.gamma,

@@ -105,7 +105,6 @@ def gradient(net, tasks, settings):
         settings.inner_lr,
         settings.inner_steps,
         first_order=settings.first_order,
-        adapt_norm=True,
         chunk=2,
         theta=theta,
     )

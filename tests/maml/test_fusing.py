@@ -25,9 +25,7 @@ def gradient(side):
     net = ConvNet((1, side, side), 2, filters=4).double()
     x = torch.from_numpy(np.random.default_rng(0).random((2, 2, 1, side, side)))
     y = torch.arange(2).expand(2, 2)
-    meta_gradient(
-        net, Tasks(x, y, x.flip(3), y), 0.1, 2, first_order=False, adapt_norm=True, chunk=2
-    )
+    meta_gradient(net, Tasks(x, y, x.flip(3), y), 0.1, 2, first_order=False, chunk=2)
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 

@@ -14,6 +14,7 @@ from torch.autograd import grad
 from metanb.data.tasks import Tasks
 from metanb.maml.inner_loop import accuracy, adapt, flatten, logits, losses, unflatten
 from metanb.maml.network import ConvNet
+from metanb.maml.outer_loop import meta_gradient as meta_gradient_of_runs
 from tests.support.networks import Reference, make
 
 OMNIGLOT, SMALL_IMAGENET = (1, 28, 28), (3, 32, 32)
@@ -34,15 +35,24 @@ def meta_gradient(net, tasks, lr, steps, **options) -> torch.Tensor:
     return torch.cat([g.flatten() for g in gradients])
 
 
-def one_at_a_time(net, tasks, lr, steps, first_order=False, adapt_norm=True) -> torch.Tensor:
+# By what adapts: the names of those parameters in `Reference`.
+PARTS = {
+    "all": ("convs", "gammas", "betas", "head"),
+    "head": ("head",),
+    "body": ("convs", "gammas", "betas"),
+    ("blocks.0", "head.bias"): ("convs.0", "gammas.0", "betas.0", "head.bias"),
+    ("blocks.0.weight", "blocks.1.weight", "blocks.2.weight", "blocks.3.weight", "head"): (
+        "convs",
+        "head",
+    ),  # all but batch norm's scale and shift
+}
+
+
+def one_at_a_time(net, tasks, lr, steps, first_order=False, adapts="all") -> torch.Tensor:
     """The meta-gradient by `higher` as documented: a context per task, a net of torch's layers."""
     reference = Reference(net)
     names = [name for name, _ in reference.named_parameters()]
-    adapted = [
-        p
-        for name, p in reference.named_parameters()
-        if adapt_norm or not name.startswith(("gamma", "beta"))
-    ]
+    adapted = [p for name, p in reference.named_parameters() if name.startswith(PARTS[adapts])]
     total = 0
     for t in range(len(tasks)):
         with higher.innerloop_ctx(
@@ -66,10 +76,10 @@ def assert_same(ours, theirs, relative) -> None:
 @pytest.mark.parametrize("shape", [OMNIGLOT, SMALL_IMAGENET], ids=str)
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("adapt_norm", [False, True])
-def test_meta_gradient_is_that_of_one_task_at_a_time(shape, steps, first_order, adapt_norm):
+@pytest.mark.parametrize("adapts", PARTS, ids=str)
+def test_meta_gradient_is_that_of_one_task_at_a_time(shape, steps, first_order, adapts):
     net, tasks = make(shape), make_tasks(2, shape)
-    options = {"first_order": first_order, "adapt_norm": adapt_norm}
+    options = {"first_order": first_order, "adapts": adapts}
     expected = one_at_a_time(net, tasks, 0.1, steps, **options)
     assert_same(meta_gradient(net, tasks, 0.1, steps, **options), expected, 1e-12)
 
@@ -154,13 +164,107 @@ def test_first_order_has_the_same_values_and_the_query_gradient_at_them():
     assert_same(meta_gradient(net, tasks, 0.1, 3, first_order=True), expected.sum(0), 1e-14)
 
 
-def test_adapt_norm_false_leaves_gamma_and_beta():
+@pytest.mark.parametrize("adapts", PARTS, ids=str)
+@pytest.mark.parametrize("frozen", ["", "blocks.0", "head"])
+def test_what_does_not_adapt_stays_on_every_path(adapts, frozen):
+    """In second order, in first order, from given starts, and without gradients."""
     net, tasks = make(OMNIGLOT), make_tasks(2, OMNIGLOT)
-    for first_order in (False, True):
-        after = unflatten(net, adapt(net, tasks, 0.1, 2, first_order=first_order, adapt_norm=False))
-        for (name, before), adapted in zip(net.named_parameters(), after, strict=True):
-            unchanged = torch.equal(adapted, before.expand_as(adapted))
-            assert unchanged == name.endswith(("gamma", "beta")), name
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad = not (frozen and name.startswith(frozen))
+    if (adapts, frozen) == ("head", "head"):
+        with pytest.raises(ValueError, match="nothing is left to adapt"):
+            adapt(net, tasks, 0.1, 2, adapts=adapts)
+        return
+    start = flatten(net).detach().expand(2, -1)
+    paths = [{}, {"first_order": True}, {"start": start}, {"start": start, "first_order": True}]
+    after = [adapt(net, tasks, 0.1, 2, adapts=adapts, **options) for options in paths]
+    with torch.no_grad():
+        after.append(adapt(net, tasks, 0.1, 2, adapts=adapts))
+    wanted = {"all": ("",), "head": ("head",), "body": ("blocks",)}.get(adapts, adapts)
+    for adapted in after:
+        parts = unflatten(net, adapted)
+        for (name, before), part in zip(net.named_parameters(), parts, strict=True):
+            stays = torch.equal(part, before.expand_as(part))
+            moves = name.startswith(wanted) and before.requires_grad
+            assert stays != moves, name
+
+
+def test_frozen_parameters_get_no_gradient_from_theta():
+    """The weights of runs side by side are one leaf: its frozen entries have gradient 0."""
+    net, tasks = make(OMNIGLOT), make_tasks(4, OMNIGLOT)
+    net.blocks[1].requires_grad_(False)
+    theta = flatten(net).detach().expand(2, -1).clone().requires_grad_()
+    meta_gradient_of_runs(net, tasks, 0.1, 2, first_order=False, chunk=2, theta=theta)
+    for (_, before), part in zip(net.named_parameters(), unflatten(net, theta.grad), strict=True):
+        assert (part != 0).any() == before.requires_grad
+
+
+def test_a_learnt_learning_rate_gets_its_gradient():
+    """Beside a central finite difference of the query loss."""
+    net, tasks = make(OMNIGLOT), make_tasks(2, OMNIGLOT)
+
+    def query_loss(lr):
+        return losses(net, adapt(net, tasks, lr, 2), tasks.query_x, tasks.query_y).mean()
+
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    (slope,) = grad(query_loss(lr), lr)
+    assert slope == pytest.approx(float(query_loss(0.1 + 1e-5) - query_loss(0.1 - 1e-5)) / 2e-5)
+    with pytest.raises(ValueError, match="first_order=False"):
+        adapt(net, tasks, lr, 2, first_order=True)
+    assert torch.equal(adapt(net, tasks, lr.detach(), 2), adapt(net, tasks, 0.1, 2))
+
+
+def test_the_sum_of_finns_code_is_a_step_n_times_as_long():
+    """Their loss of an image is divided by the shots, and its gradient sums over images."""
+    net, tasks = make(OMNIGLOT), make_tasks(2, OMNIGLOT)
+    adapted = adapt(net, tasks, 0.1, 2, inner_loss="sum")
+    assert_same(adapted, adapt(net, tasks, 5 * 0.1, 2), 1e-14)
+
+    def finns(outputs, y):
+        return F.cross_entropy(outputs, y, reduction="none").div(1).sum()  # one shot
+
+    assert_same(adapt(net, tasks, 0.1, 2, inner_loss=finns), adapted, 1e-14)
+
+
+def test_the_inner_loss_may_be_any_function():
+    """Regression, beside plain autograd, task by task."""
+    net, tasks = make(OMNIGLOT), make_tasks(2, OMNIGLOT)
+    targets = [
+        torch.randn(2, x.shape[1], 5, dtype=x.dtype) for x in (tasks.support_x, tasks.query_x)
+    ]
+    tasks = Tasks(tasks.support_x, targets[0], tasks.query_x, targets[1])
+    meta_gradient_of_runs(net, tasks, 0.1, 2, first_order=False, chunk=1, inner_loss=F.mse_loss)
+    ours = torch.cat([p.grad.flatten() for p in net.parameters()])
+    total = 0
+    for t in range(2):
+        params = flatten(net).unsqueeze(0)
+        for _ in range(2):
+            loss = F.mse_loss(logits(net, params, tasks.support_x[t : t + 1])[0], targets[0][t])
+            params = params - 0.1 * grad(loss, params, create_graph=True)[0]
+        query = logits(net, params, tasks.query_x[t : t + 1])[0]
+        total = total + F.mse_loss(query, targets[1][t]) / 2
+    expected = torch.cat([g.flatten() for g in grad(total, list(net.parameters()))])
+    assert_same(ours, expected, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": 0.0}, "above 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"lr": float("inf")}, "lr is inf"),
+        ({"steps": -1}, "steps is -1"),
+        ({"adapts": "heads"}, "adapts is 'heads'"),
+        ({"adapts": ["blocks.9"]}, "adapts names 'blocks.9'"),
+        ({"adapts": []}, "nothing is left"),
+        ({"inner_loss": "summ"}, "loss is 'summ'"),
+        ({"inner_loss": lambda outputs, y: outputs.sum(1)}, "not a scalar each"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, words):
+    net, tasks = make(OMNIGLOT), make_tasks(2, OMNIGLOT)
+    with pytest.raises(ValueError, match=words):
+        adapt(net, tasks, **({"lr": 0.1, "steps": 1} | options))
 
 
 def test_no_steps_and_no_gradient():

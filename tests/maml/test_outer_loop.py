@@ -9,13 +9,14 @@ import torch.nn.functional as F
 
 from metanb.data import image_sets
 from metanb.data.tasks import Tasks, sample_tasks
+from metanb.labels import ALGORITHMS
 from metanb.landscape.lanczos import random_directions
 from metanb.maml.inner_loop import flatten
 from metanb.maml.kernels import EPS
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
 from metanb.maml.regulariser import omega, pull
-from metanb.settings import CHOICES, REGULARISERS, preset
+from metanb.settings import CHOICES, preset
 
 
 @pytest.fixture
@@ -31,9 +32,7 @@ def gradient(net, tasks, **options):
     net.zero_grad()
     if options.get("regulariser") == "random":
         options.setdefault("other", direction(net))
-    outcome = meta_gradient(
-        net, tasks, 0.3, 2, **({"first_order": False, "adapt_norm": True, "chunk": 5} | options)
-    )
+    outcome = meta_gradient(net, tasks, 0.3, 2, **({"first_order": False, "chunk": 5} | options))
     return outcome, torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
@@ -46,9 +45,10 @@ def direction(net, seed=3):
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("chunk", [1, 2, 100])
 def test_chunks_change_nothing(setup, first_order, chunk, regulariser):
-    if first_order and regulariser not in REGULARISERS["fomaml"]:
+    if first_order and regulariser not in ALGORITHMS["fomaml"].regularisers:
         return
-    options = {"first_order": first_order, "regulariser": regulariser, "gamma": 0.5}
+    options = {"first_order": first_order, "regulariser": regulariser}
+    options["gamma"] = 0.0 if regulariser == "none" else 0.5
     whole, by_whole = gradient(*setup, **options)
     parts, by_parts = gradient(*setup, chunk=chunk, **options)
     for a, b in zip(whole, parts, strict=True):
@@ -111,7 +111,7 @@ def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, e=None):
 
 @pytest.mark.parametrize(
     ("order", "regulariser"),
-    [(order, name) for order in ("maml", "fomaml") for name in REGULARISERS[order]],
+    [(order, name) for order in ("maml", "fomaml") for name in ALGORITHMS[order].regularisers],
 )
 def test_gradient_is_autograds(setup, order, regulariser):
     net, tasks = setup
@@ -186,7 +186,9 @@ CHUNKS = [
 @pytest.mark.parametrize(("options", "chunk"), CHUNKS)
 def test_chunk_is_a_rule(options, chunk):
     """By hand: 2**20 / 784 over 10, 80, 40, 320, down to a power of two, at most the batch."""
-    assert chunk_size(preset("paper", "omniglot", **options), torch.device("cpu")) == chunk
+    assert (
+        chunk_size(preset("paper", "omniglot", **options), (28, 28), torch.device("cpu")) == chunk
+    )
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -211,7 +213,7 @@ def test_the_control_goes_no_further_than_the_regulariser_where_that_goes_nowher
 
 
 RUNS = [("finetune", "none")] + [
-    (order, name) for order in ("maml", "fomaml") for name in REGULARISERS[order]
+    (order, name) for order in ("maml", "fomaml") for name in ALGORITHMS[order].regularisers
 ]
 
 
@@ -224,12 +226,7 @@ def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regula
     x = torch.from_numpy(rng.random((9, 6, 1, 28, 28)))
     y = torch.arange(3).repeat(9, 2)
     tasks = Tasks(x[:, :3], y[:, :3], x, y)
-    options = {
-        "first_order": order == "fomaml",
-        "adapt_norm": True,
-        "chunk": chunk,
-        "regulariser": regulariser,
-    }
+    options = {"first_order": order == "fomaml", "chunk": chunk, "regulariser": regulariser}
     options |= {"gamma": 0.0 if regulariser == "none" else 0.5}
     for seed in range(3):
         torch.manual_seed(seed)
@@ -263,4 +260,23 @@ def test_runs_have_as_many_tasks_each(setup):
     net, tasks = setup
     theta = flatten(net).detach().expand(2, -1)
     with pytest.raises(ValueError, match="5 tasks for 2 runs"):
-        meta_gradient(net, tasks, 0.3, 2, first_order=True, adapt_norm=True, chunk=5, theta=theta)
+        meta_gradient(net, tasks, 0.3, 2, first_order=True, chunk=5, theta=theta)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"regulariser": "adaptd", "gamma": 0.5}, "'adaptd': use one of none, adapted"),
+        ({"regulariser": "adapted"}, "gamma 0.0"),
+        ({"gamma": 1.0}, "'none' with gamma 1.0"),
+        ({"regulariser": "adapted", "gamma": float("nan")}, "gamma nan"),
+        ({"regulariser": "random", "gamma": 0.5}, "without a direction"),
+        ({"regulariser": "outer", "gamma": 0.5, "first_order": True}, "no effect in first order"),
+        ({"chunk": 0}, "chunk is 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, words):
+    net = ConvNet((1, 28, 28), 3, filters=2)
+    tasks = Tasks(torch.rand(2, 3, 1, 28, 28), torch.arange(3).repeat(2, 1), *[None] * 2)
+    with pytest.raises(ValueError, match=words):
+        meta_gradient(net, tasks, 0.1, 1, **({"first_order": False, "chunk": 2} | options))

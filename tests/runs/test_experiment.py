@@ -18,7 +18,9 @@ import torch.nn.functional as F
 
 from metanb.data import image_sets
 from metanb.data.tasks import sample_tasks
+from metanb.labels import ALGORITHMS
 from metanb.landscape import hessian
+from metanb.maml import algorithms
 from metanb.runs import cohorts, experiment, machine, records, training
 from metanb.settings import CHOICES, preset
 from tests.support.bad_days import shown
@@ -127,8 +129,9 @@ def test_every_algorithm_has_a_gradient_of_its_own():
 
 
 VARIANTS = (
-    {"algorithm": "finetune"},
+    *({"algorithm": name} for name in ALGORITHMS),
     {"algorithm": "finetune", "test_head": "shared"},
+    {"adapts": "head", "inner_loss": "sum"},
     {"regulariser": "through", "gamma": 0.5},
     {"algorithm": "fomaml", "regulariser": "random", "gamma": 0.5},
     {"train_classes": 6, "class_seed": 1},
@@ -252,7 +255,7 @@ def test_two_processes_share_one_run(tmp_path):
 
 
 def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypatch):
-    honest = cohorts.meta_gradient
+    honest = algorithms.meta_gradient
     calls = []
 
     def diverges(*args, **kwargs):
@@ -260,7 +263,7 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
         outcome = honest(*args, **kwargs)
         return outcome._replace(losses=outcome.losses * (float("nan") if len(calls) == 6 else 1.0))
 
-    monkeypatch.setattr(cohorts, "meta_gradient", diverges)
+    monkeypatch.setattr(algorithms, "meta_gradient", diverges)
     with pytest.raises(
         experiment.DivergedError,
         match=rf"{TINY.id}: loss is nan.*iteration 5.*inner_lr.*epoch 2 is kept",
@@ -391,7 +394,7 @@ def test_chunks_change_a_run_by_rounding_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "whole"))
     whole = experiment.run(TINY, "cpu").measures
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "single"))
-    monkeypatch.setattr(cohorts, "chunk_size", lambda *_: 1)
+    monkeypatch.setattr(algorithms, "chunk_size", lambda *_: 1)
     single = experiment.run(TINY, "cpu").measures
     early = whole.epoch <= 2
     assert not single.equals(whole)  # the chunks were others

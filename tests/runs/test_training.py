@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from metanb.cli import main
 from metanb.data.tasks import scale_pixels
+from metanb.labels import ALGORITHMS
+from metanb.maml import algorithms
 from metanb.maml.engine import Engine
 from metanb.runs import checkpoint, cohorts, experiment, records, training
 from metanb.runs import store as run_store
-from metanb.settings import REGULARISERS, preset
+from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.cohorts import new_cohort
 
@@ -34,7 +36,7 @@ TINY = preset(
 KINDS = [{"algorithm": "finetune"}, {"train_classes": 6}] + [
     {"algorithm": order, "regulariser": name, "gamma": 0.0 if name == "none" else 0.3}
     for order in ("maml", "fomaml")
-    for name in REGULARISERS[order]
+    for name in ALGORITHMS[order].regularisers
 ]
 
 
@@ -151,7 +153,7 @@ def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, monkeypatch):
 
 def diverging(monkeypatch, run, call):
     """From its `call`-th iteration on, the loss of one run of three is not a number."""
-    honest = cohorts.meta_gradient
+    honest = algorithms.meta_gradient
     calls = []
 
     def diverges(*args, **kwargs):
@@ -162,7 +164,7 @@ def diverging(monkeypatch, run, call):
             losses[run] = float("nan")
         return outcome._replace(losses=losses.flatten())
 
-    monkeypatch.setattr(cohorts, "meta_gradient", diverges)
+    monkeypatch.setattr(algorithms, "meta_gradient", diverges)
 
 
 def test_a_run_that_diverges_is_set_aside_and_the_others_go_on(store, monkeypatch, capsys):
@@ -207,7 +209,7 @@ def test_a_run_without_curvature_is_set_aside_and_the_others_are_measured(
 
 def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys):
     runs = seeds(5)
-    honest = cohorts.meta_gradient
+    honest = algorithms.meta_gradient
     sizes = []
 
     def full(*args, **kwargs):
@@ -216,7 +218,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return honest(*args, **kwargs)
 
-    monkeypatch.setattr(cohorts, "meta_gradient", full)
+    monkeypatch.setattr(algorithms, "meta_gradient", full)
     made = experiment.run_all(runs, "cpu", together=5)
     assert [record.settings for record in made] == runs and all(record.finished for record in made)
     assert sizes[0] == 5 and sizes[1] == 3 and set(sizes[2:]) == {1, 2}
@@ -231,7 +233,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(store, monkeypatch, capsys
 def test_a_run_that_diverges_in_one_half_leaves_the_other_half_alone(store, monkeypatch, capsys):
     """Four runs fit in pairs alone; one of the first pair diverges."""
     runs = seeds(4)
-    honest = cohorts.meta_gradient
+    honest = algorithms.meta_gradient
 
     def full(*args, **kwargs):
         if len(kwargs["theta"]) > 2:
@@ -244,7 +246,7 @@ def test_a_run_that_diverges_in_one_half_leaves_the_other_half_alone(store, monk
         return outcome._replace(losses=losses.flatten())
 
     calls = []
-    monkeypatch.setattr(cohorts, "meta_gradient", full)
+    monkeypatch.setattr(algorithms, "meta_gradient", full)
     with pytest.raises(cohorts.DivergedError, match=rf"{runs[0].id}: loss is nan"):
         experiment.run_all(runs, "cpu", together=4)
     assert records.find_record(runs[0]) is None and all(

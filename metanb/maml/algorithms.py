@@ -1,0 +1,81 @@
+"""What each algorithm does with a batch of images: one function each, by the setting's name."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metanb.data.tasks import split_into_tasks
+from metanb.maml.network import ConvNet
+from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
+from metanb.settings import Settings
+
+
+class Gradient(Protocol):
+    """Adds one gradient of S runs side by side to the `.grad` of their weights."""
+
+    def __call__(
+        self,
+        net: ConvNet,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        settings: Settings,
+        direction: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Add the gradient.
+
+        Args:
+            net: the network; its own weights are not used.
+            theta: [S, P], the weights of each run, differentiable.
+            x: images. If the algorithm is episodic, those of a meta-batch per run, [S*T, n, C, H,
+                W], each task's support images first; else those of a mini-batch per run, [S, n, C,
+                H, W].
+            y: labels [S*T, n], or classes [S, n].
+            settings: those of the runs; the seeds are not used.
+            direction: [S, P], each of length 1, for the regulariser `random` alone.
+
+        Returns:
+            By measure one value per run, [S]: at least `train_loss`.
+        """
+
+
+def meta_train(
+    net: ConvNet, theta: Tensor, x: Tensor, y: Tensor, settings: Settings, direction: Tensor | None
+) -> dict[str, Tensor]:
+    """Add the meta-gradient of `maml` or `fomaml`; see `Gradient`."""
+    outcome = meta_gradient(
+        net,
+        split_into_tasks(x, y, settings.ways * settings.shots),
+        settings.inner_lr,
+        settings.inner_steps,
+        first_order=settings.first_order,
+        adapts=settings.adapts,
+        inner_loss=settings.inner_loss,
+        chunk=chunk_size(settings, x.shape[-2:], theta.device),
+        regulariser=settings.regulariser,
+        gamma=settings.gamma,
+        other=direction,
+        theta=theta,
+    )
+    values = {"train_loss": outcome.losses}
+    if settings.regulariser != "none":
+        values["relative_move"] = outcome.moves
+    # The mean is taken run by run, to give the same bits as for a run alone.
+    n_runs = len(theta)
+    return {
+        name: torch.stack([rows.mean() for rows in by_task.view(n_runs, -1)])
+        for name, by_task in values.items()
+    }
+
+
+def finetune(
+    net: ConvNet, theta: Tensor, x: Tensor, y: Tensor, settings: Settings, direction: Tensor | None
+) -> dict[str, Tensor]:
+    """Add the gradient of supervised training over all meta-train classes; see `Gradient`."""
+    return {"train_loss": supervised_gradient(net, x, y, theta)}
+
+
+GRADIENTS: dict[str, Gradient] = {"maml": meta_train, "fomaml": meta_train, "finetune": finetune}
