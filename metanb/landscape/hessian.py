@@ -81,7 +81,8 @@ def hessian_norms(
 
     Args:
         loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
-        params: [T, P], the parameters of each task; float32 is enough for tol >= 1e-5.
+        params: [T, P], the parameters of each task; float32 is enough for tol >= 1e-5. The graph
+            of loss_fn has to be of the same precision.
         tol: relative error of the norms.
         risk: bound on the probability, over starts, that a larger eigenvalue stays hidden, at each
             end of the spectrum.
@@ -91,7 +92,8 @@ def hessian_norms(
     Raises:
         LandscapeError: a loss or product is not finite, or a task has not converged after
             max_products.
-        ValueError: params is not [T, P], loss_fn does not give [T], or an option is not above 0.
+        ValueError: params is not [T, P], loss_fn does not give [T], an option is not above 0, or
+            the precision of params is too low for tol.
 
     Example:
         >>> import torch
@@ -104,6 +106,11 @@ def hessian_norms(
     if not min(tol, risk, max_products) > 0:
         raise ValueError(
             f"tol, risk and max_products are {tol}, {risk} and {max_products}: all must be above 0"
+        )
+    if params.is_floating_point() and tol < (least := 32 * torch.finfo(params.dtype).eps):
+        raise ValueError(
+            f"tol is {tol:g}, and {params.dtype} carries {least:.1g}: use params of a higher "
+            "precision, or a larger tol"
         )
     product = hessian_product(loss_fn, params)
     n_tasks, size = params.shape

@@ -43,8 +43,17 @@ def hessian_product(
             )
         require_finite(losses.detach(), "loss")
         # The gradient's graph serves every product.
+        if not losses.requires_grad:
+            raise ValueError(
+                "loss_fn does not depend on params: use them in it, without detach() or no_grad()"
+            )
         (gradient,) = torch.autograd.grad(losses.sum(), at, create_graph=True)
-    return lambda v: torch.autograd.grad(gradient, at, v, retain_graph=True)[0]
+    if not gradient.requires_grad:  # the loss is linear
+        return torch.zeros_like
+    # A parameter that the loss is linear in has no second derivative: zero.
+    return lambda v: torch.autograd.grad(
+        gradient, at, v, retain_graph=True, materialize_grads=True
+    )[0]
 
 
 def random_directions(n: int, size: int, seed: int) -> Tensor:
@@ -90,16 +99,17 @@ def lanczos(
         w, coefficients = _orthogonalise(w, basis[:, max(k - 2, 0) : k])
         w, _ = _orthogonalise(w, basis[:, :k])
         # The next column of each diagonal.
-        length = w.norm(dim=1)
+        # The squares of small entries would be zero in single precision.
+        length = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)
         alpha = torch.cat([alpha, coefficients[:, -1].double().cpu()[:, None]], 1)
-        beta = torch.cat([beta, length.double().cpu()[:, None]], 1)
+        beta = torch.cat([beta, length.cpu()[:, None]], 1)
         yield alpha, beta
         # The next basis vector; the basis doubles when it is full.
         if k == basis.shape[1] and k < most:
             basis = torch.cat([basis, torch.empty_like(basis)], 1)
         if k < most:
-            least = torch.finfo(length.dtype).tiny
-            torch.div(w, length.clamp_min(least)[:, None], out=basis[:, k])
+            least = torch.finfo(w.dtype).tiny
+            basis[:, k] = w / length.clamp_min(least)[:, None].to(w)
 
 
 def is_closed(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:

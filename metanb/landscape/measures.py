@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
 from metanb.labels import ALGORITHMS
@@ -13,12 +13,13 @@ from metanb.landscape import coherence, hessian, task_stats
 from metanb.landscape.task_stats import Stat
 from metanb.maml.inner_loop import accuracy, adapt, flatten, logits, losses, unflatten
 from metanb.maml.network import ConvNet
+from metanb.maml.per_task import count_activations, for_tasks, head_size
 from metanb.settings import Settings
 
 HEAD = 3  # the stream of random numbers of fresh heads
 
 
-def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict[str, Stat]:
+def measure(net: nn.Module, test: Tasks, valid: Tasks, settings: Settings) -> dict[str, Stat]:
     """Compute every measure of theta_s; each is over meta-test tasks unless said otherwise.
 
     At the adapted solutions: `support_loss`, `query_loss`, `query_accuracy`, `hessian_norm`,
@@ -38,10 +39,11 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
     norms of the convolutions' weights and of the head's weight.
 
     Args:
-        net: the network; its parameters are theta_s.
+        net: the network, any module that classifies; its parameters are theta_s.
         test: the meta-test tasks.
         valid: the meta-validation tasks.
-        settings: the run's settings.
+        settings: the run's settings. Of a module of one's own, those of the inner loop count: N,
+            inner_lr, test_steps, adapts and inner_loss.
 
     Example:
         >>> import torch
@@ -58,7 +60,7 @@ def measure(net: ConvNet, test: Tasks, valid: Tasks, settings: Settings) -> dict
 
 
 def measure_together(
-    net: ConvNet, theta: Tensor, test: Tasks, valid: Tasks, runs: Sequence[Settings]
+    net: nn.Module, theta: Tensor, test: Tasks, valid: Tasks, runs: Sequence[Settings]
 ) -> list[dict[str, Stat]]:
     """Compute the measures of S runs that differ by seeds alone, on the same tasks.
 
@@ -97,12 +99,12 @@ def measure_together(
 
 
 def _measure_tasks(
-    net: ConvNet, theta: Tensor, tasks: Tasks, settings: Settings
+    net: nn.Module, theta: Tensor, tasks: Tasks, settings: Settings
 ) -> dict[str, Tensor]:
     """Values [T] of a chunk of tasks; displacements, gradients and uniform gradients [T, P]."""
     # Predictions at theta_s on the support set.
     start = theta.clone().requires_grad_()
-    support = net.patches(tasks.support_x)  # the same for every measure
+    support = for_tasks(net).patches(tasks.support_x)  # the same for every measure
     log_p = F.log_softmax(logits(net, start, support), -1)  # [T, N*K, N]
 
     # Gradients at theta_s: for the true labels, and for labels of 1/N for each class.
@@ -111,6 +113,8 @@ def _measure_tasks(
     (gradient,) = torch.autograd.grad(loss_before.sum(), start, retain_graph=True)
     (uniform,) = torch.autograd.grad(-log_p.mean((1, 2)).sum(), start)
     log_p = log_p.detach()
+
+    answers = F.one_hot(log_p.argmax(-1), log_p.shape[-1])
 
     # The adapted solutions, where flatness is measured.
     adapted = adapt_at_test(net, tasks, theta, settings)
@@ -122,7 +126,7 @@ def _measure_tasks(
         return {
             "support_loss_before": loss_before.detach(),
             "entropy_before": -(log_p.exp() * log_p).sum(-1).mean(1),
-            "majority_before": F.one_hot(log_p.argmax(-1), net.ways).double().mean(1).amax(1),
+            "majority_before": answers.double().mean(1).amax(1),
             "support_loss": support_loss(adapted),
             "query_loss": losses(net, adapted, tasks.query_x, tasks.query_y),
             "query_accuracy": accuracy(net, adapted, tasks.query_x, tasks.query_y),
@@ -135,7 +139,7 @@ def _measure_tasks(
 
 
 def _summarise_run(
-    learner: ConvNet, weights: list[Tensor], values: dict[str, Tensor], valid_accuracies: Tensor
+    learner: nn.Module, weights: list[Tensor], values: dict[str, Tensor], valid_accuracies: Tensor
 ) -> dict[str, Stat]:
     """One run's statistics.
 
@@ -153,8 +157,9 @@ def _summarise_run(
     stats["distance"] = task_stats.distance(displacement)
 
     # Coherence of trajectories, whole and by its shares: the head's parameters come last.
-    head = slice(-sum(p.numel() for p in learner.head.parameters()), None)
-    body = slice(None, head.start)
+    size = displacement.shape[1]
+    head = slice(size - head_size(learner), size)
+    body = slice(0, head.start)
     trajectory_coherence = coherence.trajectory_coherence
     stats["trajectory_coherence"], _ = trajectory_coherence(displacement)
     stats["trajectory_coherence_head"], _ = trajectory_coherence(displacement, head)
@@ -168,15 +173,15 @@ def _summarise_run(
 
     # Measures that are not over meta-test tasks.
     stats["valid_accuracy"] = task_stats.summarise(valid_accuracies)
-    convolutions = [weight for weight in weights if weight.dim() == 4]
-    for part, tensors in (("body", convolutions), ("head", [weights[-2]])):
-        norm = float(torch.cat([weight.flatten() for weight in tensors]).norm())
+    matrices = [weight for weight in weights if weight.dim() > 1]  # no biases, no scales
+    for part, tensors in (("body", matrices[:-1]), ("head", matrices[-1:])):
+        norm = float(torch.cat([weight.flatten() for weight in tensors]).norm()) if tensors else 0.0
         stats[f"{part}_norm"] = Stat(norm, norm, 0.0, 0.0, 1)
     return stats
 
 
 def accuracies_after_adapting(
-    net: ConvNet, tasks: Tasks, settings: Settings, stream: int
+    net: nn.Module, tasks: Tasks, settings: Settings, stream: int
 ) -> Tensor:
     """Compute the share of right answers on each task's query images after adapting, [T].
 
@@ -187,7 +192,7 @@ def accuracies_after_adapting(
 
 
 def _compute_accuracies(
-    net: ConvNet, theta: Tensor, tasks: Tasks, runs: Sequence[Settings], stream: int
+    net: nn.Module, theta: Tensor, tasks: Tasks, runs: Sequence[Settings], stream: int
 ) -> Tensor:
     """Shares of right answers of S runs with weights theta [S, P], after adapting: [S, T]."""
     learner, starts = starting_points_together(net, theta, runs, len(tasks), stream)
@@ -200,7 +205,7 @@ def _compute_accuracies(
 
 
 def _split_into_chunks(
-    net: ConvNet, starts: Tensor, tasks: Tasks, runs: int
+    net: nn.Module, starts: Tensor, tasks: Tasks, runs: int
 ) -> Iterator[tuple[slice, Tasks]]:
     """Rows of starts [S*T, P], run after run, and their tasks: as many as fit at once."""
     at_once = task_stats.tasks_at_once(starts.device, _bytes_per_task(net, starts, tasks))
@@ -213,14 +218,14 @@ def _split_into_chunks(
             yield rows, Tasks(*(x[numbers.to(x.device)] for x in tasks.tensors()))
 
 
-def _bytes_per_task(net: ConvNet, starts: Tensor, tasks: Tasks) -> float:
+def _bytes_per_task(net: nn.Module, starts: Tensor, tasks: Tasks) -> float:
     """Memory that measuring a task takes on a GPU, a generous estimate.
 
     It holds a Lanczos basis, a few copies of the query images' activations and patches, and more of
     the support images', whose gradient is differentiated. Exact counts:
     `tests/landscape/test_memory.py`.
     """
-    bytes_per_image = net.activations * starts.element_size()
+    bytes_per_image = count_activations(net, tasks.query_x[0, :1]) * starts.element_size()
     support = tasks.support_x.shape[1] * bytes_per_image
     query = tasks.query_x.shape[1] * bytes_per_image
     basis = 33 * starts.shape[1] * starts.element_size()
@@ -228,8 +233,8 @@ def _bytes_per_task(net: ConvNet, starts: Tensor, tasks: Tasks) -> float:
 
 
 def starting_points(
-    net: ConvNet, settings: Settings, n_tasks: int, stream: int
-) -> tuple[ConvNet, Tensor]:
+    net: nn.Module, settings: Settings, n_tasks: int, stream: int
+) -> tuple[nn.Module, Tensor]:
     """Return the N-way network that adapts, and each task's start, [n_tasks, P], detached.
 
     They are the network itself and theta_s for all tasks. After an algorithm that is not episodic
@@ -242,8 +247,8 @@ def starting_points(
 
 
 def starting_points_together(
-    net: ConvNet, theta: Tensor, runs: Sequence[Settings], n_tasks: int, stream: int
-) -> tuple[ConvNet, Tensor]:
+    net: nn.Module, theta: Tensor, runs: Sequence[Settings], n_tasks: int, stream: int
+) -> tuple[nn.Module, Tensor]:
     """Return what `starting_points` does for S runs: starts are [S*n_tasks, P], run after run.
 
     Args:
@@ -255,6 +260,12 @@ def starting_points_together(
     """
     if ALGORITHMS[runs[0].algorithm].episodic:
         return net, theta.unsqueeze(1).expand(-1, n_tasks, -1).flatten(0, 1)
+    if not isinstance(net, ConvNet):
+        raise ValueError(
+            f"algorithm={runs[0].algorithm!r} gives a new head to ConvNet alone, not to "
+            f"{type(net).__name__}: give the network an N-way head, and measure it under another "
+            "algorithm"
+        )
     learner = ConvNet(net.image_shape, runs[0].ways, net.filters)
     body_size = sum(p.numel() for p in net.blocks.parameters())
     starts_by_run = []
@@ -278,7 +289,7 @@ def _draw_head(learner: ConvNet, settings: Settings, stream: int, number: int) -
     return torch.cat([p.detach().flatten() for p in learner.head.parameters()])
 
 
-def adapt_at_test(net: ConvNet, tasks: Tasks, start: Tensor, settings: Settings) -> Tensor:
+def adapt_at_test(net: nn.Module, tasks: Tasks, start: Tensor, settings: Settings) -> Tensor:
     """Return the parameters [T, P] after the meta-test steps from start [T, P], detached."""
     adapted = adapt(
         net,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
 from metanb.landscape import slices, spectrum
@@ -19,7 +19,6 @@ from metanb.landscape.spectrum import Quadrature
 from metanb.landscape.square import BEYOND, DRAWN
 from metanb.landscape.task_stats import tasks_at_once
 from metanb.maml.inner_loop import accuracy, logits, losses
-from metanb.maml.network import ConvNet
 from metanb.settings import Settings
 
 ALPHAS = np.linspace(-0.5, 2, 26).round(2)
@@ -37,12 +36,12 @@ class Stage:
     """The network after an epoch, the first meta-test tasks, and their adaptation."""
 
     epoch: int
-    net: ConvNet
+    net: nn.Module
     tasks: Tasks
     paths: Tensor  # [S + 1, T, P] theta_s, the parameters after each inner step, theta~_i
 
 
-def adapt_at_stage(settings: Settings, epoch: int, net: ConvNet, tasks: Tasks) -> Stage:
+def adapt_at_stage(settings: Settings, epoch: int, net: nn.Module, tasks: Tasks) -> Stage:
     """Adapt the tasks as at meta-test, by the network after an epoch, and keep each inner step."""
     learner, theta = starting_points(net, settings, len(tasks), stream=0)
     at_once = tasks_at_once(theta.device)
@@ -204,7 +203,7 @@ def _chunks(stage: Stage, n_tasks: int) -> Iterator[slice]:
 
 
 def _as_function_of_params(
-    function: Callable[..., Tensor], net: ConvNet, *data: Tensor
+    function: Callable[..., Tensor], net: nn.Module, *data: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """A function of `metanb.maml.inner_loop` as one of the parameters [n, P] alone.
 

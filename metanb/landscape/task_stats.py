@@ -8,16 +8,19 @@ from torch import Tensor
 
 # Memory for measuring: a card may have 24 GB, and it holds training's memory, too.
 GPU_BYTES = 8 * 2**30
+CPU_BYTES = 6 * 2**30
 
 
 def tasks_at_once(device: torch.device, bytes_each: float = GPU_BYTES / 20) -> int:
     """Return how many tasks to measure at once, where each takes `bytes_each` on the device.
 
-    On a CPU the number is 8: the Lanczos basis of more would leave the processor's cache. A GPU is
-    slow on few tasks, so there it is as many as GPU_BYTES hold. The rule does not look at free
-    memory, so that a seed gives the same bits each time.
+    On a CPU the number is 8, or as many as CPU_BYTES hold: the Lanczos basis of more would leave
+    the processor's cache. A GPU is slow on few tasks, so there it is as many as GPU_BYTES hold. The
+    rule does not look at free memory, so that a seed gives the same bits each time.
     """
-    return 8 if device.type == "cpu" else max(1, int(GPU_BYTES / bytes_each))
+    if device.type == "cpu":
+        return min(8, max(1, int(CPU_BYTES / bytes_each)))
+    return max(1, int(GPU_BYTES / bytes_each))
 
 
 @dataclass(frozen=True)

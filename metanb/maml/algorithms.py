@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metanb.data.tasks import split_into_tasks
-from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
 from metanb.settings import Settings
 
@@ -18,7 +17,7 @@ class Gradient(Protocol):
 
     def __call__(
         self,
-        net: ConvNet,
+        net: nn.Module,
         theta: Tensor,
         x: Tensor,
         y: Tensor,
@@ -43,7 +42,12 @@ class Gradient(Protocol):
 
 
 def meta_train(
-    net: ConvNet, theta: Tensor, x: Tensor, y: Tensor, settings: Settings, direction: Tensor | None
+    net: nn.Module,
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    direction: Tensor | None,
 ) -> dict[str, Tensor]:
     """Add the meta-gradient of `maml` or `fomaml`; see `Gradient`."""
     outcome = meta_gradient(
@@ -72,7 +76,12 @@ def meta_train(
 
 
 def finetune(
-    net: ConvNet, theta: Tensor, x: Tensor, y: Tensor, settings: Settings, direction: Tensor | None
+    net: nn.Module,
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    direction: Tensor | None,
 ) -> dict[str, Tensor]:
     """Add the gradient of supervised training over all meta-train classes; see `Gradient`."""
     return {"train_loss": supervised_gradient(net, x, y, theta)}

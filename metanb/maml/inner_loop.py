@@ -3,7 +3,7 @@
 `higher`'s functional net gets the shared parameters expanded over the tasks, [T, ...], and takes
 SGD steps on the sum of the tasks' mean losses. No task's loss depends on another task's parameters,
 so each task takes exactly its own SGD step. Adapted parameters are flat, [T, P], in the order of
-`net.parameters()`.
+`net.parameters()`. The network may be any module, see `metanb.maml.per_task`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
-from metanb.maml.network import ConvNet, Patches
+from metanb.maml.network import Patches
+from metanb.maml.per_task import for_tasks, head_layer
 
 # What the inner loop adapts: "all", "head", "body", or names of parameters or of layers.
 Adapts: TypeAlias = str | Sequence[str]
@@ -26,12 +27,12 @@ Adapts: TypeAlias = str | Sequence[str]
 Loss: TypeAlias = str | Callable[[Tensor, Tensor], Tensor]
 
 
-def flatten(net: ConvNet) -> Tensor:
+def flatten(net: nn.Module) -> Tensor:
     """Return the net's parameters as one vector [P], differentiable."""
     return torch.cat([p.flatten() for p in net.parameters()])
 
 
-def unflatten(net: ConvNet, params: Tensor) -> list[Tensor]:
+def unflatten(net: nn.Module, params: Tensor) -> list[Tensor]:
     """Split flat parameters [T, P] into one tensor [T, *shape] for each of `net.parameters()`.
 
     The result is differentiable.
@@ -55,6 +56,7 @@ def select_parameters(net: nn.Module, adapts: Adapts = "all") -> list[bool]:
         ValueError: an unknown word, a name that the network does not have, or nothing to adapt.
 
     Example:
+        >>> from metanb.maml.network import ConvNet
         >>> net = ConvNet((1, 8, 8), ways=2, filters=4)
         >>> select_parameters(net, "head").count(True), select_parameters(net, "body").count(True)
         (2, 12)
@@ -67,7 +69,7 @@ def select_parameters(net: nn.Module, adapts: Adapts = "all") -> list[bool]:
             raise ValueError(
                 f"adapts is {adapts!r}: use 'all', 'head', 'body', or a list of names of parameters"
             )
-        head = names[-1].rpartition(".")[0]  # the layer of the last parameter
+        head = head_layer(net)
         in_head = [name.rpartition(".")[0] == head for name in names]
         selected = [adapts == "all" or (adapts == "head") == inside for inside in in_head]
     else:
@@ -108,7 +110,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def adapt(
-    net: ConvNet,
+    net: nn.Module,
     tasks: Tasks,
     lr: float | Tensor,
     steps: int,
@@ -141,6 +143,7 @@ def adapt(
 
     Example:
         >>> import torch
+        >>> from metanb.maml.network import ConvNet
         >>> _ = torch.manual_seed(0)
         >>> net = ConvNet((1, 8, 8), ways=2, filters=4)
         >>> x, y = torch.rand(3, 2, 1, 8, 8), torch.arange(2).expand(3, 2)
@@ -161,6 +164,7 @@ def adapt(
         )
     if steps < 0:
         raise ValueError(f"steps is {steps}: the inner loop needs 0 steps or more")
+    mapped = for_tasks(net)
     initial = flatten(net).expand(len(tasks), -1) if start is None else start
     if steps == 0:
         return initial
@@ -177,7 +181,7 @@ def adapt(
     with (
         torch.enable_grad(),
         higher.innerloop_ctx(
-            net, optimiser, copy_initial_weights=False, track_higher_grads=is_differentiable
+            mapped, optimiser, copy_initial_weights=False, track_higher_grads=is_differentiable
         ) as (fnet, inner),
     ):
         # Give each task its own parameters, [T, ...]. They start a new graph in first order, and
@@ -190,7 +194,7 @@ def adapt(
             parameters = [p.detach().requires_grad_() for p in parameters]
         fnet.update_params(parameters)
         # Take the patches of the support images once: they are the same in every step.
-        support = net.patches(tasks.support_x)
+        support = mapped.patches(tasks.support_x)
         for _ in range(steps):
             # Parameters that stay need an alias in each step; otherwise `higher` would
             # differentiate by them through the earlier steps.
@@ -204,7 +208,7 @@ def adapt(
     return adapted if is_differentiable else _StraightThrough.apply(initial, adapted.detach())
 
 
-def logits(net: ConvNet, params: Tensor, x: Tensor | Patches) -> Tensor:
+def logits(net: nn.Module, params: Tensor, x: Tensor | Patches) -> Tensor:
     """Compute each task's logits by its own parameters, [T, B, ways].
 
     Args:
@@ -212,13 +216,14 @@ def logits(net: ConvNet, params: Tensor, x: Tensor | Patches) -> Tensor:
         params: [T, P].
         x: images [T, B, C, H, W], or their patches.
     """
-    names = [name for name, _ in net.named_parameters()]
+    mapped = for_tasks(net)
+    names = [name for name, _ in mapped.named_parameters()]
     parameters = dict(zip(names, unflatten(net, params), strict=True))
-    return torch.func.functional_call(net, parameters, (x,))
+    return torch.func.functional_call(mapped, parameters, (x,))
 
 
 def losses(
-    net: ConvNet, params: Tensor, x: Tensor | Patches, y: Tensor, loss: Loss = "mean"
+    net: nn.Module, params: Tensor, x: Tensor | Patches, y: Tensor, loss: Loss = "mean"
 ) -> Tensor:
     """Compute each task's loss by its own parameters, [T].
 
@@ -227,7 +232,7 @@ def losses(
     return task_losses(logits(net, params, x), y, loss)
 
 
-def accuracy(net: ConvNet, params: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def accuracy(net: nn.Module, params: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Compute each task's share of right answers, [T]; arguments are those of `losses`."""
     return (logits(net, params, x).argmax(-1) == y).float().mean(1)
 

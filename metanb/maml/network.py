@@ -103,6 +103,8 @@ class ConvNet(nn.Module):
         torch.Size([10, 5])
     """
 
+    takes_tasks = True  # weights may carry a leading task dimension, see `metanb.maml.per_task`
+
     def __init__(
         self, image_shape: tuple[int, ...], ways: int, filters: int = 64, head_init: str = "torch"
     ) -> None:

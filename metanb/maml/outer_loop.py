@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
 from metanb.maml.inner_loop import Adapts, Loss, adapt, flatten, logits, losses
-from metanb.maml.network import ConvNet
 from metanb.maml.regulariser import READINGS, length, unit
 from metanb.settings import Settings
 
@@ -28,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 def meta_gradient(
-    net: ConvNet,
+    net: nn.Module,
     tasks: Tasks,
     lr: float | Tensor,
     steps: int,
@@ -73,6 +72,7 @@ def meta_gradient(
 
     Example:
         >>> import torch
+        >>> from metanb.maml.network import ConvNet
         >>> net = ConvNet((1, 8, 8), ways=2, filters=4)
         >>> x, y = torch.rand(3, 2, 1, 8, 8), torch.arange(2).expand(3, 2)
         >>> tasks = Tasks(x, y, x.flip(3), y)  # the query images are the mirrored support images
@@ -125,7 +125,9 @@ def meta_gradient(
     )
 
 
-def supervised_gradient(net: ConvNet, x: Tensor, y: Tensor, theta: Tensor | None = None) -> Tensor:
+def supervised_gradient(
+    net: nn.Module, x: Tensor, y: Tensor, theta: Tensor | None = None
+) -> Tensor:
     """Add the gradient of one mini-batch's mean cross-entropy to the net's `.grad`s.
 
     This is the pretraining of the finetuning baseline; the head has an output for every meta-train

@@ -8,6 +8,10 @@ map a gradient instead is silently wrong for batch norm, see the tests.) What ca
     attention           its fused kernels have no second derivative: the plain ones are used
     LSTM, GRU, RNN      one fused kernel each: refused
     running statistics  updated in place in training mode, and tasks would share them: refused
+
+A module may instead take weights [T, ...] by itself, and say so: `takes_tasks = True`. Then it has
+to keep tasks apart, which `metanb.maml.check.check_network` tries, and to have a method `patches`,
+which is called once on images that pass several times.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 
 class NetworkError(ValueError):
@@ -92,6 +97,46 @@ def for_tasks(net: nn.Module) -> Any:
     if next(net.parameters(), None) is None:
         raise NetworkError(f"{type(net).__name__} has no parameters: there is nothing to adapt")
     return PerTask(net)
+
+
+def head_layer(net: nn.Module) -> str:
+    """Return the name of the head: the layer that the last parameter belongs to.
+
+    Example:
+        >>> head_layer(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+        '2'
+    """
+    names = [name for name, _ in net.named_parameters()]
+    return names[-1].rpartition(".")[0]
+
+
+def head_size(net: nn.Module) -> int:
+    """Return the number of the head's parameters; they come last."""
+    head = head_layer(net)
+    return sum(p.numel() for name, p in net.named_parameters() if name.rpartition(".")[0] == head)
+
+
+def count_activations(net: nn.Module, image: Tensor) -> int:
+    """Return how many numbers the layers of a network put out for one image, [1, ...].
+
+    `ConvNet` knows it: `activations`.
+    """
+    if isinstance(known := getattr(net, "activations", None), int):
+        return known
+    counts: list[int] = []
+
+    def count(_: nn.Module, inputs: Any, outputs: Any) -> None:
+        counts.extend(x.numel() for x in tree_leaves(outputs) if isinstance(x, Tensor))
+
+    layers = [layer for layer in net.modules() if next(layer.children(), None) is None]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            net(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
 
 
 def require_mappable(module: nn.Module) -> None:

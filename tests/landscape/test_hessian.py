@@ -340,3 +340,26 @@ def test_nan_shows_in_every_statistic_and_too_few_tasks_in_those_they_are_too_fe
     assert two.mean == 0 and math.isnan(two.sem)  # leaving one out leaves no pair
     with pytest.raises(ValueError, match=r"shape \(0,\)"):
         summarise(torch.zeros(0))
+
+
+def test_a_loss_that_is_linear_has_norm_zero():
+    """Wholly, or in some parameters."""
+    ones = torch.ones(2, 4, dtype=torch.float64)
+    assert (hessian_norms(lambda p: p.sum(1), ones).norms == 0).all()
+    half = hessian_norms(lambda p: p[:, :2].square().sum(1) + p[:, 2:].sum(1), ones)
+    assert half.norms.tolist() == pytest.approx([2.0, 2.0])
+    with pytest.raises(ValueError, match="does not depend on params"):
+        hessian_norms(lambda p: p.detach().sum(1), ones)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-10, 1e10])
+def test_small_and_large_curvatures_keep_the_tolerance_in_single_precision(scale, generator):
+    spectra = torch.tensor([[1.0, 3.0, -7.0, 2.0]], dtype=torch.float64)
+    loss, params = quadratic(spectra, generator)
+    found = hessian_norms(lambda p: scale * loss(p), params.float())
+    assert float(found.norms) == pytest.approx(7 * scale, rel=1e-3)
+
+
+def test_a_tolerance_that_the_precision_does_not_carry_is_refused():
+    with pytest.raises(ValueError, match=r"tol is 0.001.*torch.bfloat16 carries 0.2"):
+        hessian_norms(lambda p: p.square().sum(1), torch.ones(1, 4, dtype=torch.bfloat16))

@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
 
+from metanb.data.tasks import Tasks
+from metanb.landscape.measures import measure
+from metanb.maml.outer_loop import meta_gradient as inner_loop_gradient
 from metanb.maml.per_task import NetworkError, for_tasks
 from metanb.maml.per_task import _plain_attention as plain_attention
+from metanb.settings import preset
 
 T, B, CLASSES = 3, 6, 3
 LABELS = torch.arange(B).remainder(CLASSES).expand(T, B)
@@ -121,6 +125,62 @@ def meta_gradient(outputs, weights) -> torch.Tensor:
         fast = [w - 0.1 * slope for w, slope in zip(fast, slopes, strict=True)]
     loss = sum(map(F.cross_entropy, outputs(fast), LABELS))
     return torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, weights)])
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.filterwarnings("ignore:.*scaled_dot_product_attention")
+def test_the_inner_loop_takes_any_module(name, first_order):
+    """`meta_gradient`, by `higher`, beside plain autograd on the module itself, task by task."""
+    net, x = build(name)
+    tasks = Tasks(x, LABELS, x.flip(1), LABELS)
+    inner_loop_gradient(net, tasks, 0.1, 2, first_order=first_order, chunk=2)
+    ours = torch.cat([p.grad.flatten() for p in net.parameters()])
+    names, total = [name for name, _ in net.named_parameters()], 0
+    for task in range(T):
+        fast = list(net.parameters())
+
+        def call(weights, images, task=task):
+            outputs = functional_call(net, dict(zip(names, weights, strict=True)), (images[task],))
+            return F.cross_entropy(outputs, LABELS[task])
+
+        with plain_attention():
+            for _ in range(2):
+                slopes = torch.autograd.grad(call(fast, x), fast, create_graph=not first_order)
+                fast = [w - 0.1 * slope for w, slope in zip(fast, slopes, strict=True)]
+            total = total + call(fast, x.flip(1)) / T
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(net.parameters()))])
+    assert float((ours - expected).norm() / expected.norm()) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "transformer, eval"])
+def test_measures_of_any_module(name):
+    """Hessian norms beside dense Hessians; distance and losses by a plain loop."""
+    net, x = build(name)
+    settings = preset("smoke", "glyphs", ways=CLASSES, inner_lr=0.1, test_steps=2)
+    stats = measure(net, Tasks(x, LABELS, x.flip(1), LABELS), Tasks(x, LABELS, x, LABELS), settings)
+    names, shapes = zip(*[(name, p.shape) for name, p in net.named_parameters()], strict=True)
+    norms, distances, losses = [], [], []
+    for task in range(T):
+        theta = torch.cat([p.detach().flatten() for p in net.parameters()])
+
+        def loss(flat, images=x[task], task=task):
+            parts = flat.split([shape.numel() for shape in shapes])
+            weights = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+            return F.cross_entropy(functional_call(net, weights, (images,)), LABELS[task])
+
+        adapted = theta.clone().requires_grad_()
+        with plain_attention():
+            for _ in range(2):
+                (slope,) = torch.autograd.grad(loss(adapted), adapted)
+                adapted = (adapted - 0.1 * slope).detach().requires_grad_()
+            dense = torch.autograd.functional.hessian(loss, adapted.detach())
+            losses.append(float(loss(adapted, x[task].flip(0))))
+        norms.append(float(torch.linalg.eigvalsh(dense).abs().max()))
+        distances.append(float((adapted - theta).norm()))
+    assert stats["hessian_norm"].mean == pytest.approx(sum(norms) / T, rel=1e-3)
+    assert stats["distance"].mean == pytest.approx(sum(distances) / T, rel=1e-10)
+    assert stats["query_loss"].mean == pytest.approx(sum(losses) / T, rel=1e-10)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,0 +1,72 @@
+"""Whether a network keeps tasks apart: what the inner loop asks of a network of one's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from metanb.data.tasks import Tasks
+from metanb.maml.inner_loop import Adapts, Loss, adapt, logits
+from metanb.maml.per_task import NetworkError
+
+
+def check_network(
+    net: nn.Module,
+    tasks: Tasks,
+    lr: float = 0.01,
+    steps: int = 1,
+    *,
+    adapts: Adapts = "all",
+    inner_loss: Loss = "mean",
+) -> float:
+    """Adapt two tasks together and apart, and return how far the results differ.
+
+    Args:
+        net: the network.
+        tasks: two tasks or more, of which the first two are used.
+        lr: step size of the inner loop.
+        steps: inner steps.
+        adapts: what adapts, as in `adapt`.
+        inner_loss: as in `adapt`.
+
+    Returns:
+        The largest relative difference of the query outputs: about the rounding error.
+
+    Raises:
+        NetworkError: tasks mix; the network answers at random; or it cannot adapt, see `adapt`.
+        ValueError: fewer than two tasks.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x, y = torch.rand(2, 6, 4), torch.arange(6).remainder(2).expand(2, 6)
+        >>> check_network(net, Tasks(x, y, x, y)) < 1e-5
+        True
+    """
+    if len(tasks) < 2:
+        raise ValueError(f"{len(tasks)} tasks: give two, to adapt them together and apart")
+
+    def answer(part: Tasks) -> torch.Tensor:
+        adapted = adapt(net, part, lr, steps, adapts=adapts, inner_loss=inner_loss).detach()
+        with torch.no_grad():
+            return logits(net, adapted, part.query_x)
+
+    first = tasks[0:1]
+    together = answer(tasks[0:2])
+    apart = torch.cat([answer(first), answer(tasks[1:2])])
+    scale = float(apart.abs().max().clamp_min(torch.finfo(apart.dtype).tiny))
+    tolerance = torch.finfo(apart.dtype).eps ** 0.5
+    name = type(net).__name__
+    if float((answer(first) - apart[:1]).abs().max()) > tolerance * scale:
+        raise NetworkError(
+            f"{name} answers one task in two ways: it draws random numbers, as dropout does in "
+            "training mode; call .eval() on it"
+        )
+    difference = float((together - apart).abs().max()) / scale
+    if difference > tolerance:
+        raise NetworkError(
+            f"{name} mixes tasks: adapted together and apart, outputs differ by {difference:.2g} "
+            "of their size; with takes_tasks = True each task's weights [T, ...] may meet its own "
+            "images [T, B, ...] alone: look for a broadcast over images, or leave takes_tasks out"
+        )
+    return difference

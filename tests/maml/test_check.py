@@ -1,0 +1,59 @@
+"""Networks that keep tasks apart, that mix them by one wrong broadcast, and that are random."""
+
+import pytest
+import torch
+from torch import nn
+
+from metanb.data.tasks import Tasks
+from metanb.maml.check import check_network
+from metanb.maml.network import ConvNet
+from metanb.maml.per_task import NetworkError
+
+
+def make_tasks(n_images=4, *shape) -> Tasks:
+    torch.manual_seed(0)
+    x = torch.rand(2, n_images, *(shape or (3,)))
+    y = torch.arange(n_images).remainder(2).expand(2, n_images)
+    return Tasks(x, y, x.flip(1), y)
+
+
+class Broadcasts(nn.Module):
+    """Takes weights [T, ...] and gets the bias wrong: right only where T is 1."""
+
+    takes_tasks = True
+
+    def __init__(self, right: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(2, 3)), nn.Parameter(torch.rand(2))
+        self.right = right
+
+    def patches(self, x):  # noqa: D102
+        return x
+
+    def forward(self, x):  # noqa: D102
+        bias = self.bias.unsqueeze(1) if self.right else self.bias
+        return x @ self.weight.mT + bias
+
+
+def test_a_network_that_keeps_tasks_apart_passes():
+    assert check_network(Broadcasts(right=True), make_tasks()) < 1e-6
+    assert check_network(nn.Linear(3, 2), make_tasks(), 0.1, 3) < 1e-6
+    assert check_network(ConvNet((1, 8, 8), 2, 4), make_tasks(4, 1, 8, 8)) < 1e-5
+
+
+def test_a_broadcast_over_images_is_found():
+    """As many tasks as images: the shapes fit, and nothing else would show it."""
+    with pytest.raises(NetworkError, match=r"Broadcasts mixes tasks.*takes_tasks"):
+        check_network(Broadcasts(right=False), make_tasks(n_images=2))
+
+
+def test_dropout_in_training_mode_is_found():
+    net = nn.Sequential(nn.Linear(3, 50), nn.Dropout(), nn.Linear(50, 2))
+    with pytest.raises(NetworkError, match=r"random numbers.*\.eval\(\)"):
+        check_network(net, make_tasks())
+    assert check_network(net.eval(), make_tasks()) < 1e-6
+
+
+def test_one_task_is_too_few():
+    with pytest.raises(ValueError, match="1 tasks: give two"):
+        check_network(nn.Linear(3, 2), make_tasks()[0:1])
