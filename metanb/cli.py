@@ -44,10 +44,14 @@ def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
     for field in reversed(fields(Settings)):
         flag = f"--{field.name.replace('_', '-')}"
         meaning = field.metadata["help"]
+        if field.name == "content":  # found by itself
+            continue
         if isinstance(field.default, bool):
             option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=meaning)
         elif field.name in CHOICES:
             option = click.option(flag, type=click.Choice(list(CHOICES[field.name])), help=meaning)
+        elif field.name not in RANGES:
+            option = click.option(flag, metavar="NAME", help=meaning)
         else:
             low, high = RANGES[field.name]
             help_text = f"{meaning} [{low:,} to {high:,}]"
@@ -105,10 +109,11 @@ def train_command(
     An interrupted run continues from its last epoch; a recorded run is read, not trained again.
     """
     from metanb.runs.experiment import run_all
+    from metanb.runs.training import with_content
 
     given = {name: value for name, value in options.items() if value is not None}
     runs = _read_runs(file, scale, given) if file else [_settings_from_options(scale, given)]
-    for settings in runs:
+    for settings in map(with_content, runs):
         length = f"{settings.iterations} iterations, {settings.epochs} epochs"
         click.echo(f"run {settings.id}: {length}", err=True)
     for record in run_all(runs, device, until, together):
@@ -469,11 +474,12 @@ def data_group() -> None:
 
 
 @data_group.command("check")
-@click.argument("dataset", nargs=-1, type=click.Choice(list(DATASETS)))
+@click.argument("dataset", nargs=-1)
 def check_command(dataset: tuple[str, ...]) -> None:
     """Check that image sets are present and whole.
 
-    All of them are checked where none is named. The exit code is 1 if one is missing or damaged.
+    DATASET is glyphs, omniglot, mini-imagenet or a folder of your own under the data root; without
+    it, all that metanb knows are checked. The exit code is 1 if one is missing or damaged.
     """
     failed = False
     click.echo(f"data root: {image_sets.data_root()}")

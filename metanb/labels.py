@@ -97,7 +97,15 @@ MEASURES = {
     "head_norm": Measure("L2 norm of head weights", over="network"),
 }
 
-NAMES = {name: kind.label for name, kind in DATASETS.items()} | {
-    name: algorithm.label for name, algorithm in ALGORITHMS.items()
-}
 LABELS = {name: measure.label for name, measure in MEASURES.items()}
+
+
+def name_of(setting: str) -> str:
+    """Return what readers call a data set or an algorithm; a data set of one's own keeps its name.
+
+    Example:
+        >>> name_of("fomaml"), name_of("my-birds")
+        ('first-order MAML', 'my-birds')
+    """
+    known = DATASETS.get(setting) or ALGORITHMS.get(setting)
+    return known.label if known else setting

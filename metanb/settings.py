@@ -7,6 +7,7 @@ never its meaning. They are recorded in its provenance instead.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
@@ -40,6 +41,11 @@ def _number(default: float, low: float, high: float, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning, "range": (low, high)})
 
 
+def _text(default: str, pattern: str, meaning: str) -> Any:
+    """A field that takes a text that a regular expression matches as a whole."""
+    return field(default=default, metadata={"help": meaning, "pattern": pattern})
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines a run's numbers, up to floating-point noise.
@@ -60,7 +66,14 @@ class Settings:
         metanb.settings.SettingsError: ways=1 is not a whole number from 2 to 100
     """
 
-    dataset: str = _choice("glyphs", DATASETS, "the image set")
+    dataset: str = _text(
+        "glyphs",
+        r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}",
+        f"the image set: {', '.join(DATASETS)}, or a folder of one's own under METANB_DATA",
+    )
+    content: str = _text(
+        "", r"(\d+x\d+x\d+-[0-9a-f]{16})?", "what is in a folder of one's own; found by itself"
+    )
     rotations: bool = _choice(
         False,
         (False, True),
@@ -156,6 +169,11 @@ class Settings:
                 f"{self.epoch_iterations}: choose a multiple"
             )
         algorithm = ALGORITHMS[self.algorithm]
+        if self.dataset in DATASETS and self.content:
+            raise SettingsError(
+                f"content={self.content!r} belongs to a data set of one's own, not to "
+                f"{self.dataset!r}: leave it out"
+            )
         if self.dataset != "omniglot" and self.rotations:
             raise SettingsError(
                 f"rotations belong to dataset='omniglot', not {self.dataset!r}: leave them out"
@@ -203,6 +221,22 @@ class Settings:
         if epoch >= self.epochs:
             return self
         return replace(self, iterations=epoch * self.epoch_iterations, final_tasks=0)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images.
+
+        Raises SettingsError for a data set of one's own whose content is not known yet.
+        """
+        if self.dataset in DATASETS:
+            return DATASETS[self.dataset].shape
+        if not self.content:
+            raise SettingsError(
+                f"dataset={self.dataset!r} is one's own, and its content is not known: run it "
+                "first, and take the settings of the record"
+            )
+        channels, height, width = map(int, self.content.partition("-")[0].split("x"))
+        return channels, height, width
 
     @property
     def first_order(self) -> bool:
@@ -294,6 +328,10 @@ def _check_value(setting: Field[Any], value: Any) -> None:
             raise SettingsError(
                 f"{setting.name}={value!r} is not one of {', '.join(map(repr, choices))}"
             )
+        return
+    if pattern := setting.metadata.get("pattern"):
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise SettingsError(f"{setting.name}={value!r} does not match {pattern}")
         return
     low, high = setting.metadata["range"]
     accepted = (int, float) if kind is float else int

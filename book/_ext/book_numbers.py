@@ -22,7 +22,7 @@ from metanb.figures import ledger
 from metanb.figures.runs import describe_origin
 from metanb.grids import definitions, hours
 from metanb.grids.hours import CORE, Estimate, TimeLeft, Timings, format_minutes
-from metanb.labels import NAMES
+from metanb.labels import name_of
 from metanb.runs.records import Record, read_records
 from metanb.settings import Settings, differences_from_scale, preset, scale_of
 
@@ -114,7 +114,7 @@ def describe_cell(settings: Settings) -> str:
         f", `{name}={format_value(value)}`"
         for name, value in differences_from_scale(settings).items()
     )
-    experiment = f"{NAMES[settings.dataset]}, {settings.setting}, {NAMES[settings.algorithm]}"
+    experiment = f"{name_of(settings.dataset)}, {settings.setting}, {name_of(settings.algorithm)}"
     return f"{experiment}, {scale_of(settings)} scale{changes}"
 
 
@@ -149,7 +149,7 @@ def ledger_table(rows: list[Row]) -> str:
         return "No run is recorded yet."
     lines = []
     for row in shown:
-        cell = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}"
+        cell = f"{name_of(row.algorithm)}, {name_of(row.dataset)} {row.setting}"
         change = f'<span class="metanb-effect">{row.change}</span>'
         lines.append(
             [
@@ -193,7 +193,7 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
         if verdict_before.startswith("not testable") and not row.verdict.is_judged:
             untestable_still += 1
             continue
-        cell = f"{NAMES[row.algorithm]}, {NAMES[row.dataset]} {row.setting}, {row.scale}"
+        cell = f"{name_of(row.algorithm)}, {name_of(row.dataset)} {row.setting}, {row.scale}"
         turned.setdefault((row.name, verdict_before, row.verdict), []).append(cell)
     lines = [
         [*key, format_value(len(cells)), small_print(*cells).removeprefix("<br>")]
@@ -328,8 +328,8 @@ def accuracy_table(recorded: list[Record]) -> str:
         error = 1.96 * max(100 * end["sem"] for end in ends)
         lines.append(
             [
-                f"{NAMES[settings.dataset]}, {settings.setting}",
-                NAMES[settings.algorithm],
+                f"{name_of(settings.dataset)}, {settings.setting}",
+                name_of(settings.algorithm),
                 format_iterations(cell),
                 mean,
                 f"± {error:.1f}",
@@ -386,8 +386,8 @@ def paper_missing(recorded: list[Record], rows: list[Row]) -> str:
         if settings.seed != 0 or settings.unseeded in judged:
             continue
         is_plain = settings.regulariser == "none"
-        method = NAMES[settings.algorithm] if is_plain else "the regulariser"
-        methods = missing.setdefault(f"{NAMES[settings.dataset]} {settings.setting}", [])
+        method = name_of(settings.algorithm) if is_plain else "the regulariser"
+        methods = missing.setdefault(f"{name_of(settings.dataset)} {settings.setting}", [])
         if method not in methods:
             methods.append(method)
     phrases = [f"{setting} ({', '.join(methods)})" for setting, methods in missing.items()]
@@ -533,7 +533,7 @@ def settings_values() -> dict[str, str]:
     """Substitutions from the settings."""
     scales = {scale: preset(scale, "omniglot") for scale in SCALES}
     paper = {
-        f"{NAMES[dataset]}, {ways}-way {shots}-shot": preset("paper", dataset, ways, shots)
+        f"{name_of(dataset)}, {ways}-way {shots}-shot": preset("paper", dataset, ways, shots)
         for dataset, ways, shots in PAPER_SETTINGS
     }
     return {

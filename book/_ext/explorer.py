@@ -16,7 +16,7 @@ import seaborn as sns
 from book_numbers import committed_runs, format_value
 
 from metanb.claims.cells import group_into_cells
-from metanb.labels import MEASURES, NAMES
+from metanb.labels import MEASURES, name_of
 from metanb.runs.records import Record
 from metanb.settings import differences_from_scale, scale_of
 
@@ -62,10 +62,10 @@ def _describe_cell(cell: list[Record]) -> dict[str, Any]:
     changes = differences_from_scale(settings)
     epochs = range(max(run.epochs for run in cell) + 1)
     return {
-        "dataset": NAMES[settings.dataset],
+        "dataset": name_of(settings.dataset),
         "setting": settings.setting,
         "scale": scale_of(settings),
-        "algorithm": NAMES[settings.algorithm],
+        "algorithm": name_of(settings.algorithm),
         "variant": ", ".join(f"{name}={format_value(value)}" for name, value in changes.items()),
         "iterations": [epoch * settings.epoch_iterations for epoch in epochs],
         "runs": [_describe_run(run) for run in cell],

@@ -54,7 +54,7 @@ from metanb.claims.run_stats import (
     trend_error,
 )
 from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
-from metanb.labels import ALGORITHMS, NAMES
+from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record
 from metanb.settings import Settings, differences_from_scale, scale_of
 
@@ -406,7 +406,7 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
         algorithm: that of `learners`, known where there are none, too.
     """
     claim = BY_NAME["C7"]
-    variant = f"{cell[0].settings.test_head} head, beside {NAMES[algorithm]}"
+    variant = f"{cell[0].settings.test_head} head, beside {name_of(algorithm)}"
 
     # both coherences
     finetuned = _late_coherence(cell)
@@ -437,7 +437,7 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
 
     # what it rests on
     detail = (
-        f"{NAMES[algorithm]}: {meta_trained.mean:.3f} ({meta_trained.low:.3f} to "
+        f"{name_of(algorithm)}: {meta_trained.mean:.3f} ({meta_trained.low:.3f} to "
         f"{meta_trained.high:.3f}); adaptation takes the baseline's support loss from "
         f"{losses_before.mean():.2f} to {losses.mean():.2f}; its accuracy "
         f"{100 * accuracies.mean():.1f} %, untrained {100 * untrained_accuracies.mean():.1f} %"

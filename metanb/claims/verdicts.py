@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from metanb.labels import NAMES
+from metanb.labels import name_of
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
@@ -168,7 +168,7 @@ class Row:
     @property
     def sentence(self) -> str:
         """The row in Markdown: what was judged, the verdict, and what it rests on."""
-        cell = f"{NAMES[self.algorithm]}, {NAMES[self.dataset]} {self.setting}"
+        cell = f"{name_of(self.algorithm)}, {name_of(self.dataset)} {self.setting}"
         judged = f"{self.name}; {cell}: {self.verdict}"
         detail = f"; {self.detail}" if self.detail else ""
         if not math.isfinite(self.effect):
@@ -179,14 +179,14 @@ class Row:
 def _describe_cell(row: Row) -> str:
     """The data set and the settings that tell the row's cell apart, for a table."""
     apart = f" ({row.apart})" if row.apart else ""
-    return f"{NAMES[row.dataset]}, {row.setting}{apart}"
+    return f"{name_of(row.dataset)}, {row.setting}{apart}"
 
 
 # the columns of the ledger as people read it: by name, what of a row stands in them
 _COLUMNS: dict[str, Callable[[Row], Any]] = {
     "claim": lambda row: row.name,
     "data": _describe_cell,
-    "algorithm": lambda row: NAMES[row.algorithm],
+    "algorithm": lambda row: name_of(row.algorithm),
     "scale": lambda row: row.shown_scale,
     "effect": lambda row: row.shown_unit,
     "95 % interval": lambda row: row.change,
@@ -230,8 +230,8 @@ def changed_verdicts(rows: Iterable[Row], others: Iterable[Row]) -> str:
         old = before.get((row.name, row.algorithm))
         if old is not None and old.verdict != row.verdict:
             lines.append(
-                f"- {row.name}, {NAMES[row.algorithm]}: {old.verdict} at {old.shown_scale} scale, "
-                f"**{row.verdict}** at {row.shown_scale} scale."
+                f"- {row.name}, {name_of(row.algorithm)}: {old.verdict} at {old.shown_scale} "
+                f"scale, **{row.verdict}** at {row.shown_scale} scale."
             )
     return "\n".join(lines) or "No verdict is another one there."
 

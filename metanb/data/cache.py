@@ -5,13 +5,15 @@ A split is decoded once. Its cache is used only if it is whole.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from metanb import files
 from metanb.labels import ImageKind
@@ -20,10 +22,23 @@ DECODER = 1  # raise it whenever decoding changes: caches of another number are 
 # Bytes. A smaller cache is read and verified at each load, a larger one (mini-ImageNet) is mapped.
 IN_MEMORY = 32 * 2**20
 
-# Class names; the images of one class after the other, uint8 [per_class, C, H, W].
-Source = tuple[list[str], Iterator[np.ndarray]]
-# Images, uint8 [classes, per_class, C, H, W]; class names; digest.
-Content = tuple[np.ndarray, tuple[str, ...], str]
+
+class Source(NamedTuple):
+    """One split, as it is read: class by class, so that it need not fit in memory."""
+
+    names: list[str]  #: of the classes
+    counts: list[int]  #: images per class
+    blocks: Iterator[np.ndarray]  #: the images of each class, uint8 [count, C, H, W]
+
+
+class Content(NamedTuple):
+    """One split, as the cache holds it."""
+
+    #: uint8 [classes, most images per class, C, H, W]; behind a smaller class's images are zeros
+    images: np.ndarray
+    names: tuple[str, ...]  #: of the classes
+    counts: tuple[int, ...]  #: images per class
+    digest: str  #: first 16 hex digits of the SHA-256 of shape, names, counts and pixels
 
 
 class Origin(NamedTuple):
@@ -47,7 +62,7 @@ def read_or_build(folder: Path, origin: Origin, verify: bool = False) -> Content
     Args:
         folder: of the caches.
         origin: what the images are made from; its source is called by one process at a time.
-        verify: compare the digest of a mapped cache, too, which reads all of it.
+        verify: read all of a cache, and all that it was made from, and compare their digests.
 
     Raises:
         DataError: from the source; or the cache does not read back as written.
@@ -55,12 +70,16 @@ def read_or_build(folder: Path, origin: Origin, verify: bool = False) -> Content
     """
     path = folder / f"{origin.key}.npy"
     content = _read_cache(path, origin.stamp, verify)
+    if content is not None and verify and _digest_of_source(origin.source()) != content.digest:
+        with files.writing(path):
+            path.with_suffix(".json").unlink()  # it is of other images: build it again
+        content = None
     if content is None:
         with files.locked(path.with_suffix(".lock"), f"image set {path.stem}"):
             # Another process may have built it while this one waited for the lock.
             content = _read_cache(path, origin.stamp, verify)
             if content is None:
-                _write_cache(path, origin.stamp, *origin.source())
+                _write_cache(path, origin.stamp, origin.source())
                 content = _read_cache(path, origin.stamp, verify)
     if content is None:
         raise DataError(
@@ -70,9 +89,12 @@ def read_or_build(folder: Path, origin: Origin, verify: bool = False) -> Content
     return content
 
 
-def digest_of(names: Sequence[str], images: np.ndarray) -> str:
-    """First 16 hex digits of the SHA-256 of shape, class names and pixels."""
-    sha = _hash_header(names, images.shape)
+def digest_of(names: Sequence[str], counts: Sequence[int], images: np.ndarray) -> str:
+    """First 16 hex digits of the SHA-256 of shape, class names and pixels.
+
+    The numbers of images per class count, too, where they are not all the same.
+    """
+    sha = _hash_header(names, counts, images.shape)
     for block in images:
         sha.update(np.ascontiguousarray(block).data)
     return sha.hexdigest()[:16]
@@ -89,17 +111,10 @@ def read_pixels(path: Path, kind: ImageKind, original_side: int | None = None) -
     Raises:
         DataError: the file is unreadable, or not of `original_side`.
     """
-    try:
-        with Image.open(path) as file:
-            original_size = file.size
-            # Convert first: Pillow resizes images of mode "1" by nearest neighbour, whatever
-            # filter is given.
-            image = file.convert("RGB" if kind.channels == 3 else "L")
-            if original_size != (kind.side, kind.side):
-                image = image.resize((kind.side, kind.side), Image.Resampling.LANCZOS)
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"unreadable image {path} ({error}); put a whole copy there") from error
+    image, original_size = open_image(path, "RGB" if kind.channels == 3 else "L")
+    if image.size != (kind.side, kind.side):
+        image = image.resize((kind.side, kind.side), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
     if original_side is not None and original_size != (original_side, original_side):
         width, height = original_size
         raise DataError(
@@ -107,6 +122,51 @@ def read_pixels(path: Path, kind: ImageKind, original_side: int | None = None) -
             "put the original there"
         )
     return np.moveaxis(np.atleast_3d(pixels), -1, 0)
+
+
+def open_image(path: Path, mode: str) -> tuple[Image.Image, tuple[int, int]]:
+    """Read an image file, upright, opaque, in mode "L" or "RGB"; and the file's width and height.
+
+    A file that says how the camera was held is turned; 16 bits become 8; what is transparent
+    becomes white.
+
+    Raises:
+        DataError: the file is unreadable, too large to be true, animated, or of a mode that has no
+            fixed range (32 bits per pixel).
+    """
+    with opened_image(path) as file:
+        if getattr(file, "is_animated", False) and file.format != "MPO":
+            raise ValueError("it is animated")
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16") or (image.mode == "I" and file.format == "PNG"):
+            exact = np.asarray(image).astype(np.float64)
+            image = Image.fromarray(np.round(exact / 257).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"mode {image.mode}, whose range is not known")
+        if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        # Convert before any resizing: Pillow resizes images of mode "1" by nearest neighbour,
+        # whatever filter is given.
+        return image.convert(mode), file.size
+
+
+@contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file; inside, only its header is read until the pixels are asked for.
+
+    Raises:
+        DataError: an error of Pillow's inside; the message names the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                yield file
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"unreadable image {path} ({error}); put a smaller one there") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"unreadable image {path} ({error}); put a whole copy there") from error
 
 
 def _read_cache(path: Path, stamp: str, verify: bool) -> Content | None:
@@ -124,21 +184,24 @@ def _read_cache(path: Path, stamp: str, verify: bool) -> Content | None:
         if images.dtype != np.uint8 or list(images.shape) != record["shape"]:
             return None
         names = tuple(record["classes"])
+        counts = tuple(record.get("counts") or [images.shape[1]] * len(names))
         digest = str(record["digest"])
-        if (verify or not mapped) and digest_of(names, images) != digest:
+        if (verify or not mapped) and digest_of(names, counts, images) != digest:
             return None
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
     images.flags.writeable = False
-    return images, names, digest
+    return Content(images, names, counts, digest)
 
 
-def _write_cache(path: Path, stamp: str, names: list[str], blocks: Iterator[np.ndarray]) -> None:
+def _write_cache(path: Path, stamp: str, source: Source) -> None:
     """Write class by class, so that a set need not fit in memory. The caller holds the lock."""
+    names, counts, blocks = source
     record_path = path.with_suffix(".json")
     first_block = next(blocks)
-    shape = (len(names), *first_block.shape)
-    sha = _hash_header(names, shape)
+    most = max(counts)
+    shape = (len(names), most, *first_block.shape[1:])
+    sha = _hash_header(names, counts, shape)
     # Remove the old record first: no reader may pair it with the new images.
     with files.writing(record_path):
         record_path.unlink(missing_ok=True)
@@ -146,7 +209,7 @@ def _write_cache(path: Path, stamp: str, names: list[str], blocks: Iterator[np.n
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for block in chain([first_block], blocks):
-            content = block.tobytes()
+            content = block.tobytes() + bytes((most - len(block)) * block[0].size)
             sha.update(content)
             stream.write(content)
     record = {
@@ -157,9 +220,29 @@ def _write_cache(path: Path, stamp: str, names: list[str], blocks: Iterator[np.n
         "digest": sha.hexdigest()[:16],
         "classes": names,
     }
+    if min(counts) < most:
+        record["counts"] = counts
     files.replace(record_path, json.dumps(record).encode())
 
 
-def _hash_header(names: Sequence[str], shape: tuple[int, ...]) -> "hashlib._Hash":
-    """A SHA-256 that has read shape and class names, and goes on with the pixels."""
-    return hashlib.sha256(json.dumps([list(shape), list(names)]).encode())
+def _digest_of_source(source: Source) -> str:
+    """The digest that the cache of a source would have."""
+    most = max(source.counts)
+    sha = None
+    for block in source.blocks:
+        if sha is None:
+            shape = (len(source.names), most, *block.shape[1:])
+            sha = _hash_header(source.names, source.counts, shape)
+        sha.update(block.tobytes() + bytes((most - len(block)) * block[0].size))
+    assert sha is not None  # a source has a class
+    return sha.hexdigest()[:16]
+
+
+def _hash_header(
+    names: Sequence[str], counts: Sequence[int], shape: tuple[int, ...]
+) -> "hashlib._Hash":
+    """A SHA-256 that has read shape, class names and unequal counts; pixels come next."""
+    header = [list(shape), list(names)]
+    if min(counts) < shape[1]:
+        header.append(list(counts))
+    return hashlib.sha256(json.dumps(header).encode())

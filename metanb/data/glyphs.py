@@ -218,4 +218,5 @@ def glyph_source(split: str, seed: int) -> Source:
     faces = Faces()
     codes = [code for code, of_split in choose_characters().items() if of_split == split]
     names = [f"U+{code:04X} {chr(code)}" for code in codes]
-    return names, (glyph_images(faces, code, seed) for code in codes)
+    blocks = (glyph_images(faces, code, seed) for code in codes)
+    return Source(names, [PER_CLASS] * len(names), blocks)

@@ -1,4 +1,6 @@
-"""Labelled image sets: Omniglot, mini-ImageNet and Glyphs, each decoded once into a checked cache.
+"""Labelled image sets: Omniglot, mini-ImageNet, Glyphs and folders of one's own.
+
+Each is decoded once into a checked cache.
 
 All of them are under one data root, METANB_DATA or else the user's cache folder:
 
@@ -6,9 +8,11 @@ All of them are under one data root, METANB_DATA or else the user's cache folder
     omniglot-py/images_evaluation/<Alphabet>/<characterNN>/*.png    for both of its halves
     mini-imagenet/images/*                                    Ravi and Larochelle's layout:
     mini-imagenet/train.csv, val.csv, test.csv                columns filename,label
+    <name>/{train,valid,test}/<class>/*                       a data set of one's own
     cache/                                                    what was decoded or rendered
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from metanb.data import glyphs, mini_imagenet, omniglot
+from metanb.data import glyphs, image_folders, mini_imagenet, omniglot
 from metanb.data.cache import Content, Origin, digest_of, read_or_build
 from metanb.data.cache import DataError as DataError  # callers know it as image_sets.DataError
 
@@ -36,10 +40,12 @@ class ImageSet:
 
     name: str
     split: str  #: "train", "valid" or "test": meta-training, meta-validation, meta-test classes
-    #: uint8 [classes, per_class, C, H, W], perhaps a np.memmap; Omniglot and glyphs: ink 255 on 0
+    #: uint8 [classes, per_class, C, H, W], perhaps a np.memmap; Omniglot and glyphs: ink 255 on 0.
+    #: Behind the images of a class that has fewer are zeros.
     images: np.ndarray
     classes: tuple[str, ...]  #: name of each class, all different
-    digest: str  #: first 16 hex digits of the SHA-256 of shape, class names and pixels
+    digest: str  #: first 16 hex digits of the SHA-256 of shape, names, unequal counts and pixels
+    counts: tuple[int, ...] = ()  #: images of each class; (): as many as there is room for
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 5:
@@ -54,6 +60,37 @@ class ImageSet:
                 f"{self.name} {self.split}: {names} for {len(self.images)} classes; "
                 "name each class once"
             )
+        per_class = self.images.shape[1]
+        if not self.counts:
+            object.__setattr__(self, "counts", (per_class,) * len(self.classes))
+        if len(self.counts) != len(self.classes) or not 0 < min(self.counts) <= per_class:
+            raise DataError(
+                f"{self.name} {self.split}: counts are {self.counts}; give 1 to {per_class} images "
+                f"for each of {len(self.classes)} classes"
+            )
+
+    @classmethod
+    def from_folder(cls, folder: Path | str, split: str) -> "ImageSet":
+        """Read one split of a folder of images, laid out as `metanb.data.image_folders` says.
+
+        To train on it by name, put the folder under the data root: `--dataset NAME`.
+
+        Args:
+            folder: of the data set.
+            split: "train", "valid" or "test".
+
+        Raises:
+            DataError: what is wrong with the folder, and the remedy.
+        """
+        _check_split(split)
+        names, counts, blocks = image_folders.folder_source(Path(folder), split)
+        read = list(blocks)
+        images = np.zeros((len(names), max(counts), *read[0].shape[1:]), dtype=np.uint8)
+        for place, block in zip(images, read, strict=True):
+            place[: len(block)] = block
+        images.flags.writeable = False
+        digest = digest_of(names, counts, images)
+        return cls(Path(folder).name, split, images, tuple(names), digest, tuple(counts))
 
 
 def data_root() -> Path:
@@ -75,7 +112,8 @@ def load_images(
 
     Args:
         dataset: "omniglot" (28x28 grey; torchvision downloads it when it is not there),
-            "mini-imagenet" (84x84 RGB; never downloaded), or "glyphs" (28x28 grey, rendered).
+            "mini-imagenet" (84x84 RGB; never downloaded), "glyphs" (28x28 grey, rendered), or
+            the name of a folder under the data root, see `metanb.data.image_folders`.
         split: "train", "valid" or "test".
         rotations: for Omniglot's train split only: each class also turned by 90, 180 and 270
             degrees, counterclockwise, as new classes, as in Finn et al. 2017. That makes four times
@@ -99,14 +137,31 @@ def load_images(
     """
     _check_request(dataset, split, rotations, seed)
     folder = data_root() if root is None else Path(root)
-    images, names, digest = _read_split(folder, dataset, split, seed)
+    images, names, counts, digest = _read_split(folder, dataset, split, seed)
     if rotations:
         quarters = range(4)
         images = np.concatenate([np.rot90(images, quarter, axes=(-2, -1)) for quarter in quarters])
         images.flags.writeable = False
         names = tuple(f"{name}@{90 * quarter}" for quarter in quarters for name in names)
-        digest = digest_of(names, images)
-    return ImageSet(dataset, split, images, names, digest)
+        counts = 4 * counts
+        digest = digest_of(names, counts, images)
+    return ImageSet(dataset, split, images, names, digest, counts)
+
+
+def content_of(dataset: str, root: Path | str | None = None) -> str:
+    """The content of a data set of one's own: shape and digest of its images, "CxHxW-digest".
+
+    Settings hold it, so that runs on other images under the same name are other runs. It is "" for
+    the data sets that metanb knows.
+
+    Raises:
+        DataError: as `load_images` does.
+    """
+    if dataset in ORIGINS:
+        return ""
+    sets = [load_images(dataset, split, root=root) for split in SPLITS]
+    digest = hashlib.sha256("".join(images.digest for images in sets).encode()).hexdigest()[:16]
+    return f"{'x'.join(map(str, sets[0].images.shape[2:]))}-{digest}"
 
 
 def keep_classes(images: ImageSet, n: int, seed: int) -> ImageSet:
@@ -134,7 +189,9 @@ def keep_classes(images: ImageSet, n: int, seed: int) -> ImageSet:
     pixels = images.images[kept]
     pixels.flags.writeable = False
     names = tuple(images.classes[i] for i in kept)
-    return ImageSet(images.name, images.split, pixels, names, digest_of(names, pixels))
+    counts = tuple(images.counts[i] for i in kept)
+    digest = digest_of(names, counts, pixels)
+    return ImageSet(images.name, images.split, pixels, names, digest, counts)
 
 
 def check_images(dataset: str, root: Path | str | None = None) -> str:
@@ -148,12 +205,13 @@ def check_images(dataset: str, root: Path | str | None = None) -> str:
     root = data_root() if root is None else Path(root)
     trees = ""
     if dataset == "omniglot":
-        counts = " + ".join(f"{half} {omniglot.check_tree(root, half)}" for half in omniglot.HALVES)
-        trees = f"; {counts} characters of {omniglot.DRAWERS} drawings"
+        halves = " + ".join(f"{half} {omniglot.check_tree(root, half)}" for half in omniglot.HALVES)
+        trees = f"; {halves} characters of {omniglot.DRAWERS} drawings"
     splits = []
     for split in SPLITS:
-        images, _, digest = _read_split(root, dataset, split, 0, verify=True)
-        splits.append(f"{split} {images.shape[0]:,} x {images.shape[1]:,} ({digest})")
+        images, _, counts, digest = _read_split(root, dataset, split, 0, verify=True)
+        per_class = "-".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+        splits.append(f"{split} {images.shape[0]:,} x {per_class} ({digest})")
     shape = "x".join(map(str, images.shape[2:]))
     return f"{' / '.join(splits)}, classes x images (digest), each {shape}{trees}"
 
@@ -172,11 +230,14 @@ def fetch_images(dataset: str, root: Path | str | None = None) -> str:
     return check_images(dataset, root)
 
 
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: one of {', '.join(SPLITS)}")
+
+
 def _check_request(dataset: str, split: str, rotations: bool, seed: int) -> None:
     """Raise ValueError for an unknown name, or an option that the data set does not have."""
-    for name, value, choices in (("dataset", dataset, ORIGINS), ("split", split, SPLITS)):
-        if value not in choices:
-            raise ValueError(f"{name} {value!r}: one of {', '.join(choices)}")
+    _check_split(split)
     if dataset != "omniglot" and rotations:
         raise ValueError(f"rotations=True: omniglot's, not {dataset}'s; leave it out")
     if rotations and split != "train":
@@ -188,8 +249,17 @@ def _check_request(dataset: str, split: str, rotations: bool, seed: int) -> None
 
 
 def _read_split(root: Path, dataset: str, split: str, seed: int, verify: bool = False) -> Content:
-    """Images, class names and digest of one split, without rotations.
+    """One split as its cache has it, without rotations.
 
-    With `verify` mapped caches are read as a whole and compared with their digest.
+    With `verify` all of it is read, and what it was made from, and their digests are compared.
     """
-    return read_or_build(root / "cache", ORIGINS[dataset](root, split, seed), verify)
+    if dataset in ORIGINS:
+        origin = ORIGINS[dataset](root, split, seed)
+    elif image_folders.is_image_folder(root / dataset):
+        origin = image_folders.origin(root, dataset, split)
+    else:
+        raise DataError(
+            f"no data set {dataset!r}: it is none of {', '.join(ORIGINS)}, and there is no folder "
+            f"{root / dataset / 'train'}; put your own images there, one folder per class"
+        )
+    return read_or_build(root / "cache", origin, verify)

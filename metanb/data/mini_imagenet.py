@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,15 @@ def mini_imagenet_source(root: Path, split: str) -> Source:
     """
     classes = _read_classes(root, split)
     for other_split in sorted(CLASSES.keys() - {split}):
-        if shared := classes.keys() & _read_classes(root, other_split).keys():
+        other_classes = _read_classes(root, other_split)
+        if shared := classes.keys() & other_classes.keys():
             raise DataError(
                 f"mini-imagenet has class {min(shared)} in both {split} and {other_split}; {REMEDY}"
+            )
+        other_files = set(chain.from_iterable(other_classes.values()))
+        if leaked := other_files.intersection(chain.from_iterable(classes.values())):
+            raise DataError(
+                f"mini-imagenet has image {min(leaked)} in both {split} and {other_split}; {REMEDY}"
             )
     folder = root / "mini-imagenet" / "images"
     paths = {label: [folder / file for file in files] for label, files in classes.items()}
@@ -73,7 +80,7 @@ def mini_imagenet_source(root: Path, split: str) -> Source:
         for of_class in paths.values():
             yield np.stack([read_pixels(path, DATASETS["mini-imagenet"]) for path in of_class])
 
-    return list(classes), decode()
+    return Source(list(classes), [len(files) for files in classes.values()], decode())
 
 
 def _read_classes(root: Path, split: str) -> dict[str, list[str]]:

@@ -129,7 +129,7 @@ def omniglot_source(root: Path, split: str) -> Source:
             kind = DATASETS["omniglot"]
             yield 255 - np.stack([read_pixels(path, kind, ORIGINAL_SIDE) for path in paths])
 
-    return [name for _, name in characters], decode()
+    return Source([name for _, name in characters], [DRAWERS] * len(characters), decode())
 
 
 def _drawings(folder: Path) -> list[str]:

@@ -67,22 +67,26 @@ def draw_tasks(
         if count < 1:
             raise ValueError(f"{name} {count}: at least 1")
     n_classes, per_class = images.images.shape[:2]
+    counts_of_classes = np.array(images.counts)
     drawn = shots + queries
     if ways > n_classes:
         raise DataError(
             f"{ways} ways of {images.name} {images.split}, which has {n_classes} classes; "
             "ask for fewer"
         )
-    if drawn > per_class:
+    smallest = int(counts_of_classes.argmin())
+    if drawn > counts_of_classes[smallest]:
         raise DataError(
             f"{shots} shots + {queries} queries of {images.name} {images.split}, which has "
-            f"{per_class} images per class; ask for fewer"
+            f"{counts_of_classes[smallest]} images of class {images.classes[smallest]}; ask for "
+            "fewer"
         )
     # The classes of each task, [T, N]: the label of classes[t, j] is j.
     uniform = rng.random((n_tasks, ways * (1 + drawn)))
     classes = _draw_without_replacement(uniform[:, :ways], n_classes)
     # K + Q images of each class, as numbers, [T, N, K + Q].
-    members = _draw_without_replacement(uniform[:, ways:].reshape(-1, drawn), per_class)
+    sizes = counts_of_classes[classes].reshape(-1)
+    members = _draw_without_replacement(uniform[:, ways:].reshape(-1, drawn), sizes)
     members = members.reshape(n_tasks, ways, drawn)
     numbers = classes[:, :, None].astype(np.int64) * per_class + members
     # First the support images of all classes, then the query images; both label by label.
@@ -95,13 +99,15 @@ def draw_tasks(
 
 
 def draw_images(images: ImageSet, n: int, rng: np.random.Generator) -> Draw:
-    """Draw the images of one mini-batch, [1, n], uniformly and with replacement.
+    """Draw the images of one mini-batch, [1, n], with replacement: a class, then one of its images.
 
     All randomness is one `rng.random((n, 2))`.
     """
-    counts = np.array(images.images.shape[:2])
-    classes, members = (rng.random((n, 2)) * counts).astype(np.int64).T
-    return Draw((classes * counts[1] + members)[None], classes[None])
+    uniform = rng.random((n, 2))
+    n_classes, per_class = images.images.shape[:2]
+    classes = (uniform[:, 0] * n_classes).astype(np.int64)
+    members = (uniform[:, 1] * np.array(images.counts)[classes]).astype(np.int64)
+    return Draw((classes * per_class + members)[None], classes[None])
 
 
 def sample_tasks(
@@ -168,7 +174,7 @@ def split_into_tasks(x: torch.Tensor, labels: torch.Tensor, n_support: int) -> T
     )
 
 
-def _draw_without_replacement(uniform: np.ndarray, n: int) -> np.ndarray:
+def _draw_without_replacement(uniform: np.ndarray, n: int | np.ndarray) -> np.ndarray:
     """Draw k numbers of 0..n-1 per row, [rows, k], every ordered outcome equally likely.
 
     A row takes k steps of a Fisher-Yates shuffle. They are written out, since the streams of
@@ -177,11 +183,11 @@ def _draw_without_replacement(uniform: np.ndarray, n: int) -> np.ndarray:
 
     Args:
         uniform: numbers in [0, 1), [rows, k].
-        n: how many numbers to draw from.
+        n: how many numbers to draw from; or how many for each row, [rows].
     """
     k = uniform.shape[1]
     rows = np.arange(len(uniform))
-    pool = np.tile(np.arange(n, dtype=np.int32), (len(uniform), 1))
+    pool = np.tile(np.arange(np.max(n), dtype=np.int32), (len(uniform), 1))
     for i in range(k):
         # Swap place i with a random place from i on.
         j = i + (uniform[:, i] * (n - i)).astype(np.int32)

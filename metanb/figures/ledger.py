@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from metanb.claims.paper import CLAIMS, Claim
 from metanb.claims.verdicts import Row, Verdict
 from metanb.figures.style import STYLE, Figure, finish_figure
-from metanb.labels import NAMES
+from metanb.labels import name_of
 
 _CANNOT_TELL = ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>')
 _NOT_TESTABLE = ("not testable", '<circle r="1.8"/>')
@@ -89,7 +89,7 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
 
 def _find_column(row: Row) -> _Column:
     """A row's column: that of its algorithm, or of the one that finetuning is compared with."""
-    algorithm = row.variant.partition("beside ")[2] or NAMES[row.algorithm]
+    algorithm = row.variant.partition("beside ")[2] or name_of(row.algorithm)
     return _Column(row.dataset, row.setting, row.scale, algorithm)
 
 
@@ -100,7 +100,7 @@ def _heads_of_columns(columns: Sequence[_Column]) -> str:
         lines = setting.replace(" ", "<br>", 1).replace(", ", "<br>")
         settings += (
             f'<th colspan="{count}" scope="colgroup" class="{scale}">'
-            f"{NAMES[dataset]}<br>{lines}<br>{scale}</th>"
+            f"{name_of(dataset)}<br>{lines}<br>{scale}</th>"
         )
     algorithms = ""
     for column in columns:
@@ -152,7 +152,7 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: flo
     """
     data = pd.DataFrame(
         {
-            "cell": f"{NAMES[row.algorithm]}, {row.setting}: {row.variant}",
+            "cell": f"{name_of(row.algorithm)}, {row.setting}: {row.variant}",
             "effect": row.effect,
             "low": row.low,
             "high": row.high,

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure
-from metanb.labels import NAMES
+from metanb.labels import name_of
 from metanb.landscape.square import BEYOND
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) ->
                 axis.grid(False)
                 rows += _surface_rows(run, stage, loss)
                 sentences.append(_describe_trajectories(run, stage))
-            row[0].set_ylabel(f"{NAMES[run.settings.algorithm]}\n2nd axis (L2)")
+            row[0].set_ylabel(f"{name_of(run.settings.algorithm)}\n2nd axis (L2)")
         for axis in axes[-1]:
             axis.set_xlabel("1st axis (L2)")
 
@@ -130,7 +130,7 @@ def _describe_trajectories(run: "Portrait", stage: dict[str, Any]) -> str:
     """The lengths of both trajectories and the angle between them, in words."""
     lengths = " and ".join(f"{np.hypot(*path[-1]):.2g}" for path in stage["paths"])
     return (
-        f"{NAMES[run.settings.algorithm]}, {_describe_epoch(run, stage['epoch'])}: "
+        f"{name_of(run.settings.algorithm)}, {_describe_epoch(run, stage['epoch'])}: "
         f"{lengths} long, {angle_between_paths(stage):.0f}° apart"
     )
 
@@ -164,7 +164,7 @@ def draw_interpolations(runs: list["Portrait"], name: str, caption: str) -> Figu
             for axis, loss in zip(row, LOSSES, strict=True):
                 rows += _draw_loss_lines(axis, group, loss)
                 _format_loss_axis(axis)
-                axis.set_title(f"{LOSSES[loss]}, {NAMES[algorithm]}", fontsize=9)
+                axis.set_title(f"{LOSSES[loss]}, {name_of(algorithm)}", fontsize=9)
         for axis in axes[-1]:
             axis.set_xlabel("α: 0 at θ_s, 1 at the adapted solution")
         axes[0, 0].legend(frameon=False, fontsize=8)
@@ -229,7 +229,7 @@ def draw_densities(runs: list["Portrait"], name: str, caption: str) -> Figure:
                 _draw_density(axis, stage)
                 title = _describe_epoch(run, stage["epoch"])
                 axis.set(yscale="log", ylim=(0.003, 1e6), title=title)
-            row[0].set_ylabel(f"{NAMES[run.settings.algorithm]}\neigenvalues a unit")
+            row[0].set_ylabel(f"{name_of(run.settings.algorithm)}\neigenvalues a unit")
         marks = axes[0, 0].get_legend_handles_labels()
         # clear of the peaks
         canvas.legend(*marks, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
@@ -265,7 +265,7 @@ def _describe_range(run: "Portrait", stage: dict[str, Any]) -> str:
     """The smallest and the largest eigenvalue, means over tasks, in words."""
     smallest, largest = np.mean(stage["smallest"]), np.mean(stage["largest"])
     return (
-        f"{NAMES[run.settings.algorithm]}, {_describe_epoch(run, stage['epoch'])}: "
+        f"{name_of(run.settings.algorithm)}, {_describe_epoch(run, stage['epoch'])}: "
         f"from {smallest:.2g} to {largest:.2g}"
     )
 
@@ -298,7 +298,7 @@ def draw_eigenvalue_counts(runs: list["Portrait"], name: str, caption: str) -> F
         for row, (algorithm, group) in zip(axes, groups.items(), strict=True):
             for axis, (side, label) in zip(row, _SIDES.items(), strict=True):
                 rows += _draw_counts(axis, group, side)
-                axis.set_title(f"eigenvalues {label}, {NAMES[algorithm]}", fontsize=9)
+                axis.set_title(f"eigenvalues {label}, {name_of(algorithm)}", fontsize=9)
                 for scale in (axis.xaxis, axis.yaxis):
                     scale.set_major_formatter("{x:,g}")
                 axis.minorticks_off()
@@ -332,7 +332,7 @@ def _describe_counts_near(data: pd.DataFrame, x: float) -> str:
     nearest = data.x[(data.x - x).abs().idxmin()]
     near = data[np.isclose(data.x, nearest)]
     counts = "; ".join(
-        f"{NAMES[row.algorithm]}, epoch {row.epoch}: {row.number:.0f} {row.side}"
+        f"{name_of(row.algorithm)}, epoch {row.epoch}: {row.number:.0f} {row.side}"
         for row in near.itertuples()
     )
     return f"Falling curves on logarithmic axes. At x = {near.x.iloc[0]:.2g}: {counts}."
@@ -348,7 +348,7 @@ def table_by_stage(
     stages = [(run, stage) for run in runs for stage in run.values["stages"]]
     index = pd.MultiIndex.from_tuples(
         [
-            (NAMES[run.settings.algorithm], run.settings.seed, stage["epoch"])
+            (name_of(run.settings.algorithm), run.settings.seed, stage["epoch"])
             for run, stage in stages
         ],
         names=["algorithm", "seed", "epoch"],
@@ -453,7 +453,7 @@ def _describe_lines(data: pd.DataFrame) -> str:
     ends = data[data.alpha.isin([0.0, 1.0, 2.0])]
     groups = ends.groupby(["algorithm", "measure", "epoch"], sort=False)
     lines = "; ".join(
-        f"{NAMES[algorithm]}, {LOSSES[loss]}, epoch {epoch}: "
+        f"{name_of(algorithm)}, {LOSSES[loss]}, epoch {epoch}: "
         + ", ".join(f"{mean:.2g}" for mean in group["mean"])
         for (algorithm, loss, epoch), group in groups
     )

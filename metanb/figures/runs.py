@@ -16,13 +16,13 @@ from matplotlib.ticker import LogFormatter
 from metanb.claims.cells import late_values
 from metanb.claims.run_stats import correlation
 from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure, make_panels
-from metanb.labels import LABELS, MEASURES, NAMES
+from metanb.labels import LABELS, MEASURES, name_of
 from metanb.runs.records import Record
 
 
 def algorithm_label(run: Record) -> str:
     """The name of a run's algorithm, which groups runs unless a figure is given another label."""
-    return NAMES[run.settings.algorithm]
+    return name_of(run.settings.algorithm)
 
 
 def runs_table(

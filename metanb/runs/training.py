@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from metanb.data import image_sets
 from metanb.data.image_sets import ImageSet
 from metanb.data.tasks import Tasks, sample_tasks
-from metanb.labels import ALGORITHMS
+from metanb.labels import ALGORITHMS, DATASETS
 from metanb.landscape import task_stats
 from metanb.landscape.lanczos import LandscapeError
 from metanb.landscape.measures import accuracies_after_adapting, measure_together
@@ -69,6 +69,7 @@ def train_together(
         checkpoint is not usable.
     """
     # Load the images of each run, and the fixed tasks that every epoch is measured on.
+    with_content(runs[0])
     images = _load_training_images(runs)
     held_out = {split: load_split(runs[0], split) for split in ("valid", "test")}
     test = fixed_tasks(runs[0], held_out["test"], runs[0].test_tasks, TEST).to(device)
@@ -131,6 +132,24 @@ def load_split(settings: Settings, split: str) -> ImageSet:
     if train and settings.train_classes:
         return image_sets.keep_classes(images, settings.train_classes, settings.class_seed)
     return images
+
+
+def with_content(settings: Settings) -> Settings:
+    """The settings with the content of the images, where these are a folder of one's own.
+
+    Raises:
+        metanb.data.cache.DataError: the images are not those of the settings, or as `load_images`
+            does.
+    """
+    if settings.dataset in DATASETS:
+        return settings
+    content = image_sets.content_of(settings.dataset)
+    if settings.content not in ("", content):
+        raise image_sets.DataError(
+            f"data set {settings.dataset!r} is {content}, and the run is of {settings.content}: "
+            "put the images of then back, or leave content out"
+        )
+    return replace(settings, content=content)
 
 
 def fixed_tasks(settings: Settings, images: ImageSet, n_tasks: int, stream: int) -> Tasks:

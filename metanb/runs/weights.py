@@ -19,7 +19,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-from metanb.labels import ALGORITHMS, DATASETS
+from metanb.labels import ALGORITHMS
 from metanb.maml.network import ConvNet
 from metanb.runs import checkpoint, records, store
 from metanb.runs.records import Record, RecordError
@@ -147,8 +147,7 @@ def network_with(settings: Settings, state: dict[str, Tensor]) -> ConvNet:
         outputs = settings.train_classes or state["head.bias"].numel()
     # The first weights, which are replaced below, leave torch's global random state as it is.
     with torch.random.fork_rng(devices=[]):
-        shape = DATASETS[settings.dataset].shape
-        net = ConvNet(shape, outputs, settings.filters, settings.head_init)
+        net = ConvNet(settings.image_shape, outputs, settings.filters, settings.head_init)
     net.load_state_dict(state)
     return net
 

@@ -441,6 +441,22 @@ def test_mini_imagenet_errors(mini: Path) -> None:
         load_images("mini-imagenet", "train", root=mini)
 
 
+def test_check_reads_the_images_and_not_the_cache_alone(mini: Path) -> None:
+    """An image replaced under its name: the cache was of the old one."""
+    before = check_images("mini-imagenet", root=mini)
+    assert check_images("mini-imagenet", root=mini) == before
+    Image.new("RGB", (84, 84), (1, 2, 3)).save(mini / "mini-imagenet" / "images" / "n010.png")
+    assert check_images("mini-imagenet", root=mini) != before
+    assert (load_images("mini-imagenet", "train", root=mini).images[:, 0, 0] == 1).any()
+
+
+def test_an_image_in_two_splits_is_named(mini: Path) -> None:
+    path = mini / "mini-imagenet" / "test.csv"
+    path.write_text(path.read_text().replace("n060.png", "n010.png"))
+    with pytest.raises(DataError, match="image n010.png in both train and test"):
+        load_images("mini-imagenet", "train", root=mini)
+
+
 # Glyphs
 
 
@@ -599,14 +615,13 @@ def test_a_missing_font_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_requests_that_make_no_sense(tmp_path: Path) -> None:
     for kwargs, text in (
-        ({"dataset": "omniglott"}, "dataset 'omniglott': one of glyphs, omniglot, mini-imagenet"),
         ({"split": "val"}, "split 'val': one of train, valid, test"),
         ({"dataset": "glyphs", "rotations": True}, "omniglot's, not glyphs's"),
         ({"seed": 3}, "seed=3: glyphs only, not omniglot"),
     ):
         with pytest.raises(ValueError, match=text):
             load_images(**({"dataset": "omniglot", "split": "train", "root": tmp_path} | kwargs))
-    with pytest.raises(ValueError, match="dataset 'omniglott'"):
+    with pytest.raises(DataError, match="no data set 'omniglott': it is none of glyphs, omniglot"):
         check_images("omniglott", root=tmp_path)
 
 

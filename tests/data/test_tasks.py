@@ -187,7 +187,7 @@ def test_slices_and_chunks() -> None:
         (
             (1, 4, 2, 2),
             DataError,
-            r"2 shots \+ 2 queries of signed train, which has 3 images per class",
+            r"2 shots \+ 2 queries of signed train, which has 3 images of class 0",
         ),
         ((0, 4, 1, 1), ValueError, "n_tasks 0: at least 1"),
         ((1, 0, 1, 1), ValueError, "ways 0: at least 1"),

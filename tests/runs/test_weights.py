@@ -28,7 +28,7 @@ from metanb.labels import DATASETS
 from metanb.runs import checkpoint, experiment, portraits, records, training, weights
 from metanb.runs import store as run_store
 from metanb.runs.records import RecordError
-from metanb.settings import CHOICES, preset
+from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.command_line import call
 
@@ -164,7 +164,7 @@ def test_a_portrait_tells_of_kept_weights_where_they_are_from(store):
     assert not run_store.checkpoint_path(TINY.id).exists()
 
 
-@pytest.mark.parametrize("dataset", CHOICES["dataset"])
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_shapes_of_images_are_those_of_the_sets(dataset):
     try:
         shape = image_sets.load_images(dataset, "valid").images.shape[2:]
