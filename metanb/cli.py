@@ -48,6 +48,8 @@ def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
             continue
         if isinstance(field.default, bool):
             option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=meaning)
+        elif field.name == "algorithm":  # a plugin may add one
+            option = click.option(flag, metavar="NAME", help=meaning)
         elif field.name in CHOICES:
             option = click.option(flag, type=click.Choice(list(CHOICES[field.name])), help=meaning)
         elif field.name not in RANGES:
@@ -66,6 +68,16 @@ _together_option = click.option(
     type=click.IntRange(min=1),
     help="how many runs that differ only by seed train in one batch  "
     "[default: 10 on a GPU, 1 on a CPU]",
+)
+
+
+_plugin_option = click.option(
+    "--plugin",
+    "plugin_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="first run a Python file of your own that registers measures or an algorithm; "
+    "may be repeated",
 )
 
 
@@ -95,6 +107,7 @@ _together_option = click.option(
     help="a file with a run's settings.json, or with a JSON list of several; -: standard input",
 )
 @_together_option
+@_plugin_option
 @_add_settings_options
 def train_command(
     scale: Scale | None,
@@ -102,6 +115,7 @@ def train_command(
     until: int | None,
     file: TextIO | None,
     together: int | None,
+    plugin_files: tuple[Path, ...],
     **options: Any,
 ) -> None:
     """Train runs and record them.
@@ -111,6 +125,7 @@ def train_command(
     from metanb.runs.experiment import run_all
     from metanb.runs.training import with_content
 
+    _load_plugins(plugin_files)
     given = {name: value for name, value in options.items() if value is not None}
     runs = _read_runs(file, scale, given) if file else [_settings_from_options(scale, given)]
     for settings in map(with_content, runs):
@@ -121,6 +136,14 @@ def train_command(
         first_and_last = by_epoch[SHOWN_MEASURES].iloc[[0, -1]]
         click.echo(first_and_last.to_string(float_format="%.4g"))
         click.echo(f"record: {record.path}")
+
+
+def _load_plugins(files: Sequence[Path]) -> None:
+    """Run Python files that register measures or algorithms."""
+    from metanb.runs.plugins import load_plugin
+
+    for file in files:
+        load_plugin(file)
 
 
 def _settings_from_options(scale: Scale | None, given: Mapping[str, Any]) -> Settings:
@@ -466,6 +489,44 @@ def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Pat
     if output:
         report.write_result(result, output)
         click.echo(f"result: {output}")
+
+
+@cli.command("measure")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "--measure",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="only this measure; may be repeated  [default: all that a record lacks]",
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto")
+@_plugin_option
+def measure_command(
+    runs: tuple[str, ...], names: tuple[str, ...], device: str, plugin_files: tuple[Path, ...]
+) -> None:
+    """Take measures of recorded runs whose weights are kept.
+
+    RUN is a record's folder, or its name in the store or in results/. The measures are added to the
+    record, with where they come from; what was recorded before stays as it is.
+    """
+    from metanb.runs import records
+    from metanb.runs.later import measure_later
+
+    _load_plugins(plugin_files)
+    for run in runs:
+        places = [Path(run), *(folder / run for folder in store.record_folders())]
+        path = next((place for place in places if (place / records.FILES[0]).is_file()), None)
+        if path is None:
+            raise click.UsageError(
+                f"no record {run!r}: give a record's folder, or the name of one in "
+                f"{' or '.join(map(str, store.record_folders()))}"
+            )
+        before = records.read_record(path.resolve())
+        after = measure_later(before, names or None, device)
+        for row in after.measures[len(before.measures) :].itertuples():
+            click.echo(f"{row.measure}: {row.mean:.6g} +- {row.sem:.2g} (n = {row.n})")
+        click.echo(f"record: {after.path}")
 
 
 @cli.group("data")

@@ -97,8 +97,6 @@ MEASURES = {
     "head_norm": Measure("L2 norm of head weights", over="network"),
 }
 
-LABELS = {name: measure.label for name, measure in MEASURES.items()}
-
 
 def name_of(setting: str) -> str:
     """Return what readers call a data set or an algorithm; a data set of one's own keeps its name.

@@ -101,8 +101,7 @@ class Settings:
     algorithm: str = _choice(
         "maml",
         ALGORITHMS,
-        "maml; fomaml: first-order MAML; or finetune: supervised training over all meta-train "
-        "classes",
+        "; ".join(f"{name}: {entry.label}" for name, entry in ALGORITHMS.items()),
     )
     test_head: TestHead = _choice(
         "fresh",

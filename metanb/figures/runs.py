@@ -16,7 +16,7 @@ from matplotlib.ticker import LogFormatter
 from metanb.claims.cells import late_values
 from metanb.claims.run_stats import correlation
 from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure, make_panels
-from metanb.labels import LABELS, MEASURES, name_of
+from metanb.labels import MEASURES, name_of
 from metanb.runs.records import Record
 
 
@@ -114,7 +114,7 @@ def curves(
 
     Args:
         runs: records; runs of one label are drawn in one colour.
-        measures: keys of LABELS.
+        measures: keys of `metanb.labels.MEASURES`.
         name: of the data file.
         caption: what to see.
         log: the measures drawn on a logarithmic axis.
@@ -137,14 +137,14 @@ def curves(
             sentences += _draw_groups(axis, data, measure)
             axis.set(
                 xlabel="meta-training iteration",
-                title=LABELS[measure],
+                title=MEASURES[measure].label,
                 yscale="log" if measure in log else "linear",
             )
             axis.title.set_size(10)
             if measure in known:
                 value, source = known[measure]
                 _draw_published(axis, value, source)
-                sentences.append(f"{LABELS[measure]}, {source}: {value:g}")
+                sentences.append(f"{MEASURES[measure].label}, {source}: {value:g}")
             # an axis of less than a power of ten gets more labels than its powers
             if measure in log:
                 axis.yaxis.set_major_formatter(_PlainLabels())
@@ -186,7 +186,8 @@ def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
         )
         first, last = (common.iloc[place].mean() for place in (0, -1))
         sentences.append(
-            f"{LABELS[measure]}, {group}: from {first:.3g} after the first epoch to {last:.3g}"
+            f"{MEASURES[measure].label}, {group}: from {first:.3g} after the first epoch to "
+            f"{last:.3g}"
         )
     return sentences
 
@@ -226,7 +227,7 @@ def _describe_curves(runs: Sequence[Record], measures: Sequence[str], data: pd.D
     )
     over_iterations = [measure for measure in measures if MEASURES[measure].over == "iterations"]
     if over_iterations:
-        names = " and ".join(LABELS[measure] for measure in over_iterations)
+        names = " and ".join(MEASURES[measure].label for measure in over_iterations)
         words += f" The {names}: mean over the iterations of each epoch."
     if len(over_iterations) < len(measures):
         words += (
@@ -250,8 +251,8 @@ def scatter(
 
     Args:
         runs: records.
-        x: key of LABELS.
-        y: key of LABELS.
+        x: key of `metanb.labels.MEASURES`.
+        y: key of `metanb.labels.MEASURES`.
         name: of the data file.
         caption: what to see.
         label: what groups the runs.
@@ -268,14 +269,14 @@ def scatter(
         for axis, group in zip(axes, groups, strict=False):
             selected = data[data.run == group]
             _draw_paths(axis, selected, x, y)
-            axis.set(xlabel=LABELS[x], ylabel=LABELS[y], title=group)
+            axis.set(xlabel=MEASURES[x].label, ylabel=MEASURES[y].label, title=group)
             axis.title.set_size(10)
             sentences.append(f"{group}: r between {_describe_correlations(selected, x, y)}")
         handles, names = axes[0].get_legend_handles_labels()
         # clear of the dots
         canvas.legend(handles, names, title="seed", loc="outside right upper", frameon=False)
         caption += " A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
-        alt = f"{LABELS[y]} against {LABELS[x]}. {'; '.join(sentences)}."
+        alt = f"{MEASURES[y].label} against {MEASURES[x].label}. {'; '.join(sentences)}."
         return finish_figure(canvas, name, caption, alt, data)
 
 
@@ -304,8 +305,8 @@ def shares(
 
     Args:
         runs: records.
-        whole: key of LABELS.
-        parts: keys of LABELS.
+        whole: key of `metanb.labels.MEASURES`.
+        parts: keys of `metanb.labels.MEASURES`.
         name: of the data file.
         caption: what to see.
         label: what groups the runs.
@@ -322,9 +323,9 @@ def shares(
             for measure, (colour, dash) in zip(measures, styles, strict=True):
                 selected = data[(data.run == group) & (data.measure == measure)]
                 table = selected.pivot(index="iteration", columns="seed", values="mean")
-                _draw_mean_and_range(axis, table, colour, dash, LABELS[measure])
+                _draw_mean_and_range(axis, table, colour, dash, MEASURES[measure].label)
                 last = table.iloc[-1].mean()
-                sentences.append(f"{group}, {LABELS[measure]}: at last {last:.3g}")
+                sentences.append(f"{group}, {MEASURES[measure].label}: at last {last:.3g}")
             axis.set(xlabel="meta-training iteration", title=group)
             axis.title.set_size(10)
         axes[0].legend(frameon=False)

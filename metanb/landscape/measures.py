@@ -1,26 +1,188 @@
-"""All measures of one network on fixed tasks: the paper's, and the parts that they consist of."""
+"""All measures of one network on fixed tasks: the paper's, their parts, and one's own.
 
-from collections.abc import Iterator, Sequence
+A measure is a function of `Solutions` that gives a value per task, or one of vectors of all tasks
+that gives a statistic. `per_task` and `over_tasks` register it under its name; then `measure`
+computes it, and each later run records it.
+"""
 
-import numpy as np
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
-from metanb.labels import ALGORITHMS
+from metanb.labels import MEASURES, Measure
 from metanb.landscape import coherence, hessian, task_stats
+from metanb.landscape.solutions import Solutions, adapt_at_test, starting_points_together
 from metanb.landscape.task_stats import Stat
-from metanb.maml.inner_loop import accuracy, adapt, flatten, logits, losses, unflatten
-from metanb.maml.network import ConvNet
-from metanb.maml.per_task import count_activations, for_tasks, head_size
+from metanb.maml.inner_loop import accuracy, flatten, losses, unflatten
+from metanb.maml.per_task import count_activations, head_size
 from metanb.settings import Settings
 
-HEAD = 3  # the stream of random numbers of fresh heads
+
+class Vectors(NamedTuple):
+    """Vectors of all T tasks of one run."""
+
+    displacement: Tensor  #: [T, P] theta~_i - theta_s
+    gradient: Tensor  #: [T, P] of the support loss at theta_s
+    uniform: Tensor  #: [T, P] the same for labels of 1/N for each class
+    head: slice  #: the head's parameters among P; they come last
 
 
-def measure(net: nn.Module, test: Tasks, valid: Tasks, settings: Settings) -> dict[str, Stat]:
-    """Compute every measure of theta_s; each is over meta-test tasks unless said otherwise.
+ValuesPerTask = Callable[[Solutions], Tensor]
+StatOverTasks = Callable[[Vectors], Stat]
+PER_TASK: dict[str, ValuesPerTask] = {}
+OVER_TASKS: dict[str, StatOverTasks] = {}
+# Measures with a definition of their own, below: of the network, and on meta-validation tasks.
+OF_NETWORK = ("body_norm", "head_norm")
+VALID = "valid_accuracy"
+
+Function = TypeVar("Function", ValuesPerTask, StatOverTasks)
+
+
+def per_task(name: str, entry: Measure | None = None) -> Callable[[ValuesPerTask], ValuesPerTask]:
+    """Register a function of `Solutions` that gives a measure's value for each task, [T].
+
+    Gradients are off when it is called; `torch.enable_grad()` turns them on.
+
+    Args:
+        name: of the measure, in records.
+        entry: what figures call it; None: its name.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Example:
+        >>> @per_task("gradient_norm_example", Measure("norm of the support gradient", log=True))
+        ... def norm_of_gradient(at: Solutions) -> Tensor:
+        ...     return at.gradient.norm(dim=1)
+        >>> MEASURES["gradient_norm_example"].label
+        'norm of the support gradient'
+        >>> del PER_TASK["gradient_norm_example"], MEASURES["gradient_norm_example"]  # it is gone
+    """
+    return _register(name, entry, PER_TASK)
+
+
+def over_tasks(name: str, entry: Measure | None = None) -> Callable[[StatOverTasks], StatOverTasks]:
+    """Register a function of `Vectors` that gives a measure's statistic over all tasks.
+
+    Arguments and errors are those of `per_task`.
+    """
+    return _register(name, entry, OVER_TASKS)
+
+
+def known_measures() -> list[str]:
+    """Return the names of all measures that `measure` computes."""
+    return [*PER_TASK, *OVER_TASKS, VALID, *OF_NETWORK]
+
+
+def _register(
+    name: str, entry: Measure | None, table: dict[str, Function]
+) -> Callable[[Function], Function]:
+    if name in known_measures():
+        raise ValueError(f"there is a measure {name!r} already: choose another name")
+
+    def register(function: Function) -> Function:
+        table[name] = function
+        if entry is not None or name not in MEASURES:
+            MEASURES[name] = entry or Measure(name)
+        return function
+
+    return register
+
+
+@per_task("support_loss_before")
+def _support_loss_before(at: Solutions) -> Tensor:
+    return at.loss_before
+
+
+@per_task("entropy_before")
+def _entropy_before(at: Solutions) -> Tensor:
+    return -(at.log_p.exp() * at.log_p).sum(-1).mean(1)
+
+
+@per_task("majority_before")
+def _majority_before(at: Solutions) -> Tensor:
+    answers = F.one_hot(at.log_p.argmax(-1), at.log_p.shape[-1])
+    return answers.double().mean(1).amax(1)
+
+
+@per_task("support_loss")
+def _support_loss(at: Solutions) -> Tensor:
+    return at.support_loss(at.adapted)
+
+
+@per_task("query_loss")
+def _query_loss(at: Solutions) -> Tensor:
+    return losses(at.net, at.adapted, at.tasks.query_x, at.tasks.query_y)
+
+
+@per_task("query_accuracy")
+def _query_accuracy(at: Solutions) -> Tensor:
+    return accuracy(at.net, at.adapted, at.tasks.query_x, at.tasks.query_y)
+
+
+@per_task("hessian_norm")
+def _hessian_norm(at: Solutions) -> Tensor:
+    return hessian.hessian_norms(at.support_loss, at.adapted).norms
+
+
+@per_task("adaptive_sharpness")
+def _adaptive_sharpness(at: Solutions) -> Tensor:
+    return hessian.adaptive_sharpness(at.support_loss, at.adapted).norms
+
+
+@over_tasks("distance")
+def _distance(vectors: Vectors) -> Stat:
+    return task_stats.distance(vectors.displacement)
+
+
+@over_tasks("trajectory_coherence")
+def _trajectory_coherence(vectors: Vectors) -> Stat:
+    return coherence.trajectory_coherence(vectors.displacement)[0]
+
+
+@over_tasks("trajectory_coherence_head")
+def _trajectory_coherence_head(vectors: Vectors) -> Stat:
+    return coherence.trajectory_coherence(vectors.displacement, vectors.head)[0]
+
+
+@over_tasks("trajectory_coherence_body")
+def _trajectory_coherence_body(vectors: Vectors) -> Stat:
+    body = slice(0, vectors.head.start)
+    return coherence.trajectory_coherence(vectors.displacement, body)[0]
+
+
+@over_tasks("gradient_coherence")
+def _gradient_coherence(vectors: Vectors) -> Stat:
+    return coherence.gradient_coherence(vectors.gradient)
+
+
+@over_tasks("gradient_coherence_uniform")
+def _gradient_coherence_uniform(vectors: Vectors) -> Stat:
+    return coherence.gradient_coherence(vectors.uniform)
+
+
+@over_tasks("gradient_coherence_label")
+def _gradient_coherence_label(vectors: Vectors) -> Stat:
+    return coherence.gradient_coherence(vectors.gradient - vectors.uniform)
+
+
+@over_tasks("gradient_cosine")
+def _gradient_cosine(vectors: Vectors) -> Stat:
+    return coherence.trajectory_coherence(vectors.gradient)[0]
+
+
+def measure(
+    net: nn.Module,
+    test: Tasks,
+    valid: Tasks,
+    settings: Settings,
+    names: Collection[str] | None = None,
+) -> dict[str, Stat]:
+    """Compute the measures of theta_s; each is over meta-test tasks unless said otherwise.
 
     At the adapted solutions: `support_loss`, `query_loss`, `query_accuracy`, `hessian_norm`,
     `adaptive_sharpness` and `distance`.
@@ -44,9 +206,14 @@ def measure(net: nn.Module, test: Tasks, valid: Tasks, settings: Settings) -> di
         valid: the meta-validation tasks.
         settings: the run's settings. Of a module of one's own, those of the inner loop count: N,
             inner_lr, test_steps, adapts and inner_loss.
+        names: of the measures, see `known_measures`; None: all of them.
+
+    Raises:
+        ValueError: an unknown name.
 
     Example:
         >>> import torch
+        >>> from metanb.maml.network import ConvNet
         >>> from metanb.settings import preset
         >>> _ = torch.manual_seed(0)
         >>> net = ConvNet((1, 8, 8), ways=2, filters=4)
@@ -56,11 +223,17 @@ def measure(net: nn.Module, test: Tasks, valid: Tasks, settings: Settings) -> di
         >>> stats["distance"].n, stats["query_loss"].mean < stats["support_loss_before"].mean
         (3, True)
     """
-    return measure_together(net, flatten(net).detach().unsqueeze(0), test, valid, [settings])[0]
+    theta = flatten(net).detach().unsqueeze(0)
+    return measure_together(net, theta, test, valid, [settings], names)[0]
 
 
 def measure_together(
-    net: nn.Module, theta: Tensor, test: Tasks, valid: Tasks, runs: Sequence[Settings]
+    net: nn.Module,
+    theta: Tensor,
+    test: Tasks,
+    valid: Tasks,
+    runs: Sequence[Settings],
+    names: Collection[str] | None = None,
 ) -> list[dict[str, Stat]]:
     """Compute the measures of S runs that differ by seeds alone, on the same tasks.
 
@@ -73,111 +246,70 @@ def measure_together(
         test: the meta-test tasks.
         valid: the meta-validation tasks.
         runs: the S runs' settings.
+        names: as for `measure`.
     """
-    # Values of each task of each run, [S*T, ...], chunk by chunk.
+    wanted = known_measures() if names is None else list(names)
+    if unknown := [name for name in wanted if name not in known_measures()]:
+        raise ValueError(f"no measure {unknown[0]!r}: choose from {', '.join(known_measures())}")
+    values_per_task = {name: PER_TASK[name] for name in PER_TASK if name in wanted}
+    stats_over_tasks = {name: OVER_TASKS[name] for name in OVER_TASKS if name in wanted}
+
+    # Values and vectors of each task of each run, [S*T, ...], chunk by chunk.
     learner, starts = starting_points_together(net, theta, runs, len(test), stream=0)
-    values_by_chunk: dict[str, list[Tensor]] = {}
+    by_chunk: dict[str, list[Tensor]] = {}
+    vectors_by_chunk: dict[str, list[Tensor]] = {}
     for rows, tasks in _split_into_chunks(learner, starts, test, len(runs)):
-        for name, values in _measure_tasks(learner, starts[rows], tasks, runs[0]).items():
-            values_by_chunk.setdefault(name, []).append(values)
+        at = Solutions(learner, tasks, starts[rows], runs[0])
+        with torch.no_grad():
+            for name, compute in values_per_task.items():
+                by_chunk.setdefault(name, []).append(_require_one_per_task(name, compute(at), at))
+            if stats_over_tasks:
+                for name in ("displacement", "gradient", "uniform"):
+                    vectors_by_chunk.setdefault(name, []).append(getattr(at, name))
     # The same by run, [S, T, ...].
-    values_by_run = {
-        name: torch.cat(chunks).unflatten(0, (len(runs), -1))
-        for name, chunks in values_by_chunk.items()
-    }
-    valid_accuracies = _compute_accuracies(net, theta, valid, runs, stream=1)
-    # Statistics over the tasks of each run.
-    return [
-        _summarise_run(
-            learner,
-            unflatten(net, theta[run]),
-            {name: values[run] for name, values in values_by_run.items()},
-            valid_accuracies[run],
-        )
-        for run in range(len(runs))
-    ]
+    values, vectors = (
+        {name: torch.cat(parts).unflatten(0, (len(runs), -1)) for name, parts in chunks.items()}
+        for chunks in (by_chunk, vectors_by_chunk)
+    )
 
-
-def _measure_tasks(
-    net: nn.Module, theta: Tensor, tasks: Tasks, settings: Settings
-) -> dict[str, Tensor]:
-    """Values [T] of a chunk of tasks; displacements, gradients and uniform gradients [T, P]."""
-    # Predictions at theta_s on the support set.
-    start = theta.clone().requires_grad_()
-    support = for_tasks(net).patches(tasks.support_x)  # the same for every measure
-    log_p = F.log_softmax(logits(net, start, support), -1)  # [T, N*K, N]
-
-    # Gradients at theta_s: for the true labels, and for labels of 1/N for each class.
-    loss_by_image = F.nll_loss(log_p.flatten(0, 1), tasks.support_y.flatten(), reduction="none")
-    loss_before = loss_by_image.view(len(tasks), -1).mean(1)
-    (gradient,) = torch.autograd.grad(loss_before.sum(), start, retain_graph=True)
-    (uniform,) = torch.autograd.grad(-log_p.mean((1, 2)).sum(), start)
-    log_p = log_p.detach()
-
-    answers = F.one_hot(log_p.argmax(-1), log_p.shape[-1])
-
-    # The adapted solutions, where flatness is measured.
-    adapted = adapt_at_test(net, tasks, theta, settings)
-
-    def support_loss(params: Tensor) -> Tensor:
-        return losses(net, params, support, tasks.support_y)
-
-    with torch.no_grad():
-        return {
-            "support_loss_before": loss_before.detach(),
-            "entropy_before": -(log_p.exp() * log_p).sum(-1).mean(1),
-            "majority_before": answers.double().mean(1).amax(1),
-            "support_loss": support_loss(adapted),
-            "query_loss": losses(net, adapted, tasks.query_x, tasks.query_y),
-            "query_accuracy": accuracy(net, adapted, tasks.query_x, tasks.query_y),
-            "hessian_norm": hessian.hessian_norms(support_loss, adapted).norms,
-            "adaptive_sharpness": hessian.adaptive_sharpness(support_loss, adapted).norms,
-            "displacement": adapted - theta,
-            "gradient": gradient,
-            "uniform": uniform,
-        }
-
-
-def _summarise_run(
-    learner: nn.Module, weights: list[Tensor], values: dict[str, Tensor], valid_accuracies: Tensor
-) -> dict[str, Stat]:
-    """One run's statistics.
-
-    Args:
-        learner: the network that adapts.
-        weights: the run's own parameters, in the order of `net.parameters()`.
-        values: what `_measure_tasks` gives, over all tasks.
-        valid_accuracies: [T], on meta-validation tasks.
-    """
-    # Vectors [T, P], which have statistics of their own; all other values are one per task.
-    displacement = values.pop("displacement")
-    gradient = values.pop("gradient")
-    uniform = values.pop("uniform")
-    stats = {name: task_stats.summarise(by_task) for name, by_task in values.items()}
-    stats["distance"] = task_stats.distance(displacement)
-
-    # Coherence of trajectories, whole and by its shares: the head's parameters come last.
-    size = displacement.shape[1]
-    head = slice(size - head_size(learner), size)
-    body = slice(0, head.start)
-    trajectory_coherence = coherence.trajectory_coherence
-    stats["trajectory_coherence"], _ = trajectory_coherence(displacement)
-    stats["trajectory_coherence_head"], _ = trajectory_coherence(displacement, head)
-    stats["trajectory_coherence_body"], _ = trajectory_coherence(displacement, body)
-
-    # Coherence of gradients, whole and by its parts; the cosine is that of directions.
-    stats["gradient_coherence"] = coherence.gradient_coherence(gradient)
-    stats["gradient_coherence_uniform"] = coherence.gradient_coherence(uniform)
-    stats["gradient_coherence_label"] = coherence.gradient_coherence(gradient - uniform)
-    stats["gradient_cosine"], _ = trajectory_coherence(gradient)
+    # Statistics over the tasks of each run; the head's parameters come last.
+    head = slice(starts.shape[1] - head_size(learner), starts.shape[1])
+    stats: list[dict[str, Stat]] = []
+    for run in range(len(runs)):
+        stats.append({name: task_stats.summarise(rows[run]) for name, rows in values.items()})
+        if stats_over_tasks:
+            of_run = Vectors(**{name: rows[run] for name, rows in vectors.items()}, head=head)
+            stats[run] |= {name: compute(of_run) for name, compute in stats_over_tasks.items()}
 
     # Measures that are not over meta-test tasks.
-    stats["valid_accuracy"] = task_stats.summarise(valid_accuracies)
-    matrices = [weight for weight in weights if weight.dim() > 1]  # no biases, no scales
-    for part, tensors in (("body", matrices[:-1]), ("head", matrices[-1:])):
-        norm = float(torch.cat([weight.flatten() for weight in tensors]).norm()) if tensors else 0.0
-        stats[f"{part}_norm"] = Stat(norm, norm, 0.0, 0.0, 1)
+    if VALID in wanted:
+        accuracies = _compute_accuracies(net, theta, valid, runs, stream=1)
+        for run, by_task in enumerate(accuracies):
+            stats[run][VALID] = task_stats.summarise(by_task)
+    for run in range(len(runs)):
+        norms = _weight_norms(unflatten(net, theta[run]))
+        stats[run] |= {name: stat for name, stat in norms.items() if name in wanted}
     return stats
+
+
+def _require_one_per_task(name: str, values: Tensor, at: Solutions) -> Tensor:
+    """The values, detached; raise ValueError unless there is one per task."""
+    if values.shape != (len(at.tasks),):
+        raise ValueError(
+            f"measure {name!r} gave {list(values.shape)} for {len(at.tasks)} tasks: give one value "
+            "per task, [T]"
+        )
+    return values.detach()
+
+
+def _weight_norms(weights: list[Tensor]) -> dict[str, Stat]:
+    """The L2 norms of the body's and of the head's weights, without biases and scales."""
+    matrices = [weight for weight in weights if weight.dim() > 1]
+    norms: dict[str, Stat] = {}
+    for name, tensors in zip(OF_NETWORK, (matrices[:-1], matrices[-1:]), strict=True):
+        norm = float(torch.cat([weight.flatten() for weight in tensors]).norm()) if tensors else 0.0
+        norms[name] = Stat(norm, norm, 0.0, 0.0, 1)
+    return norms
 
 
 def accuracies_after_adapting(
@@ -230,75 +362,3 @@ def _bytes_per_task(net: nn.Module, starts: Tensor, tasks: Tasks) -> float:
     query = tasks.query_x.shape[1] * bytes_per_image
     basis = 33 * starts.shape[1] * starts.element_size()
     return basis + 3.5 * query + 8 * support
-
-
-def starting_points(
-    net: nn.Module, settings: Settings, n_tasks: int, stream: int
-) -> tuple[nn.Module, Tensor]:
-    """Return the N-way network that adapts, and each task's start, [n_tasks, P], detached.
-
-    They are the network itself and theta_s for all tasks. After an algorithm that is not episodic
-    (finetuning) the trained body gets an N-way head: "fresh", drawn anew for each task; "shared",
-    one draw for all tasks; or "zero". A task's head depends on the run's seed, the stream and the
-    task's number, so it is the same after each epoch.
-    """
-    theta = flatten(net).detach().unsqueeze(0)
-    return starting_points_together(net, theta, [settings], n_tasks, stream)
-
-
-def starting_points_together(
-    net: nn.Module, theta: Tensor, runs: Sequence[Settings], n_tasks: int, stream: int
-) -> tuple[nn.Module, Tensor]:
-    """Return what `starting_points` does for S runs: starts are [S*n_tasks, P], run after run.
-
-    Args:
-        net: a network of the runs' design; its weights are not used.
-        theta: [S, P], the weights of each run.
-        runs: the S runs' settings.
-        n_tasks: tasks per run.
-        stream: the stream of random numbers of fresh heads.
-    """
-    if ALGORITHMS[runs[0].algorithm].episodic:
-        return net, theta.unsqueeze(1).expand(-1, n_tasks, -1).flatten(0, 1)
-    if not isinstance(net, ConvNet):
-        raise ValueError(
-            f"algorithm={runs[0].algorithm!r} gives a new head to ConvNet alone, not to "
-            f"{type(net).__name__}: give the network an N-way head, and measure it under another "
-            "algorithm"
-        )
-    learner = ConvNet(net.image_shape, runs[0].ways, net.filters)
-    body_size = sum(p.numel() for p in net.blocks.parameters())
-    starts_by_run = []
-    for settings, weights in zip(runs, theta, strict=True):
-        n_heads = 1 if settings.test_head == "shared" else n_tasks
-        heads = torch.stack(
-            [_draw_head(learner, settings, stream, number) for number in range(n_heads)]
-        ).to(weights)
-        bodies = weights[:body_size].expand(n_heads, -1)
-        starts_by_run.append(torch.cat([bodies, heads], dim=1).expand(n_tasks, -1))
-    starts = starts_by_run[0] if len(starts_by_run) == 1 else torch.cat(starts_by_run)
-    return learner.to(theta), starts
-
-
-def _draw_head(learner: ConvNet, settings: Settings, stream: int, number: int) -> Tensor:
-    """Parameters of a new head, flat; torch's own random state stays as it is."""
-    rng = np.random.default_rng([settings.seed, HEAD, stream, number])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**63)))
-        learner.reset_head("zero" if settings.test_head == "zero" else settings.head_init)
-    return torch.cat([p.detach().flatten() for p in learner.head.parameters()])
-
-
-def adapt_at_test(net: nn.Module, tasks: Tasks, start: Tensor, settings: Settings) -> Tensor:
-    """Return the parameters [T, P] after the meta-test steps from start [T, P], detached."""
-    adapted = adapt(
-        net,
-        tasks,
-        settings.inner_lr,
-        settings.test_steps,
-        first_order=True,
-        adapts=settings.adapts,
-        inner_loss=settings.inner_loss,
-        start=start,
-    )
-    return adapted.detach()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metanb.data.tasks import Tasks
 from metanb.landscape import slices, spectrum
 from metanb.landscape.lanczos import random_directions
-from metanb.landscape.measures import adapt_at_test, starting_points
+from metanb.landscape.solutions import adapt_at_test, starting_points
 from metanb.landscape.spectrum import Quadrature
 from metanb.landscape.square import BEYOND, DRAWN
 from metanb.landscape.task_stats import tasks_at_once

@@ -1,13 +1,19 @@
-"""What each algorithm does with a batch of images: one function each, by the setting's name."""
+"""What each algorithm does with a batch of images: one function each, by the setting's name.
+
+`algorithm` registers one of one's own; then settings, training, records and figures know it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metanb.data.tasks import split_into_tasks
+from metanb.labels import ALGORITHMS, Algorithm
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
 from metanb.settings import Settings
 
@@ -88,3 +94,37 @@ def finetune(
 
 
 GRADIENTS: dict[str, Gradient] = {"maml": meta_train, "fomaml": meta_train, "finetune": finetune}
+
+
+def algorithm(name: str, entry: Algorithm) -> Callable[[Gradient], Gradient]:
+    """Register the gradient of an algorithm of one's own, see `Gradient`.
+
+    Args:
+        name: of the setting `algorithm`.
+        entry: what readers call it, and what sets it apart.
+
+    Raises:
+        ValueError: the name is taken, or is not made of small letters and digits.
+
+    Example:
+        >>> from metanb.settings import preset
+        >>> @algorithm("slowmaml", Algorithm("MAML at half the gradient"))
+        ... def half_of_maml(net, theta, x, y, settings, direction):
+        ...     values = meta_train(net, theta, x, y, settings, direction)
+        ...     theta.grad.div_(2)
+        ...     return values
+        >>> preset("smoke", "glyphs", algorithm="slowmaml").id
+        'glyphs-5w1s-slowmaml-s0-cfbce637'
+        >>> del ALGORITHMS["slowmaml"], GRADIENTS["slowmaml"]  # and it is gone
+    """
+    if name in ALGORITHMS:
+        raise ValueError(f"there is an algorithm {name!r} already: choose another name")
+    if not re.fullmatch(r"[a-z][a-z0-9]*", name):
+        raise ValueError(f"algorithm {name!r}: use small letters and digits, as in 'reptile'")
+
+    def register(gradient: Gradient) -> Gradient:
+        ALGORITHMS[name] = entry
+        GRADIENTS[name] = gradient
+        return gradient
+
+    return register

@@ -28,8 +28,8 @@ LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names 
 MANIFEST = "MANIFEST.json"
 # Keys of the provenance that are equal in two records if these are of the same training.
 TRAINING = ("measures_sha256", "finished")
-RECORD_FILES = "|".join(map(re.escape, (*records.FILES, records.WEIGHTS)))
-MEMBER = re.compile(rf"[a-z0-9-]+(\.pt|/({RECORD_FILES}))")
+RECORD_FILES = "|".join(map(re.escape, (*records.FILES, records.WEIGHTS, records.LATER)))
+MEMBER = re.compile(rf"[A-Za-z0-9_-]+(\.pt|/({RECORD_FILES}))")
 
 # What zipfile and json raise for a file that is damaged or no archive.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -90,6 +90,8 @@ def _members_of_record(settings: Settings) -> dict[str, bytes]:
     names = list(records.FILES)
     if weights.load_weights(record) is not None:
         names.append(records.WEIGHTS)
+    if (record.path / records.LATER).exists():
+        names.append(records.LATER)
     return {f"{record.path.name}/{file}": (record.path / file).read_bytes() for file in names}
 
 
@@ -248,6 +250,8 @@ def _put_record(record_name: str, members: dict[str, bytes]) -> str:
     weights_file = members.get(f"{record_name}/{records.WEIGHTS}")
     if weights_file is not None:
         contents[records.WEIGHTS] = weights_file
+    if later := members.get(f"{record_name}/{records.LATER}"):
+        contents[records.LATER] = later
     with store.lock_run(store.run_of(record_name)):
         record = records.put_record(store.store_folder(), record_name, contents)
         if weights_file is not None and not (record.path / records.WEIGHTS).exists():

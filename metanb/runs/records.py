@@ -4,6 +4,7 @@
     <id>/provenance.json   by whom and where: versions, device, dates, times, data digests
     <id>/measures.csv      one row per epoch and measure: mean, median, std, sem, n
     <id>/weights.safetensors   of some runs: the trained weights (metanb.runs.weights)
+    <id>/later.json        of some runs: measures taken later, of those weights (metanb.runs.later)
 
 The folder of a run that was stopped is <id>-to-<iterations>: it holds the epochs that were reached.
 Records are in two places: `results/` beside the package in a checkout (committed), and the local
@@ -28,6 +29,7 @@ from metanb.settings import Settings, from_dict
 
 FILES = ("settings.json", "provenance.json", "measures.csv")
 WEIGHTS = "weights.safetensors"  # beside FILES, for some runs
+LATER = "later.json"  # likewise
 COLUMNS = ["epoch", "iteration", "measure", "mean", "median", "std", "sem", "n"]
 PROVENANCE = (
     "metanb code python torch torchvision higher numpy device threads chunk "
@@ -179,11 +181,43 @@ def _read_as(path: Path, name: str) -> Record:
             path, f"measures.csv does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on"
         )
 
+    # Add the measures that were taken later.
+    later = read_later(path)
+    if later["rows"]:
+        rows = pd.DataFrame(later["rows"], columns=COLUMNS)
+        if set(rows.measure) & set(measures.measure) or set(rows.epoch) != {measures.epoch.max()}:
+            raise _damaged_later(path, "its measures are not new, or not of the last epoch")
+        measures = pd.concat([measures, rows], ignore_index=True)
+
     # Check that the record stands under its own name.
     record = Record(settings, measures, provenance, path)
     if name != _record_name(settings, record.epochs):
         raise _damaged(path, f"it holds {record.epochs} epochs of {settings.id}")
     return record
+
+
+def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The measures of a record that were taken later: "rows", and where they come from, "origins".
+
+    Raises RecordError for a damaged file.
+    """
+    try:
+        content = (path / LATER).read_bytes()
+    except FileNotFoundError:
+        return {"rows": [], "origins": []}
+    except OSError as error:
+        raise _damaged_later(path, str(error)) from error
+    try:
+        later = json.loads(content)
+        rows, origins = later["rows"], later["origins"]
+        if not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
+            raise ValueError(f"rows do not hold {', '.join(COLUMNS)}")
+        numbers = [row[column] for row in rows for column in COLUMNS if column != "measure"]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("rows do not hold numbers")
+        return {"rows": rows, "origins": list(origins)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged_later(path, str(error)) from error
 
 
 def read_records(*folders: Path) -> list[Record]:
@@ -299,6 +333,23 @@ def attach_weights(record: Record, content: bytes) -> Path:
     return record.path / WEIGHTS
 
 
+def add_later(record: Record, rows: list[dict[str, Any]], origin: dict[str, Any]) -> Record:
+    """Add measures that were taken later to a record, with where they come from.
+
+    What was recorded stays as it is. The caller holds the run's lock.
+
+    Returns:
+        The record with the measures.
+
+    Raises:
+        metanb.files.DiskError: the file cannot be written.
+    """
+    later = read_later(record.path)
+    content = {"rows": later["rows"] + rows, "origins": [*later["origins"], origin]}
+    files.replace(record.path / LATER, _encode_json(content))
+    return read_record(record.path)
+
+
 def records_of_run(folder: Path, settings: Settings) -> dict[int, Path]:
     """The folders of a run's records in `folder`, by the last epoch that each holds."""
     paths: dict[int, Path] = {}
@@ -320,6 +371,14 @@ def _record_name(settings: Settings, epochs: int) -> str:
     if epochs == settings.epochs:
         return settings.id
     return f"{settings.id}-to-{epochs * settings.epoch_iterations}"
+
+
+def _damaged_later(path: Path, reason: str) -> RecordError:
+    """The error of a damaged file of later measures."""
+    return RecordError(
+        f"{path / LATER} is damaged: {reason}; delete the file, and take the measures again: "
+        "metanb measure"
+    )
 
 
 def _damaged(path: Path, reason: str) -> RecordError:

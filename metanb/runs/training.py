@@ -29,7 +29,7 @@ from metanb.landscape.task_stats import Stat
 from metanb.maml.engine import Engine, precision
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import chunk_size
-from metanb.runs import machine, records, store
+from metanb.runs import machine, plugins, records, store
 from metanb.runs.checkpoint import State
 from metanb.runs.cohorts import (
     FINAL,
@@ -178,6 +178,7 @@ def _load_state(
     """
     origin = {
         **machine.describe_environment(device),
+        **plugins.describe(),
         "code": machine.code_version(),
         "chunk": chunk_size(settings, train.images.shape[-2:], device),
         "precision": engine.precision,

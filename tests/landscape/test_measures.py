@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from metanb.data.tasks import Tasks
-from metanb.landscape import task_stats
+from metanb.labels import MEASURES, Measure
+from metanb.landscape import measures, task_stats
 from metanb.landscape.coherence import trajectory_coherence
 from metanb.landscape.hessian import adaptive_sharpness, hessian_norms
-from metanb.landscape.measures import measure, starting_points
+from metanb.landscape.measures import measure
+from metanb.landscape.solutions import starting_points
 from metanb.maml.inner_loop import flatten, losses
 from metanb.maml.network import ConvNet
 from metanb.settings import preset
@@ -225,3 +227,23 @@ def test_finetunings_heads(head):
         assert not torch.equal(starting_points(net, run_settings, 4, stream=1)[1], theta)
         bound = 1 / np.sqrt(net.head.in_features)  # nn.Linear's own start
         assert heads.abs().max() <= bound and heads.abs().max() > 0.8 * bound
+
+
+def test_measures_of_ones_own_are_checked():
+    with pytest.raises(ValueError, match="there is a measure 'distance' already"):
+        measures.per_task("distance")
+    measures.per_task("wrong_shape", Measure("x"))(lambda at: at.gradient)
+    try:
+        with pytest.raises(ValueError, match=r"'wrong_shape' gave \[8, \d+\] for 8 tasks"):
+            measure(new_net(), tasks(1), tasks(1), settings(), ["wrong_shape"])
+    finally:
+        del measures.PER_TASK["wrong_shape"], MEASURES["wrong_shape"]
+
+
+def test_some_measures_are_those_of_all():
+    everything = measure(new_net(), tasks(1), tasks(1), settings())
+    names = ["distance", "body_norm", "valid_accuracy", "query_loss"]
+    assert measure(new_net(), tasks(1), tasks(1), settings(), names) == {
+        name: everything[name] for name in everything if name in names
+    }
+    assert list(everything) == measures.known_measures()

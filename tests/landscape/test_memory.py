@@ -7,6 +7,7 @@ from metanb.data.tasks import Tasks
 from metanb.grids import definitions
 from metanb.labels import DATASETS
 from metanb.landscape import hessian, measures, task_stats
+from metanb.landscape.solutions import Solutions
 from metanb.maml import kernels
 from metanb.maml.inner_loop import flatten
 from metanb.maml.network import ConvNet
@@ -79,8 +80,10 @@ def test_measuring_a_task_takes_no_more_than_is_set_aside_for_it(dataset, ways, 
     monkeypatch.setattr(hessian, "hessian_norms", few_products(hessian.hessian_norms))
     net, tasks = one_task(settings, settings.test_queries)
     theta = flatten(net).detach()[None]
-    with Peak() as peak:
-        measures._measure_tasks(net, theta, tasks, settings)
+    with Peak() as peak, torch.no_grad():
+        at = Solutions(net, tasks, theta, settings)
+        for compute in measures.PER_TASK.values():
+            compute(at)
     set_aside = measures._bytes_per_task(net, theta, tasks)
     assert 0.2 * set_aside < peak.bytes < set_aside
     assert (

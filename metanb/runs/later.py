@@ -1,0 +1,88 @@
+"""Measures taken later, of kept weights: a new measure for an old run, without training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from metanb.landscape.measures import known_measures, measure
+from metanb.landscape.task_stats import Stat
+from metanb.maml.engine import precision
+from metanb.runs import machine, plugins, records, store, training, weights
+from metanb.runs.cohorts import TEST, VALID
+from metanb.runs.records import Record, RecordError
+
+PATIENCE = 5  # seconds to wait for a run that another process is training
+
+
+def measure_later(
+    record: Record, names: Sequence[str] | None = None, device: str = "auto"
+) -> Record:
+    """Take measures of a run's kept weights, on its own fixed tasks, and add them to its record.
+
+    They are of the record's last epoch. What is recorded already stays as it is.
+
+    Args:
+        record: of a run whose weights are kept beside it.
+        names: of the measures, see `metanb.landscape.measures.known_measures`; None: all that the
+            record does not have.
+        device: to measure on: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Returns:
+        The record with the measures.
+
+    Raises:
+        RecordError: no weights are kept, or the record has one of the measures, or is damaged.
+        ValueError: an unknown measure.
+        metanb.data.cache.DataError: the data set is missing.
+        metanb.files.DiskError: the record's folder cannot be written.
+        filelock.Timeout: another process is training the run.
+    """
+    torch_device = machine.resolve_device(device)
+    with store.lock_run(record.settings.id, PATIENCE):
+        record = records.read_record(record.path)
+        missing = [name for name in known_measures() if name not in set(record.measures.measure)]
+        wanted = missing if names is None else list(names)
+        for name in wanted:
+            if name in known_measures() and name not in missing:
+                raise RecordError(f"{record.path} has measure {name!r} already: leave it out")
+        state = weights.load_weights(record)
+        if state is None:
+            raise RecordError(
+                f"{record.path} has no weights: keep them when the run is trained "
+                "(metanb grid --keep-weights), or train it anew"
+            )
+        if not wanted:
+            return record
+
+        # The network and the fixed tasks of the run.
+        settings = record.settings
+        net = weights.network_with(settings, state).to(torch_device)
+        fixed = {
+            split: training.fixed_tasks(
+                settings, training.load_split(settings, split), settings.test_tasks, stream
+            ).to(torch_device)
+            for split, stream in (("test", TEST), ("valid", VALID))
+        }
+        with precision(tf32=False):
+            stats = measure(net, fixed["test"], fixed["valid"], settings, wanted)
+
+        # Add them, with where they come from.
+        content = (record.path / records.WEIGHTS).read_bytes()
+        origin: dict[str, Any] = {
+            "measures": list(stats),
+            "weights_sha256": hashlib.sha256(content).hexdigest(),
+            "taken": machine.utc_now(),
+            "code": machine.code_version(),
+            **machine.describe_environment(torch_device),
+            **plugins.describe(),
+        }
+        return records.add_later(record, _make_rows(record, stats), origin)
+
+
+def _make_rows(record: Record, stats: dict[str, Stat]) -> list[dict[str, Any]]:
+    """Rows of the record's last epoch."""
+    place = {"epoch": record.epochs, "iteration": record.iterations}
+    return [place | {"measure": name} | asdict(stat) for name, stat in stats.items()]

@@ -1,0 +1,48 @@
+"""Python files of one's own that register measures or algorithms; records name them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+# By a file's name, the first 16 hex digits of its SHA-256.
+LOADED: dict[str, str] = {}
+
+
+class PluginError(RuntimeError):
+    """A file of one's own that cannot be loaded; the message names it and the error."""
+
+
+def load_plugin(path: Path) -> None:
+    """Run a Python file, which registers measures or algorithms; a second time nothing happens.
+
+    See `metanb.landscape.measures.per_task` and `metanb.maml.algorithms.algorithm`.
+
+    Raises:
+        PluginError: the file is not there, or fails.
+    """
+    name = f"metanb_plugin_{path.stem}"
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        if LOADED.get(path.name) == digest:
+            return
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise PluginError(f"plugin {path} is no Python file: give one that ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    except PluginError:
+        raise
+    except Exception as error:  # whatever the file does
+        sys.modules.pop(name, None)
+        raise PluginError(f"plugin {path}: {type(error).__name__}: {error}") from error
+    LOADED[path.name] = digest
+
+
+def describe() -> dict[str, str]:
+    """What a record says of the files that were loaded; nothing where there is none."""
+    files = "; ".join(f"{name} {digest}" for name, digest in LOADED.items())
+    return {"plugins": files} if files else {}

@@ -1,0 +1,132 @@
+"""Measures taken later, of kept weights.
+
+Evidence: what was recorded at the time; a measure whose value is known without the package.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from metanb import preset, run
+from metanb.labels import MEASURES, Measure
+from metanb.landscape import measures
+from metanb.runs import archive, later, records, weights
+from metanb.runs.records import RecordError
+from metanb.runs.store import store_folder
+from tests.support.command_line import call
+
+TINY = {"filters": 4, "iterations": 4, "epoch_iterations": 2, "test_tasks": 4, "test_queries": 2}
+SETTINGS = preset("smoke", "glyphs", **TINY)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with a run and its weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METANB_STORE", str(folder))
+        weights.keep_weights(run(SETTINGS, "cpu"))
+    return folder
+
+
+@pytest.fixture
+def record(trained, tmp_path, monkeypatch):
+    """A copy of that run's record."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    shutil.copytree(trained, tmp_path / "store")
+    return records.read_record(store_folder() / SETTINGS.id)
+
+
+@pytest.fixture
+def parameters():
+    """A measure that is the number of parameters, over tasks: known by hand."""
+    measures.per_task("n_parameters", Measure("number of parameters"))(
+        lambda at: torch.full((len(at.tasks),), float(at.adapted.shape[1]))
+    )
+    yield 4 * 9 + 3 * (4 * 4 * 9) + 4 * (4 + 4) + (4 * 5 + 5)
+    del measures.PER_TASK["n_parameters"], MEASURES["n_parameters"]
+
+
+def test_a_new_measure_joins_an_old_record(record, parameters):
+    after = later.measure_later(record, device="cpu")
+    (row,) = after.curve("n_parameters").itertuples()
+    assert (row.Index, row.iteration, row.mean, row.sem, row.n) == (2, 4, parameters, 0.0, 4)
+    # What was recorded stays byte by byte.
+    for file in records.FILES:
+        assert (after.path / file).read_bytes() == (record.path / file).read_bytes()
+    (origin,) = json.loads((after.path / records.LATER).read_text())["origins"]
+    assert origin["measures"] == ["n_parameters"] and origin["device"] and origin["taken"]
+    assert origin["weights_sha256"] == record.provenance["weights_sha256"]
+    # Nothing is left to measure, and nothing is measured twice.
+    assert later.measure_later(after, device="cpu").measures.equals(after.measures)
+    with pytest.raises(RecordError, match="has measure 'n_parameters' already"):
+        later.measure_later(after, ["n_parameters"], "cpu")
+
+
+def test_measures_are_those_of_the_time(record, monkeypatch):
+    """Taken from a record that lacks them, they are what training recorded."""
+    at_the_time = record.measures[record.measures.epoch == 2].set_index("measure")
+    names = ["query_accuracy", "hessian_norm", "trajectory_coherence", "valid_accuracy"]
+    # As if an earlier version had recorded the run.
+    rows = record.measures[~record.measures.measure.isin(names)].to_dict("records")
+    content = (record.path / records.WEIGHTS).read_bytes()
+    provenance = {k: v for k, v in record.provenance.items() if k != "weights_sha256"}
+    shutil.rmtree(record.path)
+    old = records.write_record(SETTINGS, rows, provenance, store_folder())
+    records.attach_weights(old, content)
+    after = later.measure_later(records.read_record(old.path), device="cpu")
+    for name in names:
+        row = after.curve(name).iloc[0]
+        assert row["mean"] == pytest.approx(at_the_time.loc[name, "mean"], rel=1e-6)
+        assert row["sem"] == pytest.approx(at_the_time.loc[name, "sem"], rel=1e-6)
+
+
+def test_what_cannot_be_measured_is_said(record, capsys, monkeypatch):
+    with pytest.raises(ValueError, match="no measure 'sharpness': choose from support_loss_before"):
+        later.measure_later(record, ["sharpness"], "cpu")
+    code, _, err = call(capsys, monkeypatch, "measure", "nowhere")
+    assert code != 0 and "no record 'nowhere'" in err
+    (record.path / records.WEIGHTS).unlink()
+    code, _, err = call(capsys, monkeypatch, "measure", SETTINGS.id)
+    assert code != 0 and "has no weights: keep them" in err and err.count("\n") == 1
+
+
+def test_the_command_measures_with_a_plugin(record, tmp_path, capsys, monkeypatch):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from metanb.landscape.measures import per_task\n"
+        "@per_task('twice_the_loss')\n"
+        "def twice(at):\n"
+        "    return 2 * at.loss_before\n"
+    )
+    try:
+        options = ["--plugin", plugin, "--device", "cpu"]
+        code, out, err = call(capsys, monkeypatch, "measure", SETTINGS.id, *options)
+    finally:
+        measures.PER_TASK.pop("twice_the_loss", None)
+        MEASURES.pop("twice_the_loss", None)
+    assert code == 0 and err == ""
+    after = records.read_record(record.path)
+    mean = 2 * record.curve("support_loss_before")["mean"].iloc[-1]
+    assert after.curve("twice_the_loss")["mean"].iloc[0] == pytest.approx(mean)
+    assert out.startswith(f"twice_the_loss: {mean:.6g}") and out.endswith(f"record: {after.path}\n")
+    assert '"plugins": "mine.py ' in (after.path / records.LATER).read_text()
+
+
+def test_later_measures_move_between_machines(record, parameters, tmp_path, monkeypatch):
+    later.measure_later(record, device="cpu")
+    (packed,) = archive.pack_runs([SETTINGS], tmp_path / "packed", "runs")
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "elsewhere"))
+    archive.unpack_runs(packed)
+    moved = records.read_record(store_folder() / SETTINGS.id)
+    assert moved.curve("n_parameters")["mean"].iloc[0] == parameters
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"rows": 3}', b'{"rows": [{}], "origins": []}'])
+def test_a_damaged_file_is_named(record, content):
+    (record.path / records.LATER).write_bytes(content)
+    with pytest.raises(RecordError, match=r"later.json is damaged: .*delete the file") as error:
+        records.read_record(record.path)
+    assert "\n" not in str(error.value)
