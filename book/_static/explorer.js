@@ -20,6 +20,7 @@
   const measures = new Map(data.measures.map((measure, place) => [measure.name, { ...measure, place }]));
   const cells = data.cells;
   const cellOf = new Map(cells.flatMap((cell) => cell.runs.map((run) => [run.id, cell]))); // by the id of a run
+  const own = new Set(); // cells of the reader's own files
   const DATA = ["dataset", "setting", "scale"];
   const kind = (cell) => [cell.algorithm, cell.variant].filter(Boolean).join(", ");
   const group = (cell) => `${cell.dataset}, ${cell.setting}, ${cell.scale} scale`;
@@ -74,6 +75,9 @@
     const given = new URLSearchParams(location.hash.slice(1));
     const list = (key, otherwise) => (given.has(key) ? given.get(key).split(",").filter(Boolean) : otherwise);
     state.cells = distinct(list("runs", []).map((id) => cellOf.get(id)).filter(Boolean));
+    const unknown = list("runs", []).filter((id) => !cellOf.has(id));
+    $("problem").textContent = `No run ${unknown[0]} here${unknown.length > 1 ? ` (${unknown.length} such names)` : ""}.`;
+    $("problem").hidden = !unknown.length;
     const first = cells.find((cell) => cell.dataset === "Omniglot" && cell.scale === "quick") ?? cells[0];
     chooseData(state.cells[0] ?? first);
     if (!state.cells.length) state.cells = offered().slice(0, 2);
@@ -237,7 +241,8 @@
       [keyed(cell, `${name(cell)}: ${runsOf(cell)}`), ...shown.map(({ curves }) => means(curves[place]))]));
     if (!$("each").open) return;
     fillTable($("each").querySelector("table"), ["Run", ...heads], state.cells.flatMap((cell, place) => cell.runs.map(({ id, seed }, i) => [
-      keyed(cell, element("a", { href: `runs.html#${id}` }, `${name(cell)}, seed ${seed}`)),
+      keyed(cell, own.has(cell) ? `${name(cell)}, ${id}`
+        : element("a", { href: `runs.html#${id}` }, `${name(cell)}, seed ${seed}`)),
       ...shown.map(({ curves }) => withError(cell, curves[place].runs[i], epochOf(cell))),
     ])));
   }
@@ -273,6 +278,116 @@
     const href = URL.createObjectURL(new Blob(csv(), { type: "text/csv" }));
     element("a", { href, download: "metanb-curves.csv" }).click();
     setTimeout(() => URL.revokeObjectURL(href), 10_000);
+  }
+
+  // ---- The reader's own records ------------------------------------------------------------------------------------
+
+  const COLUMNS = ["epoch", "iteration", "measure", "mean", "sem"];
+
+  /** A record's measures.csv: the iterations of its epochs, and means and errors by measure, as in the page's data. */
+  function readMeasures(csvText, file) {
+    const [head, ...lines] = csvText.trim().split(/\r?\n/).map((line) => line.split(","));
+    const column = new Map(head.map((words, place) => [words, place]));
+    const lacking = COLUMNS.filter((words) => !column.has(words));
+    if (lacking.length) throw new Error(`${file} has no column ${lacking[0]}: open the measures.csv of a run`);
+    const cellsOf = lines.map((line) => Object.fromEntries(COLUMNS.map((words) => [words, line[column.get(words)]])));
+    const epochs = Math.max(...cellsOf.map(({ epoch }) => Number(epoch)));
+    if (!Number.isInteger(epochs) || epochs < 1 || epochs > 1e5) throw new Error(`${file} has no epochs 0, 1, 2 and so on`);
+    const iterations = Array.from({ length: epochs + 1 }, (_, epoch) =>
+      Number(cellsOf.find((row) => Number(row.epoch) === epoch)?.iteration));
+    if (!iterations.every(Number.isFinite)) throw new Error(`${file} lacks an epoch`);
+    const by = new Map();
+    for (const { epoch, measure, mean, sem } of cellsOf) {
+      if (!by.has(measure)) by.set(measure, { mean: Array(epochs + 1).fill("NaN"), sem: Array(epochs + 1).fill("NaN") });
+      by.get(measure).mean[epoch] = mean || "NaN";
+      by.get(measure).sem[epoch] = sem || "NaN";
+    }
+    const joined = (part) => data.measures.map(({ name: key }) => (by.has(key) ? by.get(key)[part].join(" ") : ""));
+    return { iterations, means: joined("mean"), errors: joined("sem") };
+  }
+
+  /** Runs, each { name, settings or null, measures }, as cells beside the book's; runs that differ by seeds share one. */
+  function addOwn(runs) {
+    const made = new Map();
+    for (const { name: title, settings, measures: read } of runs) {
+      const { seed = 0, class_seed: _, ...rest } = settings ?? { seed: 0, title };
+      const key = JSON.stringify([rest, read.iterations]);
+      const cell = made.get(key) ?? {
+        dataset: "Your own", setting: settings ? `${settings.dataset}, ${settings.ways}-way ${settings.shots}-shot` : "files",
+        scale: "your", algorithm: settings ? settings.algorithm : title, variant: "", iterations: read.iterations, runs: [],
+      };
+      const id = `own-${title.replace(/[,#&]/g, "-")}`;
+      if (cellOf.has(id)) continue; // opened before
+      cell.runs.push({ id, seed, means: read.means, errors: read.errors });
+      cellOf.set(id, cell);
+      made.set(key, cell);
+    }
+    const added = [...made.values()].filter((cell) => cell.runs.length);
+    for (const cell of added) own.add(cell);
+    cells.push(...added);
+    return added;
+  }
+
+  /** All files below some entries of a drop, as [path, File]. */
+  async function filesBelow(entries) {
+    const found = [];
+    for (const entry of entries) {
+      if (entry.isFile) {
+        found.push([entry.fullPath.slice(1), await new Promise((resolve, reject) => entry.file(resolve, reject))]);
+      } else if (entry.isDirectory) {
+        const reader = entry.createReader();
+        for (;;) { // a reader gives its entries in several portions
+          const portion = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+          if (!portion.length) break;
+          found.push(...await filesBelow(portion));
+        }
+      }
+    }
+    return found;
+  }
+
+  /** Open records: [path, File] each; csv files alone, or with the settings.json beside them. */
+  async function openOwn(files) {
+    const problem = $("problem");
+    problem.hidden = true;
+    try {
+      const byPath = new Map(files);
+      const tables = files.filter(([path]) => path.endsWith(".csv"));
+      if (!tables.length) throw new Error("No csv file there: open the measures.csv of a run, its folder, or a store");
+      const runs = [];
+      for (const [path, file] of tables) {
+        const folder = path.split("/").slice(0, -1).join("/");
+        const settingsFile = byPath.get(`${folder}/settings.json`);
+        const settings = settingsFile ? JSON.parse(await settingsFile.text()) : null;
+        const title = settings ? folder.split("/").at(-1) : path.split("/").at(-1);
+        runs.push({ name: title, settings, measures: readMeasures(await file.text(), path) });
+      }
+      const added = addOwn(runs);
+      if (!added.length) throw new Error("These runs are open already");
+      chooseData(added[0]);
+      state.cells = distinct([...state.cells, ...added]); // beside what is shown
+      show();
+    } catch (error) {
+      problem.textContent = `${error.message}.`;
+      problem.hidden = false;
+    }
+  }
+
+  const drop = $("own");
+  drop.addEventListener("input", (event) => event.stopPropagation());
+  drop.querySelector("input").addEventListener("change", ({ target }) => {
+    openOwn([...target.files].map((file) => [file.webkitRelativePath || file.name, file]));
+    target.value = "";
+  });
+  for (const kindOfEvent of ["dragover", "drop"]) {
+    document.addEventListener(kindOfEvent, (event) => {
+      if (![...event.dataTransfer.types].includes("Files")) return;
+      event.preventDefault();
+      if (kindOfEvent === "drop") {
+        const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+        filesBelow(entries).then(openOwn);
+      }
+    });
   }
 
   // ---- The page --------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -11,7 +12,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 
-from metanb.figures.svg import inline
+from metanb import files
+from metanb.figures.svg import inline, standalone
 
 STYLE = {
     "svg.fonttype": "none",
@@ -38,6 +40,7 @@ class Figure:
         caption: what to see.
         alt: what the figure shows, in words.
         data: what is drawn.
+        canvas: matplotlib's figure.
     """
 
     name: str
@@ -45,6 +48,52 @@ class Figure:
     caption: str
     alt: str
     data: pd.DataFrame
+    canvas: Canvas = field(repr=False, compare=False)
+
+    def save(self, path: Path | str) -> Path:
+        """Save the figure, black on white, or its data; the ending says how.
+
+        Args:
+            path: the file: .svg, .png (200 dots per inch), .pdf, or .csv for the data.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: another ending.
+            metanb.files.DiskError: the file cannot be written.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> import pandas as pd
+            >>> figure = finish_figure(Canvas(), "empty", "Nothing.", "Nothing.", pd.DataFrame())
+            >>> with TemporaryDirectory() as folder:
+            ...     print(figure.save(f"{folder}/empty.pdf").name)
+            empty.pdf
+        """
+        path = Path(path)
+        kind = path.suffix.lower().removeprefix(".")
+        if kind == "csv":
+            content = self._csv
+        elif kind == "svg":
+            content = standalone(self.svg).encode()
+        elif kind in ("png", "pdf"):
+            file = io.BytesIO()
+            # Without a date, so that the same drawing gives the same bytes.
+            metadata = {"CreationDate": None} if kind == "pdf" else {}
+            with matplotlib.rc_context(STYLE):
+                self.canvas.savefig(
+                    file, format=kind, dpi=200, facecolor="white", metadata=metadata
+                )
+            content = file.getvalue()
+        else:
+            raise ValueError(f"{path}: name a file that ends in .svg, .png, .pdf or .csv")
+        files.replace(path, content)
+        return path
+
+    @property
+    def _csv(self) -> bytes:
+        return self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
 
     def __repr__(self) -> str:
         """The words, where pictures cannot be shown."""
@@ -52,8 +101,7 @@ class Figure:
 
     def _repr_html_(self) -> str:
         """The figure as one self-contained piece of HTML: its link to the data holds the data."""
-        csv = self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-        address = f"data:text/csv;base64,{base64.b64encode(csv).decode()}"
+        address = f"data:text/csv;base64,{base64.b64encode(self._csv).decode()}"
         link = f'<a download="{self.name}.csv" href="{address}">Data (csv)</a>'
         caption = f"<figcaption>{escape(self.caption)} {link}</figcaption>"
         width = float(self.svg.partition(' width="')[2].partition('"')[0])
@@ -66,7 +114,7 @@ def finish_figure(canvas: Canvas, name: str, caption: str, alt: str, data: pd.Da
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # figures of one page share no ids
         canvas.savefig(file, format="svg", metadata={"Date": None})
-    return Figure(name, inline(file.getvalue(), alt), caption, alt, data)
+    return Figure(name, inline(file.getvalue(), alt), caption, alt, data, canvas)
 
 
 def make_panels(n: int) -> tuple[Canvas, list[Any]]:

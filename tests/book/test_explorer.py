@@ -13,7 +13,7 @@ from statistics import fmean
 
 import pytest
 
-from metanb.settings import from_dict
+from metanb.settings import from_dict, preset
 from tests.support.browser import HTML, PHONE, address, tab
 from tests.support.paths import ROOT
 
@@ -429,3 +429,80 @@ def test_without_scripts_the_page_says_where_the_numbers_are(browser):
     page.goto(address(PAGE))
     assert "csv files of the runs" in page.locator("article noscript").inner_text()
     context.close()
+
+
+def own_files(tmp_path, seeds=(0, 1)) -> list:
+    """Records of one's own as files: two epochs, the accuracy rises by the seed."""
+    for seed in seeds:
+        folder = tmp_path / "store" / f"birds-5w1s-maml-s{seed}-01234567"
+        folder.mkdir(parents=True)
+        settings = preset("smoke", "birds", seed=seed).to_dict()
+        (folder / "settings.json").write_text(json.dumps(settings))
+        lines = ["epoch,iteration,measure,mean,median,std,sem,n"]
+        for epoch in range(3):
+            accuracy = 0.2 + 0.1 * (seed + 1) * epoch
+            lines.append(f"{epoch},{10 * epoch},query_accuracy,{accuracy:g},0,0,0.01,8")
+        (folder / "measures.csv").write_text("\n".join(lines) + "\n")
+    return sorted((tmp_path / "store").iterdir())
+
+
+def test_a_csv_of_ones_own_is_drawn_beside_the_books(page, tmp_path):
+    page.goto(f"{address(PAGE)}#show=query_accuracy")
+    page.set_input_files("#explore-own input", own_files(tmp_path)[1] / "measures.csv")
+    page.wait_for_function("document.querySelector('#explore-dataset').value === 'Your own'")
+    row = page.locator("#explore-table tr", has_text="measures.csv")
+    assert "0.6 (0.6 to 0.6)" in row.inner_text()
+    assert page.locator("#explore-table tbody tr").count() == 3  # the book's two, and this
+    assert page.locator("#explore-problem").is_hidden()
+    page.click("#explore-each summary")
+    assert "0.6 ± 0.01" in page.inner_text("#explore-each")
+
+
+def test_a_store_of_ones_own_is_dropped_on_the_page(page, tmp_path):
+    """Files with their folders, as a browser gives them; seeds of one cell share a line."""
+    page.goto(f"{address(PAGE)}#show=query_accuracy")
+    files = {
+        str(path.relative_to(tmp_path)): path.read_text()
+        for folder in own_files(tmp_path)
+        for path in folder.iterdir()
+    }
+    page.evaluate(
+        """(files) => {
+          const entry = (path, text) => ({ isFile: true, fullPath: `/${path}`,
+            file: (resolve) => resolve(new File([text], path.split("/").at(-1))) });
+          const folder = { isFile: false, isDirectory: true, createReader: () => {
+            let portions = [Object.entries(files).map(([path, text]) => entry(path, text)), []];
+            return { readEntries: (resolve) => resolve(portions.shift()) };
+          } };
+          const event = new Event("drop", { bubbles: true, cancelable: true });
+          event.dataTransfer = { types: ["Files"], items: [{ webkitGetAsEntry: () => folder }] };
+          document.body.dispatchEvent(event);
+        }""",
+        files,
+    )
+    page.wait_for_function("document.querySelector('#explore-dataset').value === 'Your own'")
+    row = page.locator("#explore-table tr", has_text="maml (Your own").inner_text()
+    assert "2 runs" in row and "0.5 (0.4 to 0.6)" in row
+    assert page.input_value("#explore-setting") == "birds, 5-way 1-shot"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,b\n1,2\n", "has no column epoch"),
+        ("", "has no column epoch"),
+        ("epoch,iteration,measure,mean,sem\nx,1,query_accuracy,1,0\n", "has no epochs 0, 1, 2"),
+        ("epoch,iteration,measure,mean,sem\n2,1,query_accuracy,1,0\n", "lacks an epoch"),
+    ],
+)
+def test_a_file_that_is_no_record_is_named(page, tmp_path, content, words):
+    page.goto(address(PAGE))
+    (tmp_path / "mine.csv").write_text(content)
+    page.set_input_files("#explore-own input", tmp_path / "mine.csv")
+    page.wait_for_selector("#explore-problem:not([hidden])")
+    assert page.inner_text("#explore-problem").startswith(f"mine.csv {words}")
+
+
+def test_a_link_to_a_run_that_is_not_there_says_so(page):
+    page.goto(f"{address(PAGE)}#runs=omniglot-5w1s-maml-s9-00000000")
+    assert page.inner_text("#explore-problem") == "No run omniglot-5w1s-maml-s9-00000000 here."

@@ -278,3 +278,19 @@ def test_runs_and_their_origin_in_words(runs):
         "CPU minutes a run": 1.5,
     }
     assert figures.describe_origin(runs) == "Recorded 2026-01-02 on CPU, GPU, torch 2.0, code abc."
+
+
+def test_a_figure_is_saved_for_paper_screen_and_spreadsheet(tmp_path):
+    """Each kind begins with its own magic bytes, and the same drawing gives the same bytes."""
+    runs = [record(seed, {"distance": np.exp(TIME)}) for seed in range(3)]
+    magic = {"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF", "csv": b"epoch,"}
+    for kind, start in magic.items():
+        contents = []
+        for attempt in range(2):
+            figure = figures.curves(runs, ["distance"], "saved", "See.")
+            path = figure.save(tmp_path / f"{attempt}.{kind}")
+            contents.append(path.read_bytes())
+        assert contents[0].startswith(start) and contents[0] == contents[1], kind
+    assert len(pd.read_csv(tmp_path / "0.csv")) == len(figure.data)
+    with pytest.raises(ValueError, match=r"x.jpg: name a file that ends in .svg, .png, .pdf"):
+        figure.save("x.jpg")

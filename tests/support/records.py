@@ -38,9 +38,12 @@ def record(seed, curves=None, wobble=0.01, errors=None, **settings):
             UNTRAINED.get(measure, 1000.0), values * np.exp(wobble * rng.normal(size=EPOCHS))
         ]
         columns = {
-            "iteration": 0,
+            "iteration": settings.epoch_iterations * np.arange(EPOCHS + 1),
             "measure": measure,
             "mean": values,
+            "median": values,
+            "std": 0.0,
+            "n": 30,
             "sem": (errors or {}).get(measure, 0.0),
         }
         rows.append(pd.DataFrame({"epoch": range(EPOCHS + 1), **columns}))

@@ -1,0 +1,98 @@
+"""One's own runs beside those of the book, in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from metanb.figures.runs import curves
+from metanb.figures.style import Figure
+from metanb.labels import MEASURES, name_of
+from metanb.runs import records, store
+from metanb.runs.records import Record
+from metanb.settings import differences_from_scale, scale_of
+
+SHOWN = ("query_accuracy", "hessian_norm", "trajectory_coherence", "distance")
+
+
+def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> Figure:
+    """Draw one's own runs beside the book's plain runs of the same data set, ways and shots.
+
+    Where the book has none of these, its Omniglot runs of the same ways and shots are drawn, and
+    else its 5-way 1-shot ones. Of several scales, that of the first of one's own runs comes first.
+
+    Args:
+        runs: records, such as `metanb.run` gives them.
+        measures: keys of `metanb.labels.MEASURES`.
+
+    Raises:
+        ValueError: no run is given.
+
+    Example:
+        >>> from metanb import preset
+        >>> from metanb.runs.records import find_record
+        >>> runs = [find_record(preset("quick", "omniglot", seed=0, filters=32))]
+        >>> beside_the_book(runs, ["query_accuracy"]).name
+        'beside-the-book'
+    """
+    if not runs:
+        raise ValueError("no run is given: give at least one record")
+    own = {run.settings.id for run in runs}
+    committed = [run for run in _book_runs() if run.settings.id not in own]
+    reference = _choose_reference(runs[0], committed)
+
+    # The settings that tell one's own runs apart, besides those that are named anyway.
+    values = [run.settings.to_dict() for run in runs]
+    named = ("algorithm", "dataset", "content", "seed", "class_seed")
+    varied = [
+        name
+        for name in values[0]
+        if name not in named and any(other[name] != values[0][name] for other in values)
+    ]
+
+    def label(run: Record) -> str:
+        settings = run.settings
+        algorithm = name_of(settings.algorithm)
+        if settings.id not in own:
+            return f"book: {algorithm}, {name_of(settings.dataset)}, {scale_of(settings)} scale"
+        apart = "".join(f", {name} {settings.to_dict()[name]}" for name in varied)
+        return f"yours: {algorithm}, {name_of(settings.dataset)}{apart}"
+
+    drawn = [*runs, *reference]
+    recorded = [name for name in measures if all(name in set(run.measures.measure) for run in runs)]
+    shared = [name for name in recorded if all(name in set(r.measures.measure) for r in reference)]
+    log = [name for name in shared if MEASURES[name].log]
+    caption = "Your runs beside those of the book."
+    return curves(drawn, shared, "beside-the-book", caption, log, label)
+
+
+def _book_runs() -> list[Record]:
+    """The runs of the book: those in a checkout's `results/`."""
+    folders: list[Path] = [
+        folder for folder in store.record_folders() if folder != store.store_folder()
+    ]
+    return records.read_records(*folders)
+
+
+def _choose_reference(run: Record, committed: Sequence[Record]) -> list[Record]:
+    """The book's plain runs of the nearest setting and scale, of one data set."""
+    ours = run.settings
+    plain = [
+        record
+        for record in committed
+        if not differences_from_scale(record.settings) and scale_of(record.settings) != "smoke"
+    ]
+    wanted = [
+        (ours.dataset, ours.ways, ours.shots),
+        ("omniglot", ours.ways, ours.shots),
+        ("omniglot", 5, 1),
+    ]
+    for task in wanted:
+        of_task = [
+            record
+            for record in plain
+            if (record.settings.dataset, record.settings.ways, record.settings.shots) == task
+        ]
+        for scale in (scale_of(ours), "quick", "paper"):
+            of_scale = [record for record in of_task if scale_of(record.settings) == scale]
+            if of_scale:
+                return of_scale
+    return []
