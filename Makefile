@@ -33,6 +33,13 @@ $(LIVE): $(INSTALLED) notebooks/2-flatness.ipynb $(shell find metanb -name '*.py
 	    -p dataset glyphs -p scale smoke -o .live/2-flatness.ipynb
 	@mv .live/2-flatness.ipynb $@
 
+# The scripts of a virtual environment hold its path, so it does not survive a move.
+ifneq ($(and $(wildcard $(BIN)/pip),$(filter install book test,$(MAKECMDGOALS))),)
+ifeq ($(shell grep -cF '$(CURDIR)/$(BIN)/' $(BIN)/pip),0)
+$(error .venv was made in another folder: run  make clean  first)
+endif
+endif
+
 book: $(INSTALLED) $(LIVE) ## build the book strictly: _build/html/index.html
 	@rm -f $(INDEX)
 	$(BIN)/jupyter-book build . --all -W -n --keep-going

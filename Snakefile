@@ -9,6 +9,7 @@ checkpoints are metanb's own: a job that was killed goes on from its last epoch 
 """
 
 import os
+import re
 import shlex
 import sys
 from contextlib import suppress
@@ -30,6 +31,10 @@ if unknown := set(config) - set(OPTIONS):
 GRID, ONLY, UNTIL, DEVICE, STORE = (OPTIONS | config).values()
 if GRID not in definitions.GRIDS:
     raise WorkflowError(f"grid={GRID} is not one of {', '.join(definitions.GRIDS)}")
+if UNTIL is not None and not (isinstance(UNTIL, int) and UNTIL > 0):
+    raise WorkflowError(f"until={UNTIL} is not a whole number of iterations above 0")
+if not re.fullmatch(r"cpu|cuda(:\d+)?", str(DEVICE)):
+    raise WorkflowError(f"device={DEVICE} is not one of cpu, cuda, cuda:0 and so on")
 STORE = os.environ["METANB_STORE"] = os.path.abspath(os.path.expanduser(STORE))
 PLANNED = definitions.select_runs(definitions.GRIDS[GRID](), *([ONLY] if ONLY else []))
 RUNS = {one.settings.id: one.settings for one in PLANNED}
@@ -66,4 +71,4 @@ rule train:
         # timed. A job that needs longer goes on when it is retried.
         runtime=lambda job: TIMINGS.limit(RUNS[job.run], RECORDED, KIND, UNTIL),
     shell:
-        "{params.command} > {output} 2> {log}"
+        "{params.command} > {output:q} 2> {log:q}"

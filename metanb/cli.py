@@ -322,8 +322,15 @@ def _export_runs(planned: Sequence[Planned], folder: Path, name: str) -> None:
     """Pack what the store has of a grid into archives."""
     from metanb.runs import archive
 
-    for path in archive.pack_runs([run.settings for run in planned], folder, name):
+    paths = archive.pack_runs([run.settings for run in planned], folder, name)
+    for path in paths:
         click.echo(f"exported: {path}")
+    if not paths:
+        click.echo(
+            f"exported: nothing; the store {store.store_folder()} has no record and no checkpoint "
+            "of these runs",
+            err=True,
+        )
 
 
 @cli.command("claims")

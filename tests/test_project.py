@@ -19,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from metanb.runs import records
 from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -226,6 +227,30 @@ def test_make_alone_prints_its_targets_and_builds_nothing():
     makefile = (ROOT / "Makefile").read_text()
     (declared,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert re.findall(r"^make (\w+) ", printed, re.MULTILINE) == declared.split()
+
+
+def test_make_says_so_when_the_folder_was_moved(tmp_path):
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    scripts = tmp_path / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    (scripts / "pip").write_text("#!/elsewhere/.venv/bin/python3\n")
+    command = ["make", "-C", tmp_path]
+    done = subprocess.run([*command, "book"], capture_output=True, text=True)
+    assert done.returncode != 0 and "made in another folder: run  make clean  first" in done.stderr
+    assert subprocess.run([*command, "clean"], capture_output=True).returncode == 0
+    assert not scripts.exists()
+
+
+def test_a_clone_that_changes_line_ends_keeps_records_whole(tmp_path):
+    """As git does on Windows: `core.autocrlf`."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    command = ["git", "-c", "core.autocrlf=true", "-c", "safe.directory=*", "clone", "--quiet"]
+    subprocess.run([*command, "--depth", "1", f"file://{ROOT}", tmp_path / "clone"], check=True)
+    read = records.read_records(tmp_path / "clone" / "results")
+    assert len(read) > 100 and len(read) == len(records.read_records(ROOT / "results"))
 
 
 def test_make_refuses_another_python_in_one_line(tmp_path):

@@ -167,12 +167,23 @@ def code_version() -> str:
 
     The commit ends in "-dirty" if the working tree differs from it.
     """
-    folder = str(Path(__file__).parent)
-    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]
+    package = Path(__file__).resolve().parents[1]
+    # Of the package's own repository alone: it may be installed inside of another one. A checkout
+    # that belongs to another user is one, too.
+    git = ["git", "-c", "safe.directory=*", "-C", str(package)]
+    describe = ["describe", "--always", "--dirty", "--exclude", "*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        top = _output_of([*git, "rev-parse", "--show-toplevel"])
+        if Path(top).resolve() != package.parent:
+            return "installed"
+        return _output_of([*git, *describe])
     except (OSError, subprocess.SubprocessError):
         return "installed"
+
+
+def _output_of(command: list[str]) -> str:
+    """What a command prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.strip()
 
 

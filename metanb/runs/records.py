@@ -30,6 +30,7 @@ from metanb.settings import Settings, from_dict
 FILES = ("settings.json", "provenance.json", "measures.csv")
 WEIGHTS = "weights.safetensors"  # beside FILES, for some runs
 LATER = "later.json"  # likewise
+RECORD_NAME = re.compile(r"[A-Za-z0-9].*-s\d+-[0-9a-f]{8}(-to-\d+)?")  # of a record's folder
 COLUMNS = ["epoch", "iteration", "measure", "mean", "median", "std", "sem", "n"]
 PROVENANCE = (
     "metanb code python torch torchvision higher numpy device threads chunk "
@@ -223,12 +224,13 @@ def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
 def read_records(*folders: Path) -> list[Record]:
     """The records in some folders, by run id; of one run, the furthest.
 
-    Raises RecordError for a damaged record.
+    Folders that are not there have none, and what is not named like a record is none. Raises
+    RecordError for a damaged record.
     """
     furthest: dict[Settings, Record] = {}
     for folder in folders:
-        for path in sorted(folder.iterdir()):
-            if not path.is_dir() or path.name.startswith("."):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if not path.is_dir() or not RECORD_NAME.fullmatch(path.name):
                 continue
             record = read_record(path)
             earlier = furthest.get(record.settings)

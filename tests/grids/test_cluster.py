@@ -135,6 +135,8 @@ def test_a_torn_checkpoint_fails_its_job_alone_and_keeps_its_log(store, tmp_path
         ("untill=10", "unknown config untill: choose from grid, only, until, device, store"),
         ("grid=huge", "grid=huge is not one of smoke, quick, paper"),
         ("only=nothing", "no run of the grid matches 'nothing'"),
+        ("until=abc", "until=abc is not a whole number of iterations above 0"),
+        ("device=tpu", "device=tpu is not one of cpu, cuda"),
     ],
 )
 def test_what_is_mistyped_is_refused(config, words, store, tmp_path):

@@ -190,3 +190,17 @@ def test_find_looks_in_the_store(tmp_path, monkeypatch):
     record = records.find_record(SETTINGS)
     assert record is not None and record.finished and record.path.parent == tmp_path
     assert [record.path for record in records.read_records(tmp_path)] == [record.path]
+
+
+def test_what_is_no_record_is_left_alone(tmp_path):
+    """A store may be a disk of its own, or hold other things; it may not be there yet."""
+    record = write(tmp_path)
+    for name in ("lost+found", "data", ".hidden", "notes-s1-draft"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.txt").write_text("not ours")
+    assert [run.path for run in records.read_records(tmp_path)] == [record.path]
+    assert records.read_records(tmp_path / "not-there-yet") == []
+    # What is named like a record is one, and a damaged one is not passed over.
+    (tmp_path / "birds-5w1s-maml-s0-0123abcd").mkdir()
+    with pytest.raises(RecordError, match="birds-5w1s-maml-s0-0123abcd is damaged"):
+        records.read_records(tmp_path)
