@@ -48,7 +48,7 @@ def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
             continue
         if isinstance(field.default, bool):
             option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=meaning)
-        elif field.name == "algorithm":  # a plugin may add one
+        elif field.name in ("algorithm", "network"):  # a plugin may add one
             option = click.option(flag, metavar="NAME", help=meaning)
         elif field.name in CHOICES:
             option = click.option(flag, type=click.Choice(list(CHOICES[field.name])), help=meaning)

@@ -1,6 +1,11 @@
 """The catalogue of data sets, algorithms and measures: names for readers, and basic facts."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+OWN_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")  # of an algorithm or a network of one's own
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ ALGORITHMS = {
     "fomaml": Algorithm("first-order MAML", ("none", "adapted", "random"), first_order=True),
     "finetune": Algorithm("finetuning", episodic=False),
 }
+NETWORKS = {"convnet": "the paper's ConvNet"}
 MEASURES = {
     "hessian_norm": Measure("Hessian norm at adapted solutions", log=True),
     "support_loss": Measure("support loss, adapted (nats)", log=True),
@@ -96,6 +102,23 @@ MEASURES = {
     "body_norm": Measure("L2 norm of convolution weights", over="network"),
     "head_norm": Measure("L2 norm of head weights", over="network"),
 }
+
+
+def learn_names(settings: Mapping[str, Any]) -> None:
+    """Make known what a record names of one's own, an algorithm or a network, for readers.
+
+    To train it, its code has to be registered: `metanb.maml.algorithms.algorithm`,
+    `metanb.maml.network.network`.
+
+    Args:
+        settings: of a record, by name.
+    """
+    algorithm, network = settings.get("algorithm"), settings.get("network")
+    if isinstance(algorithm, str) and OWN_NAME.fullmatch(algorithm):
+        every_regulariser = ALGORITHMS["maml"].regularisers
+        ALGORITHMS.setdefault(algorithm, Algorithm(algorithm, every_regulariser))
+    if isinstance(network, str) and OWN_NAME.fullmatch(network):
+        NETWORKS.setdefault(network, network)
 
 
 def name_of(setting: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from metanb.labels import ALGORITHMS, DATASETS
+from metanb.labels import ALGORITHMS, DATASETS, NETWORKS
 
 TestHead = Literal["fresh", "shared", "zero"]
 Regulariser = Literal["none", "adapted", "through", "outer", "random"]
@@ -90,6 +90,9 @@ class Settings:
     queries: int = _number(1, 1, 100, "query images per class in meta-training")
     test_queries: int = _number(
         15, 1, 100, "query images per class in meta-test and meta-validation"
+    )
+    network: str = _choice(
+        "convnet", NETWORKS, "the network: convnet, or one that is registered from Python"
     )
     filters: int = _number(64, 1, 1024, "channels of each convolution")
     head_init: HeadInit = _choice(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from metanb.data.tasks import split_into_tasks
-from metanb.labels import ALGORITHMS, Algorithm
+from metanb.labels import ALGORITHMS, OWN_NAME, Algorithm
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
-from metanb.settings import Settings
+from metanb.settings import Settings, SettingsError
 
 
 class Gradient(Protocol):
@@ -117,9 +116,9 @@ def algorithm(name: str, entry: Algorithm) -> Callable[[Gradient], Gradient]:
         'glyphs-5w1s-slowmaml-s0-cfbce637'
         >>> del ALGORITHMS["slowmaml"], GRADIENTS["slowmaml"]  # and it is gone
     """
-    if name in ALGORITHMS:
+    if name in GRADIENTS:
         raise ValueError(f"there is an algorithm {name!r} already: choose another name")
-    if not re.fullmatch(r"[a-z][a-z0-9]*", name):
+    if not OWN_NAME.fullmatch(name):
         raise ValueError(f"algorithm {name!r}: use small letters and digits, as in 'reptile'")
 
     def register(gradient: Gradient) -> Gradient:
@@ -128,3 +127,17 @@ def algorithm(name: str, entry: Algorithm) -> Callable[[Gradient], Gradient]:
         return gradient
 
     return register
+
+
+def find_gradient(settings: Settings) -> Gradient:
+    """Return the gradient of the settings' algorithm.
+
+    Raises:
+        SettingsError: the algorithm is one's own, and it is not registered here.
+    """
+    if settings.algorithm not in GRADIENTS:
+        raise SettingsError(
+            f"algorithm={settings.algorithm!r} is one's own: register it first, or name its file "
+            "with --plugin"
+        )
+    return GRADIENTS[settings.algorithm]

@@ -13,12 +13,14 @@ are cheap at stride 2.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metanb.labels import NETWORKS, OWN_NAME
 from metanb.maml.kernels import (
     EPS,
     batch_norm,
@@ -29,10 +31,67 @@ from metanb.maml.kernels import (
     out_side,
     windows,
 )
-from metanb.settings import CHOICES
+from metanb.settings import CHOICES, Settings, SettingsError
 
 # Strides halve images up to this side, max-pooling halves larger ones.
 STRIDED_UP_TO = 28
+
+
+# What builds a network from the images' shape, the number of outputs and the run's settings, by the
+# setting's name.
+Builder: TypeAlias = Callable[[tuple[int, ...], int, Settings], nn.Module]
+BUILDERS: dict[str, Builder] = {}
+
+
+def network(name: str, label: str = "") -> Callable[[Builder], Builder]:
+    """Register a function that builds a network of one's own; runs, records and figures know it.
+
+    Args:
+        name: of the setting `network`.
+        label: what readers call it; "": its name.
+
+    Raises:
+        ValueError: the name is taken, or is not made of small letters and digits.
+
+    Example:
+        >>> from metanb.settings import preset
+        >>> @network("tiny", "two layers")
+        ... def build(image_shape, outputs, settings):
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, outputs))
+        >>> build_network(preset("smoke", "glyphs", network="tiny"), (1, 28, 28), 5)[1].out_features
+        5
+        >>> del BUILDERS["tiny"], NETWORKS["tiny"]  # and it is gone
+    """
+    if name in BUILDERS:
+        raise ValueError(f"there is a network {name!r} already: choose another name")
+    if not OWN_NAME.fullmatch(name):
+        raise ValueError(f"network {name!r}: use small letters and digits, as in 'resnet12'")
+
+    def register(builder: Builder) -> Builder:
+        BUILDERS[name] = builder
+        NETWORKS[name] = label or name
+        return builder
+
+    return register
+
+
+def build_network(settings: Settings, image_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Build the untrained network of a run from torch's random state.
+
+    Args:
+        settings: of the run.
+        image_shape: channels, height, width.
+        outputs: of the head.
+
+    Raises:
+        SettingsError: the network is one's own, and it is not registered here.
+    """
+    if settings.network not in BUILDERS:
+        raise SettingsError(
+            f"network={settings.network!r} is one's own: register it first, or name its file with "
+            "--plugin"
+        )
+    return BUILDERS[settings.network](image_shape, outputs, settings)
 
 
 class Patches(NamedTuple):
@@ -195,3 +254,11 @@ class ConvNet(nn.Module):
 def _with_task_dimension(parameter: Tensor, dim: int) -> Tensor:
     """The parameter with a task dimension: one is added where it has `dim` dimensions."""
     return parameter.unsqueeze(0) if parameter.dim() == dim else parameter
+
+
+def build_convnet(image_shape: tuple[int, ...], outputs: int, settings: Settings) -> ConvNet:
+    """Build the paper's network; a `Builder`."""
+    return ConvNet(image_shape, outputs, settings.filters, settings.head_init)
+
+
+BUILDERS["convnet"] = build_convnet

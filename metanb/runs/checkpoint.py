@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from metanb import files
-from metanb.maml.network import ConvNet
 from metanb.runs import machine
 from metanb.runs.records import RecordError
 from metanb.settings import Settings
@@ -45,7 +45,7 @@ class State:
     """
 
     settings: Settings
-    net: ConvNet
+    net: nn.Module
     optimiser: torch.optim.Adam
     origin: dict[str, Any]
     epoch: int = -1

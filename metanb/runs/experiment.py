@@ -10,10 +10,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import nn
 
 from metanb.data.tasks import Tasks
 from metanb.maml.engine import Engine, choose_engine
-from metanb.maml.network import ConvNet
 from metanb.runs import checkpoint, cohorts, records, store, training, weights
 
 # callers know it as experiment.DivergedError
@@ -157,7 +157,7 @@ def _read_recorded(settings: Settings, until: int | None) -> records.Record:
     return record
 
 
-def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
+def trained_net(settings: Settings, device: str = "auto") -> nn.Module:
     """The network at the end of a run, on the CPU; trained where its weights are not stored.
 
     Weights kept beside the run's record come first, then the checkpoint in the local store. Neither
@@ -188,7 +188,7 @@ def trained_net(settings: Settings, device: str = "auto") -> ConvNet:
 
 def nets_after(
     settings: Settings, epochs: Iterable[int], device: str = "auto"
-) -> dict[int, ConvNet]:
+) -> dict[int, nn.Module]:
     """The network after each of some epochs, on the CPU; epoch 0 is the untrained network.
 
     Weights kept beside the record of this run, stopped after that epoch, come first. Otherwise they
@@ -196,7 +196,7 @@ def nets_after(
     several such runs are trained, a longer one goes on from a shorter one.
     """
     settings = _identify(settings)
-    nets: dict[int, ConvNet] = {}
+    nets: dict[int, nn.Module] = {}
     shorter: Settings | None = None
     for epoch in sorted(set(epochs)):
         if epoch == 0:
@@ -254,12 +254,12 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
         return training.record_run(settings, net, values)
 
 
-def _net_of_checkpoint(settings: Settings, values: dict[str, Any]) -> ConvNet:
+def _net_of_checkpoint(settings: Settings, values: dict[str, Any]) -> nn.Module:
     """The network of a checkpoint, on the CPU."""
     return weights.network_with(settings, values["net"])
 
 
-def _kept_net(settings: Settings, epoch: int) -> ConvNet | None:
+def _kept_net(settings: Settings, epoch: int) -> nn.Module | None:
     """The network after an epoch, if its weights are kept beside a record that ends there."""
     record = weights.find_weights(settings, epoch)
     state = weights.load_weights(record) if record else None

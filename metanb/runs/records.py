@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 
 from metanb import files
+from metanb.labels import learn_names
 from metanb.runs import store
 from metanb.settings import Settings, from_dict
 
@@ -162,6 +163,7 @@ def _read_as(path: Path, name: str) -> Record:
         content = (path / "measures.csv").read_bytes()
         if not (isinstance(values, dict) and isinstance(provenance, dict)):
             raise ValueError("settings.json and provenance.json must each hold one object")
+        learn_names(values)
         settings = from_dict(values)
     # Bad UTF-8, bad JSON and a SettingsError are ValueErrors.
     except (OSError, ValueError) as error:

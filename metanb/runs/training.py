@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from metanb.data import image_sets
@@ -27,7 +27,7 @@ from metanb.landscape.lanczos import LandscapeError
 from metanb.landscape.measures import accuracies_after_adapting, measure_together
 from metanb.landscape.task_stats import Stat
 from metanb.maml.engine import Engine, precision
-from metanb.maml.network import ConvNet
+from metanb.maml.network import build_network
 from metanb.maml.outer_loop import chunk_size
 from metanb.runs import machine, plugins, records, store
 from metanb.runs.checkpoint import State
@@ -192,7 +192,7 @@ def _load_state(
     return state
 
 
-def new_network(settings: Settings, train: ImageSet) -> ConvNet:
+def new_network(settings: Settings, train: ImageSet) -> nn.Module:
     """The untrained network of these settings, on the CPU.
 
     Its head has N outputs; if the algorithm is not episodic, one output per meta-train class. The
@@ -201,7 +201,7 @@ def new_network(settings: Settings, train: ImageSet) -> ConvNet:
     outputs = settings.ways if ALGORITHMS[settings.algorithm].episodic else len(train.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return ConvNet(train.images.shape[2:], outputs, settings.filters, settings.head_init)
+        return build_network(settings, train.images.shape[2:], outputs)
 
 
 def _report_set_aside(failure: RunFailure, n_runs: int) -> None:
@@ -311,7 +311,7 @@ def _make_rows(settings: Settings, epoch: int, stats: dict[str, Stat]) -> list[d
     return [place | {"measure": name} | asdict(stat) for name, stat in stats.items()]
 
 
-def record_run(settings: Settings, net: ConvNet, values: dict[str, Any]) -> records.Record:
+def record_run(settings: Settings, net: nn.Module, values: dict[str, Any]) -> records.Record:
     """Write the record of a run, at its end or where it stopped.
 
     `final_accuracy` is measured here and nowhere else: on meta-test tasks that the measures of the
@@ -337,7 +337,7 @@ def record_run(settings: Settings, net: ConvNet, values: dict[str, Any]) -> reco
     return records.write_record(settings, rows, values["origin"] | times, store.store_folder())
 
 
-def _measure_final_accuracy(settings: Settings, net: ConvNet) -> Stat:
+def _measure_final_accuracy(settings: Settings, net: nn.Module) -> Stat:
     """The query accuracy after adapting, over the settings' `final_tasks` meta-test tasks."""
     images = load_split(settings, "test")
     accuracies = []

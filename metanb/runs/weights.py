@@ -1,7 +1,7 @@
 """Trained weights kept beside a run's record: `<record>/weights.safetensors`, float32 tensors.
 
-The tensors have the names of `ConvNet.state_dict()`. The file's metadata has the run's id and the
-epoch, as JSON under "metanb". The record's provenance lists the file's SHA-256, and the file is
+The tensors have the names of the network's `state_dict()`. The file's metadata has the run's id and
+the epoch, as JSON under "metanb". The record's provenance lists the file's SHA-256; the file is
 checked against it when it is read. The safetensors format holds numbers alone: reading it runs no
 code.
 """
@@ -17,13 +17,13 @@ from filelock import Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
-from torch import Tensor
+from torch import Tensor, nn
 
 from metanb.labels import ALGORITHMS
-from metanb.maml.network import ConvNet
+from metanb.maml.network import build_network
 from metanb.runs import checkpoint, records, store
 from metanb.runs.records import Record, RecordError
-from metanb.settings import Settings
+from metanb.settings import Settings, SettingsError
 
 PATIENCE = 5  # seconds to wait for a run that another process is training
 
@@ -94,7 +94,7 @@ def find_weights(settings: Settings, epoch: int | None = None) -> Record | None:
 
 
 def load_weights(record: Record) -> dict[str, Tensor] | None:
-    """The weights kept beside a record, by the names of `ConvNet.state_dict()`, on the CPU.
+    """The weights kept beside a record, by the names of the network's `state_dict()`, on the CPU.
 
     None for a record without the file, even if its provenance lists a checksum: records may be
     copied without their weights. Raises RecordError for a file that is damaged.
@@ -104,6 +104,8 @@ def load_weights(record: Record) -> dict[str, Tensor] | None:
         return None
     try:
         return unpack_weights(path.read_bytes(), record.settings, record.provenance)
+    except SettingsError:  # a network of one's own that is not registered here
+        raise
     except (OSError, ValueError) as error:
         raise RecordError(
             f"weights {path} are damaged: {error}; delete the file: they are then read from the "
@@ -137,17 +139,17 @@ def unpack_weights(
     return state
 
 
-def network_with(settings: Settings, state: dict[str, Tensor]) -> ConvNet:
+def network_with(settings: Settings, state: dict[str, Tensor]) -> nn.Module:
     """The network of a run with given weights, on the CPU; it does not need the image set.
 
     Raises KeyError or RuntimeError for weights that do not fit.
     """
     outputs = settings.ways
     if not ALGORITHMS[settings.algorithm].episodic:  # one per meta-train class
-        outputs = settings.train_classes or state["head.bias"].numel()
+        outputs = settings.train_classes or list(state.values())[-1].shape[0]
     # The first weights, which are replaced below, leave torch's global random state as it is.
     with torch.random.fork_rng(devices=[]):
-        net = ConvNet(settings.image_shape, outputs, settings.filters, settings.head_init)
+        net = build_network(settings, settings.image_shape, outputs)
     net.load_state_dict(state)
     return net
 
