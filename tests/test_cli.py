@@ -79,7 +79,7 @@ def test_judging_claims_loads_no_torch(code):
 def test_bench_offers_what_it_can_time():
     """Meta-gradients, Hessian norms and whole iterations."""
     (unit,) = [option for option in cli.commands["bench"].params if option.name == "units"]
-    assert list(unit.type.choices) == ["U1", "U2", "U3", "U4", "H", "R1", "R2"]
+    assert list(unit.type.choices) == ["U1", "U2", "U3", "U4", "H", "HR", "R1", "R2"]
 
 
 def notebook(path, source):

@@ -61,12 +61,12 @@ def _time_units(
     jobs = [
         (unit, first_order)
         for unit in names
-        for first_order in ((False, True) if unit != units.HESSIANS else (False,))
+        for first_order in ((False,) if unit in units.HESSIANS else (False, True))
     ]
     timings: list[timing.Timing] = []
     for unit, first_order in tqdm(jobs, unit="unit", disable=None):
-        if unit == units.HESSIANS:
-            timings += timing.time_hessian_norms(device, repeats)
+        if unit in units.HESSIANS:
+            timings += timing.time_hessian_norms(unit, device, repeats)
         else:
             timings += timing.time_gradients(unit, first_order, repeats, device, rate)
     return timings

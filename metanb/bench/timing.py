@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import resnet18
 
 from metanb.bench import peers, units
 from metanb.data import image_sets
@@ -23,6 +25,7 @@ from metanb.maml.cuda_graph import Replayed
 from metanb.maml.inner_loop import adapt, losses
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import chunk_size, meta_gradient
+from metanb.maml.per_task import count_activations
 from metanb.settings import Settings
 
 # A network, and a call that leaves the meta-gradient in it.
@@ -34,7 +37,7 @@ class Timing:
     """One candidate on one unit.
 
     Attributes:
-        unit: key of `units.UNITS`, or `units.HESSIANS`.
+        unit: key of `units.UNITS` or `units.HESSIANS`.
         order: "second" or "first" for meta-gradients, "" for Hessian norms.
         candidate: metanb or a peer.
         ms, ms_low, ms_high: median and quartiles of the time, milliseconds.
@@ -118,12 +121,19 @@ def _gradient_candidates(net: ConvNet, tasks: Tasks, settings: Settings) -> dict
         net.zero_grad(set_to_none=True)
         meta_gradient(net, Tasks(*tensors), lr, steps, first_order=first_order, chunk=chunk)
 
+    plain_layers = peers.plain_net(net, peers.PrimitiveNorm)
+
+    def compute_plain() -> None:
+        plain_layers.zero_grad(set_to_none=True)
+        meta_gradient(plain_layers, tasks, lr, steps, first_order=first_order, chunk=chunk)
+
     def compute_by_peer(peer: peers.Peer, plain: torch.nn.Module) -> None:
         plain.zero_grad()
         peer(plain, tasks, lr, steps, first_order)
 
     candidates: dict[str, Candidate] = {
-        units.OURS: (net, partial(Replayed(compute_ours, device), *tasks.tensors()))
+        units.OURS: (net, partial(Replayed(compute_ours, device), *tasks.tensors())),
+        units.PLAIN: (plain_layers, compute_plain),
     }
     for name, (peer, norm, library, orders) in peers.PEERS.items():
         if peers.is_installed(library) and ("first" if first_order else "second") in orders:
@@ -136,16 +146,27 @@ def _cast_images(tasks: Tasks, dtype: torch.dtype) -> Tasks:
     return replace(tasks, support_x=tasks.support_x.to(dtype), query_x=tasks.query_x.to(dtype))
 
 
-def time_hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
-    """Time the Hessian norms of `units.HESSIAN_TASKS` adapted tasks of U1's shape.
+def time_hessian_norms(unit: str, device: torch.device, repeats: int) -> list[Timing]:
+    """Time the Hessian norms of `units.HESSIAN_TASKS` adapted tasks of U1's ways and shots.
 
     The relative error asked for is 1e-3, of peers that can be asked for one.
     """
     settings = units.UNITS["U1"][1]
-    tasks = unit_tasks(settings, units.HESSIAN_TASKS, device)
-    net = _seeded_network(settings, tasks)
-    chunk = task_stats.tasks_at_once(device)
+    if unit == "H":
+        tasks = unit_tasks(settings, units.HESSIAN_TASKS, device)
+        net: torch.nn.Module = _seeded_network(settings, tasks)
+    else:
+        settings = replace(settings, inner_lr=0.01)
+        rng = np.random.default_rng(0)
+        shape = (settings.ways, settings.shots, settings.queries)
+        tasks = sample_tasks(_random_images(3, 32, 32), units.HESSIAN_TASKS, *shape, rng).to(device)
+        torch.manual_seed(settings.seed)
+        net = resnet18(num_classes=settings.ways).eval().to(device)
     params = adapt(net, tasks, settings.inner_lr, settings.inner_steps, first_order=True).detach()
+    # As many tasks at once as memory holds: the Lanczos basis, and the graph of the images.
+    activations = count_activations(net, tasks.support_x[0, :1]) * tasks.support_x.shape[1]
+    bytes_each = params.element_size() * (33 * params.shape[1] + 8 * activations)
+    chunk = task_stats.tasks_at_once(device, bytes_each)
 
     def compute_ours() -> list[float]:
         norms: list[float] = []
@@ -160,9 +181,9 @@ def time_hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
     # For the peers: each task's adapted network, in plain layers, with its support set.
     adapted = []
     for row in params:
-        copy = _seeded_network(settings, tasks)
+        copy = deepcopy(net)
         torch.nn.utils.vector_to_parameters(row, copy.parameters())
-        adapted.append(peers.plain_net(copy))
+        adapted.append(peers.plain_net(copy) if isinstance(copy, ConvNet) else copy)
     solutions = list(zip(adapted, tasks.support_x, tasks.support_y, strict=True))
 
     def compute_by_peer(peer: Callable[..., float]) -> list[float]:
@@ -179,7 +200,7 @@ def time_hessian_norms(device: torch.device, repeats: int) -> list[Timing]:
     }
     seconds = _time_in_turns(calls, repeats, device)
     unknown = dict.fromkeys(seconds, float("nan"))
-    return _summarise(units.HESSIANS, "", seconds, units.HESSIAN_BASE, errors, unknown, unknown)
+    return _summarise(unit, "", seconds, units.HESSIAN_BASE, errors, unknown, unknown)
 
 
 def time_measuring(device: torch.device) -> float:
@@ -199,13 +220,17 @@ def unit_tasks(settings: Settings, n_tasks: int, device: torch.device) -> Tasks:
     """
     rng = np.random.default_rng(0)
     if settings.dataset == "mini-imagenet":
-        shape = (10, 20, *DATASETS["mini-imagenet"].shape)
-        pixels = rng.integers(0, 256, shape, np.uint8)
-        pool = image_sets.ImageSet("random", "train", pixels, tuple("0123456789"), "")
+        pool = _random_images(*DATASETS["mini-imagenet"].shape)
     else:
         pool = image_sets.load_images("glyphs", "train")
     tasks = sample_tasks(pool, n_tasks, settings.ways, settings.shots, settings.queries, rng)
     return tasks.to(device)
+
+
+def _random_images(*shape: int) -> image_sets.ImageSet:
+    """Ten classes of 20 images [C, H, W] of random pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 20, *shape), np.uint8)
+    return image_sets.ImageSet("random", "train", pixels, tuple("0123456789"), "")
 
 
 def best_rate(device: torch.device) -> float:

@@ -19,10 +19,15 @@ UNITS: dict[str, tuple[str, Settings]] = {
     ),
 }
 
-HESSIANS = "H"  # the unit of the Hessian norms
+# Hessian norms: unit -> what it is. Both are of `HESSIAN_TASKS` tasks of U1's ways and shots.
+HESSIANS = {
+    "H": "the paper's ConvNet at adapted solutions",
+    "HR": "torchvision's ResNet-18, its running statistics frozen, on random images of 32x32 colour",
+}
 
 # Names of candidates; the peers' are keys of peers.PEERS and peers.HESSIAN_PEERS.
 OURS = "metanb"
+PLAIN = "metanb, plain layers"  # the same network as a module that knows nothing of tasks
 BASE = "higher, one task at a time"
 HESSIAN_BASE = "PyHessian, at most 20 iterations"
 VMAP = "torch.func vmap, own batch norm"
@@ -42,4 +47,4 @@ CELLS: dict[str, tuple[str, Settings]] = {
 # cell -> the unit and the order of its meta-gradient in UNITS
 GRADIENTS = {"R1": ("U3", "second"), "R2": ("U4", "first")}
 
-ALL = [*UNITS, HESSIANS, *CELLS]  # every key that `metanb bench --unit` takes
+ALL = [*UNITS, *HESSIANS, *CELLS]  # every key that `metanb bench --unit` takes

@@ -33,7 +33,7 @@ def test_errors_tell_right_from_wrong(unit, first_order):
     timings = bench_timing.time_gradients(unit, first_order, 1, CPU, rate=1e11)
     by_name = {timing.candidate: timing for timing in timings}
     wrong = "torch.func vmap, F.batch_norm"
-    always = {units.OURS, units.BASE, "bare autograd loop, F.batch_norm", wrong}
+    always = {units.OURS, units.PLAIN, units.BASE, "bare autograd loop, F.batch_norm", wrong}
     assert always <= by_name.keys()
     for name, timing in by_name.items():
         assert (timing.error64 > units.WRONG) == (name == wrong and not first_order), timing
