@@ -295,7 +295,6 @@ def benchmark_values() -> dict[str, str]:
     return {
         "bench_units": markdown_table(["Unit", "Setting"], unit_rows),
         "bench_hessian_units": markdown_table(["Unit", "Network"], hessian_rows),
-        "bench_tasks": format_value(units.HESSIAN_TASKS),
         "bench_where": origin,
         "bench_checked": format_value(units.CHECKED_TASKS),
         "bench_single": format_range(ours.error),

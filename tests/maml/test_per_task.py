@@ -11,6 +11,7 @@ from torch.func import functional_call, vmap
 
 from metanb.data.tasks import Tasks
 from metanb.landscape.measures import measure
+from metanb.maml import per_task
 from metanb.maml.outer_loop import meta_gradient as inner_loop_gradient
 from metanb.maml.per_task import NetworkError, for_tasks
 from metanb.maml.per_task import _plain_attention as plain_attention
@@ -181,6 +182,19 @@ def test_measures_of_any_module(name):
     assert stats["hessian_norm"].mean == pytest.approx(sum(norms) / T, rel=1e-3)
     assert stats["distance"].mean == pytest.approx(sum(distances) / T, rel=1e-10)
     assert stats["query_loss"].mean == pytest.approx(sum(losses) / T, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cnn, batch norm", "tied weights", "transformer, eval"])
+def test_large_modules_loop_over_tasks_with_the_same_result(name, monkeypatch):
+    net, x = build(name)
+    tasks = Tasks(x, LABELS, x.flip(1), LABELS)
+    gradients = []
+    for limit in (per_task.LOOP_FROM, 0):
+        monkeypatch.setattr(per_task, "LOOP_FROM", limit)
+        net.zero_grad()
+        inner_loop_gradient(net, tasks, 0.1, 2, first_order=False, chunk=T)
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-12
 
 
 @pytest.mark.parametrize("name", MODULES)
