@@ -1,5 +1,9 @@
 """The command line as its user meets it: one-line errors, exit codes, results on stdout."""
 
+import io
+import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -7,8 +11,12 @@ import nbformat
 import pytest
 
 from metanb.cli import cli
+from metanb.runs import records
+from metanb.runs import store as run_store
+from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.command_line import call
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -22,7 +30,7 @@ from tests.support.command_line import call
         (["train", "--device", "cpu:foo"], ["cpu:foo", "auto"]),
         (["train", "--iterations", "7"], ["iterations=7", "epoch_iterations=10"]),
         (["train", "--dataset", "mini-imagenet"], ["mini-imagenet"]),
-        (["data", "check", "imagenet"], ["imagenet", "mini-imagenet"]),
+        (["data", "fetch", "imagenet"], ["imagenet", "mini-imagenet"]),
         (["run", "nowhere.ipynb"], ["nowhere.ipynb"]),
     ],
 )
@@ -80,6 +88,95 @@ def test_bench_offers_what_it_can_time():
     """Meta-gradients, Hessian norms and whole iterations."""
     (unit,) = [option for option in cli.commands["bench"].params if option.name == "units"]
     assert list(unit.type.choices) == ["U1", "U2", "U3", "U4", "H", "R1", "R2"]
+
+
+@pytest.fixture
+def ledger(tmp_path, monkeypatch):
+    """Three runs of the book in two cells, and a folder for one's own, which is empty."""
+    book, own = tmp_path / "results", tmp_path / "own"
+    own.mkdir()
+    for pattern in (
+        "glyphs-5w1s-maml-s0-*",
+        "glyphs-5w1s-maml-s1-*",
+        "omniglot-5w1s-maml-adapted-s0-*",
+    ):
+        record = min((ROOT / "results").glob(pattern))
+        shutil.copytree(record, book / record.name)
+    monkeypatch.setattr(run_store, "book_folder", lambda: book)
+    monkeypatch.setenv("METANB_STORE", str(own))
+    return own
+
+
+def test_claims_are_filtered(capsys, monkeypatch, ledger):
+    code, out, err = call(capsys, monkeypatch, "claims")
+    assert (code, err) == (0, "") and {"  C5:", "  C6:"} <= set(re.findall("^  C.:", out, re.M))
+    assert max(map(len, out.splitlines())) <= 80
+    options = ["c5", "C6", "--dataset", "glyphs", "--algorithm", "maml", "--scale", "quick"]
+    code, out, _ = call(capsys, monkeypatch, "claims", *options)
+    heading, *rows = out.split("\n\n")[0].splitlines()
+    assert code == 0 and heading == "Glyphs, 5-way 1-shot, MAML, quick"
+    assert [row[:5] for row in rows if row[2] != " "] == ["  C5:", "  C6:"]
+    _, out, _ = call(capsys, monkeypatch, "claims", *options, "--json")
+    assert [(row["claim"], row["dataset"]) for row in json.loads(out)] == [
+        ("C5", "glyphs"),
+        ("C6", "glyphs"),
+    ]
+    code, out, err = call(capsys, monkeypatch, "claims", "C8", "--dataset", "glyphs")
+    assert (code, out, err) == (0, "", "no recorded run has such a row\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["C9"], ["CLAIM 'C9'", "C1, C2", "C8"]),
+        (["C1", "--dataset", "imagenet"], ["--dataset 'imagenet'", "glyphs, omniglot"]),
+        (["--algorithm", "reptile"], ["--algorithm 'reptile'", "finetune, fomaml, maml"]),
+        (["--scale", "smoke"], ["--scale 'smoke'", "custom, paper, quick"]),
+    ],
+)
+def test_claims_names_the_choices(arguments, words, capsys, monkeypatch, ledger):
+    code, out, err = call(capsys, monkeypatch, "claims", *arguments)
+    (error,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert code == 2 and out == "" and all(word in error for word in words)
+    if arguments == ["C9"]:
+        shown("A claim or a name is mistyped", err)
+
+
+def put_into(folder, settings, name):
+    """A record of these settings, with the curves of one of the book's."""
+    source = records.read_record(next((ROOT / "results").glob(name)))
+    rows = source.measures[source.measures.epoch <= settings.epochs].to_dict("records")
+    values = {k: v for k, v in source.provenance.items() if k != "measures_sha256"}
+    return records.write_record(settings, rows, values, folder)
+
+
+def test_ones_own_runs_are_marked_and_smoke_is_left_out(capsys, monkeypatch, ledger):
+    """By hand: the book has two seeds of the cell, the store has the third, and a smoke run."""
+    before = json.loads(call(capsys, monkeypatch, "claims", "--json")[1])
+    put_into(ledger, preset("quick", "glyphs", seed=2), "glyphs-5w1s-maml-s2-*")
+    put_into(ledger, preset("smoke", "glyphs"), "glyphs-5w1s-maml-s2-*")
+    _, out, err = call(capsys, monkeypatch, "claims", "C2", "--dataset", "glyphs")
+    assert re.findall("^Glyphs.*", out, re.M) == [
+        "Glyphs, 5-way 1-shot, MAML, quick",
+        "Glyphs, 5-way 1-shot, MAML, quick; yours: 1 of 3 runs",
+    ]
+    assert "  C2: not yet run: fewer than 3 runs; × " in out and "  C2: reproduced; × " in out
+    assert err == "left out: smoke runs (1): they only show that the code works\n"
+    shown("A smoke run is in the store", err)
+    after = json.loads(call(capsys, monkeypatch, "claims", "--json")[1])
+    assert [row for row in after if not row["own"]] == before
+    assert {row["scale"] for row in after} == {"quick"}
+
+
+def test_an_encoding_without_greek_does_not_stop_the_ledger(capsys, monkeypatch, ledger):
+    for encoding, letter in (("cp1252", "?"), ("utf-8", "γ")):
+        bytes_out = io.BytesIO()
+        stdout = io.TextIOWrapper(bytes_out, encoding)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        code, _, err = call(capsys, monkeypatch, "claims", "C8")
+        stdout.flush()
+        assert (code, err) == (0, "")
+        assert f"C8, adapted, {letter} = 1: not yet run" in bytes_out.getvalue().decode(encoding)
 
 
 def notebook(path, source):
