@@ -410,6 +410,13 @@ def _choose(option: str, value: str, choices: Iterable[str]) -> str:
     help="set a parameter of the notebook; may be repeated",
 )
 @click.option(
+    "-f",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="a YAML file of parameters, NAME: VALUE per line; -p wins over it",
+)
+@click.option("-k", "kernel", metavar="NAME", help="the kernel  [default: the notebook's own]")
+@click.option(
     "-o",
     "output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -417,21 +424,34 @@ def _choose(option: str, value: str, choices: Iterable[str]) -> str:
     "[default: NOTEBOOK's name in the current folder, with -out]",
 )
 def run_command(
-    notebook: Path, parameters: tuple[tuple[str, str], ...], output: Path | None
+    notebook: Path,
+    parameters: tuple[tuple[str, str], ...],
+    file: Path | None,
+    kernel: str | None,
+    output: Path | None,
 ) -> None:
     """Execute a notebook with parameters of your own.
 
-    Papermill does it; the notebook itself stays as it is.
+    Papermill does it; the notebook itself stays as it is. A VALUE is a word, a number or a list, as
+    in "[0, 1]", of the type that the notebook's own value has.
     """
     try:
         import papermill
-        from papermill.inspection import inspect_notebook
+
+        from metanb import notebooks
     except ImportError as error:
         raise click.ClickException(
             "running a notebook needs papermill: pip install 'metanb[book]'"
         ) from error
 
-    values = _read_parameters(parameters, notebook.name, inspect_notebook(str(notebook)))
+    # Check all that was asked for before a kernel starts.
+    try:
+        content = notebooks.read_notebook(notebook)
+        kernel = notebooks.choose_kernel(content, notebook.name, kernel)
+        values = notebooks.read_values(content, notebook.name, file, parameters)
+    except notebooks.NotebookError as error:
+        raise click.UsageError(str(error)) from None
+
     output = output or Path(f"{notebook.stem}-out.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     # The notebook runs in its own folder, where a relative path would lead elsewhere.
@@ -439,40 +459,12 @@ def run_command(
         if os.environ.get(variable):
             os.environ[variable] = str(Path(os.environ[variable]).expanduser().absolute())
     try:
-        papermill.execute_notebook(
-            str(notebook), str(output), parameters=values, cwd=str(notebook.parent)
-        )
+        notebooks.execute(notebook, output, values, kernel)
     except papermill.PapermillExecutionError as error:
         raise click.ClickException(
             f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}"
         ) from None
     click.echo(f"executed: {output}")
-
-
-def _read_parameters(
-    parameters: Sequence[tuple[str, str]], notebook: str, known: Sequence[str]
-) -> dict[str, Any]:
-    """Read parameters' values as YAML: "[0, 1]" is a list, "3" is a number.
-
-    Raises:
-        click.UsageError: the notebook has no such parameter, or a value cannot be read.
-    """
-    import yaml
-
-    for name, _ in parameters:
-        if name not in known:
-            raise click.UsageError(
-                f"{notebook} has no parameter {name!r}: choose from {', '.join(known)}"
-            )
-    values = {}
-    for name, text in parameters:
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise click.UsageError(
-                f"{name}={text!r} cannot be read: write a word, a number or a [list]"
-            ) from None
-    return values
 
 
 @cli.command("bench")
