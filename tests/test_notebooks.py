@@ -108,7 +108,7 @@ def test_another_type_is_refused(notebook, name, text, words):
 
 
 def test_a_file_of_parameters_and_typed_ones_win(capsys, monkeypatch, tmp_path):
-    """From end to end: of the file's three one is given anew, and one is no list as it has to be."""
+    """From end to end; one of the file's three is given anew, and one is to become a list."""
     path = write(tmp_path / "a.ipynb", "print(ways, rate, algorithms, dataset)")
     (tmp_path / "p.yml").write_text("ways: 010\nalgorithms: finetune\ndataset: glyphs\n")
     options = ["-f", tmp_path / "p.yml", "-p", "dataset", "omniglot", "-o", tmp_path / "out.ipynb"]
