@@ -34,7 +34,22 @@ SHOWN_MEASURES = [
 ]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Command(click.Command):
+    """A command whose summary is shown whole in the list of commands, however narrow it is."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first line of the docstring; click would cut it."""
+        return (self.help or "").strip().partition("\n")[0]
+
+
+class _Group(_Command, click.Group):
+    """A group of such commands."""
+
+    command_class = _Command
+    group_class = type
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="metanb")
 def cli() -> None:
     """Train, measure and judge gradient-based meta-learning, and run the book's notebooks."""
@@ -221,7 +236,8 @@ def grid_command(
 ) -> None:
     """Train the missing runs of a grid.
 
-    A grid is the set of all runs behind the book's results at one scale.
+    GRID is smoke, quick or paper: the set of all runs at one scale. The book's results are behind
+    quick and paper; smoke is a few tiny runs that show that the code works.
     """
     from metanb.grids import runner
 

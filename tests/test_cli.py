@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from metanb.cli import cli
+from metanb.grids import definitions
 from metanb.runs import records
 from metanb.runs import store as run_store
 from metanb.settings import preset
@@ -82,6 +83,24 @@ def test_judging_claims_loads_no_torch(code):
     script = f"import sys\n{code}\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("columns", ["50", "80"])
+def test_help_shows_summaries_whole(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for group in ([], ["data"]):
+        _, out, _ = call(capsys, monkeypatch, *group, "--help")
+        assert "..." not in out.partition("Commands:")[2]
+        assert max(map(len, out.splitlines())) <= int(columns)
+    _, out, _ = call(capsys, monkeypatch, "--help")
+    words = " ".join(out.split())
+    for name, command in cli.commands.items():
+        assert f" {name} {command.help.splitlines()[0]}" in words
+
+
+def test_help_names_the_grids(capsys, monkeypatch):
+    _, out, _ = call(capsys, monkeypatch, "grid", "--help")
+    assert all(name in out.partition("Options:")[0] for name in definitions.GRIDS)
 
 
 def test_bench_offers_what_it_can_time():
