@@ -124,12 +124,15 @@ def train_command(
 
     An interrupted run continues from its last epoch; a recorded run is read, not trained again.
     """
-    from metanb.runs.experiment import run_all
-    from metanb.runs.training import with_content
-
     given = {name: value for name, value in options.items() if value is not None}
     runs = _read_runs(file, scale, given) if file else [_settings_from_options(scale, given)]
-    for settings in map(with_content, runs):
+    click.echo("loading PyTorch, which takes seconds", err=True)
+    from metanb.runs.experiment import run_all
+    from metanb.runs.machine import is_interactive
+    from metanb.runs.training import with_content
+
+    # Where there is a progress bar, it names its runs.
+    for settings in [] if is_interactive() else map(with_content, runs):
         length = f"{settings.iterations} iterations, {settings.epochs} epochs"
         click.echo(f"run {settings.id}: {length}", err=True)
     for record in run_all(runs, device, until, together):

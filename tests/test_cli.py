@@ -1,11 +1,17 @@
 """The command line as its user meets it: one-line errors, exit codes, results on stdout."""
 
+import contextlib
+import fcntl
 import io
 import json
+import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 
 import nbformat
 import pytest
@@ -70,6 +76,59 @@ def test_train_tells_where_the_record_is(capsys, monkeypatch, tmp_path):
     assert (tmp_path / record / "measures.csv").is_file()
 
 
+def on_a_terminal(command, columns=80):
+    """Standard output of a command, and what it writes on a terminal that is its standard error."""
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end) as process:
+        os.close(its_end)
+        shown = b""
+        with contextlib.suppress(OSError):  # what Linux says where a terminal ends
+            while part := os.read(terminal, 4096):
+                shown += part
+        out = process.stdout.read()
+    os.close(terminal)
+    assert process.returncode == 0
+    return out.decode(), shown.decode()
+
+
+TINY = "--filters 4 --iterations 40 --epoch-iterations 20 --test-tasks 3 --final-tasks 3".split()
+TRAIN = [sys.executable, "-m", "metanb", "train", *TINY, "--device", "cpu"]
+
+
+def test_a_terminal_shows_a_bar_and_what_is_done(monkeypatch, tmp_path):
+    """At 80 columns the bar has at least 10; the run's id stands above it."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    out, shown = on_a_terminal(TRAIN)
+    lines = [line.strip("\x1b[A ") for line in re.split("[\r\n]+", shown)]
+    bars = [line for line in lines if "%|" in line]
+    assert lines[0] == "loading PyTorch, which takes seconds"
+    assert re.fullmatch(r"run glyphs-5w1s-maml-s0-\w{8}: 40 iterations, 2 epochs", lines[1])
+    assert {bar.split(":")[0].strip() for bar in bars} == {"training", "measuring"}
+    assert min(len(bar.split("|")[1]) for bar in bars) >= 10 and max(map(len, bars)) <= 80
+    assert "%|" not in out and out.splitlines()[-1].startswith("record: ")
+
+
+def test_a_log_has_no_bar(monkeypatch, tmp_path):
+    """Nor if a notebook that is open in Jupyter starts the command."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
+    done = subprocess.run(TRAIN, capture_output=True, text=True, check=True)
+    assert "\r" not in done.stderr and "%" not in done.stderr
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["loading", "run"]
+
+
+def test_data_check_shows_on_a_terminal_how_far_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("METANB_DATA", str(tmp_path))
+    command = [sys.executable, "-m", "metanb", "data", "check", "glyphs"]
+    out, shown = on_a_terminal(command)
+    for split in ("train", "valid", "test"):
+        assert re.search(rf"reading glyphs-\S*{split}: +\d+%\|", shown)
+    assert "%|" not in out and "glyphs: train " in out
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == out and done.stderr == ""
+
+
 MODULES = "metanb.cli, metanb.claims.rules, metanb.claims.verdicts, metanb.runs.records"
 
 
@@ -101,6 +160,17 @@ def test_help_shows_summaries_whole(columns, capsys, monkeypatch):
 def test_help_names_the_grids(capsys, monkeypatch):
     _, out, _ = call(capsys, monkeypatch, "grid", "--help")
     assert all(name in out.partition("Options:")[0] for name in definitions.GRIDS)
+
+
+def test_train_says_something_before_torch_is_loaded():
+    """In a process of its own, which the first word ends."""
+    script = (
+        "import sys\nfrom metanb import cli\n"
+        "def echo(line, err):\n    sys.exit(0 if err and 'torch' not in sys.modules else 3)\n"
+        "cli.click.echo = echo\n"
+        "cli.cli(['train'], standalone_mode=False)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_bench_offers_what_it_can_time():
