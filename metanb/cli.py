@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO, get_args
@@ -19,9 +20,9 @@ from metanb.data import image_sets
 from metanb.files import DiskError
 from metanb.grids import definitions, progress
 from metanb.grids.definitions import Planned
-from metanb.labels import DATASETS
-from metanb.runs import store
-from metanb.settings import CHOICES, RANGES, Scale, Settings, from_dict, preset
+from metanb.labels import ALGORITHMS, DATASETS
+from metanb.runs import records, store
+from metanb.settings import CHOICES, RANGES, Scale, Settings, from_dict, preset, scale_of
 
 SHOWN_MEASURES = [
     "query_accuracy",
@@ -33,7 +34,22 @@ SHOWN_MEASURES = [
 ]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Command(click.Command):
+    """A command whose summary is shown whole in the list of commands, however narrow it is."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first line of the docstring; click would cut it."""
+        return (self.help or "").strip().partition("\n")[0]
+
+
+class _Group(_Command, click.Group):
+    """A group of such commands."""
+
+    command_class = _Command
+    group_class = type
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="metanb")
 def cli() -> None:
     """Train, measure and judge gradient-based meta-learning, and run the book's notebooks."""
@@ -122,13 +138,16 @@ def train_command(
 
     An interrupted run continues from its last epoch; a recorded run is read, not trained again.
     """
-    from metanb.runs.experiment import run_all
-    from metanb.runs.training import with_content
-
     _load_plugins(plugin_files)
     given = {name: value for name, value in options.items() if value is not None}
     runs = _read_runs(file, scale, given) if file else [_settings_from_options(scale, given)]
-    for settings in map(with_content, runs):
+    click.echo("loading PyTorch, which takes seconds", err=True)
+    from metanb.runs.experiment import run_all
+    from metanb.runs.machine import is_interactive
+    from metanb.runs.training import with_content
+
+    # Where there is a progress bar, it names its runs.
+    for settings in [] if is_interactive() else map(with_content, runs):
         length = f"{settings.iterations} iterations, {settings.epochs} epochs"
         click.echo(f"run {settings.id}: {length}", err=True)
     for record in run_all(runs, device, until, together):
@@ -243,7 +262,8 @@ def grid_command(
 ) -> None:
     """Train the missing runs of a grid.
 
-    A grid is the set of all runs behind the book's results at one scale.
+    GRID is smoke, quick or paper: the set of all runs at one scale. The book's results are behind
+    quick and paper; smoke is a few tiny runs that show that the code works.
     """
     from metanb.grids import runner
 
@@ -334,6 +354,10 @@ def _export_runs(planned: Sequence[Planned], folder: Path, name: str) -> None:
 
 
 @cli.command("claims")
+@click.argument("claims", metavar="[CLAIM]...", nargs=-1)
+@click.option("--dataset", metavar="NAME", help="only rows of this data set")
+@click.option("--algorithm", metavar="NAME", help="only rows of this algorithm")
+@click.option("--scale", metavar="NAME", help="only rows of this scale: quick, paper or custom")
 @click.option(
     "--json", "as_json", is_flag=True, help="print JSON: a list of objects, with all details"
 )
@@ -344,29 +368,84 @@ def _export_runs(planned: Sequence[Planned], folder: Path, name: str) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="folders of records  [default: results/ of a checkout, and the local store]",
 )
-def claims_command(as_json: bool, folders: tuple[Path, ...]) -> None:
+def claims_command(
+    claims: tuple[str, ...],
+    dataset: str | None,
+    algorithm: str | None,
+    scale: str | None,
+    as_json: bool,
+    folders: tuple[Path, ...],
+) -> None:
     """Print a verdict on each claim of the paper.
 
-    The ledger has one row per claim and cell of recorded runs: its effect and its verdict.
+    CLAIM is C1 to C8; without it, all claims are shown. The ledger is grouped by cell, the runs
+    that differ by their seeds alone. A row is one claim: its verdict, the effect with its 95 %
+    interval, the number of runs, and Holm's p-value. In each cell the worst fit with the paper
+    stands first.
+
+    The book's runs, those in results/ of a checkout, are judged by themselves. A cell to which runs
+    of your own belong is shown once more, marked "yours".
     """
     from metanb.claims import rules, verdicts
-    from metanb.runs import records
+    from metanb.claims.paper import BY_NAME
 
-    places = folders or tuple(store.record_folders())
-    recorded = records.read_records(*(place for place in places if place.is_dir()))
-    if not recorded:
+    # Read the book's runs and one's own.
+    places = [place for place in folders or store.record_folders() if place.is_dir()]
+    by_book = [place for place in places if place.resolve() == store.book_folder()]
+    book = records.read_records(*by_book)
+    own = records.read_records(*(place for place in places if place not in by_book))
+    if not book + own:
+        looked_in = ", ".join(map(str, folders or store.record_folders()))
         raise click.ClickException(
-            f"no recorded run in {', '.join(map(str, places))}: make some with metanb grid quick"
+            f"no recorded run in {looked_in}: make some with metanb grid quick"
         )
-    rows = rules.judge(recorded)
-    short = sum(run.epochs < rules.MIN_EPOCHS for run in recorded)
-    if short:
-        click.echo(f"left out: {short} runs of fewer than {rules.MIN_EPOCHS} epochs", err=True)
+
+    # Judge them, all at once: Holm's p-values are of the whole ledger, whatever is shown of it.
+    rows = rules.judge_apart(book, own)
+    _report_unjudged(records.keep_furthest(book + own))
+    rows = [row for row in rows if row.verdict != verdicts.Verdict.SMOKE]
+
+    # Show what was asked for.
+    wanted = {
+        "claim": [_choose("CLAIM", name.upper(), BY_NAME) for name in claims],
+        "dataset": dataset and [_choose("--dataset", dataset, {row.dataset for row in rows})],
+        "algorithm": algorithm and [_choose("--algorithm", algorithm, ALGORITHMS)],
+        "scale": scale and [_choose("--scale", scale, ("quick", "paper", "custom"))],
+    }
+    for name, values in wanted.items():
+        rows = [row for row in rows if not values or getattr(row, name) in values]
     if as_json:
         click.echo(verdicts.rows_as_json(rows))
-        return
-    click.echo(verdicts.verdict_table(rows, corrected=True).to_string(index=False))
-    click.echo(verdicts.HOLM_MEANING)
+    elif rows:
+        click.echo(verdicts.verdicts_by_cell(rows))
+        click.echo("\n" + textwrap.fill(verdicts.HOLM_MEANING, 80))
+    else:
+        click.echo("no recorded run has such a row", err=True)
+
+
+def _report_unjudged(recorded: Sequence[records.Record]) -> None:
+    """Say on standard error how many runs are not judged, and why."""
+    from metanb.claims import rules
+
+    smoke = sum(scale_of(run.settings) == "smoke" for run in recorded)
+    if smoke:
+        click.echo(f"left out: smoke runs ({smoke}): they only show that the code works", err=True)
+    short = sum(
+        run.epochs < rules.MIN_EPOCHS for run in recorded if scale_of(run.settings) != "smoke"
+    )
+    if short:
+        click.echo(f"left out: runs of fewer than {rules.MIN_EPOCHS} epochs ({short})", err=True)
+
+
+def _choose(option: str, value: str, choices: Iterable[str]) -> str:
+    """The value, if it is one of the choices.
+
+    Raises:
+        click.UsageError: it is not; the message lists the choices.
+    """
+    if value not in choices:
+        raise click.UsageError(f"{option} {value!r} is none of {', '.join(sorted(choices))}")
+    return value
 
 
 @cli.command("run")
@@ -380,6 +459,13 @@ def claims_command(as_json: bool, folders: tuple[Path, ...]) -> None:
     help="set a parameter of the notebook; may be repeated",
 )
 @click.option(
+    "-f",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="a YAML file of parameters, NAME: VALUE per line; -p wins over it",
+)
+@click.option("-k", "kernel", metavar="NAME", help="the kernel  [default: the notebook's own]")
+@click.option(
     "-o",
     "output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -387,21 +473,34 @@ def claims_command(as_json: bool, folders: tuple[Path, ...]) -> None:
     "[default: NOTEBOOK's name in the current folder, with -out]",
 )
 def run_command(
-    notebook: Path, parameters: tuple[tuple[str, str], ...], output: Path | None
+    notebook: Path,
+    parameters: tuple[tuple[str, str], ...],
+    file: Path | None,
+    kernel: str | None,
+    output: Path | None,
 ) -> None:
     """Execute a notebook with parameters of your own.
 
-    Papermill does it; the notebook itself stays as it is.
+    Papermill does it; the notebook itself stays as it is. A VALUE is a word, a number or a list, as
+    in "[0, 1]", of the type that the notebook's own value has.
     """
     try:
         import papermill
-        from papermill.inspection import inspect_notebook
+
+        from metanb import notebooks
     except ImportError as error:
         raise click.ClickException(
             "running a notebook needs papermill: pip install 'metanb[book]'"
         ) from error
 
-    values = _read_parameters(parameters, notebook.name, inspect_notebook(str(notebook)))
+    # Check all that was asked for before a kernel starts.
+    try:
+        content = notebooks.read_notebook(notebook)
+        kernel = notebooks.choose_kernel(content, notebook.name, kernel)
+        values = notebooks.read_values(content, notebook.name, file, parameters)
+    except notebooks.NotebookError as error:
+        raise click.UsageError(str(error)) from None
+
     output = output or Path(f"{notebook.stem}-out.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
     # The notebook runs in its own folder, where a relative path would lead elsewhere.
@@ -409,40 +508,12 @@ def run_command(
         if os.environ.get(variable):
             os.environ[variable] = str(Path(os.environ[variable]).expanduser().absolute())
     try:
-        papermill.execute_notebook(
-            str(notebook), str(output), parameters=values, cwd=str(notebook.parent)
-        )
+        notebooks.execute(notebook, output, values, kernel)
     except papermill.PapermillExecutionError as error:
         raise click.ClickException(
             f"{notebook.name}, cell {error.exec_count}: {error.ename}: {error.evalue}; see {output}"
         ) from None
     click.echo(f"executed: {output}")
-
-
-def _read_parameters(
-    parameters: Sequence[tuple[str, str]], notebook: str, known: Sequence[str]
-) -> dict[str, Any]:
-    """Read parameters' values as YAML: "[0, 1]" is a list, "3" is a number.
-
-    Raises:
-        click.UsageError: the notebook has no such parameter, or a value cannot be read.
-    """
-    import yaml
-
-    for name, _ in parameters:
-        if name not in known:
-            raise click.UsageError(
-                f"{notebook} has no parameter {name!r}: choose from {', '.join(known)}"
-            )
-    values = {}
-    for name, text in parameters:
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise click.UsageError(
-                f"{name}={text!r} cannot be read: write a word, a number or a [list]"
-            ) from None
-    return values
 
 
 @cli.command("bench")
@@ -571,6 +642,8 @@ def main() -> None:
     """Run the command line; an error that a user can mend is one line and a non-zero exit code."""
     # As Ctrl-C does, a scheduler's signal stops the runs of a grid, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A terminal or a file of another encoding gets "?" for a letter that it lacks, such as γ.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:

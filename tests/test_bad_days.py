@@ -301,8 +301,8 @@ def test_two_processes_want_one_run(store, tmp_path):
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)
     second = start(store, "--iterations", "15")
-    lines = [second.stderr.readline() for _ in range(2)]
-    shown("Two processes want one run", lines[1].strip())
+    lines = [second.stderr.readline() for _ in range(3)]
+    shown("Two processes want one run", lines[2].strip())
     assert first.poll() is None, "the first was done before it was held up"
     first.send_signal(signal.SIGKILL)
     first.communicate()

@@ -1,14 +1,29 @@
 """The command line as its user meets it: one-line errors, exit codes, results on stdout."""
 
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import struct
 import subprocess
 import sys
+import termios
 
 import nbformat
 import pytest
 
 from metanb.cli import cli
+from metanb.grids import definitions
+from metanb.runs import records
+from metanb.runs import store as run_store
+from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.command_line import call
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -22,7 +37,7 @@ from tests.support.command_line import call
         (["train", "--device", "cpu:foo"], ["cpu:foo", "auto"]),
         (["train", "--iterations", "7"], ["iterations=7", "epoch_iterations=10"]),
         (["train", "--dataset", "mini-imagenet"], ["mini-imagenet"]),
-        (["data", "check", "imagenet"], ["imagenet", "mini-imagenet"]),
+        (["data", "fetch", "imagenet"], ["imagenet", "mini-imagenet"]),
         (["run", "nowhere.ipynb"], ["nowhere.ipynb"]),
     ],
 )
@@ -61,6 +76,59 @@ def test_train_tells_where_the_record_is(capsys, monkeypatch, tmp_path):
     assert (tmp_path / record / "measures.csv").is_file()
 
 
+def on_a_terminal(command, columns=80):
+    """Standard output of a command, and what it writes on a terminal that is its standard error."""
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end) as process:
+        os.close(its_end)
+        shown = b""
+        with contextlib.suppress(OSError):  # what Linux says where a terminal ends
+            while part := os.read(terminal, 4096):
+                shown += part
+        out = process.stdout.read()
+    os.close(terminal)
+    assert process.returncode == 0
+    return out.decode(), shown.decode()
+
+
+TINY = "--filters 4 --iterations 40 --epoch-iterations 20 --test-tasks 3 --final-tasks 3".split()
+TRAIN = [sys.executable, "-m", "metanb", "train", *TINY, "--device", "cpu"]
+
+
+def test_a_terminal_shows_a_bar_and_what_is_done(monkeypatch, tmp_path):
+    """At 80 columns the bar has at least 10; the run's id stands above it."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    out, shown = on_a_terminal(TRAIN)
+    lines = [line.strip("\x1b[A ") for line in re.split("[\r\n]+", shown)]
+    bars = [line for line in lines if "%|" in line]
+    assert lines[0] == "loading PyTorch, which takes seconds"
+    assert re.fullmatch(r"run glyphs-5w1s-maml-s0-\w{8}: 40 iterations, 2 epochs", lines[1])
+    assert {bar.split(":")[0].strip() for bar in bars} == {"training", "measuring"}
+    assert min(len(bar.split("|")[1]) for bar in bars) >= 10 and max(map(len, bars)) <= 80
+    assert "%|" not in out and out.splitlines()[-1].startswith("record: ")
+
+
+def test_a_log_has_no_bar(monkeypatch, tmp_path):
+    """Nor if a notebook that is open in Jupyter starts the command."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
+    done = subprocess.run(TRAIN, capture_output=True, text=True, check=True)
+    assert "\r" not in done.stderr and "%" not in done.stderr
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["loading", "run"]
+
+
+def test_data_check_shows_on_a_terminal_how_far_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("METANB_DATA", str(tmp_path))
+    command = [sys.executable, "-m", "metanb", "data", "check", "glyphs"]
+    out, shown = on_a_terminal(command)
+    for split in ("train", "valid", "test"):
+        assert re.search(rf"reading glyphs-\S*{split}: +\d+%\|", shown)
+    assert "%|" not in out and "glyphs: train " in out
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == out and done.stderr == ""
+
+
 MODULES = "metanb.cli, metanb.claims.rules, metanb.claims.verdicts, metanb.runs.records"
 
 
@@ -76,10 +144,128 @@ def test_judging_claims_loads_no_torch(code):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("columns", ["50", "80"])
+def test_help_shows_summaries_whole(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for group in ([], ["data"]):
+        _, out, _ = call(capsys, monkeypatch, *group, "--help")
+        assert "..." not in out.partition("Commands:")[2]
+        assert max(map(len, out.splitlines())) <= int(columns)
+    _, out, _ = call(capsys, monkeypatch, "--help")
+    words = " ".join(out.split())
+    for name, command in cli.commands.items():
+        assert f" {name} {command.help.splitlines()[0]}" in words
+
+
+def test_help_names_the_grids(capsys, monkeypatch):
+    _, out, _ = call(capsys, monkeypatch, "grid", "--help")
+    assert all(name in out.partition("Options:")[0] for name in definitions.GRIDS)
+
+
+def test_train_says_something_before_torch_is_loaded():
+    """In a process of its own, which the first word ends."""
+    script = (
+        "import sys\nfrom metanb import cli\n"
+        "def echo(line, err):\n    sys.exit(0 if err and 'torch' not in sys.modules else 3)\n"
+        "cli.click.echo = echo\n"
+        "cli.cli(['train'], standalone_mode=False)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
 def test_bench_offers_what_it_can_time():
     """Meta-gradients, Hessian norms and whole iterations."""
     (unit,) = [option for option in cli.commands["bench"].params if option.name == "units"]
     assert list(unit.type.choices) == ["U1", "U2", "U3", "U4", "H", "HR", "R1", "R2"]
+
+
+@pytest.fixture
+def ledger(tmp_path, monkeypatch):
+    """Three runs of the book in two cells, and a folder for one's own, which is empty."""
+    book, own = tmp_path / "results", tmp_path / "own"
+    own.mkdir()
+    for pattern in (
+        "glyphs-5w1s-maml-s0-*",
+        "glyphs-5w1s-maml-s1-*",
+        "omniglot-5w1s-maml-adapted-s0-*",
+    ):
+        record = min((ROOT / "results").glob(pattern))
+        shutil.copytree(record, book / record.name)
+    monkeypatch.setattr(run_store, "book_folder", lambda: book)
+    monkeypatch.setenv("METANB_STORE", str(own))
+    return own
+
+
+def test_claims_are_filtered(capsys, monkeypatch, ledger):
+    code, out, err = call(capsys, monkeypatch, "claims")
+    assert (code, err) == (0, "") and {"  C5:", "  C6:"} <= set(re.findall("^  C.:", out, re.M))
+    assert max(map(len, out.splitlines())) <= 80
+    options = ["c5", "C6", "--dataset", "glyphs", "--algorithm", "maml", "--scale", "quick"]
+    code, out, _ = call(capsys, monkeypatch, "claims", *options)
+    heading, *rows = out.split("\n\n")[0].splitlines()
+    assert code == 0 and heading == "Glyphs, 5-way 1-shot, MAML, quick"
+    assert [row[:5] for row in rows if row[2] != " "] == ["  C5:", "  C6:"]
+    _, out, _ = call(capsys, monkeypatch, "claims", *options, "--json")
+    assert [(row["claim"], row["dataset"]) for row in json.loads(out)] == [
+        ("C5", "glyphs"),
+        ("C6", "glyphs"),
+    ]
+    code, out, err = call(capsys, monkeypatch, "claims", "C8", "--dataset", "glyphs")
+    assert (code, out, err) == (0, "", "no recorded run has such a row\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["C9"], ["CLAIM 'C9'", "C1, C2", "C8"]),
+        (["C1", "--dataset", "imagenet"], ["--dataset 'imagenet'", "glyphs, omniglot"]),
+        (["--algorithm", "reptile"], ["--algorithm 'reptile'", "finetune, fomaml, maml"]),
+        (["--scale", "smoke"], ["--scale 'smoke'", "custom, paper, quick"]),
+    ],
+)
+def test_claims_names_the_choices(arguments, words, capsys, monkeypatch, ledger):
+    code, out, err = call(capsys, monkeypatch, "claims", *arguments)
+    (error,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert code == 2 and out == "" and all(word in error for word in words)
+    if arguments == ["C9"]:
+        shown("A claim or a name is mistyped", err)
+
+
+def put_into(folder, settings, name):
+    """A record of these settings, with the curves of one of the book's."""
+    source = records.read_record(next((ROOT / "results").glob(name)))
+    rows = source.measures[source.measures.epoch <= settings.epochs].to_dict("records")
+    values = {k: v for k, v in source.provenance.items() if k != "measures_sha256"}
+    return records.write_record(settings, rows, values, folder)
+
+
+def test_ones_own_runs_are_marked_and_smoke_is_left_out(capsys, monkeypatch, ledger):
+    """By hand: the book has two seeds of the cell, the store has the third, and a smoke run."""
+    before = json.loads(call(capsys, monkeypatch, "claims", "--json")[1])
+    put_into(ledger, preset("quick", "glyphs", seed=2), "glyphs-5w1s-maml-s2-*")
+    put_into(ledger, preset("smoke", "glyphs"), "glyphs-5w1s-maml-s2-*")
+    _, out, err = call(capsys, monkeypatch, "claims", "C2", "--dataset", "glyphs")
+    assert re.findall("^Glyphs.*", out, re.M) == [
+        "Glyphs, 5-way 1-shot, MAML, quick",
+        "Glyphs, 5-way 1-shot, MAML, quick; yours: 1 of 3 runs",
+    ]
+    assert "  C2: not yet run: fewer than 3 runs; × " in out and "  C2: reproduced; × " in out
+    assert err == "left out: smoke runs (1): they only show that the code works\n"
+    shown("A smoke run is in the store", err)
+    after = json.loads(call(capsys, monkeypatch, "claims", "--json")[1])
+    assert [row for row in after if not row["own"]] == before
+    assert {row["scale"] for row in after} == {"quick"}
+
+
+def test_an_encoding_without_greek_does_not_stop_the_ledger(capsys, monkeypatch, ledger):
+    for encoding, letter in (("cp1252", "?"), ("utf-8", "γ")):
+        bytes_out = io.BytesIO()
+        stdout = io.TextIOWrapper(bytes_out, encoding)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        code, _, err = call(capsys, monkeypatch, "claims", "C8")
+        stdout.flush()
+        assert (code, err) == (0, "")
+        assert f"C8, adapted, {letter} = 1: not yet run" in bytes_out.getvalue().decode(encoding)
 
 
 def notebook(path, source):

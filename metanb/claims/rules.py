@@ -55,7 +55,7 @@ from metanb.claims.run_stats import (
 )
 from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
 from metanb.labels import ALGORITHMS, name_of
-from metanb.runs.records import Record
+from metanb.runs.records import Record, keep_furthest
 from metanb.settings import Settings, differences_from_scale, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
@@ -96,7 +96,8 @@ def judge(records: Iterable[Record]) -> list[Row]:
     """Judge every claim on every cell that it is about, in the claims' order.
 
     Runs that were stopped early count, see `metanb.claims.cells.cut_to_common_length`. Runs of
-    fewer than MIN_EPOCHS epochs are left out.
+    fewer than MIN_EPOCHS epochs are left out. Of a run that is there twice, the furthest record
+    counts. Smoke runs get rows with their effects, and the verdict SMOKE in place of any other.
 
     Raises:
         metanb.runs.records.RecordError: a run's curve has gaps or is not finite.
@@ -113,7 +114,8 @@ def judge(records: Iterable[Record]) -> list[Row]:
         C3, over the weights' norm | × 1.16 (1.12 to 1.21) | reproduced
     """
     # a regulariser's runs are cut when they are paired, all others to their cell's common length
-    whole = group_into_cells(run for run in records if run.epochs >= MIN_EPOCHS)
+    long_enough = [run for run in keep_furthest(records) if run.epochs >= MIN_EPOCHS]
+    whole = group_into_cells(long_enough)
     cut = [cut_to_common_length(cell) for cell in whole]
     learners = [cell for cell in cut if _is_plain_meta_training(cell[0].settings)]
 
@@ -129,11 +131,48 @@ def judge(records: Iterable[Record]) -> list[Row]:
     rows += _judge_baselines(cut)
     rows += _judge_regularisers(whole)
 
-    # Holm's p-values are of the rows that are judged
+    return _correct_by_holm(rows)
+
+
+def judge_apart(book: Iterable[Record], own: Iterable[Record]) -> list[Row]:
+    """Judge the book's runs alone, and then the cells that one's own runs belong to.
+
+    A row with own runs judges them together with the book's runs of its cell. Such rows are a
+    family of their own in Holm's correction, so one's own runs change no number of the book's rows.
+
+    Args:
+        book: the book's records.
+        own: one's own. One that reaches no further than the book's record of the same run adds
+            nothing.
+
+    Returns:
+        The book's rows, then those with own runs, whose ids stand in `Row.own`.
+
+    Raises:
+        metanb.runs.records.RecordError: as `judge` does.
+    """
+    book = list(book)
+    reached = {run.settings: run.epochs for run in keep_furthest(book)}
+    added = [run for run in own if run.epochs > reached.get(run.settings, 0)]
+    rows = judge(book)
+    if not added:
+        return rows
+    added_ids = {run.settings.id for run in added}
+    with_own = [
+        replace(row, own=tuple(run_id for run_id in row.ids if run_id in added_ids))
+        for row in judge([*book, *added])
+        if not added_ids.isdisjoint(row.ids)
+    ]
+    return rows + _correct_by_holm(with_own)
+
+
+def _correct_by_holm(rows: list[Row]) -> list[Row]:
+    """The rows with Holm's p-values; the family is the rows that are judged."""
     judged = [i for i, row in enumerate(rows) if row.verdict.is_judged]
+    corrected = list(rows)
     for i, p in zip(judged, holm([rows[i].p for i in judged]), strict=True):
-        rows[i] = replace(rows[i], p_holm=float(p))
-    return rows
+        corrected[i] = replace(rows[i], p_holm=float(p))
+    return corrected
 
 
 def _is_plain_meta_training(settings: Settings) -> bool:
@@ -540,7 +579,7 @@ def _make_row(
         cell: the runs that it is judged on.
         effect: the effect, with its interval and p.
         unit: the effect's unit.
-        verdict: the verdict.
+        verdict: the verdict of the rule; a smoke run keeps none.
         detail: what else it rests on.
         variant: which form of the claim.
         compared: the runs that those of the cell are compared with.
@@ -550,6 +589,9 @@ def _make_row(
     reached = ""
     if not cell[0].finished:
         reached = f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
+    scale = scale_of(settings)
+    if scale == "smoke":
+        verdict = Verdict.SMOKE
     return Row(
         claim=claim.name,
         variant=variant,
@@ -557,7 +599,7 @@ def _make_row(
         setting=_describe_setting(settings),
         apart=_describe_differences(settings),
         algorithm=settings.algorithm,
-        scale=scale_of(settings),
+        scale=scale,
         reached=reached,
         effect=effect.mean,
         low=effect.low,

@@ -6,7 +6,8 @@ Tables are for people, JSON is for machines.
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -38,6 +39,7 @@ class Verdict(StrEnum):
     TOO_SHORT = "not testable: too few epochs to see a fall"
     NO_BASELINE = "not testable: the finetuned baseline does not work"
     TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
+    SMOKE = "not judged: smoke runs only show that the code works"
 
     @property
     def is_judged(self) -> bool:
@@ -51,6 +53,17 @@ _UNJUDGED = (
     Verdict.TOO_COARSE,
     Verdict.TOO_SHORT,
     Verdict.NO_BASELINE,
+    Verdict.SMOKE,
+)
+# from the worst fit with the paper to the best; last, what was not put to the test
+_WORST_FIRST = (
+    Verdict.CONTRARY,
+    Verdict.NOT_SEEN,
+    Verdict.UNCLEAR,
+    Verdict.POWERLESS,
+    Verdict.PARTLY,
+    Verdict.REPRODUCED,
+    *_UNJUDGED,
 )
 
 
@@ -89,6 +102,8 @@ class Row:
         detail: what else the verdict rests on.
         paper: the paper's own figure, where it gives one.
         ids: ids of the runs.
+        own: ids of those that are the reader's own and not the book's, where the two were told
+            apart, see `metanb.claims.rules.judge_apart`.
     """
 
     claim: str
@@ -110,6 +125,7 @@ class Row:
     detail: str
     paper: str
     ids: tuple[str, ...]
+    own: tuple[str, ...] = ()
 
     @property
     def as_in_paper(self) -> bool:
@@ -205,6 +221,51 @@ def verdict_table(rows: Iterable[Row], corrected: bool = False) -> pd.DataFrame:
     lines = [[read(row) for read in _COLUMNS.values()] for row in rows]
     table = pd.DataFrame(lines, columns=list(_COLUMNS))
     return table if corrected else table.drop(columns="p, Holm")
+
+
+def verdicts_by_cell(rows: Iterable[Row], width: int = 80) -> str:
+    """The ledger for a terminal: a heading per cell, and below it one or two lines per row.
+
+    The worst fit with the paper stands first in each cell. Cells of one data set and setting stand
+    together. Rows that contain one's own runs have a heading of their own, which says so.
+
+    Args:
+        rows: the ledger, with Holm's p-values.
+        width: columns that a line may take.
+    """
+    # group the rows by cell, and by whether one's own runs are among the cell's
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cell = (row.dataset, row.setting, row.apart, row.algorithm, row.shown_scale)
+        cells.setdefault((*cell, bool(row.own)), []).append(row)
+
+    # a stable sort: within a setting, cells keep the order of the rows
+    settings = list(dict.fromkeys(cell[:2] for cell in cells))
+    groups = [cells[cell] for cell in sorted(cells, key=lambda cell: settings.index(cell[:2]))]
+    return "\n\n".join("\n".join(_cell_lines(group, width)) for group in groups)
+
+
+def _cell_lines(rows: list[Row], width: int) -> Iterator[str]:
+    """The lines of one cell: its heading and its rows, the worst fit with the paper first."""
+    first = rows[0]
+    heading = f"{_describe_cell(first)}, {name_of(first.algorithm)}, {first.shown_scale}"
+    own = {run_id for row in rows for run_id in row.own}
+    if own:
+        heading += f"; yours: {len(own)} of {len({i for row in rows for i in row.ids})} runs"
+    yield from textwrap.wrap(heading, width, subsequent_indent="    ")
+
+    for row in sorted(rows, key=lambda row: _WORST_FIRST.index(row.verdict)):
+        # the other units show in the effect itself, as "×" and "points"
+        unit = {Unit.CORRELATION: "r = ", Unit.COSINE: "cosine "}.get(row.unit, "")
+        effect = [f"{unit}{row.change}"] if math.isfinite(row.effect) else []
+        parts = [*effect, f"{row.runs} {'run' if row.runs == 1 else 'runs'}"]
+        if row.verdict.is_judged:
+            parts.append(f"Holm's p {row.shown_p}")
+        # a line breaks between two parts, not within one
+        tail = ", ".join(part.replace(" ", "\0") for part in parts)
+        text = f"{row.name}: {row.verdict}; {tail}"
+        for line in textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      "):
+            yield line.replace("\0", " ")
 
 
 def verdicts_by_scale(rows: Iterable[Row]) -> pd.DataFrame:

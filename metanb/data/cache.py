@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from metanb import files
 from metanb.labels import ImageKind
@@ -70,7 +71,7 @@ def read_or_build(folder: Path, origin: Origin, verify: bool = False) -> Content
     """
     path = folder / f"{origin.key}.npy"
     content = _read_cache(path, origin.stamp, verify)
-    if content is not None and verify and _digest_of_source(origin.source()) != content.digest:
+    if content is not None and verify and _digest_of_source(_watched(origin)) != content.digest:
         with files.writing(path):
             path.with_suffix(".json").unlink()  # it is of other images: build it again
         content = None
@@ -79,7 +80,7 @@ def read_or_build(folder: Path, origin: Origin, verify: bool = False) -> Content
             # Another process may have built it while this one waited for the lock.
             content = _read_cache(path, origin.stamp, verify)
             if content is None:
-                _write_cache(path, origin.stamp, origin.source())
+                _write_cache(path, origin.stamp, _watched(origin))
                 content = _read_cache(path, origin.stamp, verify)
     if content is None:
         raise DataError(
@@ -87,6 +88,21 @@ def read_or_build(folder: Path, origin: Origin, verify: bool = False) -> Content
             "elsewhere"
         )
     return content
+
+
+def _watched(origin: Origin) -> Source:
+    """What the origin's source gives; on a terminal a bar shows how many classes have been read."""
+    source = origin.source()
+    blocks = tqdm(
+        source.blocks,
+        f"reading {origin.key}",
+        total=len(source.names),
+        unit="class",
+        leave=False,
+        disable=None,  # unless standard error is a terminal
+        dynamic_ncols=True,
+    )
+    return source._replace(blocks=iter(blocks))
 
 
 def digest_of(names: Sequence[str], counts: Sequence[int], images: np.ndarray) -> str:

@@ -105,9 +105,14 @@ def group_into_batches(runs: Iterable[Settings], together: int) -> list[Batch]:
 
 
 def command(settings: Settings, device: str, until: int | None = None) -> list[str]:
-    """The command that trains one run, with every setting as an option."""
+    """The command that trains one run, with every setting as an option.
+
+    The content of images of one's own is no option: the command finds it by itself.
+    """
     options = _until_options(until)
     for field in fields(Settings):
+        if field.name == "content":
+            continue
         flag = field.name.replace("_", "-")
         value = getattr(settings, field.name)
         if isinstance(value, bool):

@@ -143,9 +143,11 @@ def keep_freed_memory() -> None:
 def is_interactive() -> bool:
     """Whether output is interactive: a terminal, or a notebook that is open in Jupyter.
 
-    A notebook that papermill or nbval executes is not.
+    A notebook that papermill or nbval executes is not, and neither is a command with redirected
+    output, though a notebook started it.
     """
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    in_kernel = "ipykernel" in sys.modules
+    return sys.stderr.isatty() or (in_kernel and "JPY_SESSION_NAME" in os.environ)
 
 
 # Provenance

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,16 +230,23 @@ def read_records(*folders: Path) -> list[Record]:
     Folders that are not there have none, and what is not named like a record is none. Raises
     RecordError for a damaged record.
     """
+    every = (
+        read_record(path)
+        for folder in folders
+        for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        if path.is_dir() and RECORD_NAME.fullmatch(path.name)
+    )
+    return sorted(keep_furthest(every), key=lambda record: record.settings.id)
+
+
+def keep_furthest(records: Iterable[Record]) -> list[Record]:
+    """One record per run: the furthest, and of two that go equally far the first."""
     furthest: dict[Settings, Record] = {}
-    for folder in folders:
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if not path.is_dir() or not RECORD_NAME.fullmatch(path.name):
-                continue
-            record = read_record(path)
-            earlier = furthest.get(record.settings)
-            if earlier is None or record.epochs > earlier.epochs:
-                furthest[record.settings] = record
-    return sorted(furthest.values(), key=lambda record: record.settings.id)
+    for record in records:
+        earlier = furthest.get(record.settings)
+        if earlier is None or record.epochs > earlier.epochs:
+            furthest[record.settings] = record
+    return list(furthest.values())
 
 
 def write_record(

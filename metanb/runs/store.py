@@ -33,8 +33,13 @@ def record_folders() -> list[Path]:
 
     The first is absent from the list outside of a checkout; the second need not exist.
     """
-    committed = Path(__file__).resolve().parents[2] / "results"
+    committed = book_folder()
     return [committed, store_folder()] if committed.is_dir() else [store_folder()]
+
+
+def book_folder() -> Path:
+    """The folder of the book's records, a checkout's `results/`; outside of one it is not there."""
+    return Path(__file__).resolve().parents[2] / "results"
 
 
 def checkpoint_path(run_id: str) -> Path:

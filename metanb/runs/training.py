@@ -45,6 +45,10 @@ from metanb.settings import Settings
 
 TASKS_PER_STREAM = 60  # of the final tasks; each stream of random numbers draws so many
 
+# What a progress bar says that is done; of one length, so that the bar stays in its place.
+TRAINING = "training "
+MEASURING = "measuring"
+
 RunFailure: TypeAlias = DivergedError | records.RecordError  # why a run has no record
 
 
@@ -106,10 +110,12 @@ def train_together(
             if untrained:
                 cohort = None
 
-    # Record the runs that went well.
-    for state in states:
-        if state.settings not in results:
-            results[state.settings] = record_run(state.settings, state.net.to(device), vars(state))
+        # Record the runs that went well, which measures them once more.
+        bar.set_description(MEASURING)
+        for state in states:
+            if state.settings not in results:
+                net = state.net.to(device)
+                results[state.settings] = record_run(state.settings, net, vars(state))
     return [results[settings] for settings in runs]
 
 
@@ -213,13 +219,21 @@ def _report_set_aside(failure: RunFailure, n_runs: int) -> None:
 def _progress_bar(
     runs: Sequence[Settings], states: Sequence[State], last: int, shown: bool
 ) -> tqdm:
-    """A bar over the iterations of all runs, which starts at those that the checkpoints hold."""
+    """A bar over the iterations of all runs, which starts at those that the checkpoints hold.
+
+    Its description is what is done at the moment. The runs stand on a line above it: an id would
+    leave no room for the bar itself.
+    """
     settings = runs[0]
+    if shown:
+        others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        length = f"{settings.iterations} iterations, {settings.epochs} epochs"
+        print(f"run {settings.id}{others}: {length}", file=sys.stderr)
     done = sum(max(0, state.epoch) for state in states)
     return tqdm(
         total=len(runs) * last * settings.epoch_iterations,
         initial=done * settings.epoch_iterations,
-        desc=settings.id if len(runs) == 1 else f"{settings.id} and {len(runs) - 1} more",
+        desc=TRAINING,
         unit="it",
         disable=not shown,
         dynamic_ncols=True,
@@ -245,9 +259,11 @@ def _run_epoch(
     cpu_start = time.process_time()
 
     # Train.
+    bar.set_description(TRAINING)
     outcomes: list[EpochOutcome] = cohort.train(bar) if trains else [{} for _ in cohort.states]
 
     # Measure the runs whose training went well, and join both kinds of statistics.
+    bar.set_description(MEASURING)
     trained = {i: stats for i, stats in enumerate(outcomes) if isinstance(stats, dict)}
     measured = _measure(cohort, cohort.theta, list(trained), test, valid) if trained else []
     for (i, stats), measures in zip(trained.items(), measured, strict=True):

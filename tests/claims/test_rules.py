@@ -175,6 +175,96 @@ def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
     assert few.setting == "5-way 1-shot, 10 classes" and len(few.ids) == 3
 
 
+def test_a_run_that_is_there_twice_is_one_run():
+    runs = cell({"support_loss": np.exp(-TIME)})
+    rows = rules.judge([runs[0]] * 5)
+    assert {(row.runs, row.verdict, row.p) for row in rows} == {(1, Verdict.TOO_FEW, 1.0)}
+    assert rules.judge([run.upto(6) for run in runs] + runs) == rules.judge(runs)  # the furthest
+
+
+SMOKE = {"filters": 16, "iterations": 60, "epoch_iterations": 10}
+
+
+def test_smoke_runs_are_never_judged():
+    """Their effects are as those of any run; no verdict, and no part in Holm's correction."""
+    curves = {"support_loss": np.exp(-TIME)}
+    runs, smoke = cell(curves), cell(curves, **SMOKE)
+    rows = [row for row in rules.judge(smoke) if row.claim == "C2"]
+    assert [(row.scale, row.verdict, row.runs) for row in rows] == [("smoke", Verdict.SMOKE, 3)]
+    assert rows[0].effect == pytest.approx(-9 / 12, abs=0.02) and math.isnan(rows[0].p_holm)
+    assert {row.verdict for row in rules.judge(smoke)} == {Verdict.SMOKE}
+    assert [row for row in rules.judge(runs + smoke) if row.scale != "smoke"] == rules.judge(runs)
+
+
+def test_ones_own_runs_change_no_row_of_the_book():
+    """By hand: a fourth seed of the book's first cell, and a cell of one's own."""
+    curves = {"support_loss": np.exp(-TIME)}
+    book = cell(curves) + cell({}, algorithm="fomaml")
+    own = [record(3, curves), *cell(curves, ways=20)]
+    rows = rules.judge_apart(book, own)
+    by_book = [row for row in rows if not row.own]
+    assert by_book == rules.judge(book)
+    with_own = [row for row in rows if row.own]
+    assert {(row.setting, row.algorithm, row.runs, len(row.own)) for row in with_own} == {
+        ("5-way 1-shot", "maml", 4, 1),
+        ("20-way 1-shot", "maml", 3, 3),
+    }
+    judged = [row for row in with_own if row.verdict.is_judged]
+    assert [row.p_holm for row in judged] == pytest.approx(holm([row.p for row in judged]))
+    assert {row.own for row in with_own if row.runs == 4} == {(own[0].settings.id,)}
+
+
+def test_ones_own_record_counts_where_it_goes_further_than_the_books():
+    book = [run.upto(6) for run in cell({})]
+    assert rules.judge_apart(book, book) == rules.judge(book)
+    rows = rules.judge_apart(book, [run.upto(9) for run in cell({})])
+    assert [row for row in rows if not row.own] == rules.judge(book)
+    assert {row.reached for row in rows if row.own} == {"1,350 of 1,800 iterations"}
+
+
+def test_a_control_with_own_runs_counts_as_own():
+    """C8's rows compare two cells; one's own are those without the regulariser."""
+    book = cell({}, regulariser="adapted", gamma=1.0)
+    rows = [row for row in rules.judge_apart(book, cell({})) if row.claim == "C8"]
+    assert [(row.runs, len(row.own)) for row in rows] == [(0, 0), (3, 3)]
+
+
+def test_the_ledger_by_cell():
+    """At most 80 columns; one heading per cell; the worst fit first; one's own have their own."""
+    own = cell({"support_loss": np.exp(-TIME)}, range(3, 5))
+    far = cell({}, inner_lr=0.05, meta_batch=2, inner_steps=3, test_steps=4, queries=7, outer_lr=1)
+    rows = rules.judge_apart([*everything(), *far], own)
+    lines = verdicts.verdicts_by_cell(rows).splitlines()
+    assert max(map(len, lines)) <= 80
+    headings = [line for line in lines if line and not line.startswith(" ")]
+    assert "Omniglot, 5-way 1-shot, MAML, quick" in headings
+    assert "Omniglot, 5-way 1-shot, MAML, quick; yours: 2 of 5 runs" in headings
+    assert len(headings) == len(set(headings))
+    assert len([line for line in lines if re.match(r"  \S", line)]) == len(rows)
+
+    chosen = {
+        name: replace(rows[0], verdict=verdict, claim=name)
+        for name, verdict in [
+            ("untested", Verdict.NO_CASE),
+            ("good", Verdict.REPRODUCED),
+            ("fair", Verdict.PARTLY),
+            ("poor", Verdict.NOT_SEEN),
+            ("worst", Verdict.CONTRARY),
+        ]
+    }
+    shown = verdicts.verdicts_by_cell(chosen.values())
+    assert re.findall(r"^  (\w+):", shown, re.MULTILINE) == [
+        "worst",
+        "poor",
+        "fair",
+        "good",
+        "untested",
+    ]
+    assert f"good: reproduced; {rows[0].change}, 3 runs, Holm's p" in shown
+    assert "Holm" not in shown.splitlines()[-1]  # not judged
+    assert sorted(verdicts._WORST_FIRST) == sorted(Verdict)
+
+
 def test_table_and_json():
     rows = rules.judge([*everything(), *cell({}, [7], ways=20, regulariser="adapted", gamma=1.0)])
     shown = verdicts.verdict_table(rows)
