@@ -185,7 +185,7 @@ def test_a_wheel_holds_what_the_package_reads(tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": str(installed)}
     command = [sys.executable, "-c", code, installed, *modules]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    subprocess.run(command, cwd=installed, env=environment, check=True)
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])

@@ -1,5 +1,6 @@
 """The numbers of the book's prose, on synthetic records whose verdicts are known."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -195,3 +196,17 @@ def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
     assert "Omniglot 5-way 1-shot (first-order MAML, finetuning)" in book_numbers.paper_missing(
         runs, rows
     )
+
+
+def test_number_pages_load_no_torch():
+    """All that they put into the book, in a process of its own."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import book_numbers, explorer; "
+        "book_numbers.substitutions(); "
+        "recorded = book_numbers.committed_runs(); book_numbers.runs_page(recorded); "
+        "explorer.curves_of_cells(recorded); "
+        "assert not {'torch', 'torchvision', 'higher'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, ROOT / "book" / "_ext"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

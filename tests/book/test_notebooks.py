@@ -172,7 +172,11 @@ def test_runs_live_with_other_parameters(name, tmp_path, monkeypatch):
 
 
 def test_every_notebook_that_trains_is_run_live():
-    assert [path.stem for path in NOTEBOOKS] == ["1-maml", *LIVE]  # 1-maml trains live under nbval
+    assert [path.stem for path in NOTEBOOKS] == [
+        "1-maml",
+        *LIVE,
+        "9-your-own",
+    ]  # these two train live under nbval
 
 
 def test_flatness_runs_by_plain_papermill(tmp_path, monkeypatch):

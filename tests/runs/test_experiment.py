@@ -214,7 +214,7 @@ def _start(settings, folder):
 
 
 def test_killed_twice_and_resumed_equals_unkilled(tmp_path):
-    settings = replace(TINY, iterations=60, epoch_iterations=6)
+    settings = replace(TINY, iterations=30, epoch_iterations=6)
     checkpoint = tmp_path / "killed" / f"{settings.id}.pt"
     saved = None
     for _ in range(2):

@@ -342,9 +342,9 @@ def start(runs, folder):
 def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed(
     tmp_path,
 ):
-    """Five kills of a batch of three, each time in another group; then the rest goes on."""
-    runs = [replace(settings, iterations=40, test_tasks=2) for settings in seeds(3)]
-    groups = [runs, runs[:1], runs[1:], [runs[2], runs[0]], runs]
+    """Three kills of a batch of three, each time in another group; then the rest goes on."""
+    runs = [replace(settings, iterations=24, test_tasks=2) for settings in seeds(3)]
+    groups = [runs, runs[1:], [runs[2], runs[0]]]
     chance = random.Random(0)
     for group in groups:
         child = start(group, tmp_path / "killed")
@@ -365,7 +365,7 @@ def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_th
         killed, whole = (
             records.read_record(tmp_path / folder / settings.id) for folder in ("killed", "whole")
         )
-        assert killed.finished and killed.provenance["resumed"] >= 3
+        assert killed.finished and killed.provenance["resumed"] >= 2
         assert killed.measures[["epoch", "measure", "n"]].equals(
             whole.measures[["epoch", "measure", "n"]]
         )
