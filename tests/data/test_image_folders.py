@@ -19,6 +19,9 @@ from metanb.data.image_sets import (
     load_images,
 )
 from metanb.data.tasks import draw_images, draw_tasks, sample_tasks
+from metanb.runs.training import with_content
+from metanb.settings import preset
+from tests.support.bad_days import shown
 
 SIZES = {"train": {"a": 3, "b": 5, "c": 4}, "valid": {"d": 3, "e": 3}, "test": {"f": 4, "g": 3}}
 
@@ -198,6 +201,10 @@ def test_what_is_wrong_is_named(root, spoil, words):
     with pytest.raises(DataError, match=words) as error:
         load_images("greys", "train", root=root)
     assert "\n" not in str(error.value)
+    if "in train and in test" in words:
+        shown("A class of your own images is in two splits", f"Error: {error.value}")
+    if "animated" in words:
+        shown("An image of your own cannot be read", f"Error: {error.value}")
 
 
 def test_an_image_too_large_to_be_true_is_named(root, monkeypatch):
@@ -208,7 +215,17 @@ def test_an_image_too_large_to_be_true_is_named(root, monkeypatch):
 
 
 def test_no_such_data_set(root):
-    with pytest.raises(
-        DataError, match=r"no data set 'birds': it is none of glyphs, omniglot.*train"
-    ):
+    with pytest.raises(DataError, match="no data set 'birds'") as error:
         load_images("birds", "train", root=root)
+    shown("A data set's name is not known", f"Error: {error.value}")
+
+
+def test_a_run_is_of_the_images_of_then(root, monkeypatch):
+    monkeypatch.setenv("METANB_DATA", str(root))
+    settings = with_content(preset("smoke", "greys", ways=2))
+    assert settings.content == content_of("greys") and with_content(settings) == settings
+    Image.new("L", (12, 10), 99).save(root / "greys" / "test" / "f" / "0.png")
+    with pytest.raises(DataError, match="greys") as error:
+        with_content(settings)
+    shown("Your own images have changed since a run", f"Error: {error.value}")
+    assert with_content(preset("smoke", "greys", ways=2)).id != settings.id

@@ -8,6 +8,7 @@ from metanb.data.tasks import Tasks
 from metanb.maml.check import check_network
 from metanb.maml.network import ConvNet
 from metanb.maml.per_task import NetworkError
+from tests.support.bad_days import shown
 
 
 def make_tasks(n_images=4, *shape) -> Tasks:
@@ -43,8 +44,9 @@ def test_a_network_that_keeps_tasks_apart_passes():
 
 def test_a_broadcast_over_images_is_found():
     """As many tasks as images: the shapes fit, and nothing else would show it."""
-    with pytest.raises(NetworkError, match=r"Broadcasts mixes tasks.*takes_tasks"):
+    with pytest.raises(NetworkError, match=r"Broadcasts mixes tasks.*takes_tasks") as error:
         check_network(Broadcasts(right=False), make_tasks(n_images=2))
+    shown("Your own network mixes tasks", f"Error: {error.value}")
 
 
 def test_dropout_in_training_mode_is_found():

@@ -15,6 +15,7 @@ from metanb.landscape import measures
 from metanb.runs import archive, later, records, weights
 from metanb.runs.records import RecordError
 from metanb.runs.store import store_folder
+from tests.support.bad_days import shown
 from tests.support.command_line import call
 
 TINY = {"filters": 4, "iterations": 4, "epoch_iterations": 2, "test_tasks": 4, "test_queries": 2}
@@ -130,3 +131,4 @@ def test_a_damaged_file_is_named(record, content):
     with pytest.raises(RecordError, match=r"later.json is damaged: .*delete the file") as error:
         records.read_record(record.path)
     assert "\n" not in str(error.value)
+    shown("Later measures are damaged", f"Error: {error.value}")
