@@ -1,7 +1,7 @@
 """The catalogue of data sets, algorithms and measures: names for readers, and basic facts."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,20 @@ MEASURES = {
     "body_norm": Measure("L2 norm of convolution weights", over="network"),
     "head_norm": Measure("L2 norm of head weights", over="network"),
 }
+
+
+def require_free_name(kind: str, name: str, taken: Collection[str]) -> None:
+    """Raise ValueError unless something of one's own may be registered under a name.
+
+    Args:
+        kind: what it is, for the message.
+        name: small letters and digits.
+        taken: the names that are in use.
+    """
+    if name in taken:
+        raise ValueError(f"there is {kind} {name!r} already: choose another name")
+    if not OWN_NAME.fullmatch(name):
+        raise ValueError(f"{kind} {name!r}: use small letters and digits, as in 'reptile'")
 
 
 def learn_names(settings: Mapping[str, Any]) -> None:

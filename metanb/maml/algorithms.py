@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metanb.data.tasks import split_into_tasks
-from metanb.labels import ALGORITHMS, OWN_NAME, Algorithm
+from metanb.labels import ALGORITHMS, Algorithm, require_free_name
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
 from metanb.settings import Settings, SettingsError
 
@@ -116,10 +116,7 @@ def algorithm(name: str, entry: Algorithm) -> Callable[[Gradient], Gradient]:
         'glyphs-5w1s-slowmaml-s0-cfbce637'
         >>> del ALGORITHMS["slowmaml"], GRADIENTS["slowmaml"]  # and it is gone
     """
-    if name in GRADIENTS:
-        raise ValueError(f"there is an algorithm {name!r} already: choose another name")
-    if not OWN_NAME.fullmatch(name):
-        raise ValueError(f"algorithm {name!r}: use small letters and digits, as in 'reptile'")
+    require_free_name("an algorithm", name, GRADIENTS)
 
     def register(gradient: Gradient) -> Gradient:
         ALGORITHMS[name] = entry

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.labels import NETWORKS, OWN_NAME
+from metanb.labels import NETWORKS, require_free_name
 from metanb.maml.kernels import (
     EPS,
     batch_norm,
@@ -62,10 +62,7 @@ def network(name: str, label: str = "") -> Callable[[Builder], Builder]:
         5
         >>> del BUILDERS["tiny"], NETWORKS["tiny"]  # and it is gone
     """
-    if name in BUILDERS:
-        raise ValueError(f"there is a network {name!r} already: choose another name")
-    if not OWN_NAME.fullmatch(name):
-        raise ValueError(f"network {name!r}: use small letters and digits, as in 'resnet12'")
+    require_free_name("a network", name, BUILDERS)
 
     def register(builder: Builder) -> Builder:
         BUILDERS[name] = builder
