@@ -585,8 +585,9 @@ def measure_command(
 ) -> None:
     """Take measures of recorded runs whose weights are kept.
 
-    RUN is a record's folder, or its name in the store or in results/. The measures are added to the
-    record, with where they come from; what was recorded before stays as it is.
+    The weights are those beside the record, or of the checkpoint in the store. RUN is a record's
+    folder, or its name in the store or in results/. The measures are added to the record, with
+    where they come from; what was recorded before stays as it is.
     """
     from metanb.runs import records
     from metanb.runs.later import measure_later

@@ -52,7 +52,7 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
         settings = run.settings
         algorithm = name_of(settings.algorithm)
         if settings.id not in own:
-            return f"book: {algorithm}, {name_of(settings.dataset)}, {scale_of(settings)} scale"
+            return f"book: {algorithm}"
         apart = "".join(f", {name} {settings.to_dict()[name]}" for name in varied)
         return f"yours: {algorithm}, {name_of(settings.dataset)}{apart}"
 
@@ -61,6 +61,10 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
     shared = [name for name in recorded if all(name in set(r.measures.measure) for r in reference)]
     log = [name for name in shared if MEASURES[name].log]
     caption = "Your runs beside those of the book."
+    if reference:
+        book = reference[0].settings
+        task = f"{name_of(book.dataset)}, {book.setting}, {scale_of(book)} scale"
+        caption = f"Your runs beside those of the book ({task})."
     return curves(drawn, shared, "beside-the-book", caption, log, label)
 
 

@@ -25,7 +25,8 @@ def measure_later(
     They are of the record's last epoch. What is recorded already stays as it is.
 
     Args:
-        record: of a run whose weights are kept beside it.
+        record: of a run whose weights are kept beside it, or whose checkpoint is in the store: then
+            its weights are kept first.
         names: of the measures, see `metanb.landscape.measures.known_measures`; None: all that the
             record does not have.
         device: to measure on: "cpu", "cuda", or "auto" for a GPU where there is one.
@@ -34,13 +35,16 @@ def measure_later(
         The record with the measures.
 
     Raises:
-        RecordError: no weights are kept, or the record has one of the measures, or is damaged.
+        RecordError: the record has one of the measures, or is damaged.
+        metanb.runs.weights.NoWeightsError: no weights are kept, and no checkpoint has them.
         ValueError: an unknown measure.
         metanb.data.cache.DataError: the data set is missing.
         metanb.files.DiskError: the record's folder cannot be written.
         filelock.Timeout: another process is training the run.
     """
     torch_device = machine.resolve_device(device)
+    if not (record.path / records.WEIGHTS).exists():
+        weights.keep_weights(record)  # from the run's checkpoint
     with store.lock_run(record.settings.id, PATIENCE):
         record = records.read_record(record.path)
         missing = [name for name in known_measures() if name not in set(record.measures.measure)]
@@ -48,17 +52,13 @@ def measure_later(
         for name in wanted:
             if name in known_measures() and name not in missing:
                 raise RecordError(f"{record.path} has measure {name!r} already: leave it out")
-        state = weights.load_weights(record)
-        if state is None:
-            raise RecordError(
-                f"{record.path} has no weights: keep them when the run is trained "
-                "(metanb grid --keep-weights), or train it anew"
-            )
         if not wanted:
             return record
 
         # The network and the fixed tasks of the run.
         settings = record.settings
+        state = weights.load_weights(record)
+        assert state is not None  # they are kept above
         net = weights.network_with(settings, state).to(torch_device)
         fixed = {
             split: training.fixed_tasks(

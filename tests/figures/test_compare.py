@@ -29,9 +29,10 @@ def lines(figure):
 def test_own_runs_meet_those_of_their_setting(book):
     own = [record(seed, {"query_accuracy": 0.4 + 0.2 * TIME}, filters=16) for seed in range(2)]
     figure = beside_the_book(own, ["query_accuracy", "distance"])
-    book_lines = [f"book: {name}, Omniglot, quick scale" for name in ("MAML", "first-order MAML")]
+    book_lines = ["book: MAML", "book: first-order MAML"]
     assert lines(figure)[:2] == sorted(book_lines)
     assert lines(figure)[2:] == ["yours: MAML, Omniglot"]
+    assert "the book (Omniglot, 5-way 1-shot, quick scale)" in figure.caption
     assert set(figure.data.measure) == {"query_accuracy", "distance"}
 
 
@@ -55,7 +56,7 @@ def test_images_of_ones_own_meet_omniglot(book):
 
 def test_a_run_of_the_book_is_drawn_once(book):
     figure = beside_the_book([record(0, {"query_accuracy": 0.5 + 0.1 * TIME})])
-    book_seeds = figure.data[figure.data.run.str.startswith("book: MAML,")].seed
+    book_seeds = figure.data[figure.data.run.str.startswith("book: MAML")].seed
     assert set(book_seeds) == {1, 2}
 
 

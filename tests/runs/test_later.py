@@ -14,7 +14,7 @@ from metanb.labels import MEASURES, Measure
 from metanb.landscape import measures
 from metanb.runs import archive, later, records, weights
 from metanb.runs.records import RecordError
-from metanb.runs.store import store_folder
+from metanb.runs.store import checkpoint_path, store_folder
 from tests.support.bad_days import shown
 from tests.support.command_line import call
 
@@ -90,8 +90,16 @@ def test_what_cannot_be_measured_is_said(record, capsys, monkeypatch):
     code, _, err = call(capsys, monkeypatch, "measure", "nowhere")
     assert code != 0 and "no record 'nowhere'" in err
     (record.path / records.WEIGHTS).unlink()
+    checkpoint_path(SETTINGS.id).unlink()
     code, _, err = call(capsys, monkeypatch, "measure", SETTINGS.id)
-    assert code != 0 and "has no weights: keep them" in err and err.count("\n") == 1
+    assert code != 0 and "weights" in err and err.count("\n") == 1
+
+
+def test_weights_come_from_the_checkpoint_where_none_are_kept(record, parameters):
+    (record.path / records.WEIGHTS).unlink()
+    after = later.measure_later(records.read_record(record.path), device="cpu")
+    assert after.curve("n_parameters")["mean"].iloc[0] == parameters
+    assert (record.path / records.WEIGHTS).exists()
 
 
 def test_the_command_measures_with_a_plugin(record, tmp_path, capsys, monkeypatch):
