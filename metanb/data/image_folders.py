@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from metanb.data.cache import DataError, Origin, Source, open_image, opened_image
+from metanb.data.cache import DataError, Origin, Source
+from metanb.data.pixels import open_image, opened_image
 
 LARGEST_SIDE = 84  # pixels, as mini-ImageNet
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metanb.data.cache import DataError, Origin, Source, read_pixels
+from metanb.data.cache import DataError, Origin, Source
+from metanb.data.pixels import read_pixels
 from metanb.labels import DATASETS
 
 CLASSES = {"train": 64, "valid": 16, "test": 20}

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from metanb import files
-from metanb.data.cache import DataError, Origin, Source, read_pixels
+from metanb.data.cache import DataError, Origin, Source
+from metanb.data.pixels import read_pixels
 from metanb.labels import DATASETS
 
 HALVES = ("background", "evaluation")

@@ -88,7 +88,10 @@ def finetune(
     settings: Settings,
     direction: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Add the gradient of supervised training over all meta-train classes; see `Gradient`."""
+    """Add the gradient of supervised training over all meta-train classes; see `Gradient`.
+
+    `metanb.landscape.solutions` has the other half: the new head that it gets at meta-test.
+    """
     return {"train_loss": supervised_gradient(net, x, y, theta)}
 
 
