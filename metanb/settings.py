@@ -104,7 +104,8 @@ class Settings:
     algorithm: str = _choice(
         "maml",
         ALGORITHMS,
-        "; ".join(f"{name}: {entry.label}" for name, entry in ALGORITHMS.items()),
+        "maml; fomaml: first-order MAML; or finetune: supervised training over all meta-train "
+        "classes",
     )
     test_head: TestHead = _choice(
         "fresh",

@@ -196,7 +196,7 @@ def test_an_interrupted_notebook_says_so(number, tmp_path):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(number)
-    _, err = process.communicate(timeout=50)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 130
     shown("A notebook is interrupted", err)
     note, _, first, second, last = nbformat.read(tmp_path / "out.ipynb", 4).cells

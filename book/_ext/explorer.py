@@ -94,6 +94,7 @@ def _describe_run(run: Record) -> dict[str, Any]:
 def _join_numbers(values: pd.Series, digits: int) -> str:
     """Numbers in as few characters as possible, separated by spaces; a missing one is NaN."""
     texts = (f"{value:.{digits}g}" if math.isfinite(value) else "NaN" for value in values)
+    texts = (text.replace("e-0", "e-") for text in texts)  # 1e-05 as 1e-5
     return " ".join(
         text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text for text in texts
     )

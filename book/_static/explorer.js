@@ -15,7 +15,7 @@
     return;
   }
 
-  // ---- The records -----------------------------------------------------------------------------------------------
+  // ---- The records
 
   const measures = new Map(data.measures.map((measure, place) => [measure.name, { ...measure, place }]));
   const cells = data.cells;
@@ -41,7 +41,7 @@
     return { ...look(cell), cell, iterations: cell.iterations, runs, mean, low, high };
   }
 
-  // ---- State, and the address that holds it ----------------------------------------------------------------------
+  // ---- State, and the address that holds it
 
   const state = { dataset: "", setting: "", scale: "", cells: [], show: [], draw: new Set(), log: new Set() };
   const at = { iteration: Infinity, run: null }; // the last iteration, and no run
@@ -97,7 +97,7 @@
     history.replaceState(null, "", `#${written.join("&")}`);
   }
 
-  // ---- Small pieces of text and HTML -----------------------------------------------------------------------------
+  // ---- Small pieces of text and HTML
 
   const text = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : "–");
   const count = (value) => value.toLocaleString("en-GB");
@@ -127,7 +127,7 @@
     table.replaceChildren(element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...lines));
   }
 
-  // ---- Controls --------------------------------------------------------------------------------------------------
+  // ---- Controls
 
   function showControls() {
     const fill = (select, pairs, chosen) =>
@@ -204,7 +204,7 @@
     show();
   }
 
-  // ---- Where the reader points -----------------------------------------------------------------------------------
+  // ---- Where the reader points
 
   const where = () => union.findLast((iteration) => iteration <= at.iteration) ?? union[0];
   const epochOf = (cell) => window.MetanbPanel.epochAt(cell.iterations, where());
@@ -228,7 +228,7 @@
     showTables();
   }
 
-  // ---- Words and numbers -----------------------------------------------------------------------------------------
+  // ---- Words and numbers
 
   function showTables() {
     const heads = state.show.map(label);
@@ -280,7 +280,7 @@
     setTimeout(() => URL.revokeObjectURL(href), 10_000);
   }
 
-  // ---- The reader's own records ------------------------------------------------------------------------------------
+  // ---- The reader's own records
 
   const COLUMNS = ["epoch", "iteration", "measure", "mean", "sem"];
 
@@ -390,7 +390,7 @@
     });
   }
 
-  // ---- The page --------------------------------------------------------------------------------------------------
+  // ---- The page
 
   function show() {
     for (const { panel } of shown) panel.destroy();

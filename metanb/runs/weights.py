@@ -146,7 +146,7 @@ def network_with(settings: Settings, state: dict[str, Tensor]) -> nn.Module:
     """
     outputs = settings.ways
     if not ALGORITHMS[settings.algorithm].episodic:  # one per meta-train class
-        outputs = settings.train_classes or list(state.values())[-1].shape[0]
+        outputs = settings.train_classes or state["head.bias"].numel()
     # The first weights, which are replaced below, leave torch's global random state as it is.
     with torch.random.fork_rng(devices=[]):
         net = build_network(settings, settings.image_shape, outputs)

@@ -18,7 +18,7 @@ from bs4 import BeautifulSoup
 from metanb.cli import cli
 from tests.support.paths import ROOT
 
-PAGES = ("api", "api-runs", "api-claims")
+PAGES = ("api", "api-measures", "api-runs", "api-claims")
 LISTED = [
     name
     for page in PAGES
