@@ -20,7 +20,7 @@
   const measures = new Map(data.measures.map((measure, place) => [measure.name, { ...measure, place }]));
   const cells = data.cells;
   const cellOf = new Map(cells.flatMap((cell) => cell.runs.map((run) => [run.id, cell]))); // by the id of a run
-  const own = new Set(); // cells of the reader's own files
+  const own = new Set();
   const DATA = ["dataset", "setting", "scale"];
   const kind = (cell) => [cell.algorithm, cell.variant].filter(Boolean).join(", ");
   const group = (cell) => `${cell.dataset}, ${cell.setting}, ${cell.scale} scale`;
@@ -159,7 +159,7 @@
     fold.hidden = !special.length;
     fold.open ||= special.some((cell) => state.cells.includes(cell));
     fold.firstElementChild.textContent = `With other settings (${special.length})`;
-    if (pressed) $("cells").querySelector(`input[value="${pressed}"]`)?.focus(); // it was just made anew
+    if (pressed) $("cells").querySelector(`input[value="${pressed}"]`)?.focus();
   }
 
   /** Other data: the same kinds of runs there, or the first two; beside those that are shown, if these are kept. */
@@ -188,7 +188,7 @@
       moveTo(fits(3) ?? fits(2) ?? fits(1));
     } else if (control === "first" || control === "second") {
       const place = control === "first" ? 0 : 1;
-      if (state.show[1 - place] === value) state.show[1 - place] = state.show[place]; // they change places
+      if (state.show[1 - place] === value) state.show[1 - place] = state.show[place];
       state.show[place] = value;
       state.show = state.show.filter(Boolean);
       if (measures.get(value)?.log) state.log.add(value);
@@ -284,7 +284,7 @@
 
   const COLUMNS = ["epoch", "iteration", "measure", "mean", "sem"];
 
-  /** A record's measures.csv: the iterations of its epochs, and means and errors by measure, as in the page's data. */
+  /** A record's measures.csv, as a run of the page's data. */
   function readMeasures(csvText, file) {
     const [head, ...lines] = csvText.trim().split(/\r?\n/).map((line) => line.split(","));
     const column = new Map(head.map((words, place) => [words, place]));
@@ -306,7 +306,7 @@
     return { iterations, means: joined("mean"), errors: joined("sem") };
   }
 
-  /** Runs, each { name, settings or null, measures }, as cells beside the book's; runs that differ by seeds share one. */
+  /** Runs as cells beside the book's; those that differ by seeds share one. */
   function addOwn(runs) {
     const made = new Map();
     for (const { name: title, settings, measures: read } of runs) {
@@ -328,7 +328,7 @@
     return added;
   }
 
-  /** All files below some entries of a drop, as [path, File]. */
+  /** All files below some entries: [path, File] each. */
   async function filesBelow(entries) {
     const found = [];
     for (const entry of entries) {
@@ -336,7 +336,7 @@
         found.push([entry.fullPath.slice(1), await new Promise((resolve, reject) => entry.file(resolve, reject))]);
       } else if (entry.isDirectory) {
         const reader = entry.createReader();
-        for (;;) { // a reader gives its entries in several portions
+        for (;;) {
           const portion = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
           if (!portion.length) break;
           found.push(...await filesBelow(portion));
@@ -346,7 +346,7 @@
     return found;
   }
 
-  /** Open records: [path, File] each; csv files alone, or with the settings.json beside them. */
+  /** Open csv files, with a settings.json beside them or not. */
   async function openOwn(files) {
     const problem = $("problem");
     problem.hidden = true;

@@ -27,7 +27,7 @@ def measure_later(
     Args:
         record: of a run whose weights are kept beside it, or whose checkpoint is in the store: then
             its weights are kept first.
-        names: of the measures, see `metanb.landscape.measures.known_measures`; None: all that the
+        names: of the measures, as `measure` takes them; None: all that the
             record does not have.
         device: to measure on: "cpu", "cuda", or "auto" for a GPU where there is one.
 
