@@ -15,8 +15,7 @@
     return;
   }
 
-  // ---- The records
-
+  // The records
   const measures = new Map(data.measures.map((measure, place) => [measure.name, { ...measure, place }]));
   const cells = data.cells;
   const cellOf = new Map(cells.flatMap((cell) => cell.runs.map((run) => [run.id, cell]))); // by the id of a run
@@ -41,8 +40,7 @@
     return { ...look(cell), cell, iterations: cell.iterations, runs, mean, low, high };
   }
 
-  // ---- State, and the address that holds it
-
+  // State, and the address that holds it
   const state = { dataset: "", setting: "", scale: "", cells: [], show: [], draw: new Set(), log: new Set() };
   const at = { iteration: Infinity, run: null }; // the last iteration, and no run
   let shown = []; // a measure each: measure, curves (one a cell), positive, panel
@@ -97,8 +95,7 @@
     history.replaceState(null, "", `#${written.join("&")}`);
   }
 
-  // ---- Small pieces of text and HTML
-
+  // Small pieces of text and HTML
   const text = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : "–");
   const count = (value) => value.toLocaleString("en-GB");
   const runsOf = (cell) => `${cell.runs.length} run${cell.runs.length > 1 ? "s" : ""}`;
@@ -110,7 +107,7 @@
     return made;
   }
 
-  /** A short piece of a cell's line, and what belongs to it. */
+  /** A cell's line, and words. */
   function keyed(cell, ...contents) {
     const { colour, dash } = look(cell);
     const line = `<path d="M0 6H30" stroke="${colour}" stroke-width="4" stroke-dasharray="${dash.join(" ")}"/>`;
@@ -127,8 +124,7 @@
     table.replaceChildren(element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...lines));
   }
 
-  // ---- Controls
-
+  // Controls
   function showControls() {
     const fill = (select, pairs, chosen) =>
       select.replaceChildren(...pairs.map(([value, words]) => new Option(words, value, false, value === chosen)));
@@ -204,8 +200,7 @@
     show();
   }
 
-  // ---- Where the reader points
-
+  // Where the reader points
   const where = () => union.findLast((iteration) => iteration <= at.iteration) ?? union[0];
   const epochOf = (cell) => window.MetanbPanel.epochAt(cell.iterations, where());
   const late = (cell, epoch) => (cell.iterations[epoch] === where() ? "" : `, at ${count(cell.iterations[epoch])}`);
@@ -228,8 +223,7 @@
     showTables();
   }
 
-  // ---- Words and numbers
-
+  // Words and numbers
   function showTables() {
     const heads = state.show.map(label);
     const means = ({ cell, mean, low, high }) => {
@@ -247,7 +241,6 @@
     ])));
   }
 
-  /** What is drawn, in a few sentences. */
   function summary() {
     const ends = ({ cell, iterations, mean }) => {
       const last = mean.findLastIndex(Number.isFinite);
@@ -280,16 +273,14 @@
     setTimeout(() => URL.revokeObjectURL(href), 10_000);
   }
 
-  // ---- The reader's own records
-
+  // The reader's own records
   const COLUMNS = ["epoch", "iteration", "measure", "mean", "sem"];
 
-  /** A record's measures.csv, as a run of the page's data. */
   function readMeasures(csvText, file) {
     const [head, ...lines] = csvText.trim().split(/\r?\n/).map((line) => line.split(","));
     const column = new Map(head.map((words, place) => [words, place]));
     const lacking = COLUMNS.filter((words) => !column.has(words));
-    if (lacking.length) throw new Error(`${file} has no column ${lacking[0]}: open the measures.csv of a run`);
+    if (lacking.length) throw new Error(`${file} has no column ${lacking[0]}`);
     const cellsOf = lines.map((line) => Object.fromEntries(COLUMNS.map((words) => [words, line[column.get(words)]])));
     const epochs = Math.max(...cellsOf.map(({ epoch }) => Number(epoch)));
     if (!Number.isInteger(epochs) || epochs < 1 || epochs > 1e5) throw new Error(`${file} has no epochs 0, 1, 2 and so on`);
@@ -306,7 +297,7 @@
     return { iterations, means: joined("mean"), errors: joined("sem") };
   }
 
-  /** Runs as cells beside the book's; those that differ by seeds share one. */
+  /** Runs as cells; those that differ by seeds share one. */
   function addOwn(runs) {
     const made = new Map();
     for (const { name: title, settings, measures: read } of runs) {
@@ -328,7 +319,6 @@
     return added;
   }
 
-  /** All files below some entries: [path, File] each. */
   async function filesBelow(entries) {
     const found = [];
     for (const entry of entries) {
@@ -390,8 +380,7 @@
     });
   }
 
-  // ---- The page
-
+  // The page
   function show() {
     for (const { panel } of shown) panel.destroy();
     union = distinct(state.cells.flatMap((cell) => cell.iterations)).sort((one, other) => one - other);
