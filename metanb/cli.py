@@ -144,10 +144,11 @@ def train_command(
     click.echo("loading PyTorch, which takes seconds", err=True)
     from metanb.runs.experiment import run_all
     from metanb.runs.machine import is_interactive
-    from metanb.runs.training import with_content
+    from metanb.runs.training import identify_runs
 
+    runs = identify_runs(runs)
     # Where there is a progress bar, it names its runs.
-    for settings in [] if is_interactive() else map(with_content, runs):
+    for settings in [] if is_interactive() else runs:
         length = f"{settings.iterations} iterations, {settings.epochs} epochs"
         click.echo(f"run {settings.id}: {length}", err=True)
     for record in run_all(runs, device, until, together):

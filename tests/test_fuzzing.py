@@ -17,10 +17,10 @@ from metanb.data.image_sets import DataError, ImageSet
 from metanb.files import DiskError
 from metanb.runs import archive, records, weights
 from metanb.runs.archive import ArchiveError
-from metanb.runs.experiment import run
 from metanb.runs.records import RecordError
 from metanb.settings import SettingsError, from_dict, preset
 from tests.support.command_line import call
+from tests.support.stores import store_with
 
 MUTATIONS = 100
 TINY = {"filters": 2, "iterations": 2, "epoch_iterations": 1, "test_tasks": 2, "test_queries": 1}
@@ -55,12 +55,9 @@ def mutations(content: bytes):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A store with a tiny run and its weights."""
-    folder = tmp_path_factory.mktemp("recorded")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METANB_STORE", str(folder))
-        weights.keep_weights(run(SETTINGS, "cpu"))
+    with store_with(SETTINGS, tmp_path_factory.mktemp("recorded")) as folder:
         archive.pack_runs([SETTINGS], folder / "packed", "runs")
-    return folder
+        return folder
 
 
 def one_line(error: Exception) -> None:

@@ -20,12 +20,11 @@ from metanb.data import image_sets
 from metanb.data.tasks import Tasks, sample_tasks
 from metanb.labels import DATASETS
 from metanb.landscape import hessian, task_stats
-from metanb.landscape.measures import measure
+from metanb.landscape.measures import bytes_per_task, measure
 from metanb.maml.cuda_graph import Replayed
 from metanb.maml.inner_loop import adapt, losses
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import chunk_size, meta_gradient
-from metanb.maml.per_task import count_activations
 from metanb.settings import Settings
 
 # A network, and a call that leaves the meta-gradient in it.
@@ -164,10 +163,7 @@ def time_hessian_norms(unit: str, device: torch.device, repeats: int) -> list[Ti
         net = resnet18(num_classes=settings.ways).eval().to(device)
         repeats = max(1, repeats // 5)
     params = adapt(net, tasks, settings.inner_lr, settings.inner_steps, first_order=True).detach()
-    # As many tasks at once as memory holds: the Lanczos basis, and the graph of the images.
-    activations = count_activations(net, tasks.support_x[0, :1]) * tasks.support_x.shape[1]
-    bytes_each = params.element_size() * (33 * params.shape[1] + 8 * activations)
-    chunk = task_stats.tasks_at_once(device, bytes_each)
+    chunk = task_stats.tasks_at_once(device, bytes_per_task(net, params, tasks))
 
     def compute_ours() -> list[float]:
         norms: list[float] = []

@@ -101,6 +101,23 @@ def _watched(origin: Origin) -> Source:
     return source._replace(blocks=iter(blocks))
 
 
+def pad_classes(source: Source) -> tuple[tuple[int, ...], Iterator[bytes]]:
+    """Make all classes as large as the largest one, by zeros.
+
+    Returns:
+        The shape of the whole, [classes, most images per class, C, H, W], and its bytes class by
+        class.
+    """
+    first = next(source.blocks)
+    most = max(source.counts)
+    image_bytes = first[0].size
+    contents = (
+        block.tobytes() + bytes((most - len(block)) * image_bytes)
+        for block in chain([first], source.blocks)
+    )
+    return (len(source.names), most, *first.shape[1:]), contents
+
+
 def digest_of(names: Sequence[str], counts: Sequence[int], images: np.ndarray) -> str:
     """First 16 hex digits of the SHA-256 of shape, class names and pixels.
 
@@ -139,20 +156,16 @@ def _read_cache(path: Path, stamp: str, verify: bool) -> Content | None:
 
 def _write_cache(path: Path, stamp: str, source: Source) -> None:
     """Write class by class, so that a set need not fit in memory. The caller holds the lock."""
-    names, counts, blocks = source
     record_path = path.with_suffix(".json")
-    first_block = next(blocks)
-    most = max(counts)
-    shape = (len(names), most, *first_block.shape[1:])
-    sha = _hash_header(names, counts, shape)
+    shape, contents = pad_classes(source)
+    sha = _hash_header(source.names, source.counts, shape)
     # Remove the old record first: no reader may pair it with the new images.
     with files.writing(record_path):
         record_path.unlink(missing_ok=True)
     with files.replacing(path) as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
-        for block in chain([first_block], blocks):
-            content = block.tobytes() + bytes((most - len(block)) * block[0].size)
+        for content in contents:
             sha.update(content)
             stream.write(content)
     record = {
@@ -161,23 +174,19 @@ def _write_cache(path: Path, stamp: str, source: Source) -> None:
         "bytes": path.stat().st_size,
         "shape": shape,
         "digest": sha.hexdigest()[:16],
-        "classes": names,
+        "classes": source.names,
     }
-    if min(counts) < most:
-        record["counts"] = counts
+    if min(source.counts) < shape[1]:
+        record["counts"] = source.counts
     files.replace(record_path, json.dumps(record).encode())
 
 
 def _digest_of_source(source: Source) -> str:
     """The digest that the cache of a source would have."""
-    most = max(source.counts)
-    sha = None
-    for block in source.blocks:
-        if sha is None:
-            shape = (len(source.names), most, *block.shape[1:])
-            sha = _hash_header(source.names, source.counts, shape)
-        sha.update(block.tobytes() + bytes((most - len(block)) * block[0].size))
-    assert sha is not None  # a source has a class
+    shape, contents = pad_classes(source)
+    sha = _hash_header(source.names, source.counts, shape)
+    for content in contents:
+        sha.update(content)
     return sha.hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import platformdirs
 
 from metanb.data import glyphs, image_folders, mini_imagenet, omniglot
-from metanb.data.cache import Content, Origin, digest_of, read_or_build
+from metanb.data.cache import Content, Origin, digest_of, pad_classes, read_or_build
 from metanb.data.cache import DataError as DataError  # callers know it as image_sets.DataError
 
 SPLITS = ("train", "valid", "test")
@@ -83,14 +83,12 @@ class ImageSet:
             DataError: what is wrong with the folder, and the remedy.
         """
         _check_split(split)
-        names, counts, blocks = image_folders.folder_source(Path(folder), split)
-        read = list(blocks)
-        images = np.zeros((len(names), max(counts), *read[0].shape[1:]), dtype=np.uint8)
-        for place, block in zip(images, read, strict=True):
-            place[: len(block)] = block
-        images.flags.writeable = False
+        source = image_folders.folder_source(Path(folder), split)
+        shape, contents = pad_classes(source)
+        images = np.frombuffer(b"".join(contents), np.uint8).reshape(shape)  # read-only
+        names, counts = tuple(source.names), tuple(source.counts)
         digest = digest_of(names, counts, images)
-        return cls(Path(folder).name, split, images, tuple(names), digest, tuple(counts))
+        return cls(Path(folder).name, split, images, names, digest, counts)
 
 
 def data_root() -> Path:

@@ -1,7 +1,6 @@
 """One's own runs beside those of the book, in one call."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from metanb.figures.runs import curves
 from metanb.figures.style import Figure
@@ -69,11 +68,8 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
 
 
 def _book_runs() -> list[Record]:
-    """The runs of the book: those in a checkout's `results/`."""
-    folders: list[Path] = [
-        folder for folder in store.record_folders() if folder != store.store_folder()
-    ]
-    return records.read_records(*folders)
+    """The runs of the book; none outside of a checkout."""
+    return records.read_records(store.book_folder())
 
 
 def _choose_reference(run: Record, committed: Sequence[Record]) -> list[Record]:

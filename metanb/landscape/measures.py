@@ -340,7 +340,7 @@ def _split_into_chunks(
     net: nn.Module, starts: Tensor, tasks: Tasks, runs: int
 ) -> Iterator[tuple[slice, Tasks]]:
     """Rows of starts [S*T, P], run after run, and their tasks: as many as fit at once."""
-    at_once = task_stats.tasks_at_once(starts.device, _bytes_per_task(net, starts, tasks))
+    at_once = task_stats.tasks_at_once(starts.device, bytes_per_task(net, starts, tasks))
     for first in range(0, len(starts), at_once):
         rows = slice(first, min(first + at_once, len(starts)))
         if runs == 1:
@@ -350,7 +350,7 @@ def _split_into_chunks(
             yield rows, Tasks(*(x[numbers.to(x.device)] for x in tasks.tensors()))
 
 
-def _bytes_per_task(net: nn.Module, starts: Tensor, tasks: Tasks) -> float:
+def bytes_per_task(net: nn.Module, starts: Tensor, tasks: Tasks) -> float:
     """Memory that measuring a task takes on a GPU, a generous estimate.
 
     It holds a Lanczos basis, a few copies of the query images' activations and patches, and more of

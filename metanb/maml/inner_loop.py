@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
 from metanb.maml.network import Patches
-from metanb.maml.per_task import for_tasks, head_layer
+from metanb.maml.per_task import for_tasks, in_head
 
 # What the inner loop adapts: "all", "head", "body", or names of parameters or of layers.
 Adapts: TypeAlias = str | Sequence[str]
@@ -69,9 +69,7 @@ def select_parameters(net: nn.Module, adapts: Adapts = "all") -> list[bool]:
             raise ValueError(
                 f"adapts is {adapts!r}: use 'all', 'head', 'body', or a list of names of parameters"
             )
-        head = head_layer(net)
-        in_head = [name.rpartition(".")[0] == head for name in names]
-        selected = [adapts == "all" or (adapts == "head") == inside for inside in in_head]
+        selected = [adapts == "all" or (adapts == "head") == is_head for is_head in in_head(net)]
     else:
         for wanted in adapts:
             if not any(_is_part(name, wanted) for name in names):
@@ -81,8 +79,8 @@ def select_parameters(net: nn.Module, adapts: Adapts = "all") -> list[bool]:
                 )
         selected = [any(_is_part(name, wanted) for wanted in adapts) for name in names]
     selected = [
-        chosen and parameter.requires_grad
-        for chosen, parameter in zip(selected, net.parameters(), strict=True)
+        is_selected and parameter.requires_grad
+        for is_selected, parameter in zip(selected, net.parameters(), strict=True)
     ]
     if not any(selected):
         raise ValueError(
@@ -171,7 +169,8 @@ def adapt(
 
     # An SGD optimiser of the parameters that are adapted: `higher` makes it differentiable.
     selected = select_parameters(net, adapts)
-    adaptable = [p for p, chosen in zip(net.parameters(), selected, strict=True) if chosen]
+    parameters_and_use = zip(net.parameters(), selected, strict=True)
+    adaptable = [p for p, is_selected in parameters_and_use if is_selected]
     optimiser = torch.optim.SGD(adaptable, lr=step_size)
     override = {"lr": [lr]} if isinstance(lr, Tensor) else None
     starts_are_learnt = start is None or start.requires_grad

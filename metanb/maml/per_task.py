@@ -107,21 +107,21 @@ def for_tasks(net: nn.Module) -> Any:
     return PerTask(net)
 
 
-def head_layer(net: nn.Module) -> str:
-    """Return the name of the head: the layer that the last parameter belongs to.
+def in_head(net: nn.Module) -> list[bool]:
+    """Return which of `net.parameters()` are the head's: the layer of the last parameter.
 
     Example:
-        >>> head_layer(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
-        '2'
+        >>> in_head(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+        [False, False, True, True]
     """
-    names = [name for name, _ in net.named_parameters()]
-    return names[-1].rpartition(".")[0]
+    layers = [name.rpartition(".")[0] for name, _ in net.named_parameters()]
+    return [layer == layers[-1] for layer in layers]
 
 
 def head_size(net: nn.Module) -> int:
     """Return the number of the head's parameters; they come last."""
-    head = head_layer(net)
-    return sum(p.numel() for name, p in net.named_parameters() if name.rpartition(".")[0] == head)
+    parameters = zip(net.parameters(), in_head(net), strict=True)
+    return sum(p.numel() for p, is_head in parameters if is_head)
 
 
 def count_activations(net: nn.Module, image: Tensor) -> int:

@@ -77,7 +77,7 @@ def run_all(
     Raises:
         ValueError: an unknown device, or `together` is below 1; and what `run` raises.
     """
-    runs = [_identify(settings) for settings in runs]
+    runs = training.identify_runs(runs)
     if together is not None and together < 1:
         raise ValueError(f"together is {together}: at least 1 run in a batch")
 
@@ -96,11 +96,6 @@ def run_all(
                 batch = cell[first : first + engine.together]
                 _raise_first(_train_batch(batch, torch_device, until, engine))
     return [_read_recorded(settings, until) for settings in runs]
-
-
-def _identify(settings: Settings) -> Settings:
-    """The settings that identify a run: with the content of images of one's own."""
-    return settings if settings.content else training.with_content(settings)
 
 
 def _train_batch(
@@ -171,7 +166,7 @@ def trained_net(settings: Settings, device: str = "auto") -> nn.Module:
         metanb.runs.records.RecordError: the kept weights, their record or the checkpoint are
             damaged; and, where the run is trained, whatever `run` raises.
     """
-    settings = _identify(settings)
+    (settings,) = training.identify_runs([settings])
     if kept := _kept_net(settings, settings.epochs):
         return kept
     path = store.checkpoint_path(settings.id)
@@ -195,7 +190,7 @@ def nets_after(
     are those of the run whose settings end after that epoch, as `trained_net` gives them. Where
     several such runs are trained, a longer one goes on from a shorter one.
     """
-    settings = _identify(settings)
+    (settings,) = training.identify_runs([settings])
     nets: dict[int, nn.Module] = {}
     shorter: Settings | None = None
     for epoch in sorted(set(epochs)):
@@ -241,7 +236,7 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
     Raises:
         filelock.Timeout: another process is training the run.
     """
-    settings = _identify(settings)
+    (settings,) = training.identify_runs([settings])
     path = store.checkpoint_path(settings.id)
     with store.lock_run(settings.id, patience=5):
         record = records.find_record(settings)

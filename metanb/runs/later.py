@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from metanb.landscape.measures import known_measures, measure
-from metanb.landscape.task_stats import Stat
 from metanb.maml.engine import precision
 from metanb.runs import machine, plugins, records, store, training, weights
 from metanb.runs.cohorts import TEST, VALID
@@ -79,10 +77,5 @@ def measure_later(
             **machine.describe_environment(torch_device),
             **plugins.describe(),
         }
-        return records.add_later(record, _make_rows(record, stats), origin)
-
-
-def _make_rows(record: Record, stats: dict[str, Stat]) -> list[dict[str, Any]]:
-    """Rows of the record's last epoch."""
-    place = {"epoch": record.epochs, "iteration": record.iterations}
-    return [place | {"measure": name} | asdict(stat) for name, stat in stats.items()]
+        rows = training.make_rows(settings, record.epochs, stats)
+        return records.add_later(record, rows, origin)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
@@ -138,6 +138,22 @@ def load_split(settings: Settings, split: str) -> ImageSet:
     if train and settings.train_classes:
         return image_sets.keep_classes(images, settings.train_classes, settings.class_seed)
     return images
+
+
+def identify_runs(runs: Iterable[Settings]) -> list[Settings]:
+    """The settings that identify runs: with the content of the images, read once per data set.
+
+    A content that is given already stays. Errors are those of `with_content`.
+    """
+    contents: dict[str, str] = {}
+    identified = []
+    for settings in runs:
+        if settings.dataset not in DATASETS and not settings.content:
+            if settings.dataset not in contents:
+                contents[settings.dataset] = with_content(settings).content
+            settings = replace(settings, content=contents[settings.dataset])
+        identified.append(settings)
+    return identified
 
 
 def with_content(settings: Settings) -> Settings:
@@ -282,7 +298,7 @@ def _run_epoch(
             failures[state] = outcome
             continue
         state.epoch += 1
-        state.rows += _make_rows(state.settings, state.epoch, outcome)
+        state.rows += make_rows(state.settings, state.epoch, outcome)
         state.wall += wall
         state.cpu += cpu / len(cohort.states)
         state.shared += wall / len(cohort.states)
@@ -321,7 +337,7 @@ def _measure(
     return [outcome for i in members for outcome in _measure(cohort, theta, [i], test, valid)]
 
 
-def _make_rows(settings: Settings, epoch: int, stats: dict[str, Stat]) -> list[dict[str, Any]]:
+def make_rows(settings: Settings, epoch: int, stats: dict[str, Stat]) -> list[dict[str, Any]]:
     """The rows of a record for one epoch: one per measure."""
     place = {"epoch": epoch, "iteration": epoch * settings.epoch_iterations}
     return [place | {"measure": name} | asdict(stat) for name, stat in stats.items()]
@@ -341,7 +357,7 @@ def record_run(settings: Settings, net: nn.Module, values: dict[str, Any]) -> re
     rows = list(values["rows"])
     if settings.final_tasks:
         stats = {"final_accuracy": _measure_final_accuracy(settings, net)}
-        rows += _make_rows(settings, values["epoch"], stats)
+        rows += make_rows(settings, values["epoch"], stats)
     times = {
         "started": values["started"],
         "finished": values["saved"],

@@ -84,7 +84,7 @@ def test_measuring_a_task_takes_no_more_than_is_set_aside_for_it(dataset, ways, 
         at = Solutions(net, tasks, theta, settings)
         for compute in measures.PER_TASK.values():
             compute(at)
-    set_aside = measures._bytes_per_task(net, theta, tasks)
+    set_aside = measures.bytes_per_task(net, theta, tasks)
     assert 0.2 * set_aside < peak.bytes < set_aside
     assert (
         task_stats.tasks_at_once(torch.device("cuda"), set_aside)

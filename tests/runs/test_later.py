@@ -9,14 +9,15 @@ import shutil
 import pytest
 import torch
 
-from metanb import preset, run
+from metanb import preset
 from metanb.labels import MEASURES, Measure
 from metanb.landscape import measures
-from metanb.runs import archive, later, records, weights
+from metanb.runs import archive, later, records
 from metanb.runs.records import RecordError
 from metanb.runs.store import checkpoint_path, store_folder
 from tests.support.bad_days import shown
 from tests.support.command_line import call
+from tests.support.stores import store_with
 
 TINY = {"filters": 4, "iterations": 4, "epoch_iterations": 2, "test_tasks": 4, "test_queries": 2}
 SETTINGS = preset("smoke", "glyphs", **TINY)
@@ -25,11 +26,8 @@ SETTINGS = preset("smoke", "glyphs", **TINY)
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A store with a run and its weights."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METANB_STORE", str(folder))
-        weights.keep_weights(run(SETTINGS, "cpu"))
-    return folder
+    with store_with(SETTINGS, tmp_path_factory.mktemp("trained")) as folder:
+        return folder
 
 
 @pytest.fixture
