@@ -70,8 +70,12 @@ DATASETS = {
     "mini-imagenet": ImageKind("mini-ImageNet", 3, 84),
 }
 ALGORITHMS = {
-    "maml": Algorithm("MAML", ("none", "adapted", "through", "outer", "random")),
-    "fomaml": Algorithm("first-order MAML", ("none", "adapted", "random"), first_order=True),
+    "maml": Algorithm(
+        "MAML", ("none", "adapted", "through", "outer", "random", "agreement", "within")
+    ),
+    "fomaml": Algorithm(
+        "first-order MAML", ("none", "adapted", "random", "agreement", "within"), first_order=True
+    ),
     "finetune": Algorithm("finetuning", episodic=False),
 }
 NETWORKS = {"convnet": "the paper's ConvNet"}
@@ -97,6 +101,18 @@ MEASURES = {
     "gradient_cosine": Measure("gradient cosine"),
     "gradient_coherence_uniform": Measure("coherence of g_uniform"),
     "gradient_coherence_label": Measure("coherence of g_label"),
+    "hessian_largest": Measure("largest eigenvalue of the Hessian"),
+    "hessian_smallest": Measure("smallest eigenvalue of the Hessian"),
+    "path_curvature": Measure("curvature along the inner path"),
+    "gradient_norm": Measure("norm of the support gradient", log=True),
+    "within_product": Measure("support times query gradient, within a task"),
+    "within_cosine": Measure("cosine of support and query gradient, within a task"),
+    "permutation_spread": Measure("spread of query accuracy over permuted labels"),
+    "trajectory_coherence_body1": Measure("the first block's share of trajectory coherence"),
+    "trajectory_coherence_body2": Measure("the second block's share of trajectory coherence"),
+    "trajectory_coherence_body3": Measure("the third block's share of trajectory coherence"),
+    "trajectory_coherence_body4": Measure("the fourth block's share of trajectory coherence"),
+    "effective_rank": Measure("effective rank of the tasks' directions"),
     "relative_move": Measure("relative move by the regulariser", over="iterations"),
     "train_loss": Measure("meta-training loss (nats)", over="iterations"),
     "body_norm": Measure("L2 norm of convolution weights", over="network"),

@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 
 from metanb.labels import ALGORITHMS, DATASETS, NETWORKS
 
-TestHead = Literal["fresh", "shared", "zero"]
-Regulariser = Literal["none", "adapted", "through", "outer", "random"]
+TestHead = Literal["fresh", "shared", "zero", "centred"]
+InnerHead = Literal["learnt", "zero", "shared"]
+Regulariser = Literal["none", "adapted", "through", "outer", "random", "agreement", "within"]
 Adapts = Literal["all", "head", "body"]
 InnerLoss = Literal["mean", "sum"]
 HeadInit = Literal["torch", "finn", "zero"]
@@ -111,13 +112,21 @@ class Settings:
         "fresh",
         get_args(TestHead),
         "N-way head at meta-test, for finetuning: fresh: drawn anew for each task; shared: one for "
-        "all tasks; zero: all zero",
+        "all tasks; zero: all zero; after meta-training: fresh: the learnt one; zero; centred: the "
+        "learnt one without its common answer",
+    )
+    inner_head: InnerHead = _choice(
+        "learnt",
+        get_args(InnerHead),
+        "head that each inner loop starts from, in meta-training and at meta-test; learnt: the "
+        "meta-learnt one; zero: all zero; shared: one meta-learnt vector for all N classes",
     )
     regulariser: Regulariser = _choice(
         "none",
         get_args(Regulariser),
         "the coherence regulariser; adapted: our reading of the paper; through, outer: further "
-        "readings; random: a control",
+        "readings; random: a control; agreement: weights tasks by their agreement; within: rewards "
+        "the product of a task's own support and query gradient",
     )
     gamma: float = _number(0.0, 0.0, 1e6, "strength of the regulariser")
     inner_lr: float = _number(0.4, 1e-6, 100.0, "step size of the inner SGD")
@@ -137,6 +146,12 @@ class Settings:
     )
     meta_batch: int = _number(32, 1, 1024, "tasks per meta-training iteration")
     outer_lr: float = _number(1e-3, 1e-8, 1.0, "step size of Adam")
+    sam_radius: float = _number(
+        0.0,
+        0.0,
+        100.0,
+        "sharpness-aware minimisation: the meta-gradient is taken this far uphill; 0: where it is",
+    )
     iterations: int = _number(60_000, 1, 10**7, "meta-training iterations")
     epoch_iterations: int = _number(
         1_000, 1, 10**6, "iterations per epoch; measures are taken after each epoch"
@@ -181,9 +196,17 @@ class Settings:
             raise SettingsError(
                 f"rotations belong to dataset='omniglot', not {self.dataset!r}: leave them out"
             )
-        if algorithm.episodic and self.test_head != "fresh":
+        if algorithm.episodic and self.test_head == "shared":
+            raise SettingsError("test_head='shared' belongs to algorithm='finetune': leave it out")
+        if not algorithm.episodic and self.test_head == "centred":
             raise SettingsError(
-                f"test_head={self.test_head!r} belongs to algorithm='finetune': leave it out"
+                f"test_head='centred' belongs to a head that is meta-learnt, not to algorithm="
+                f"{self.algorithm!r}: leave it out"
+            )
+        if not algorithm.episodic and self.inner_head != "learnt":
+            raise SettingsError(
+                f"inner_head={self.inner_head!r} belongs to meta-training, not to algorithm="
+                f"{self.algorithm!r}: give a test_head"
             )
         if (self.regulariser == "none") != (self.gamma == 0):
             raise SettingsError(

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from metanb.landscape.task_stats import Stat, summarise
@@ -45,16 +46,50 @@ def trajectory_coherence(displacements: Tensor, part: slice = slice(None)) -> tu
         >>> round(stat.mean, 3), stat.n, n_dropped  # cos 45 degrees
         (0.707, 2, 1)
     """
-    norms = displacements.detach().double().norm(dim=1, keepdim=True)
-    is_moved = norms[:, 0] != 0  # true for NaN, which shows in the result
-    n_moved = int(is_moved.sum())
-    if n_moved < 2:
-        raise ValueError(
-            f"{n_moved} of {len(displacements)} tasks moved: "
-            "trajectory coherence is over pairs, it needs 2"
-        )
-    directions = displacements.double()[is_moved] / norms[is_moved]
-    return _summarise_pairs(directions[:, part]), len(displacements) - n_moved
+    directions = _directions(displacements)
+    return _summarise_pairs(directions[:, part]), len(displacements) - len(directions)
+
+
+def effective_rank(displacements: Tensor) -> Stat:
+    """Compute in how many directions tasks move: the effective rank of their unit displacements.
+
+    It is the exponential of the entropy of the singular values, divided by their sum (Roy and
+    Vetterli, EUSIPCO 2007): 1 where all tasks move along one line, and the number of tasks where no
+    two move alike. It grows with the number of tasks, so compare values of equally many. A task
+    that did not move is dropped. The median is the mean, and sem is the jackknife's over tasks.
+
+    Args:
+        displacements: theta~_i - theta_s, [T, P].
+
+    Raises:
+        ValueError: fewer than 2 tasks moved.
+
+    Example:
+        >>> import torch
+        >>> round(effective_rank(torch.eye(3)).mean, 3)
+        3.0
+        >>> round(effective_rank(torch.tensor([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])).mean, 3)
+        1.0
+    """
+    directions = _directions(displacements)
+    gram = directions @ directions.T
+    rank = _rank_of_gram(gram)
+    # Leave out each task in turn: its row and column of the Gram matrix.
+    n = len(gram)
+    others = torch.stack([_rank_of_gram(_without_row(gram, i)) for i in range(n)])
+    sem = float(((n - 1) / n * (others - others.mean()).square().sum()).sqrt())
+    return Stat(float(rank), float(rank), sem * math.sqrt(n), sem, n)
+
+
+def _without_row(gram: Tensor, i: int) -> Tensor:
+    keep = torch.arange(len(gram), device=gram.device) != i
+    return gram[keep][:, keep]
+
+
+def _rank_of_gram(gram: Tensor) -> Tensor:
+    """The effective rank of rows whose inner products are given, [] float64."""
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    return torch.special.entr(singular / singular.sum()).sum().exp()
 
 
 def gradient_coherence(gradients: Tensor) -> Stat:
@@ -72,6 +107,19 @@ def gradient_coherence(gradients: Tensor) -> Stat:
         2.0
     """
     return _summarise_pairs(gradients)
+
+
+def _directions(displacements: Tensor) -> Tensor:
+    """The unit displacements of the tasks that moved, float64; ValueError if fewer than 2 did."""
+    norms = displacements.detach().double().norm(dim=1, keepdim=True)
+    is_moved = norms[:, 0] != 0  # true for NaN, which shows in the result
+    n_moved = int(is_moved.sum())
+    if n_moved < 2:
+        raise ValueError(
+            f"{n_moved} of {len(displacements)} tasks moved: "
+            "trajectory coherence is over pairs, it needs 2"
+        )
+    return displacements.detach().double()[is_moved] / norms[is_moved]
 
 
 def _summarise_pairs(vectors: Tensor) -> Stat:

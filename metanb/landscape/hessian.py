@@ -39,9 +39,10 @@ class HessianNorms:
 
     #: [T] max |lambda|: at most the true norm, up to rounding, and below it by at most tol
     norms: Tensor
-    #: [T] smallest Ritz value: accurate to tol where its magnitude is the larger of the two ends
+    #: [T] smallest Ritz value: accurate to tol where its magnitude is the larger of the two ends,
+    #: and with `ends_tol` to that fraction of the norm anyway
     smallest: Tensor
-    #: [T] largest Ritz value, likewise; the end of smaller magnitude may not have converged
+    #: [T] largest Ritz value, likewise; without `ends_tol` the lesser end may not have converged
     largest: Tensor
     #: [T] norm(H y - lambda y) / |lambda| of the dominant eigenpair, 0 where the norm is 0
     residuals: Tensor
@@ -57,6 +58,7 @@ def hessian_norms(
     risk: float = 0.01,
     max_products: int = 200,
     seed: int = 0,
+    ends_tol: float | None = None,
 ) -> HessianNorms:
     """Compute the spectral norm of each task's Hessian: the paper's flatness (lower is flatter).
 
@@ -79,6 +81,10 @@ def hessian_norms(
     All tasks start in the same direction and each stops by itself, so a task's norm does not depend
     on the tasks beside it. Split large batches into chunks: `lanczos` says what memory they take.
 
+    With `ends_tol` a task goes on until the two tests hold at both ends of its spectrum, with an
+    error of ends_tol times the norm. Its norm and residual stay those of the product at which the
+    norm was certain, so they are the same with and without.
+
     Args:
         loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
         params: [T, P], the parameters of each task; float32 is enough for tol >= 1e-5. The graph
@@ -88,6 +94,8 @@ def hessian_norms(
             end of the spectrum.
         max_products: the number of products after which a task counts as not converged.
         seed: seed of the start direction.
+        ends_tol: error of both ends of the spectrum, relative to the norm; None: the lesser end may
+            not have converged.
 
     Raises:
         LandscapeError: a loss or product is not finite, or a task has not converged after
@@ -115,8 +123,9 @@ def hessian_norms(
     product = hessian_product(loss_fn, params)
     n_tasks, size = params.shape
     start = random_directions(1, size, seed).to(params).expand(n_tasks, -1)
-    # Rows of `estimates`: norm, smallest and largest eigenvalue, residual.
+    # Rows of `estimates`: norm and its residual, then smallest and largest eigenvalue.
     estimates = torch.zeros(4, n_tasks, dtype=torch.float64)
+    has_norm = torch.zeros(n_tasks, dtype=torch.bool)
     products = torch.zeros(n_tasks, dtype=torch.int64)  # 0: not done
     # The second test in logarithms: |p(x)| / (beta_1 ... beta_k) >= sqrt(2 P / pi) / risk.
     required_log_ratio = math.log(math.sqrt(2 * size / math.pi) / risk)
@@ -129,32 +138,45 @@ def hessian_norms(
         alpha = alpha[is_open]
         beta = beta[is_open]
 
-        # Ritz values; the dominant one's residual is beta_k times its eigenvector's last entry.
+        # Ritz values; a value's residual is beta_k times its eigenvector's last entry.
         ritz, vectors = tridiagonal_eigen(alpha, beta)
+        residuals = beta[:, -1:] * vectors[:, -1].abs()
         norm, dominant = ritz.abs().max(1)
-        last_entry = vectors[:, -1].gather(1, dominant[:, None])[:, 0]
-        residual = beta[:, -1] * last_entry.abs()
-        estimates[:, is_open] = torch.stack([norm, ritz[:, 0], ritz[:, -1], residual])
+        residual = residuals.gather(1, dominant[:, None])[:, 0]
 
-        # Log of |p(x)| / (beta_1 ... beta_k) at both ends x; the smaller of the two decides.
+        def is_unlikely(x: Tensor, ritz: Tensor = ritz, beta: Tensor = beta) -> Tensor:
+            """Whether an eigenvalue at x [tasks, 1] or beyond would hardly have stayed hidden."""
+            return ((x - ritz).abs() / beta).log().sum(1) >= required_log_ratio
+
+        # The norm is certain: keep it. Look beyond both ends, at the same distance from 0.
         bound = (1 + tol) * norm[:, None]
-        log_ratios = [((x - ritz).abs() / beta).log().sum(1) for x in (bound, -bound)]
-        log_ratio = torch.stack(log_ratios).amin(0)
-
+        is_certain = (residual <= tol * norm) & is_unlikely(bound) & is_unlikely(-bound)
         # Nothing is left to find where the Krylov space is closed under H or is the whole space.
         is_exhausted = is_closed(alpha, beta, params.dtype)[:, -1] | (k == size)
-        is_certain = (residual <= tol * norm) & (log_ratio >= required_log_ratio)
-        products[is_open.nonzero()[is_exhausted | is_certain, 0]] = k
+        is_new = ~has_norm[is_open]
+        rows = is_open.nonzero()[:, 0]
+        estimates[:2, rows[is_new]] = torch.stack([norm, residual])[:, is_new]
+        estimates[2:, rows] = torch.stack([ritz[:, 0], ritz[:, -1]])
+        has_norm[rows[is_exhausted | is_certain]] = True
+
+        # The ends are certain, each by its own residual and just beyond itself.
+        is_done = has_norm[is_open]
+        if ends_tol is not None:
+            margin = ends_tol * norm[:, None]
+            ends_converged = (residuals[:, [0, -1]] <= margin).all(1)
+            nothing_beyond = is_unlikely(ritz[:, :1] - margin) & is_unlikely(ritz[:, -1:] + margin)
+            is_done = is_done & (is_exhausted | (ends_converged & nothing_beyond))
+        products[rows[is_done]] = k
 
         if products.all():
-            norm, smallest, largest, residual = estimates
+            norm, residual, smallest, largest = estimates
             relative = torch.where(norm > 0, residual / norm, 0.0)
             return HessianNorms(norm, smallest, largest, relative, products)
 
     task = int((products == 0).nonzero()[0])
     raise LandscapeError(
         f"Hessian norm of task {task} is still uncertain after {max_products} products "
-        f"(so far {estimates[0, task]:.4g}, residual {estimates[3, task]:.1g}): "
+        f"(so far {estimates[0, task]:.4g}, residual {estimates[1, task]:.1g}): "
         f"raise max_products or tol ({tol:g})"
     )
 
@@ -182,3 +204,34 @@ def adaptive_sharpness(
     """
     weights = params.detach()
     return hessian_norms(lambda z: loss_fn(weights * z), torch.ones_like(weights), **options)
+
+
+def curvature_along_gradient(loss_fn: Callable[[Tensor], Tensor], params: Tensor) -> Tensor:
+    """Compute g'Hg / norm(g)^2 for each task, [T]: the curvature that a gradient step meets.
+
+    g is the gradient and H the Hessian of the loss at the task's parameters. The value is 0 for a
+    gradient of 0. A gradient step of size lr lowers a quadratic loss where it is below 2 / lr.
+
+    Args:
+        loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
+        params: [T, P].
+
+    Raises:
+        LandscapeError: a loss is not finite.
+        ValueError: as `metanb.landscape.lanczos.hessian_product` does.
+
+    Example:
+        >>> import torch
+        >>> eigenvalues = torch.tensor([[1.0, 3.0]])
+        >>> def loss(params):
+        ...     return (eigenvalues * params**2).sum(1) / 2
+        >>> curvature_along_gradient(loss, torch.tensor([[3.0, 1.0]]))  # g is (3, 3)
+        tensor([2.])
+    """
+    product = hessian_product(loss_fn, params)
+    at = params.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(loss_fn(at).sum(), at)
+    square = gradient.square().sum(1)
+    curvature = (gradient * product(gradient)).sum(1)
+    return torch.where(square > 0, curvature / square, 0.0)

@@ -6,7 +6,7 @@ computes it, and each later run records it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from metanb.landscape import coherence, hessian, task_stats
 from metanb.landscape.solutions import Solutions, adapt_at_test, starting_points_together
 from metanb.landscape.task_stats import Stat
 from metanb.maml.inner_loop import accuracy, flatten, losses, unflatten
-from metanb.maml.per_task import count_activations, head_size
+from metanb.maml.per_task import count_activations, head_size, quarters_of_body
 from metanb.settings import Settings
 
 
@@ -29,6 +29,8 @@ class Vectors(NamedTuple):
     gradient: Tensor  #: [T, P] of the support loss at theta_s
     uniform: Tensor  #: [T, P] the same for labels of 1/N for each class
     head: slice  #: the head's parameters among P; they come last
+    #: the parameters of the body's layers: its first quarter of layers, its second, and so on
+    quarters: list[slice]
 
 
 ValuesPerTask = Callable[[Solutions], Tensor]
@@ -38,6 +40,7 @@ OVER_TASKS: dict[str, StatOverTasks] = {}
 # Measures with a definition of their own, below: of the network, and on meta-validation tasks.
 OF_NETWORK = ("body_norm", "head_norm")
 VALID = "valid_accuracy"
+PERMUTATIONS = 5  # of a task's labels, at most: cyclic shifts that are evenly spread
 
 Function = TypeVar("Function", ValuesPerTask, StatOverTasks)
 
@@ -126,12 +129,60 @@ def _query_accuracy(at: Solutions) -> Tensor:
 
 @per_task("hessian_norm")
 def _hessian_norm(at: Solutions) -> Tensor:
-    return hessian.hessian_norms(at.support_loss, at.adapted).norms
+    return at.hessian.norms
+
+
+@per_task("hessian_largest")
+def _hessian_largest(at: Solutions) -> Tensor:
+    return at.hessian.largest
+
+
+@per_task("hessian_smallest")
+def _hessian_smallest(at: Solutions) -> Tensor:
+    return at.hessian.smallest
 
 
 @per_task("adaptive_sharpness")
 def _adaptive_sharpness(at: Solutions) -> Tensor:
     return hessian.adaptive_sharpness(at.support_loss, at.adapted).norms
+
+
+@per_task("path_curvature")
+def _path_curvature(at: Solutions) -> Tensor:
+    curvatures = []
+    params = at.start
+    for _ in range(at.settings.test_steps):
+        curvatures.append(hessian.curvature_along_gradient(at.support_loss, params))
+        params = adapt_at_test(at.net, at.tasks, params, at.settings, steps=1)
+    return torch.stack(curvatures).mean(0)
+
+
+@per_task("gradient_norm")
+def _gradient_norm(at: Solutions) -> Tensor:
+    return at.gradient.norm(dim=1)
+
+
+@per_task("within_product")
+def _within_product(at: Solutions) -> Tensor:
+    return (at.gradient * at.query_gradient).sum(1)
+
+
+@per_task("within_cosine")
+def _within_cosine(at: Solutions) -> Tensor:
+    return F.cosine_similarity(at.gradient, at.query_gradient, dim=1)
+
+
+@per_task("permutation_spread")
+def _permutation_spread(at: Solutions) -> Tensor:
+    ways = at.settings.ways
+    accuracies = []
+    for shift in range(0, ways, -(-ways // PERMUTATIONS)):
+        # The same images, whose classes go to other outputs of the head.
+        support_y, query_y = ((y + shift) % ways for y in (at.tasks.support_y, at.tasks.query_y))
+        tasks = Tasks(at.tasks.support_x, support_y, at.tasks.query_x, query_y)
+        adapted = adapt_at_test(at.net, tasks, at.start, at.settings) if shift else at.adapted
+        accuracies.append(accuracy(at.net, adapted, tasks.query_x, query_y))
+    return torch.stack(accuracies).std(0)
 
 
 @over_tasks("distance")
@@ -153,6 +204,22 @@ def _trajectory_coherence_head(vectors: Vectors) -> Stat:
 def _trajectory_coherence_body(vectors: Vectors) -> Stat:
     body = slice(0, vectors.head.start)
     return coherence.trajectory_coherence(vectors.displacement, body)[0]
+
+
+def _quarter_of_coherence(number: int) -> StatOverTasks:
+    """The share in trajectory coherence of one quarter of the body's layers, from 0 on."""
+    return lambda vectors: coherence.trajectory_coherence(
+        vectors.displacement, vectors.quarters[number]
+    )[0]
+
+
+for _number in range(4):
+    over_tasks(f"trajectory_coherence_body{_number + 1}")(_quarter_of_coherence(_number))
+
+
+@over_tasks("effective_rank")
+def _effective_rank(vectors: Vectors) -> Stat:
+    return coherence.effective_rank(vectors.displacement)
 
 
 @over_tasks("gradient_coherence")
@@ -184,15 +251,26 @@ def measure(
 ) -> dict[str, Stat]:
     """Compute the measures of theta_s; each is over meta-test tasks unless said otherwise.
 
-    At the adapted solutions: `support_loss`, `query_loss`, `query_accuracy`, `hessian_norm`,
-    `adaptive_sharpness` and `distance`.
+    At the adapted solutions: `support_loss`, `query_loss`, `query_accuracy`, `hessian_norm`, the
+    largest and the smallest eigenvalue `hessian_largest` and `hessian_smallest` (with an error of
+    at most ENDS_TOL of the norm), `adaptive_sharpness` and `distance`.
 
     At theta_s, before adapting, on the support set: `support_loss_before`; `entropy_before`, the
     entropy of an image's prediction, in nats; `majority_before`, the share of a task's images that
-    get its most frequent answer (1: all of them).
+    get its most frequent answer (1: all of them); `gradient_norm`, the length of the gradient g.
+
+    Within a task, at theta_s: `within_product` and `within_cosine`, the inner product and the
+    cosine of the gradients of its support and query loss (Nichol et al. 2018).
+
+    Along the inner path: `path_curvature`, g'Hg / norm(g)^2 where each step begins, the mean over
+    the steps. Over at most PERMUTATIONS cyclic shifts of a task's labels: `permutation_spread`, the
+    standard deviation of its query accuracy (Ye and Chao 2022).
 
     Coherence: `trajectory_coherence` (n: tasks that moved), and the shares of the head's and of the
-    other parameters in it, `trajectory_coherence_head` and `_body`; `gradient_coherence`;
+    other parameters in it, `trajectory_coherence_head` and `_body`, the latter again by quarters of
+    the layers, `_body1` (the input's) to `_body4`; the paper's ConvNet has one block in each.
+    `effective_rank` of the tasks' directions, see `metanb.landscape.coherence.effective_rank`.
+    `gradient_coherence`;
     `gradient_cosine`. The support gradient is linear in the labels: g = g_uniform + g_label, where
     g_uniform is the gradient for labels of 1/N for each class. `gradient_coherence_uniform` and
     `_label` are the coherence of each part.
@@ -273,17 +351,20 @@ def measure_together(
     )
 
     # Statistics over the tasks of each run; the head's parameters come last.
-    head = slice(starts.shape[1] - head_size(learner), starts.shape[1])
+    parts: dict[str, Any] = {
+        "head": slice(starts.shape[1] - head_size(learner), starts.shape[1]),
+        "quarters": quarters_of_body(learner),
+    }
     stats: list[dict[str, Stat]] = []
     for run in range(len(runs)):
         stats.append({name: task_stats.summarise(rows[run]) for name, rows in values.items()})
         if stats_over_tasks:
-            of_run = Vectors(**{name: rows[run] for name, rows in vectors.items()}, head=head)
+            of_run = Vectors(**{name: rows[run] for name, rows in vectors.items()}, **parts)
             stats[run] |= {name: compute(of_run) for name, compute in stats_over_tasks.items()}
 
     # Measures that are not over meta-test tasks.
     if VALID in wanted:
-        accuracies = _compute_accuracies(net, theta, valid, runs, stream=1)
+        accuracies = accuracies_after_adapting(net, theta, valid, runs, stream=1)
         for run, by_task in enumerate(accuracies):
             stats[run][VALID] = task_stats.summarise(by_task)
     for run in range(len(runs)):
@@ -313,20 +394,17 @@ def _weight_norms(weights: list[Tensor]) -> dict[str, Stat]:
 
 
 def accuracies_after_adapting(
-    net: nn.Module, tasks: Tasks, settings: Settings, stream: int
-) -> Tensor:
-    """Compute the share of right answers on each task's query images after adapting, [T].
-
-    `stream` is the stream of random numbers of fresh heads.
-    """
-    theta = flatten(net).detach().unsqueeze(0)
-    return _compute_accuracies(net, theta, tasks, [settings], stream)[0]
-
-
-def _compute_accuracies(
     net: nn.Module, theta: Tensor, tasks: Tasks, runs: Sequence[Settings], stream: int
 ) -> Tensor:
-    """Shares of right answers of S runs with weights theta [S, P], after adapting: [S, T]."""
+    """Compute the shares of right answers on each task's query images after adapting, [S, T].
+
+    Args:
+        net: a network of the runs' design; its weights are not used.
+        theta: [S, P], the weights of each run.
+        tasks: T tasks.
+        runs: the S runs' settings.
+        stream: the stream of random numbers of fresh heads.
+    """
     learner, starts = starting_points_together(net, theta, runs, len(tasks), stream)
     accuracies_by_chunk = []
     for rows, part in _split_into_chunks(learner, starts, tasks, len(runs)):

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
 from metanb.labels import ALGORITHMS
-from metanb.maml.inner_loop import adapt, flatten, logits, losses
+from metanb.landscape.hessian import HessianNorms, hessian_norms
+from metanb.maml.inner_loop import adapt, flatten, logits, losses, starting_head, unflatten
 from metanb.maml.network import ConvNet, Patches
-from metanb.maml.per_task import for_tasks
+from metanb.maml.per_task import for_tasks, in_head
 from metanb.settings import Settings
 
+ENDS_TOL = 0.03  # error of the ends of a Hessian's spectrum, relative to its norm
 HEAD = 3  # the stream of random numbers of fresh heads
 
 
@@ -84,6 +86,19 @@ class Solutions:
         """The same gradient for labels of 1/N for each class, [T, P]."""
         return self._before.uniform
 
+    @cached_property
+    def query_gradient(self) -> Tensor:
+        """The gradient of the query loss at theta_s, [T, P]."""
+        with torch.enable_grad():
+            start = self.start.clone().requires_grad_()
+            by_task = losses(self.net, start, self.tasks.query_x, self.tasks.query_y)
+            return torch.autograd.grad(by_task.sum(), start)[0]
+
+    @cached_property
+    def hessian(self) -> HessianNorms:
+        """The norm and both ends of the support loss's Hessian at the adapted solutions."""
+        return hessian_norms(self.support_loss, self.adapted, ends_tol=ENDS_TOL)
+
     def support_loss(self, params: Tensor) -> Tensor:
         """The support loss of each task at parameters [T, P], differentiable: [T]."""
         return losses(self.net, params, self.support, self.tasks.support_y)
@@ -106,7 +121,9 @@ def starting_points(
 ) -> tuple[nn.Module, Tensor]:
     """Return the N-way network that adapts, and each task's start, [n_tasks, P], detached.
 
-    They are the network itself and theta_s for all tasks. After an algorithm that is not episodic
+    They are the network itself and theta_s for all tasks, with the head that the settings
+    `inner_head` and `test_head` ask for (a "centred" head is the caller's to make, see
+    `without_common_answer`). After an algorithm that is not episodic
     (finetuning) the trained body gets an N-way head: "fresh", drawn anew for each task; "shared",
     one draw for all tasks; or "zero". A task's head depends on the run's seed, the stream and the
     task's number, so it is the same after each epoch.
@@ -128,7 +145,9 @@ def starting_points_together(
         stream: the stream of random numbers of fresh heads.
     """
     if ALGORITHMS[runs[0].algorithm].episodic:
-        return net, theta.unsqueeze(1).expand(-1, n_tasks, -1).flatten(0, 1)
+        head = "zero" if runs[0].test_head == "zero" else runs[0].inner_head
+        weights = starting_head(net, theta, head)
+        return net, weights.unsqueeze(1).expand(-1, n_tasks, -1).flatten(0, 1)
     if not isinstance(net, ConvNet):
         raise ValueError(
             f"algorithm={runs[0].algorithm!r} gives a new head to ConvNet alone, not to "
@@ -149,6 +168,47 @@ def starting_points_together(
     return learner.to(theta), starts
 
 
+def without_common_answer(net: nn.Module, weights: Tensor, tasks: Tasks) -> Tensor:
+    """Take out of each head what it answers to the mean image: weights [S, P] -> [S, P], detached.
+
+    A head that gives most images of any task the same answer does so by its product with the mean
+    feature, and by its bias. Here the mean feature's direction is taken out of each row of the
+    head's weight, and the bias becomes 0: then the mean image gets the same score for each class.
+    Nothing else changes, and nothing is trained.
+
+    Args:
+        net: a network whose head is linear, in `weight` and `bias`; its own weights are not used.
+        weights: [S, P], theta_s of S runs.
+        tasks: T tasks of meta-train classes, in whose images the mean feature is taken. Each task's
+            support and query images pass as one batch.
+
+    Raises:
+        ValueError: the head is not a weight [N, features] and a bias [N].
+    """
+    mapped = for_tasks(net)
+    parts = unflatten(net, weights.detach())
+    heads = [i for i, is_head in enumerate(in_head(net)) if is_head]
+    if [parts[i].dim() for i in heads] != [3, 2]:
+        raise ValueError(
+            f"the head of {type(net).__name__} is no weight [N, features] with a bias [N]: its "
+            "common answer is not defined"
+        )
+    images = torch.cat([tasks.support_x, tasks.query_x], dim=1)
+    changed = []
+    for row, weight, bias in zip(weights.detach(), *(parts[i] for i in heads), strict=True):
+        # The mean feature is the gradient of an output's mean by that output's row of the weight.
+        starts = row.expand(len(tasks), -1).clone().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(logits(net, starts, images)[..., 0].mean(), starts)
+        mean_feature = unflatten(mapped, slope)[heads[0]].sum(0)[0]
+        direction = mean_feature / mean_feature.norm()
+        centred = weight - torch.outer(weight @ direction, direction)
+        changed.append((centred, torch.zeros_like(bias)))
+    for place, tensors in zip(heads, zip(*changed, strict=True), strict=True):
+        parts[place] = torch.stack(tensors)
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
 def _draw_head(learner: ConvNet, settings: Settings, stream: int, number: int) -> Tensor:
     """Parameters of a new head, flat; torch's own random state stays as it is."""
     rng = np.random.default_rng([settings.seed, HEAD, stream, number])
@@ -158,13 +218,18 @@ def _draw_head(learner: ConvNet, settings: Settings, stream: int, number: int) -
     return torch.cat([p.detach().flatten() for p in learner.head.parameters()])
 
 
-def adapt_at_test(net: nn.Module, tasks: Tasks, start: Tensor, settings: Settings) -> Tensor:
-    """Return the parameters [T, P] after the meta-test steps from start [T, P], detached."""
+def adapt_at_test(
+    net: nn.Module, tasks: Tasks, start: Tensor, settings: Settings, steps: int | None = None
+) -> Tensor:
+    """Return the parameters [T, P] after some steps from start [T, P], detached.
+
+    `steps` is their number; None: the meta-test steps of the settings.
+    """
     adapted = adapt(
         net,
         tasks,
         settings.inner_lr,
-        settings.test_steps,
+        settings.test_steps if steps is None else steps,
         first_order=True,
         adapts=settings.adapts,
         inner_loss=settings.inner_loss,

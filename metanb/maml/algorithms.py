@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metanb.data.tasks import split_into_tasks
 from metanb.labels import ALGORITHMS, Algorithm, require_free_name
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
+from metanb.maml.regulariser import unit
 from metanb.settings import Settings, SettingsError
 
 
@@ -63,6 +64,7 @@ def meta_train(
         first_order=settings.first_order,
         adapts=settings.adapts,
         inner_loss=settings.inner_loss,
+        inner_head=settings.inner_head,
         chunk=chunk_size(settings, x.shape[-2:], theta.device),
         regulariser=settings.regulariser,
         gamma=settings.gamma,
@@ -141,3 +143,35 @@ def find_gradient(settings: Settings) -> Gradient:
             "with --plugin"
         )
     return GRADIENTS[settings.algorithm]
+
+
+def add_gradient(
+    net: nn.Module,
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    direction: Tensor | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Compute one gradient of the settings' algorithm, sharpness-aware if they say so.
+
+    With `sam_radius` the gradient is that at theta + sam_radius g / norm(g), where g is the
+    gradient at theta (SAM, Foret et al. 2021; on MAML's outer step, Abbas et al. 2022).
+
+    Arguments and errors are those of `Gradient` and `find_gradient`.
+
+    Returns:
+        The algorithm's values at theta, and the gradient, [S, P].
+    """
+    add = find_gradient(settings)
+    values = add(net, theta, x, y, settings, direction)
+    gradient = theta.grad
+    assert gradient is not None  # the loss depends on the weights
+    if settings.sam_radius:
+        # Each run climbs along its own gradient; a gradient of zeros leaves it where it is.
+        uphill = settings.sam_radius * unit(gradient)
+        higher_up = (theta.detach() + uphill).requires_grad_()
+        add(net, higher_up, x, y, settings, direction)
+        assert higher_up.grad is not None
+        gradient = higher_up.grad
+    return values, gradient

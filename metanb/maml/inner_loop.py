@@ -95,6 +95,38 @@ def _is_part(name: str, wanted: str) -> bool:
     return name == wanted or name.startswith(f"{wanted}.")
 
 
+def starting_head(net: nn.Module, weights: Tensor, inner_head: str = "learnt") -> Tensor:
+    """Return the weights [S, P] with the head that each inner loop starts from, differentiable.
+
+    Args:
+        net: the network; its own parameters are not used.
+        weights: [S, P], theta_s of S runs.
+        inner_head: "learnt", as the weights have it; "zero", a head of zeros (the zeroing trick,
+            Kao et al. 2022), which then learns nothing; "shared", the mean over the classes of the
+            head's rows, the same for each class, so that no order of the classes is preferred (Ye
+            and Chao 2022).
+
+    Raises:
+        ValueError: another `inner_head`.
+
+    Example:
+        >>> net = nn.Linear(1, 2)
+        >>> starting_head(net, torch.tensor([[1.0, 3.0, 4.0, 6.0]]), "shared")
+        tensor([[2., 2., 5., 5.]])
+    """
+    if inner_head == "learnt":
+        return weights
+    if inner_head not in ("zero", "shared"):
+        raise ValueError(f"inner_head is {inner_head!r}: use 'learnt', 'zero' or 'shared'")
+    parts = unflatten(net, weights)
+    for i, is_head in enumerate(in_head(net)):
+        if is_head and inner_head == "zero":
+            parts[i] = torch.zeros_like(parts[i])
+        elif is_head:
+            parts[i] = parts[i].mean(1, keepdim=True).expand_as(parts[i])
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
 class _StraightThrough(torch.autograd.Function):
     """The adapted parameters, whose derivative by the initial parameters is the identity."""
 

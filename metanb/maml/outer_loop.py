@@ -5,6 +5,7 @@ MAML is that of Finn et al. (ICML 2017).
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
-from metanb.maml.inner_loop import Adapts, Loss, adapt, flatten, logits, losses
-from metanb.maml.regulariser import READINGS, length, unit
+from metanb.maml.inner_loop import Adapts, Loss, adapt, flatten, logits, losses, starting_head
+from metanb.maml.regulariser import FIRST_PASS, READINGS, Chunk, length
 from metanb.settings import Settings
 
 
@@ -36,6 +37,7 @@ def meta_gradient(
     chunk: int,
     adapts: Adapts = "all",
     inner_loss: Loss = "mean",
+    inner_head: str = "learnt",
     regulariser: str = "none",
     gamma: float = 0.0,
     other: Tensor | None = None,
@@ -49,7 +51,7 @@ def meta_gradient(
 
     The tasks of each run are computed in chunks, and each chunk's graph is freed before the next is
     built. The sum is the same up to rounding, and the memory is that of one chunk. A regulariser
-    needs the mean direction of the whole meta-batch, so it takes a first pass, without a graph.
+    that needs to know the whole meta-batch takes a first pass, without a graph.
 
     Args:
         net: the network; its parameters are theta_s unless `theta` is given.
@@ -61,6 +63,7 @@ def meta_gradient(
         adapts: which parameters the inner loop adapts, see `select_parameters`.
         inner_loss: of the support set, see `task_losses`. The query loss is the mean
             cross-entropy, or the function if this is one.
+        inner_head: the head that each inner loop starts from, see `starting_head`.
         regulariser: a key of `metanb.maml.regulariser.READINGS`; that module defines them.
         gamma: its strength.
         other: e, [S, P], each of length 1; only `random` uses it.
@@ -93,28 +96,44 @@ def meta_gradient(
         options: dict[str, Any] = {"adapts": adapts, "inner_loss": inner_loss, "start": start}
         return adapt(net, part, lr, steps, first_order=first_order, **options)
 
-    # First pass, for a regulariser alone: d_mu of each run's whole meta-batch.
-    weights = flatten(net).unsqueeze(0) if theta is None else _without_frozen(net, theta)
+    def expand_weights() -> Tensor:
+        """The weights where the inner loop starts, [S, P], in a graph of their own."""
+        weights = flatten(net).unsqueeze(0) if theta is None else _without_frozen(net, theta)
+        return starting_head(net, weights, inner_head)
+
+    # First pass, for a regulariser that has to know the whole meta-batch of each run.
+    weights = expand_weights()
     mean_direction = weights.new_zeros(runs, 0)
-    if regulariser != "none":
-        mean_direction = _mean_direction(weights, tasks, chunk, adapt_chunk)
+    if summarise := FIRST_PASS.get(regulariser):
+        mean_direction = summarise(_displacements(weights, tasks, chunk, adapt_chunk))
 
     outer_loss = inner_loss if callable(inner_loss) else "mean"
     query_losses_by_chunk, moves_by_chunk = [], []
     for columns in _chunks(tasks_per_run, chunk):
         part = _select_tasks(tasks, runs, columns)
         # Expand the weights in each chunk anew, so that its graph ends there and is freed.
-        weights = flatten(net).unsqueeze(0) if theta is None else _without_frozen(net, theta)
-        start = _repeat_for_tasks(weights, len(part))
+        start = _repeat_for_tasks(expand_weights(), len(part))
         # Inner loop: theta~_i.
         adapted = adapt_chunk(part, start, first_order)
-        # Regulariser: theta^_i, or a penalty.
-        mean = _directions_for_tasks(mean_direction, len(part))
-        random = None if other is None else _directions_for_tasks(other, len(part))
-        moved, penalty = regularise(adapted, start, mean, random, gamma)
+        # Regulariser: theta^_i, a penalty, or a weight.
+        support_loss, query_loss = (
+            partial(losses, net, x=x, y=y, loss=outer_loss)
+            for x, y in ((part.support_x, part.support_y), (part.query_x, part.query_y))
+        )
+        moved, penalty, weight = regularise(
+            Chunk(
+                adapted,
+                start,
+                _directions_for_tasks(mean_direction, len(part)),
+                None if other is None else _directions_for_tasks(other, len(part)),
+                gamma,
+                support_loss,
+                query_loss,
+            )
+        )
         # Outer loss of the chunk, divided so that the chunks' gradients sum to that of the mean.
-        query_losses = losses(net, moved, part.query_x, part.query_y, outer_loss)
-        ((query_losses + penalty).sum() / tasks_per_run).backward()
+        query_losses = query_loss(moved)
+        ((weight * query_losses + penalty).sum() / tasks_per_run).backward()
         with torch.no_grad():
             relative_moves = (moved - adapted).norm(dim=1) / length(adapted - start)[:, 0]
         query_losses_by_chunk.append(query_losses.detach().view(runs, -1))
@@ -198,23 +217,23 @@ def _without_frozen(net: nn.Module, theta: Tensor) -> Tensor:
     return torch.where(learns.to(theta.device), theta, theta.detach())
 
 
-def _mean_direction(
-    theta: Tensor, tasks: Tasks, chunk: int, adapt_chunk: Callable[[Tasks, Tensor, bool], Tensor]
+def _displacements(
+    weights: Tensor, tasks: Tasks, chunk: int, adapt_chunk: Callable[[Tasks, Tensor, bool], Tensor]
 ) -> Tensor:
-    """d_mu of each run's whole meta-batch, [S, P], without a graph.
+    """theta~_i - theta_s of each run's whole meta-batch, [S, T, P], without a graph.
 
     `adapt_chunk` adapts tasks from their starts, in first order if its last argument is true.
     """
-    runs = len(theta)
-    theta = theta.detach()
-    directions = []
+    runs = len(weights)
+    weights = weights.detach()
+    displacements = []
     with torch.no_grad():
         for columns in _chunks(len(tasks) // runs, chunk):
             part = _select_tasks(tasks, runs, columns)
-            start = _repeat_for_tasks(theta, len(part))
+            start = _repeat_for_tasks(weights, len(part))
             displacement = adapt_chunk(part, start, True) - start
-            directions.append(unit(displacement).unflatten(0, (runs, -1)))
-        return torch.cat(directions, dim=1).mean(1)
+            displacements.append(displacement.unflatten(0, (runs, -1)))
+        return torch.cat(displacements, dim=1)
 
 
 def _chunks(tasks_per_run: int, chunk: int) -> list[slice]:

@@ -16,6 +16,7 @@ which is called once on images that pass several times.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -122,6 +123,28 @@ def head_size(net: nn.Module) -> int:
     """Return the number of the head's parameters; they come last."""
     parameters = zip(net.parameters(), in_head(net), strict=True)
     return sum(p.numel() for p, is_head in parameters if is_head)
+
+
+def quarters_of_body(net: nn.Module) -> list[slice]:
+    """Return the parameters of the body's layers by quarters of the layers, as four slices of P.
+
+    The body is all but the head, see `in_head`. `ConvNet` has one block in each quarter. A body of
+    fewer than four layers leaves quarters empty.
+
+    Example:
+        >>> net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(5)), nn.Linear(2, 3))
+        >>> quarters_of_body(net)  # 6 parameters per layer, of 5 layers
+        [slice(0, 6, None), slice(6, 12, None), slice(12, 18, None), slice(18, 30, None)]
+    """
+    named = zip(net.named_parameters(), in_head(net), strict=True)
+    sizes: dict[str, int] = {}  # by layer, in order
+    for (name, parameter), is_head in named:
+        if not is_head:
+            layer = name.rpartition(".")[0]
+            sizes[layer] = sizes.get(layer, 0) + parameter.numel()
+    ends = [0, *itertools.accumulate(sizes.values())]
+    layers = [number * len(sizes) // 4 for number in range(5)]
+    return [slice(ends[first], ends[last]) for first, last in itertools.pairwise(layers)]
 
 
 def count_activations(net: nn.Module, image: Tensor) -> int:

@@ -1,9 +1,9 @@
-"""The coherence regulariser of the paper (its section 5), one function for each reading of it.
+"""What changes the outer loss: one function for each reading of the paper's regulariser.
 
 For task i let u_i = theta~_i - theta_s, r_i = norm(u_i) and d_i = u_i / r_i. The mean of the d_i
-over the meta-batch is d_mu, a constant. The paper defines Omega_i = -d_i . d_mu and takes the outer
-loss at theta^_i = theta~_i - gamma grad Omega_i. The text does not say by which parameters the
-gradient is. So there are several readings, by the name of the setting `regulariser`:
+over the meta-batch is d_mu, a constant. The paper (its section 5) defines Omega_i = -d_i . d_mu and
+takes the outer loss at theta^_i = theta~_i - gamma grad Omega_i. The text does not say by which
+parameters the gradient is. So there are several readings, by the name of the setting `regulariser`:
 
     none      theta^_i = theta~_i
     adapted   the gradient by theta~_i, -(d_mu - (d_i . d_mu) d_i) / r_i (our reading)
@@ -13,6 +13,13 @@ gradient is. So there are several readings, by the name of the setting `regulari
     outer     theta^_i = theta~_i, and gamma Omega_i is added to the outer loss of task i
 
 In first order u_i counts as a constant; then `through` and `outer` change nothing.
+
+Two further ways to more agreement are other authors'; theta^_i = theta~_i in both:
+
+    agreement  task i has the weight w_i = u_i . sum_j u_j, divided so that the weights' sizes sum
+               to 1 (Eshratifar et al. 2018); gamma goes from equal weights, 0, to these, 1
+    within     -gamma g_i . g'_i is added to the outer loss, where g_i and g'_i are the gradients of
+               the support and the query loss at theta_s (after Nichol et al. 2018)
 """
 
 from collections.abc import Callable
@@ -22,76 +29,84 @@ import torch
 from torch import Tensor
 
 
+class Chunk(NamedTuple):
+    """T tasks of a meta-batch after the inner loop, as the readings take them."""
+
+    adapted: Tensor  #: [T, P] theta~_i
+    start: Tensor  #: [T, P] theta_s of each task
+    #: what the reading knows of the whole meta-batch, see `mean_direction` and
+    #: `agreement_direction`: [P], or [T, P] where tasks belong to several runs
+    mean: Tensor
+    random: Tensor | None  #: e, of the same shape as `mean`; only `random` uses it
+    gamma: float  #: the strength
+    support_loss: Callable[[Tensor], Tensor]  #: parameters [T, P] -> losses [T]
+    query_loss: Callable[[Tensor], Tensor]  #: the same
+
+
 class Regularised(NamedTuple):
-    """Where the outer loss of T tasks is taken, and the penalty that is added to it."""
+    """Where the outer loss of T tasks is taken, their weights, and the penalty that is added."""
 
     params: Tensor  #: [T, P] theta^_i
     penalty: Tensor  #: [T], or [] where it is 0 for all
+    weight: Tensor  #: [T], or [] where it is 1 for all
 
 
-# adapted, start, d_mu, e, gamma -> Regularised; see `move_along_mean` for the arguments.
-Reading = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Regularised]
+Reading = Callable[[Chunk], Regularised]
 
 
-def leave(
-    adapted: Tensor, start: Tensor, mean: Tensor, random: Tensor | None, gamma: float
-) -> Regularised:
-    """Return the adapted parameters as they are (`none`).
-
-    Arguments are those of `move_along_mean`.
-    """
-    return Regularised(adapted, start.new_zeros(()))
+def leave(chunk: Chunk) -> Regularised:
+    """Return the adapted parameters as they are (`none`)."""
+    return _at(chunk.adapted)
 
 
-def move_along_mean(
-    adapted: Tensor, start: Tensor, mean: Tensor, random: Tensor | None, gamma: float
-) -> Regularised:
-    """Move along the gradient of Omega_i by theta~_i (`adapted`).
-
-    Args:
-        adapted: theta~_i, [T, P].
-        start: theta_s of each task, [T, P].
-        mean: d_mu, [P], or [T, P] where tasks belong to several runs.
-        random: e, of the same shape; only `random` uses it.
-        gamma: strength.
-    """
-    return Regularised(pull(adapted, start, mean, gamma), start.new_zeros(()))
+def move_along_mean(chunk: Chunk) -> Regularised:
+    """Move along the gradient of Omega_i by theta~_i (`adapted`)."""
+    return _at(pull(chunk.adapted, chunk.start, chunk.mean, chunk.gamma))
 
 
-def move_along_random(
-    adapted: Tensor, start: Tensor, mean: Tensor, random: Tensor | None, gamma: float
-) -> Regularised:
-    """Move along a random direction, as far as `move_along_mean` does (`random`).
-
-    Arguments are those of `move_along_mean`.
-    """
-    assert random is not None  # the caller draws it
-    step = pull(adapted, start, mean, gamma) - adapted
-    random_step = pull(adapted, start, random, gamma) - adapted
+def move_along_random(chunk: Chunk) -> Regularised:
+    """Move along a random direction, as far as `move_along_mean` does (`random`)."""
+    assert chunk.random is not None  # the caller draws it
+    adapted = chunk.adapted
+    step = pull(adapted, chunk.start, chunk.mean, chunk.gamma) - adapted
+    random_step = pull(adapted, chunk.start, chunk.random, chunk.gamma) - adapted
     # The length of `step`, the direction of `random_step`; no move where `step` is zero.
-    moved = adapted + length(step) * is_moved(step) * unit(random_step)
-    return Regularised(moved, start.new_zeros(()))
+    return _at(adapted + length(step) * is_moved(step) * unit(random_step))
 
 
-def move_through_inner_loop(
-    adapted: Tensor, start: Tensor, mean: Tensor, random: Tensor | None, gamma: float
-) -> Regularised:
-    """Move along the gradient of Omega_i by theta_s, through the inner loop (`through`).
-
-    Arguments are those of `move_along_mean`.
-    """
-    (slope,) = torch.autograd.grad(omega(adapted, start, mean).sum(), start, create_graph=True)
-    return Regularised(adapted - gamma * slope, start.new_zeros(()))
+def move_through_inner_loop(chunk: Chunk) -> Regularised:
+    """Move along the gradient of Omega_i by theta_s, through the inner loop (`through`)."""
+    total = omega(chunk.adapted, chunk.start, chunk.mean).sum()
+    (slope,) = torch.autograd.grad(total, chunk.start, create_graph=True)
+    return _at(chunk.adapted - chunk.gamma * slope)
 
 
-def penalise(
-    adapted: Tensor, start: Tensor, mean: Tensor, random: Tensor | None, gamma: float
-) -> Regularised:
-    """Add gamma Omega_i to the outer loss (`outer`).
+def penalise(chunk: Chunk) -> Regularised:
+    """Add gamma Omega_i to the outer loss (`outer`)."""
+    penalty = chunk.gamma * omega(chunk.adapted, chunk.start, chunk.mean)
+    return _at(chunk.adapted)._replace(penalty=penalty)
 
-    Arguments are those of `move_along_mean`.
-    """
-    return Regularised(adapted, gamma * omega(adapted, start, mean))
+
+def weigh_by_agreement(chunk: Chunk) -> Regularised:
+    """Weigh tasks by how far their displacements agree with the meta-batch's (`agreement`)."""
+    displacement = (chunk.adapted - chunk.start).detach()
+    agreement = _inner_products(displacement, chunk.mean)
+    return _at(chunk.adapted)._replace(weight=1 + chunk.gamma * (agreement - 1))
+
+
+def reward_product(chunk: Chunk) -> Regularised:
+    """Subtract gamma times the product of a task's two gradients at theta_s (`within`)."""
+    support, query = (
+        torch.autograd.grad(loss(chunk.start).sum(), chunk.start, create_graph=True)[0]
+        for loss in (chunk.support_loss, chunk.query_loss)
+    )
+    penalty = -chunk.gamma * _inner_products(support, query)
+    return _at(chunk.adapted)._replace(penalty=penalty)
+
+
+def _at(params: Tensor) -> Regularised:
+    """The outer loss at these parameters, equal weights, no penalty."""
+    return Regularised(params, params.new_zeros(()), params.new_ones(()))
 
 
 READINGS: dict[str, Reading] = {
@@ -100,6 +115,34 @@ READINGS: dict[str, Reading] = {
     "through": move_through_inner_loop,
     "outer": penalise,
     "random": move_along_random,
+    "agreement": weigh_by_agreement,
+    "within": reward_product,
+}
+
+
+def mean_direction(displacements: Tensor) -> Tensor:
+    """Compute d_mu of S runs from the displacements of their meta-batches, [S, T, P]: [S, P]."""
+    return unit(displacements.flatten(0, 1)).view_as(displacements).mean(1)
+
+
+def agreement_direction(displacements: Tensor) -> Tensor:
+    """Compute the vector whose inner product with u_i is T w_i: [S, T, P] -> [S, P].
+
+    w_i are the weights of `agreement`: u_i . sum_j u_j, divided by the sum of their sizes. Where
+    all are 0, so is the vector.
+    """
+    total = displacements.sum(1)
+    sizes = (displacements @ total.unsqueeze(-1)).abs().mean((1, 2))
+    return total / torch.where(sizes > 0, sizes, 1.0).unsqueeze(-1)
+
+
+# What a reading needs to know of the whole meta-batch, from its displacements.
+FIRST_PASS: dict[str, Callable[[Tensor], Tensor]] = {
+    "adapted": mean_direction,
+    "through": mean_direction,
+    "outer": mean_direction,
+    "random": mean_direction,
+    "agreement": agreement_direction,
 }
 
 

@@ -20,7 +20,7 @@ from metanb.landscape import task_stats
 from metanb.landscape.lanczos import random_directions
 from metanb.landscape.task_stats import Stat
 from metanb.maml import fusing
-from metanb.maml.algorithms import find_gradient
+from metanb.maml.algorithms import add_gradient
 from metanb.maml.cuda_graph import Replayed
 from metanb.maml.engine import Engine, precision, warn_without
 from metanb.maml.fusing import fused
@@ -274,10 +274,7 @@ class Cohort:
         theta = self.theta.requires_grad_()
         pixels = self.pool.images(inputs)
         other = None if direction is None else direction.to(theta)
-        add_gradient = find_gradient(settings)
-        values = add_gradient(self.net, theta, pixels, labels, settings, other)
-        gradient = theta.grad
-        assert gradient is not None  # the loss depends on the weights
+        values, gradient = add_gradient(self.net, theta, pixels, labels, settings, other)
         for row, slope in zip(self.weights, gradient, strict=True):
             row.grad = slope
         return values | {"slope": gradient.norm(dim=1)}

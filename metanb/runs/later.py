@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from metanb.landscape.measures import known_measures, measure
+from metanb.landscape.measures import known_measures, measure_together
 from metanb.maml.engine import precision
+from metanb.maml.inner_loop import flatten
 from metanb.runs import machine, plugins, records, store, training, weights
 from metanb.runs.cohorts import TEST, VALID
 from metanb.runs.records import Record, RecordError
@@ -65,7 +66,10 @@ def measure_later(
             for split, stream in (("test", TEST), ("valid", VALID))
         }
         with precision(tf32=False):
-            stats = measure(net, fixed["test"], fixed["valid"], settings, wanted)
+            theta = flatten(net).detach().unsqueeze(0)
+            theta = training.weights_at_test(net, theta, [settings])
+            tasks = fixed["test"], fixed["valid"]
+            (stats,) = measure_together(net, theta, *tasks, [settings], wanted)
 
         # Add them, with where they come from.
         content = (record.path / records.WEIGHTS).read_bytes()

@@ -25,8 +25,10 @@ from metanb.labels import ALGORITHMS, DATASETS
 from metanb.landscape import task_stats
 from metanb.landscape.lanczos import LandscapeError
 from metanb.landscape.measures import accuracies_after_adapting, measure_together
+from metanb.landscape.solutions import without_common_answer
 from metanb.landscape.task_stats import Stat
 from metanb.maml.engine import Engine, precision
+from metanb.maml.inner_loop import flatten
 from metanb.maml.network import build_network
 from metanb.maml.outer_loop import chunk_size
 from metanb.runs import machine, plugins, records, store
@@ -34,6 +36,7 @@ from metanb.runs.checkpoint import State
 from metanb.runs.cohorts import (
     FINAL,
     TEST,
+    TRAIN,
     VALID,
     Cohort,
     DivergedError,
@@ -44,6 +47,8 @@ from metanb.runs.cohorts import (
 from metanb.settings import Settings
 
 TASKS_PER_STREAM = 60  # of the final tasks; each stream of random numbers draws so many
+
+CENTRING_TASKS = 40  # of meta-train classes, in whose images a centred head's mean feature is taken
 
 # What a progress bar says that is done; of one length, so that the bar stays in its place.
 TRAINING = "training "
@@ -326,7 +331,7 @@ def _measure(
     """
     states = [cohort.states[i] for i in members]
     settings = [state.settings for state in states]
-    weights = torch.stack([theta[i] for i in members])
+    weights = weights_at_test(cohort.net, torch.stack([theta[i] for i in members]), settings)
     try:
         with precision(tf32=False):
             return list(measure_together(cohort.net, weights, test, valid, settings))
@@ -335,6 +340,26 @@ def _measure(
             return [diverged_error(f"{error}, after epoch {states[0].epoch + 1}", states[0])]
     # Outside of the handler, where the error's traceback would keep the tensors alive.
     return [outcome for i in members for outcome in _measure(cohort, theta, [i], test, valid)]
+
+
+def weights_at_test(net: nn.Module, weights: Tensor, runs: Sequence[Settings]) -> Tensor:
+    """The weights that S runs are measured with, [S, P]: a centred head loses its common answer.
+
+    The mean feature comes from fixed tasks of each run's own meta-train classes.
+
+    Args:
+        net: a network of the runs' design; its own weights are not used.
+        weights: as they are trained, [S, P].
+        runs: the S runs' settings.
+    """
+    if runs[0].test_head != "centred":
+        return weights
+    centred = []
+    for settings, row in zip(runs, weights, strict=True):
+        images = load_split(settings, "train")
+        tasks = fixed_tasks(settings, images, CENTRING_TASKS, TRAIN).to(weights.device)
+        centred.append(without_common_answer(net, row.unsqueeze(0), tasks))
+    return torch.cat(centred)
 
 
 def make_rows(settings: Settings, epoch: int, stats: dict[str, Stat]) -> list[dict[str, Any]]:
@@ -372,10 +397,12 @@ def record_run(settings: Settings, net: nn.Module, values: dict[str, Any]) -> re
 def _measure_final_accuracy(settings: Settings, net: nn.Module) -> Stat:
     """The query accuracy after adapting, over the settings' `final_tasks` meta-test tasks."""
     images = load_split(settings, "test")
-    accuracies = []
+    weights = weights_at_test(net, flatten(net).detach().unsqueeze(0), [settings])
+    accuracies: list[Tensor] = []
     for i, first in enumerate(range(0, settings.final_tasks, TASKS_PER_STREAM)):
         n_tasks = min(TASKS_PER_STREAM, settings.final_tasks - first)
         tasks = fixed_tasks(settings, images, n_tasks, FINAL + i)
         with precision(tf32=False):
-            accuracies.append(accuracies_after_adapting(net, tasks, settings, FINAL + i))
+            stream = FINAL + i
+            accuracies += accuracies_after_adapting(net, weights, tasks, [settings], stream)
     return task_stats.summarise(torch.cat(accuracies))

@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from metanb.landscape.coherence import coherence, gradient_coherence, trajectory_coherence
-from metanb.landscape.hessian import LandscapeError, hessian_norms
+from metanb.landscape.coherence import (
+    coherence,
+    effective_rank,
+    gradient_coherence,
+    trajectory_coherence,
+)
+from metanb.landscape.hessian import LandscapeError, curvature_along_gradient, hessian_norms
 from metanb.landscape.task_stats import distance, summarise
 from tests.support.losses import conv_net, dense_eigenvalues, quadratic, rand, randn
 
@@ -75,6 +80,64 @@ def test_designed_spectra(name, scale, dtype, generator):
     result = hessian_norms(loss, params.to(dtype))
     assert relative_error(result.norms, spectra.abs().amax(1)) < TOL
     assert (result.residuals <= TOL).all()
+
+
+@pytest.mark.parametrize("ends_tol", [1e-3, 0.03])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_both_ends_of_designed_spectra(name, ends_tol, generator):
+    spectra = torch.stack([SPECTRA[name](rand(generator, 120)).double() for _ in range(3)])
+    loss, params = quadratic(spectra, generator)
+    result = hessian_norms(loss, params, ends_tol=ends_tol)
+    norms = spectra.abs().amax(1)
+    for end, true in ((result.smallest, spectra.amin(1)), (result.largest, spectra.amax(1))):
+        assert ((end - true).abs() <= ends_tol * norms).all()
+    # the norm does not depend on whether the ends are asked for
+    alone = hessian_norms(loss, params)
+    assert torch.equal(result.norms, alone.norms)
+    assert torch.equal(result.residuals, alone.residuals)
+
+
+def test_both_ends_of_a_net_equal_its_dense_eigenvalues(generator):
+    loss, params = conv_net(generator)
+    eigenvalues = dense_eigenvalues(loss, params)
+    result, alone = (hessian_norms(loss, params, ends_tol=ends_tol) for ends_tol in (0.01, None))
+    lesser = torch.minimum(eigenvalues[:, 0].abs(), eigenvalues[:, -1].abs())
+    assert (lesser > 0.02 * eigenvalues.abs().amax(1)).all()  # there is something to find
+    norms = eigenvalues.abs().amax(1)
+    assert ((result.smallest - eigenvalues[:, 0]).abs() <= 0.01 * norms).all()
+    assert ((result.largest - eigenvalues[:, -1]).abs() <= 0.01 * norms).all()
+    assert torch.equal(result.norms, alone.norms) and (result.products >= alone.products).all()
+
+
+def test_curvature_along_the_gradient_is_that_of_the_dense_hessian(generator):
+    loss, params = conv_net(generator)
+    hessian = torch.autograd.functional.hessian(lambda p: loss(p).sum(), params)
+    gradient = torch.autograd.functional.jacobian(lambda p: loss(p).sum(), params)
+    expected = [g @ hessian[t, :, t] @ g / (g @ g) for t, g in enumerate(gradient)]
+    assert torch.allclose(curvature_along_gradient(loss, params), torch.stack(expected))
+    # at a minimum there is no gradient, and no direction
+    flat = curvature_along_gradient(lambda p: p.square().sum(1), torch.zeros(2, 3))
+    assert flat.tolist() == [0, 0]
+
+
+def test_effective_rank_equals_numpys(generator):
+    """Singular values by numpy, for displacements of very different lengths; and leaving out."""
+    rows = randn(generator, 7, 30) @ torch.diag(torch.logspace(0, -3, 30, dtype=torch.float64))
+    rows *= torch.logspace(-2, 2, 7, dtype=torch.float64)[:, None]
+
+    def rank(rows):
+        unit_rows = (rows / rows.norm(dim=1, keepdim=True)).numpy()
+        p = np.linalg.svd(unit_rows, compute_uv=False)
+        p = p / p.sum()
+        return np.exp(-(p * np.log(p)).sum())
+
+    result = effective_rank(torch.cat([rows, torch.zeros(1, 30)]))
+    assert result.mean == pytest.approx(rank(rows)) and result.n == 7
+    others = [rank(torch.cat([rows[:i], rows[i + 1 :]])) for i in range(7)]
+    assert result.sem == pytest.approx(np.sqrt(6 / 7 * np.square(others - np.mean(others)).sum()))
+    assert effective_rank(torch.eye(5)).mean == pytest.approx(5)
+    with pytest.raises(ValueError, match="1 of 2 tasks moved"):
+        effective_rank(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

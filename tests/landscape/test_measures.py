@@ -11,10 +11,12 @@ from metanb.landscape import measures, task_stats
 from metanb.landscape.coherence import trajectory_coherence
 from metanb.landscape.hessian import adaptive_sharpness, hessian_norms
 from metanb.landscape.measures import measure
-from metanb.landscape.solutions import starting_points
-from metanb.maml.inner_loop import flatten, losses
+from metanb.landscape.solutions import ENDS_TOL, starting_points, without_common_answer
+from metanb.maml.inner_loop import flatten, logits, losses
 from metanb.maml.network import ConvNet
+from metanb.maml.per_task import quarters_of_body
 from metanb.settings import preset
+from tests.support.losses import dense_eigenvalues
 
 WAYS, TASKS = 3, 10  # more tasks than are measured at once
 
@@ -182,6 +184,87 @@ def test_flatness_is_measured_where_the_tasks_end():
     assert stats["hessian_norm"].n == 2
 
 
+def test_measures_within_a_task_are_those_of_plain_gradients():
+    """Support and query gradient at theta_s by autograd; spread and curvature step by step."""
+    net, four_tasks = new_net(), tasks(1)[:4]
+    run_settings = settings(inner_lr=0.3, test_steps=3)
+    stats = measure(net, four_tasks, four_tasks, run_settings)
+    theta = flatten(net).detach()
+
+    def loss(params, x, y):
+        return losses(net, params[None], x[None], y[None])[0]
+
+    def gradient(params, x, y):
+        return torch.autograd.functional.jacobian(lambda p: loss(p, x, y), params)
+
+    def adapted_path(task, y):
+        path = [theta]
+        for _ in range(run_settings.test_steps):
+            slope = gradient(path[-1], task.support_x[0], y)
+            path.append(path[-1] - run_settings.inner_lr * slope)
+        return path
+
+    values = {"gradient_norm": [], "within_product": [], "within_cosine": []}
+    values |= {"path_curvature": [], "permutation_spread": []}
+    for t in range(4):
+        task = four_tasks[t : t + 1]
+        x, y = task.support_x[0], task.support_y[0]
+        support = gradient(theta, x, y)
+        query = gradient(theta, task.query_x[0], task.query_y[0])
+        values["gradient_norm"].append(support.norm())
+        values["within_product"].append(support @ query)
+        values["within_cosine"].append(support @ query / support.norm() / query.norm())
+
+        curvatures = []
+        for params in adapted_path(task, y)[:-1]:
+            g = gradient(params, x, y)
+            h = torch.autograd.functional.hessian(lambda p, x=x, y=y: loss(p, x, y), params)
+            curvatures.append(g @ h @ g / (g @ g))
+        values["path_curvature"].append(torch.stack(curvatures).mean())
+
+        accuracies = []
+        for permuted in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):  # all shifts of three classes
+            permuted = torch.tensor(permuted)
+            end = adapted_path(task, permuted[y])[-1]
+            answers = logits(net, end[None], task.query_x)[0].argmax(1)
+            accuracies.append((answers == permuted[task.query_y[0]]).double().mean().item())
+        values["permutation_spread"].append(torch.tensor(np.std(accuracies, ddof=1)))
+    for name, by_task in values.items():
+        # accuracies are taken in float32
+        tolerance = 1e-6 if name == "permutation_spread" else 1e-9
+        assert stats[name].mean == pytest.approx(
+            float(torch.stack(by_task).mean()), rel=tolerance
+        ), name
+    assert stats["permutation_spread"].mean > 0
+
+
+def test_ends_of_the_spectrum_are_those_of_dense_hessians():
+    net, two_tasks, run_settings = new_net(), tasks(1)[:2], settings(inner_lr=0.2)
+    stats = measure(net, two_tasks, two_tasks, run_settings)
+    theta = flatten(net).detach().expand(2, -1)
+    ends = theta + by_hand(net, two_tasks, theta, 0.2, 1)[1]["displacement"].detach()
+    spectra = dense_eigenvalues(
+        lambda p: losses(net, p, two_tasks.support_x, two_tasks.support_y), ends
+    )
+    margin = ENDS_TOL * float(spectra.abs().amax(1).mean())
+    assert stats["hessian_largest"].mean == pytest.approx(float(spectra[:, -1].mean()), abs=margin)
+    assert stats["hessian_smallest"].mean == pytest.approx(float(spectra[:, 0].mean()), abs=margin)
+    assert spectra[:, 0].mean() < -2 * margin  # there is a negative end to find
+
+
+def test_shares_of_coherence_by_block_add_up_to_the_bodys():
+    net = new_net()
+    stats = measure(net, tasks(1), tasks(1), settings())
+    names = [f"trajectory_coherence_body{i}" for i in (1, 2, 3, 4)]
+    shares = [stats[name].mean for name in names]
+    assert sum(shares) == pytest.approx(stats["trajectory_coherence_body"].mean)
+    assert len(set(shares)) == 4
+    sizes = [sum(p.numel() for p in block.parameters()) for block in net.blocks]
+    slices = quarters_of_body(net)
+    assert [part.stop - part.start for part in slices] == sizes
+    assert slices[-1].stop == flatten(net).numel() - sum(p.numel() for p in net.head.parameters())
+
+
 def test_adaptive_sharpness_ignores_the_scale_that_batch_norm_removes():
     """Filters ten times larger: the same function up to batch norm's epsilon, another norm."""
     net, loss, params = flatness_setup()
@@ -208,6 +291,51 @@ def test_mamls_starts_are_theta():
     net = new_net()
     learner, theta = starting_points(net, settings(), 4, stream=0)
     assert learner is net and torch.equal(theta, flatten(net).detach().expand(4, -1))
+
+
+@pytest.mark.parametrize("options", [{"inner_head": "zero"}, {"test_head": "zero"}])
+def test_a_head_of_zeros_stands_before_the_inner_loop(options):
+    net = new_net()
+    _, starts = starting_points(net, settings(**options), 4, stream=0)
+    n_head = sum(p.numel() for p in net.head.parameters())
+    assert torch.equal(starts[:, :-n_head], flatten(net).detach()[:-n_head].expand(4, -1))
+    assert (starts[:, -n_head:] == 0).all()
+
+
+def test_a_centred_head_answers_the_mean_image_alike():
+    """Two runs: the mean feature by the blocks themselves, task after task."""
+    nets, seen = [new_net(), new_net()], tasks(2)
+    with torch.no_grad():
+        flat = torch.randn(flatten(nets[1]).shape, dtype=torch.float64)
+        torch.nn.utils.vector_to_parameters(flat, nets[1].parameters())
+    before = torch.stack([flatten(net).detach() for net in nets])
+    after = without_common_answer(nets[0], before, seen)
+    n_head = sum(p.numel() for p in nets[0].head.parameters())
+    assert torch.equal(after[:, :-n_head], before[:, :-n_head])
+    for net, row in zip(nets, after, strict=True):
+        features = []
+        for t in range(TASKS):
+            x = torch.cat([seen.support_x[t], seen.query_x[t]])
+            x = x.permute(0, 2, 3, 1)[None]
+            for block in net.blocks:
+                x = block(x)
+            features.append(x[0].mean((1, 2)).detach())
+        mean = torch.cat(features).mean(0)
+        old = net.head.weight.detach()
+        weight, bias = row[-n_head:].split([old.numel(), WAYS])
+        weight = weight.view_as(old)
+        assert (weight @ mean).abs().max() < 1e-10 * (old @ mean).abs().max()
+        assert (bias == 0).all()
+        # only that direction is gone
+        other = torch.randn(len(mean), dtype=torch.float64)
+        other -= other @ mean / (mean @ mean) * mean
+        torch.testing.assert_close(weight @ other, old @ other)
+
+
+def test_only_a_linear_head_can_be_centred():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, WAYS, bias=False)).double()
+    with pytest.raises(ValueError, match=r"head of Sequential is no weight \[N, features\] with"):
+        without_common_answer(net, flatten(net)[None], tasks(1))
 
 
 @pytest.mark.parametrize("head", ["fresh", "shared", "zero"])

@@ -1,5 +1,6 @@
 """Meta-gradients of all algorithms and regularisers against autograd over a loop, in float64."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,12 @@ from metanb.data import image_sets
 from metanb.data.tasks import Tasks, sample_tasks
 from metanb.labels import ALGORITHMS
 from metanb.landscape.lanczos import random_directions
+from metanb.maml.algorithms import GRADIENTS, add_gradient
 from metanb.maml.inner_loop import flatten
 from metanb.maml.kernels import EPS
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
-from metanb.maml.regulariser import omega, pull
+from metanb.maml.regulariser import agreement_direction, omega, pull
 from metanb.settings import CHOICES, preset
 
 
@@ -88,6 +90,8 @@ def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, e=None):
 
     us = [flat(a) - flat(s) for a, s in zip(adapted, thetas, strict=True)]
     d_mu = torch.stack([u / u.norm() for u in us]).mean(0).detach()
+    agreements = [(u @ sum(us)).item() for u in us]
+    weights = [len(us) * a / sum(map(abs, agreements)) for a in agreements]
     losses, moves, total = [], [], 0.0
     for t, (start, params, u) in enumerate(zip(thetas, adapted, us, strict=True)):
         omega = -(u / u.norm()) @ d_mu
@@ -104,8 +108,22 @@ def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, e=None):
         moved = [p + m.view_as(p) for p, m in zip(params, move.split(sizes), strict=True)]
         losses.append(F.cross_entropy(_plain(moved, tasks.query_x[t]), tasks.query_y[t]))
         moves.append(move.norm() / u.norm())
-        penalty = gamma * omega if regulariser == "outer" else 0.0
-        total = total + (losses[-1] + penalty) / len(tasks)
+        penalty, weight = 0.0, 1.0
+        if regulariser == "outer":
+            penalty = gamma * omega
+        if regulariser == "within":
+            support, query = (
+                flat(
+                    torch.autograd.grad(
+                        F.cross_entropy(_plain(start, x[t]), y[t]), start, create_graph=True
+                    )
+                )
+                for x, y in ((tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y))
+            )
+            penalty = -gamma * (support @ query)
+        if regulariser == "agreement":
+            weight = (1 - gamma) + gamma * weights[t]
+        total = total + (weight * losses[-1] + penalty) / len(tasks)
     return torch.stack(losses), torch.stack(moves), flat(torch.autograd.grad(total, theta))
 
 
@@ -140,6 +158,62 @@ def test_the_papers_move_in_closed_form_and_a_task_that_stays():
         -0.5,
         0.0,
     ]
+
+
+def test_agreement_is_that_of_eshratifar_et_al():
+    """By hand, for u = (1, 0), (0, 1), (-3, 0): the sum is (-2, 1), products -2, 1 and 6."""
+    displacements = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-3.0, 0.0]]])
+    vector = agreement_direction(displacements)
+    assert (displacements[0] @ vector[0]).tolist() == pytest.approx([-2 / 3, 1 / 3, 2.0])
+    assert agreement_direction(torch.zeros(2, 3, 4)).tolist() == torch.zeros(2, 4).tolist()
+
+
+@pytest.mark.parametrize("order", ["maml", "fomaml"])
+@pytest.mark.parametrize("inner_head", ["zero", "shared"])
+def test_inner_loops_start_from_the_head_that_is_asked_for(setup, order, inner_head):
+    """The gradient is the plain one at the changed head, and the chain rule through the change."""
+    net, tasks = setup
+    _, slopes = gradient(net, tasks, first_order=order == "fomaml", inner_head=inner_head, chunk=2)
+    changed = deepcopy(net)
+    with torch.no_grad():
+        for p in (changed.head.weight, changed.head.bias):
+            p.copy_(torch.zeros_like(p) if inner_head == "zero" else p.mean(0).expand_as(p))
+    *body, weight, bias = _by_hand(changed, tasks, order == "fomaml")[2].split(
+        [p.numel() for p in net.parameters()]
+    )
+    weight, bias = weight.view_as(net.head.weight), bias.view(-1)
+    for p in (weight, bias):
+        p.copy_(torch.zeros_like(p) if inner_head == "zero" else p.mean(0).expand_as(p).clone())
+    expected = torch.cat([*body, weight.flatten(), bias])
+    assert (slopes - expected).norm() < 1e-9 * expected.norm()
+    _, learnt = gradient(net, tasks, first_order=order == "fomaml")
+    assert (slopes - learnt).norm() > 1e-3 * learnt.norm()
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "finetune"])
+def test_sharpness_aware_gradients_are_those_uphill(algorithm):
+    """Two runs side by side: each climbs by the radius along its own gradient."""
+    torch.manual_seed(0)
+    nets = [ConvNet((1, 28, 28), 3, filters=4).double() for _ in range(2)]
+    theta = torch.stack([flatten(net).detach() for net in nets])
+    x = torch.rand(4 if algorithm != "finetune" else 2, 6, 1, 28, 28, dtype=torch.float64)
+    y = torch.arange(3).repeat(len(x), 2)
+    settings = preset("smoke", "glyphs", ways=3, algorithm=algorithm)
+
+    def plain_gradient(theta):
+        theta = theta.clone().requires_grad_()
+        values = GRADIENTS[algorithm](nets[0], theta, x, y, settings, None)
+        return values["train_loss"], theta.grad
+
+    losses, here = plain_gradient(theta)
+    _, uphill = plain_gradient(theta + 0.3 * here / here.norm(dim=1, keepdim=True))
+    sam = replace(settings, sam_radius=0.3)
+    values, slopes = add_gradient(nets[0], theta.clone().requires_grad_(), x, y, sam, None)
+    torch.testing.assert_close(slopes, uphill, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(values["train_loss"], losses, rtol=1e-12, atol=0)
+    assert (slopes - here).norm() > 1e-2 * here.norm()
+    _, plain = add_gradient(nets[0], theta.clone().requires_grad_(), x, y, settings, None)
+    assert torch.equal(plain, here)
 
 
 def test_supervised_gradient_is_cross_entropys(setup):
@@ -273,6 +347,7 @@ def test_runs_have_as_many_tasks_each(setup):
         ({"regulariser": "random", "gamma": 0.5}, "without a direction"),
         ({"regulariser": "outer", "gamma": 0.5, "first_order": True}, "no effect in first order"),
         ({"chunk": 0}, "chunk is 0"),
+        ({"inner_head": "ones"}, "inner_head is 'ones': use 'learnt', 'zero' or 'shared'"),
     ],
 )
 def test_what_cannot_be_is_refused(options, words):
