@@ -54,6 +54,7 @@ from metanb.claims.run_stats import (
     trend_error,
 )
 from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
+from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record, keep_furthest
 from metanb.settings import Settings, differences_from_scale, scale_of
@@ -71,6 +72,8 @@ SCALE_FREE = "scale-free"  # on a measure that rescaling weights leaves alone
 RELATIVE = "over the weights' norm"  # not free of scale, but of its growth by a common factor
 
 _NO_EFFECT = Interval(math.nan, -math.inf, math.inf, 1.0)  # of cells without runs to compare
+# the readings of the paper's regulariser and its control; C8 is about no other regulariser
+OF_COHERENCE = ("adapted", "through", "outer", "random")
 # settings that a row shows elsewhere than in `apart`
 _SHOWN_ELSEWHERE = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
 
@@ -96,7 +99,8 @@ def judge(records: Iterable[Record]) -> list[Row]:
     """Judge every claim on every cell that it is about, in the claims' order.
 
     Runs that were stopped early count, see `metanb.claims.cells.cut_to_common_length`. Runs of
-    fewer than MIN_EPOCHS epochs are left out. Of a run that is there twice, the furthest record
+    fewer than MIN_EPOCHS epochs are left out, and so are the interventions' runs, which
+    `metanb.claims.predictions` judges. Of a run that is there twice, the furthest record
     counts. Smoke runs get rows with their effects, and the verdict SMOKE in place of any other.
 
     Raises:
@@ -114,7 +118,11 @@ def judge(records: Iterable[Record]) -> list[Row]:
         C3, over the weights' norm | × 1.16 (1.12 to 1.21) | reproduced
     """
     # a regulariser's runs are cut when they are paired, all others to their cell's common length
-    long_enough = [run for run in keep_furthest(records) if run.epochs >= MIN_EPOCHS]
+    long_enough = [
+        run
+        for run in keep_furthest(records)
+        if run.epochs >= MIN_EPOCHS and not find_intervention(run.settings)
+    ]
     whole = group_into_cells(long_enough)
     cut = [cut_to_common_length(cell) for cell in whole]
     learners = [cell for cell in cut if _is_plain_meta_training(cell[0].settings)]
@@ -194,7 +202,7 @@ def _judge_regularisers(cells: list[list[Record]]) -> Iterator[Row]:
     """C8: each cell with a regulariser beside the one without."""
     by_settings = {cell[0].settings.unseeded: cell for cell in cells}
     for settings, cell in by_settings.items():
-        if settings.regulariser != "none":
+        if settings.regulariser in OF_COHERENCE:
             without = replace(settings, regulariser="none", gamma=0.0)
             yield _judge_regulariser(cell, by_settings.get(without, []))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
+from metanb.grids.interventions import BASE, INTERVENTIONS, intervention_runs
 from metanb.settings import Scale, Settings, preset
 
 # The regulariser's strength, by N: under `adapted` it first moves theta~_i by about 15 % of its
@@ -161,12 +162,22 @@ def quick_grid() -> list[Planned]:
     - base: every algorithm on every setting;
     - few-classes: meta-training that overfits, by number and draw of the classes;
     - regulariser: its readings and controls, to compare with the base runs of the same seeds;
-    - head: its initialisation, and the head of finetuning at meta-test.
+    - head: its initialisation, and the head of finetuning at meta-test;
+    - inner-loss: the base with the inner loss of Finn et al.'s code;
+    - interventions: what decides between causes, and the base that it is compared with, see
+      `metanb.grids.interventions`.
 
     Example:
         >>> from collections import Counter
-        >>> Counter(run.group for run in quick_grid() if run.settings.seed == 0)
-        Counter({'base': 12, 'regulariser': 8, 'head': 6, 'few-classes': 2})
+        >>> runs = [run for run in quick_grid() if run.settings.seed == 0]
+        >>> for group, n in Counter(run.group for run in runs).items():
+        ...     print(group, n)
+        base 12
+        few-classes 2
+        regulariser 8
+        inner-loss 12
+        head 6
+        interventions 30
     """
     adapted_alone = {"maml": ("adapted",), "fomaml": ("adapted",)}
     runs: list[Planned] = []
@@ -178,8 +189,10 @@ def quick_grid() -> list[Planned]:
         if seed < 3:
             runs += _plan("base", base_runs("quick", "omniglot", 20, 1, [seed]))
             runs += _plan("base", base_runs("quick", "omniglot", 5, 5, [seed]))
+            runs += _plan_inner_loss(seed)
             runs += _plan_heads(seed)
             runs += _plan_regularised("quick", 20, seed, adapted_alone)
+        runs += _plan_interventions(seed)
     return runs
 
 
@@ -315,3 +328,28 @@ def _plan_heads(seed: int) -> list[Planned]:
     for test_head in ("shared", "zero"):
         runs += _plan("head", new_head_runs(*setting, [seed], test_head))
     return runs
+
+
+def _plan_inner_loss(seed: int) -> list[Planned]:
+    """One seed of every base cell, with the sum as inner loss."""
+    settings: tuple[tuple[str, int, int], ...] = (
+        ("omniglot", 5, 1),
+        ("omniglot", 20, 1),
+        ("omniglot", 5, 5),
+        ("glyphs", 5, 1),
+    )
+    runs = [run for setting in settings for run in base_runs("quick", *setting, [seed])]
+    return _plan("inner-loss", [replace(run, inner_loss="sum") for run in runs])
+
+
+def _plan_interventions(seed: int) -> list[Planned]:
+    """One seed of all interventions on Omniglot 5-way 1-shot, and of their base."""
+    setting: tuple[Scale, str, int, int] = ("quick", "omniglot", 5, 1)
+    return [
+        planned
+        for intervention in (BASE, *INTERVENTIONS)
+        for algorithm in ("fomaml", "maml")
+        for planned in _plan(
+            "interventions", intervention_runs(*setting, [seed], algorithm, intervention)
+        )
+    ]

@@ -1,0 +1,331 @@
+"""What chapter 7 predicts of each intervention, and what the runs say.
+
+Chapter 7 says what coherence measures in these networks: the answer that an untrained head gives to
+every task alike. If that is right, coherence is no cause of accuracy. Then what takes coherence
+away leaves accuracy where it is, and what adds coherence does not raise it. Each prediction was
+committed before its runs; the provenance of the runs tells when they were made.
+
+An intervention's runs are paired with the base's by their seeds, and compared at the end of
+meta-training: accuracy on the further meta-test tasks, all else on those of the epochs. Each
+expectation has one rule, on the 95 % interval of the effect, over runs and tasks
+(`metanb.claims.run_stats.interval`):
+
+    STAYS      the difference in percentage points: predicted if its interval lies within +-MARGIN,
+               refuted if it lies wholly outside
+    COLLAPSES  the measure over the base's mean: predicted if its interval lies below HALF, refuted
+               if it lies above
+    RISES      the difference, over the base's mean: predicted if its interval lies above 0, refuted
+               if it lies below
+    FALLS      the same with the signs changed
+    FOLLOWS    the slope of the measure's logarithm on that of the inner step size, over all step
+               sizes of a seed: predicted if its interval lies within -1 +- 0.5, refuted if it lies
+               wholly outside
+
+Everything between is open. MARGIN is small beside what C5 would promise. In the recorded base runs
+of first-order MAML (Omniglot 5-way 1-shot, quick scale) a line through accuracy against trajectory
+coherence rises by 76 points per unit. By that line the loss of half of the final 0.21 would cost 8
+points.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from metanb.claims.cells import final_accuracy, group_into_cells, pair_by_seed
+from metanb.claims.run_stats import Interval, interval
+from metanb.claims.verdicts import MIN_RUNS
+from metanb.grids.interventions import BASE, STEP_SIZES, find_intervention
+from metanb.labels import MEASURES, name_of
+from metanb.runs.records import Record, keep_furthest
+
+MARGIN = 3.0  # percentage points of accuracy
+HALF = 0.5
+NO_EFFECT = Interval(np.nan, -np.inf, np.inf, 1.0)  # where no seed has all step sizes
+FIRST_ORDER = ("fomaml",)
+BOTH = ("maml", "fomaml")
+
+
+class Expectation(StrEnum):
+    """What a measure is expected to do; each is its own text."""
+
+    STAYS = "stays"
+    COLLAPSES = "falls to less than half"
+    RISES = "rises"
+    FALLS = "falls"
+    FOLLOWS = "is in proportion to 1 / step size"
+
+
+class Outcome(StrEnum):
+    """What the runs say about a prediction; each is its own text."""
+
+    PREDICTED = "as predicted"
+    REFUTED = "not as predicted"
+    OPEN = "cannot tell"
+    TOO_FEW = f"not yet run: fewer than {MIN_RUNS} pairs"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A prediction of chapter 7.
+
+    Attributes:
+        intervention: the name of the intervention.
+        measure: what is predicted; "final_accuracy" for accuracy.
+        expected: what it does.
+        algorithms: under which it is predicted. Where the base has hardly any coherence, as under
+            MAML, nothing can collapse.
+    """
+
+    intervention: str
+    measure: str
+    expected: Expectation
+    algorithms: tuple[str, ...] = BOTH
+
+
+def _without_coherence(name: str) -> tuple[Prediction, ...]:
+    """Coherence goes, accuracy stays."""
+    return (
+        Prediction(name, "trajectory_coherence", Expectation.COLLAPSES, FIRST_ORDER),
+        Prediction(name, "gradient_coherence", Expectation.COLLAPSES, FIRST_ORDER),
+        Prediction(name, "final_accuracy", Expectation.STAYS),
+    )
+
+
+def _changed(name: str, measure: str, expected: Expectation) -> tuple[Prediction, ...]:
+    """A measure is pushed, accuracy stays."""
+    return (
+        Prediction(name, measure, expected),
+        Prediction(name, "final_accuracy", Expectation.STAYS),
+    )
+
+
+PREDICTIONS = (
+    *_without_coherence("centred head at meta-test"),
+    *_without_coherence("zero head"),
+    *_without_coherence("shared head"),
+    Prediction("head alone adapts", "final_accuracy", Expectation.STAYS),
+    Prediction("body alone adapts", "final_accuracy", Expectation.STAYS),
+    *_changed("product within a task", "within_cosine", Expectation.RISES),
+    *_changed("agreement weights", "trajectory_coherence", Expectation.RISES),
+    *_changed("sharpness-aware", "hessian_norm", Expectation.FALLS),
+    *_changed("coherent", "trajectory_coherence", Expectation.RISES),
+    Prediction("sharpness-aware and coherent", "hessian_norm", Expectation.FALLS),
+    *_changed("sharpness-aware and coherent", "trajectory_coherence", Expectation.RISES),
+    Prediction("base", "hessian_norm", Expectation.FOLLOWS),
+    *(
+        Prediction(f"inner step {size:g}", "final_accuracy", Expectation.STAYS)
+        for size in STEP_SIZES
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """A prediction on the runs of one setting, algorithm and scale.
+
+    Attributes:
+        prediction: what was predicted.
+        algorithm: the algorithm's key.
+        dataset: the data set's key.
+        setting: ways and shots.
+        scale: of the runs.
+        before: the base's mean at the end of meta-training.
+        after: the intervention's.
+        effect: what the expectation's rule is about, see the module.
+        low: lower end of its 95 % interval.
+        high: upper end of that interval.
+        runs: number of pairs.
+        outcome: what the runs say.
+        ids: ids of the runs.
+    """
+
+    prediction: Prediction
+    algorithm: str
+    dataset: str
+    setting: str
+    scale: str
+    before: float
+    after: float
+    effect: float
+    low: float
+    high: float
+    runs: int
+    outcome: Outcome
+    ids: tuple[str, ...]
+
+    @property
+    def change(self) -> str:
+        """The effect as people read it, with its interval."""
+        expected = self.prediction.expected
+        if expected == Expectation.STAYS:
+            return f"{self.effect:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
+        if expected == Expectation.COLLAPSES:
+            return f"× {self.effect:.2f} ({self.low:.2f} to {self.high:.2f})"
+        sign = "" if expected == Expectation.FOLLOWS else "+"
+        number = f"{sign}.3g"
+        return f"{self.effect:{number}} ({self.low:{number}} to {self.high:{number}})"
+
+
+def judge_predictions(records: Iterable[Record]) -> list[PredictionRow]:
+    """Judge each prediction on each setting, scale and algorithm that has runs of it.
+
+    Runs of no intervention are left out, and so are runs that were stopped early.
+
+    Raises:
+        metanb.runs.records.RecordError: a measure of a run is missing.
+    """
+    # The runs by place (data set, setting, scale, algorithm) and by intervention.
+    places: dict[tuple[str, str, str, str], dict[str, list[Record]]] = {}
+    finished = [run for run in keep_furthest(records) if run.finished]
+    for cell in group_into_cells(finished):
+        settings = cell[0].settings
+        if known := find_intervention(settings):
+            scale, intervention = known
+            place = (settings.dataset, settings.setting, scale, settings.algorithm)
+            places.setdefault(place, {})[intervention.name] = cell
+
+    rows = []
+    for prediction in PREDICTIONS:
+        for place, cells in places.items():
+            is_there = prediction.intervention in cells and BASE.name in cells
+            if is_there and place[-1] in prediction.algorithms:
+                rows.append(_judge_prediction(prediction, place, cells))
+    return rows
+
+
+def _judge_prediction(
+    prediction: Prediction, place: tuple[str, str, str, str], cells: dict[str, list[Record]]
+) -> PredictionRow:
+    """The row of one prediction in one place, where its cell and the base's are."""
+    dataset, setting, scale, algorithm = place
+    pairs = pair_by_seed(cells[prediction.intervention], cells[BASE.name])
+    after, base = (
+        np.array([_at_the_end(pair[i], prediction.measure) for pair in pairs]) for i in (0, 1)
+    )
+    compared = [run for pair in pairs for run in pair]
+    if prediction.expected == Expectation.FOLLOWS:
+        slopes, errors, compared = _slopes(cells, prediction.measure)
+        effect = interval(slopes, shared=errors) if slopes else NO_EFFECT
+    else:
+        effect = _effect(prediction.expected, after, base)
+    runs = len(slopes) if prediction.expected == Expectation.FOLLOWS else len(pairs)
+    return PredictionRow(
+        prediction=prediction,
+        algorithm=algorithm,
+        dataset=dataset,
+        setting=setting,
+        scale=scale,
+        before=float(base[:, 0].mean()),
+        after=float(after[:, 0].mean()),
+        effect=effect.mean,
+        low=effect.low,
+        high=effect.high,
+        runs=runs,
+        outcome=outcome_by_interval(prediction.expected, effect, runs),
+        ids=tuple(dict.fromkeys(run.settings.id for run in compared)),
+    )
+
+
+def _at_the_end(run: Record, measure: str) -> tuple[float, float]:
+    """A measure after the last epoch, and its standard error over tasks."""
+    if measure == "final_accuracy":
+        accuracy = final_accuracy(run)
+        assert accuracy is not None  # an intervention's settings ask for it
+        return accuracy
+    last = run.curve(measure).loc[run.epochs]
+    return float(last["mean"]), float(last["sem"])
+
+
+def _effect(expected: Expectation, after: np.ndarray, base: np.ndarray) -> Interval:
+    """The effect that the expectation's rule is about.
+
+    Args:
+        expected: what is expected.
+        after: the intervention's values and their errors, [pairs, 2].
+        base: the base's, likewise.
+    """
+    if expected == Expectation.COLLAPSES:
+        return interval(after[:, 0] / base[:, 0].mean(), shared=after[:, 1] / base[:, 0].mean())
+    unit = 100 if expected == Expectation.STAYS else 1
+    errors = np.hypot(after[:, 1], base[:, 1])
+    return interval(unit * (after[:, 0] - base[:, 0]), shared=unit * errors)
+
+
+def _slopes(
+    cells: dict[str, list[Record]], measure: str
+) -> tuple[list[float], list[float], list[Record]]:
+    """Slopes of log measure on log step size, one per seed that has all step sizes.
+
+    Returns:
+        The slopes, their standard errors over tasks, and the runs.
+    """
+    names = [BASE.name, *(f"inner step {size:g}" for size in STEP_SIZES)]
+    by_seed: dict[int, list[Record]] = {}
+    for name in names:
+        for run in cells.get(name, []):
+            by_seed.setdefault(run.settings.seed, []).append(run)
+    complete = [runs for runs in by_seed.values() if len(runs) == len(names)]
+
+    slopes, errors = [], []
+    for runs in complete:
+        log_sizes = np.log([run.settings.inner_lr for run in runs])
+        values = np.array([_at_the_end(run, measure) for run in runs])
+        weights = log_sizes - log_sizes.mean()
+        weights /= weights @ weights
+        slopes.append(float(weights @ np.log(values[:, 0])))
+        errors.append(float(np.linalg.norm(weights * values[:, 1] / values[:, 0])))
+    return slopes, errors, [run for runs in complete for run in runs]
+
+
+def outcome_by_interval(expected: Expectation, effect: Interval, runs: int) -> Outcome:
+    """What the runs say about a prediction, by the interval of its effect.
+
+    Args:
+        expected: what is expected; the module says what its rule is.
+        effect: its mean and interval.
+        runs: number of pairs.
+    """
+    if runs < MIN_RUNS:
+        return Outcome.TOO_FEW
+    low, high = _expected_range(expected)
+    if low < effect.low and effect.high < high:
+        return Outcome.PREDICTED
+    # Refuted beyond the range; beyond 0 where the range begins there.
+    return Outcome.REFUTED if effect.low > high or effect.high < low else Outcome.OPEN
+
+
+def _expected_range(expected: Expectation) -> tuple[float, float]:
+    """Where the interval of the effect lies if the prediction is right."""
+    ranges = {
+        Expectation.STAYS: (-MARGIN, MARGIN),
+        Expectation.COLLAPSES: (-np.inf, HALF),
+        Expectation.RISES: (0.0, np.inf),
+        Expectation.FALLS: (-np.inf, 0.0),
+        Expectation.FOLLOWS: (-1.5, -0.5),
+    }
+    return ranges[expected]
+
+
+def prediction_table(rows: Sequence[PredictionRow]) -> list[dict[str, str]]:
+    """The predictions for people: one row each, as text by column."""
+    return [
+        {
+            "intervention": row.prediction.intervention,
+            "algorithm": name_of(row.algorithm),
+            "data": f"{name_of(row.dataset)}, {row.setting}, {row.scale}",
+            "predicted": f"{_label(row.prediction.measure)} {row.prediction.expected}",
+            "before": f"{row.before:.3g}",
+            "after": f"{row.after:.3g}",
+            "effect, 95 % interval": row.change,
+            "pairs": str(row.runs),
+            "outcome": row.outcome.value,
+        }
+        for row in rows
+    ]
+
+
+def _label(measure: str) -> str:
+    """What readers call a measure."""
+    return "accuracy" if measure == "final_accuracy" else MEASURES[measure].label

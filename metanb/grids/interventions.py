@@ -1,0 +1,130 @@
+"""The interventions: what is changed in meta-training or at meta-test, one thing at a time.
+
+Each is a few settings in place of the base's. What chapter 7 of the book predicts of each stands in
+`metanb.claims.predictions`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, get_args
+
+from metanb.settings import Scale, Settings, preset
+
+PARTS = 3  # epochs of a run: its measures are compared at its end
+FINAL_TASKS = 600  # for accuracy at the end
+STEP_SIZES = (0.05, 0.1, 0.2, 0.8)  # of the inner loop, beside the usual 0.4
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """A change that decides between causes.
+
+    Attributes:
+        name: for readers.
+        changes: the settings that differ from the base's.
+        source: where the idea is from.
+    """
+
+    name: str
+    changes: dict[str, Any] = field(hash=False)
+    source: str = ""
+
+
+BASE = Intervention("base", {})
+INTERVENTIONS = (
+    Intervention("centred head at meta-test", {"test_head": "centred"}, "ours, after Kao et al."),
+    Intervention("zero head", {"inner_head": "zero"}, "Kao et al. 2022"),
+    Intervention("shared head", {"inner_head": "shared"}, "Ye and Chao 2022"),
+    Intervention("head alone adapts", {"adapts": "head"}, "ANIL, Raghu et al. 2020"),
+    Intervention("body alone adapts", {"adapts": "body"}, "BOIL, Oh et al. 2021"),
+    Intervention(
+        "product within a task", {"regulariser": "within", "gamma": 0.02}, "Nichol et al. 2018"
+    ),
+    Intervention(
+        "agreement weights", {"regulariser": "agreement", "gamma": 1.0}, "Eshratifar et al. 2018"
+    ),
+    Intervention("sharpness-aware", {"sam_radius": 0.05}, "Abbas et al. 2022"),
+    Intervention("coherent", {"regulariser": "adapted", "gamma": 1.0}, "the paper's regulariser"),
+    Intervention(
+        "sharpness-aware and coherent",
+        {"sam_radius": 0.05, "regulariser": "adapted", "gamma": 1.0},
+        "both together",
+    ),
+    *(
+        Intervention(f"inner step {size:g}", {"inner_lr": size}, "Andriushchenko et al. 2023")
+        for size in STEP_SIZES
+    ),
+)
+BY_NAME = {each.name: each for each in (BASE, *INTERVENTIONS)}
+
+
+def intervention_runs(
+    scale: Scale,
+    dataset: str,
+    ways: int,
+    shots: int,
+    seeds: Iterable[int],
+    algorithm: str,
+    intervention: Intervention = BASE,
+) -> list[Settings]:
+    """Runs of one intervention, one per seed; without one, of the base that it is compared with.
+
+    A run has PARTS epochs and FINAL_TASKS further meta-test tasks, for at its end it is compared.
+    A smoke run has 16.
+
+    Args:
+        scale: of the runs.
+        dataset: the image set.
+        ways: N.
+        shots: K.
+        seeds: of the runs.
+        algorithm: "maml" or "fomaml".
+        intervention: one of INTERVENTIONS, or BASE.
+
+    Example:
+        >>> zero = BY_NAME["zero head"]
+        >>> (run,) = intervention_runs("quick", "omniglot", 5, 1, [0], "maml", zero)
+        >>> run.inner_head, run.epochs, run.final_tasks
+        ('zero', 3, 600)
+    """
+    plain = preset(scale, dataset, ways, shots)
+    common = {
+        "algorithm": algorithm,
+        "epoch_iterations": plain.iterations // PARTS,
+        "final_tasks": 16 if scale == "smoke" else FINAL_TASKS,
+    }
+    return [
+        preset(scale, dataset, ways, shots, **common | intervention.changes, seed=seed)
+        for seed in seeds
+    ]
+
+
+def find_intervention(settings: Settings) -> tuple[str, Intervention] | None:
+    """The scale and the intervention (or BASE) that a run belongs to; None for any other run.
+
+    Example:
+        >>> (run,) = intervention_runs("quick", "omniglot", 5, 1, [3], "maml", BY_NAME["zero head"])
+        >>> scale, intervention = find_intervention(run)
+        >>> scale, intervention.name
+        ('quick', 'zero head')
+        >>> find_intervention(preset("quick", "omniglot")) is None
+        True
+    """
+    known = _known(settings.dataset, settings.ways, settings.shots, settings.algorithm)
+    return known.get(settings.unseeded)
+
+
+@cache
+def _known(
+    dataset: str, ways: int, shots: int, algorithm: str
+) -> dict[Settings, tuple[str, Intervention]]:
+    """The interventions in one setting at each scale, by the settings of their runs."""
+    if algorithm not in ("maml", "fomaml"):
+        return {}
+    known: dict[Settings, tuple[str, Intervention]] = {}
+    for scale in get_args(Scale):
+        for intervention in BY_NAME.values():
+            (run,) = intervention_runs(scale, dataset, ways, shots, [0], algorithm, intervention)
+            known[run] = scale, intervention
+    return known

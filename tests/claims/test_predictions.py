@@ -1,0 +1,194 @@
+"""Predictions of interventions: each outcome on made-up runs, and how often noise gets one."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metanb.claims import rules
+from metanb.claims.predictions import (
+    PREDICTIONS,
+    Expectation,
+    Outcome,
+    judge_predictions,
+    outcome_by_interval,
+    prediction_table,
+)
+from metanb.claims.run_stats import interval
+from metanb.grids.definitions import quick_grid
+from metanb.grids.interventions import BY_NAME, find_intervention, intervention_runs
+from metanb.labels import MEASURES
+from metanb.runs.records import Record
+from metanb.settings import preset
+
+SEEDS = range(5)
+
+
+def made_up(name, algorithm="fomaml", seeds=SEEDS, sem=0.0, **values):
+    """An intervention's runs, with values at the end by measure: a number, or one per seed."""
+    settings = intervention_runs("quick", "omniglot", 5, 1, seeds, algorithm, BY_NAME[name])
+    runs = []
+    for i, run in enumerate(settings):
+        rows = []
+        for measure in {p.measure for p in PREDICTIONS}:
+            value = np.broadcast_to(values.get(measure, 0.5), len(settings))[i]
+            for epoch in [3] if measure == "final_accuracy" else range(4):
+                at_the_end = value if epoch == 3 else 1000.0  # must not count
+                rows.append((epoch, 600 * epoch, measure, at_the_end, at_the_end, 0.0, sem, 60))
+        columns = ["epoch", "iteration", "measure", "mean", "median", "std", "sem", "n"]
+        runs.append(Record(run, pd.DataFrame(rows, columns=columns), {}, Path(run.id)))
+    return runs
+
+
+def outcome(records, name, measure, algorithm="fomaml"):
+    (row,) = (
+        row
+        for row in judge_predictions(records)
+        if (row.prediction.intervention, row.prediction.measure) == (name, measure)
+        and row.algorithm == algorithm
+    )
+    return row
+
+
+BASE = [0.48, 0.52, 0.5, 0.49, 0.51]
+
+
+@pytest.mark.parametrize(
+    ("gain", "expected"),
+    [
+        (0.0, Outcome.PREDICTED),
+        (0.02, Outcome.PREDICTED),
+        (-0.029, Outcome.OPEN),
+        (0.05, Outcome.REFUTED),
+        (-0.05, Outcome.REFUTED),
+    ],
+)
+def test_accuracy_that_stays(gain, expected):
+    """The base varies by points between seeds; the gain by a tenth of a point."""
+    gains = np.array(BASE) + gain + np.array([0.001, -0.001, 0.0, 0.001, -0.001])
+    runs = made_up("base", final_accuracy=BASE) + made_up("zero head", final_accuracy=gains)
+    row = outcome(runs, "zero head", "final_accuracy")
+    assert (row.outcome, row.runs) == (expected, 5)
+    assert row.effect == pytest.approx(100 * gain)
+    assert (row.before, row.after) == pytest.approx((0.5, 0.5 + gain))
+
+
+def test_the_error_over_tasks_makes_it_open():
+    runs = made_up("base") + made_up("zero head")
+    assert outcome(runs, "zero head", "final_accuracy").outcome == Outcome.PREDICTED
+    runs = made_up("base", sem=0.02) + made_up("zero head", sem=0.02)
+    assert outcome(runs, "zero head", "final_accuracy").outcome == Outcome.OPEN
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [(0.02, Outcome.PREDICTED), (0.49, Outcome.OPEN), (0.9, Outcome.REFUTED)]
+)
+def test_coherence_that_collapses(left, expected):
+    base, changed = (
+        made_up(name, trajectory_coherence=scale * np.array(BASE))
+        for name, scale in (("base", 1), ("centred head at meta-test", left))
+    )
+    name = "centred head at meta-test"
+    row = outcome(base + changed, name, "trajectory_coherence")
+    assert row.outcome == expected and row.effect == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [(-0.1, Outcome.PREDICTED), (0.1, Outcome.REFUTED), (0.0, Outcome.OPEN)]
+)
+def test_a_norm_that_falls(change, expected):
+    base = made_up("base", hessian_norm=BASE)
+    wobble = np.array([0.01, -0.01, 0.0, 0.02, -0.02])
+    flat = made_up("sharpness-aware", hessian_norm=np.array(BASE) + change + wobble)
+    assert outcome(base + flat, "sharpness-aware", "hessian_norm").outcome == expected
+
+
+@pytest.mark.parametrize(
+    ("slope", "expected"),
+    [
+        (-1.0, Outcome.PREDICTED),
+        (-1.49, Outcome.OPEN),
+        (0.0, Outcome.REFUTED),
+        (-2.0, Outcome.REFUTED),
+    ],
+)
+def test_a_norm_that_follows_the_step_size(slope, expected):
+    sizes = {"base": 0.4} | {f"inner step {x:g}": x for x in (0.05, 0.1, 0.2, 0.8)}
+    factors = np.exp([0.05, -0.05, 0.0, 0.02, -0.02])
+    runs = []
+    for name, size in sizes.items():
+        # the slope differs a little from seed to seed
+        runs += made_up(name, hessian_norm=3 * size ** (slope * factors))
+    row = outcome(runs, "base", "hessian_norm")
+    assert (row.outcome, row.runs) == (expected, 5)
+    assert row.effect == pytest.approx(slope * factors.mean(), abs=1e-9)
+    # a seed without one of the sizes says nothing
+    fewer = [run for run in runs if (run.settings.seed, run.settings.inner_lr) != (4, 0.2)]
+    assert outcome(fewer, "base", "hessian_norm").runs == 4
+
+
+def test_two_pairs_are_too_few():
+    runs = made_up("base") + made_up("zero head", seeds=[1, 4, 7])
+    assert outcome(runs, "zero head", "final_accuracy").outcome == Outcome.TOO_FEW
+
+
+def test_noise_rarely_counts_as_predicted_or_refuted():
+    """Nothing happens: a rise is seen in 2.5 %, accuracy never leaves the margin."""
+    rng = np.random.default_rng(0)
+    counts = {expected: Counter() for expected in Expectation}
+    n = 4000
+    for noise in rng.normal(size=(n, 5)):
+        for expected, scale, mean in (
+            (Expectation.RISES, 1.0, 0.0),
+            (Expectation.FALLS, 1.0, 0.0),
+            (Expectation.STAYS, 2.0, 0.0),  # points
+            (Expectation.COLLAPSES, 0.2, 1.0),  # of the base's mean
+            (Expectation.FOLLOWS, 0.2, 0.0),
+        ):
+            effect = interval(mean + scale * noise)
+            counts[expected][outcome_by_interval(expected, effect, 5)] += 1
+    for expected in (Expectation.RISES, Expectation.FALLS):
+        for seen in (Outcome.PREDICTED, Outcome.REFUTED):
+            assert counts[expected][seen] / n == pytest.approx(0.025, abs=0.008)
+    assert counts[Expectation.STAYS][Outcome.REFUTED] / n < 0.025
+    assert counts[Expectation.COLLAPSES][Outcome.PREDICTED] / n < 0.005
+    assert counts[Expectation.FOLLOWS][Outcome.PREDICTED] / n < 0.005
+
+
+def test_interventions_are_no_cells_of_the_claims():
+    runs = made_up("base") + made_up("zero head")
+    assert rules.judge(runs) == []
+    assert all(find_intervention(run.settings) for run in runs)
+    assert find_intervention(preset("quick", "omniglot", inner_head="zero")) is None
+
+
+def test_the_grid_has_every_intervention_that_is_predicted():
+    planned = [run.settings for run in quick_grid() if run.group == "interventions"]
+    names = Counter(find_intervention(settings)[1].name for settings in planned)
+    assert names == dict.fromkeys(BY_NAME, 2 * len(SEEDS))
+    assert {p.intervention for p in PREDICTIONS} == set(names)
+    for prediction in PREDICTIONS:
+        assert prediction.measure in {"final_accuracy", *MEASURES}
+    assert len(set(PREDICTIONS)) == len(PREDICTIONS)
+
+
+def test_the_table_says_what_was_predicted_and_what_came():
+    runs = made_up("base", final_accuracy=0.8) + made_up("zero head", final_accuracy=0.79)
+    (line,) = (
+        line
+        for line in prediction_table(judge_predictions(runs))
+        if "+" in str(line) or "-1.0" in str(line)
+    )
+    assert line == {
+        "intervention": "zero head",
+        "algorithm": "first-order MAML",
+        "data": "Omniglot, 5-way 1-shot, quick",
+        "predicted": "accuracy stays",
+        "before": "0.8",
+        "after": "0.79",
+        "effect, 95 % interval": "-1.0 points (-1.0 to -1.0)",
+        "pairs": "5",
+        "outcome": "as predicted",
+    }
