@@ -126,7 +126,7 @@ class Settings:
         get_args(Regulariser),
         "the coherence regulariser; adapted: our reading of the paper; through, outer: further "
         "readings; random: a control; agreement: weights tasks by their agreement; within: rewards "
-        "the product of a task's own support and query gradient",
+        "the cosine of a task's own support and query gradient",
     )
     gamma: float = _number(0.0, 0.0, 1e6, "strength of the regulariser")
     inner_lr: float = _number(0.4, 1e-6, 100.0, "step size of the inner SGD")
@@ -461,8 +461,8 @@ def preset(
 
 
 def scale_of(settings: Settings) -> Scale | Literal["custom"]:
-    """The scale whose filters, iterations and epochs these settings have, or "custom"."""
-    size = ("filters", "iterations", "epoch_iterations")
+    """The scale whose filters and iterations these settings have, or "custom"."""
+    size = ("filters", "iterations")
     for scale in get_args(Scale):
         base = preset(scale, settings.dataset, settings.ways, settings.shots)
         if all(getattr(base, name) == getattr(settings, name) for name in size):

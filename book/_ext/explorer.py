@@ -5,6 +5,8 @@ are a script. A curve is a string of numbers, which is shorter than a list. Only
 them.
 """
 
+import base64
+import gzip
 import json
 import math
 from collections.abc import Iterable
@@ -101,13 +103,17 @@ def _join_numbers(values: pd.Series, digits: int) -> str:
 
 
 def write_data(app: Any) -> None:
-    """Sphinx's event `builder-inited`: write the data into the built book, and nowhere else."""
+    """Sphinx's event `builder-inited`: write the data into the built book, and nowhere else.
+
+    It is packed, gzip in base64: a page that is read from a folder may load a script and no file.
+    """
     if app.builder.format == "html":
         curves = curves_of_cells(committed_runs())
         text = json.dumps(curves, separators=(",", ":"), ensure_ascii=False)
+        packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
         target = Path(app.outdir) / "_static" / DATA
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(f"window.METANB_RUNS={text};\n", encoding="utf-8")
+        target.write_text(f'window.METANB_RUNS="{packed}";\n', encoding="utf-8")
 
 
 def add_assets(app: Any, pagename: str, *_: Any) -> None:

@@ -3,11 +3,10 @@
 
    A change goes one way: state, panels, controls, words, address (`show`). Where the reader points, `at`, has a shorter
    way of its own (`point`), as a pointer moves often. */
-(() => {
+(async () => {
   "use strict";
   const $ = (id) => document.getElementById(`explore-${id}`);
-  const data = window.METANB_RUNS;
-  const missing = (!data && "explorer-data.js") || (!window.uPlot && "uplot/uPlot.iife.min.js") ||
+  const missing = (!window.METANB_RUNS && "explorer-data.js") || (!window.uPlot && "uplot/uPlot.iife.min.js") ||
     (!window.MetanbPanel && "explorer-panel.js");
   if (missing) {
     $("problem").textContent = `No curves: _static/${missing} is missing. Build the book again, with make book.`;
@@ -15,7 +14,15 @@
     return;
   }
 
+  /** The object that a script holds as JSON, gzip, base64. */
+  async function unpack(packed) {
+    const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text());
+  }
+
   // The records
+  const data = await unpack(window.METANB_RUNS);
   const measures = new Map(data.measures.map((measure, place) => [measure.name, { ...measure, place }]));
   const cells = data.cells;
   const cellOf = new Map(cells.flatMap((cell) => cell.runs.map((run) => [run.id, cell]))); // by the id of a run

@@ -107,7 +107,7 @@ PREDICTIONS = (
     *_without_coherence("shared head"),
     Prediction("head alone adapts", "final_accuracy", Expectation.STAYS),
     Prediction("body alone adapts", "final_accuracy", Expectation.STAYS),
-    *_changed("product within a task", "within_cosine", Expectation.RISES),
+    *_changed("cosine within a task", "within_cosine", Expectation.RISES),
     *_changed("agreement weights", "trajectory_coherence", Expectation.RISES),
     *_changed("sharpness-aware", "hessian_norm", Expectation.FALLS),
     *_changed("coherent", "trajectory_coherence", Expectation.RISES),

@@ -39,7 +39,7 @@ INTERVENTIONS = (
     Intervention("head alone adapts", {"adapts": "head"}, "ANIL, Raghu et al. 2020"),
     Intervention("body alone adapts", {"adapts": "body"}, "BOIL, Oh et al. 2021"),
     Intervention(
-        "product within a task", {"regulariser": "within", "gamma": 0.02}, "Nichol et al. 2018"
+        "cosine within a task", {"regulariser": "within", "gamma": 0.3}, "after Nichol et al. 2018"
     ),
     Intervention(
         "agreement weights", {"regulariser": "agreement", "gamma": 1.0}, "Eshratifar et al. 2018"

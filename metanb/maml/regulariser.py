@@ -18,8 +18,9 @@ Two further ways to more agreement are other authors'; theta^_i = theta~_i in bo
 
     agreement  task i has the weight w_i = u_i . sum_j u_j, divided so that the weights' sizes sum
                to 1 (Eshratifar et al. 2018); gamma goes from equal weights, 0, to these, 1
-    within     -gamma g_i . g'_i is added to the outer loss, where g_i and g'_i are the gradients of
-               the support and the query loss at theta_s (after Nichol et al. 2018)
+    within     -gamma cos(g_i, g'_i) is added to the outer loss, where g_i and g'_i are the
+               gradients of the support and the query loss at theta_s (after Nichol et al. 2018,
+               whose product g_i . g'_i has no bound: rewarded, gradients grow and accuracy is lost)
 """
 
 from collections.abc import Callable
@@ -94,10 +95,10 @@ def weigh_by_agreement(chunk: Chunk) -> Regularised:
     return _at(chunk.adapted)._replace(weight=1 + chunk.gamma * (agreement - 1))
 
 
-def reward_product(chunk: Chunk) -> Regularised:
-    """Subtract gamma times the product of a task's two gradients at theta_s (`within`)."""
+def reward_cosine(chunk: Chunk) -> Regularised:
+    """Subtract gamma times the cosine of a task's two gradients at theta_s (`within`)."""
     support, query = (
-        torch.autograd.grad(loss(chunk.start).sum(), chunk.start, create_graph=True)[0]
+        unit(torch.autograd.grad(loss(chunk.start).sum(), chunk.start, create_graph=True)[0])
         for loss in (chunk.support_loss, chunk.query_loss)
     )
     penalty = -chunk.gamma * _inner_products(support, query)
@@ -116,7 +117,7 @@ READINGS: dict[str, Reading] = {
     "outer": penalise,
     "random": move_along_random,
     "agreement": weigh_by_agreement,
-    "within": reward_product,
+    "within": reward_cosine,
 }
 
 

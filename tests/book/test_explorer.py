@@ -4,7 +4,9 @@ Evidence: the csv and json files of the records, read here by the standard libra
 browser, what the page then says, and what its canvases hold.
 """
 
+import base64
 import csv
+import gzip
 import io
 import json
 import re
@@ -47,7 +49,14 @@ def drawn() -> dict:
     """The data of the built page."""
     if not DATA.exists():
         pytest.fail(f"{DATA} is not there: run `make book` first", pytrace=False)
-    return json.loads(DATA.read_text().removeprefix("window.METANB_RUNS=").rstrip(";\n"))
+    packed = DATA.read_text().removeprefix('window.METANB_RUNS="').rstrip('";\n')
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def visit(page, url: str) -> None:
+    """Go to the explorer's page and wait until it has unpacked its data."""
+    page.goto(url)
+    page.wait_for_selector("#explore:not([hidden])", state="attached")
 
 
 def cell(**settings) -> list[str]:
@@ -180,7 +189,7 @@ def close(values: list[float]):
 
 
 def test_page_opens_from_a_file_with_curves_and_says_what_they_are(page):
-    page.goto(address(PAGE))
+    visit(page, address(PAGE))
     assert page.url.startswith("file:")
     for algorithm, name in (("maml", "MAML"), ("fomaml", "first-order MAML")):
         runs = cell(**MAML | {"algorithm": algorithm})
@@ -200,7 +209,7 @@ def test_page_opens_from_a_file_with_curves_and_says_what_they_are(page):
 
 
 def test_other_data_runs_and_measures_are_drawn_when_chosen(page):
-    page.goto(address(PAGE))
+    visit(page, address(PAGE))
     choice(page, "Data set").select_option("Glyphs")
     box(page, "finetuning").check()
     box(page, "MAML").uncheck()
@@ -218,7 +227,7 @@ def test_other_data_runs_and_measures_are_drawn_when_chosen(page):
 
 
 def test_settings_that_set_a_cell_apart_and_kept_runs_can_be_compared(page):
-    page.goto(address(PAGE))
+    visit(page, address(PAGE))
     page.locator("#explore-cells summary").click()
     box(page, "MAML, regulariser=adapted, gamma=1").check()
     runs = cell(**MAML | {"regulariser": "adapted"})
@@ -239,7 +248,7 @@ def test_settings_that_set_a_cell_apart_and_kept_runs_can_be_compared(page):
 
 
 def test_keyboard_moves_through_the_epochs(page):
-    page.goto(address(PAGE))
+    visit(page, address(PAGE))
     slider, runs = page.get_by_role("slider", name="Iteration"), cell(**MAML)
     assert slider.get_attribute("aria-valuetext") == "1,800 of 1,800"
     slider.press("Home")
@@ -252,7 +261,7 @@ def test_keyboard_moves_through_the_epochs(page):
 
 
 def test_pointing_at_a_run_shows_its_values_in_both_panels(page):
-    page.goto(address(PAGE) + "#show=query_accuracy,distance")
+    visit(page, address(PAGE) + "#show=query_accuracy,distance")
     over = page.locator("#explore-plot0 .u-over")
     over.scroll_into_view_if_needed()
     area = over.bounding_box()
@@ -280,7 +289,7 @@ def test_pointing_at_a_run_shows_its_values_in_both_panels(page):
 
 
 def test_address_keeps_the_view(browser, page):
-    page.goto(address(PAGE))
+    visit(page, address(PAGE))
     choice(page, "Setting").select_option("5-way 5-shot")
     box(page, "finetuning").check()
     choice(page, "Second measure").select_option("Gradient coherence")
@@ -293,7 +302,7 @@ def test_address_keeps_the_view(browser, page):
     )
     kept = page.evaluate(controls), page.locator("#explore").inner_text(), page.url
     with tab(browser) as second:
-        second.goto(page.url)
+        visit(second, page.url)
         view = second.evaluate(controls), second.locator("#explore").inner_text(), second.url
         assert view == kept
         assert not second.watch.complaints
@@ -303,7 +312,7 @@ def test_address_keeps_the_view(browser, page):
 
 def test_a_link_may_name_any_run(page):
     runs = cell(**MAML | {"ways": 20, "algorithm": "finetune"})
-    page.goto(address(PAGE) + f"#runs={runs[-1]},not-a-run&show=valid_accuracy")
+    visit(page, address(PAGE) + f"#runs={runs[-1]},not-a-run&show=valid_accuracy")
     assert choice(page, "Setting").input_value() == "20-way 1-shot"
     assert table(page) == {
         f"finetuning: {len(runs)} runs": [close(spread(runs, "valid_accuracy", 12))]
@@ -314,7 +323,7 @@ def test_a_link_may_name_any_run(page):
 
 
 def test_each_run_leads_to_its_record(page):
-    page.goto(address(PAGE))
+    visit(page, address(PAGE))
     open_each(page)
     links = page.locator("#explore-each a")
     ids = [link.get_attribute("href").split("#")[1] for link in links.all()]
@@ -325,7 +334,7 @@ def test_each_run_leads_to_its_record(page):
 
 
 def test_what_is_shown_is_saved_as_csv(page):
-    page.goto(address(PAGE) + f"#runs={cell(**MAML)[0]}&show=train_loss,relative_move")
+    visit(page, address(PAGE) + f"#runs={cell(**MAML)[0]}&show=train_loss,relative_move")
     with page.expect_download() as download:
         page.get_by_role("button", name="Save what is shown").click()
     rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
@@ -346,12 +355,13 @@ def test_mean_ends_where_the_first_run_was_stopped(browser):
         for key in ("means", "errors"):
             run[key] = [" ".join(curve.split()[:6]) for curve in run[key]]
     with tab(browser) as page:
-        script = f"window.METANB_RUNS={json.dumps(data)};"
+        packed = base64.b64encode(gzip.compress(json.dumps(data).encode())).decode()
+        script = f'window.METANB_RUNS="{packed}";'
         page.route(
             "**/explorer-data.js*",
             lambda route: route.fulfill(body=script, content_type="text/javascript"),
         )
-        page.goto(address(PAGE))
+        visit(page, address(PAGE))
         ends = [mean(runs, "query_accuracy", 1), mean(runs, "query_accuracy", 5), 750]
         assert summarised(page, "MAML", "Query accuracy") == close(ends)
         assert table(page)["MAML: 5 runs"] == [[], []]
@@ -368,7 +378,7 @@ def test_mean_ends_where_the_first_run_was_stopped(browser):
 def test_a_finger_shows_values_that_stay(browser):
     context = browser.new_context(viewport={"width": PHONE[0], "height": PHONE[1]}, has_touch=True)
     page = context.new_page()
-    page.goto(address(PAGE) + f"#runs={cell(**MAML)[0]}&show=query_accuracy")
+    visit(page, address(PAGE) + f"#runs={cell(**MAML)[0]}&show=query_accuracy")
     over = page.locator("#explore-plot0 .u-over")
     over.scroll_into_view_if_needed()
     area = over.bounding_box()
@@ -394,7 +404,7 @@ PIXELS = """() => {
 
 
 def test_curves_follow_the_theme_at_once(page):
-    page.goto(address(PAGE))
+    visit(page, address(PAGE))
     darkest, _ = page.evaluate(PIXELS)  # of the axis's label, where it covers the page
     assert darkest < 90
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
@@ -405,7 +415,7 @@ def test_curves_follow_the_theme_at_once(page):
 
 def test_phone_needs_no_sideways_scrolling(browser):
     with tab(browser, PHONE) as page:
-        page.goto(address(PAGE))
+        visit(page, address(PAGE))
         page.locator("#explore-cells summary").click()
         for name in page.locator("#explore-cells label").all_inner_texts():
             box(page, name.strip()).check()
@@ -449,7 +459,7 @@ def own_files(tmp_path, seeds=(0, 1)) -> list:
 
 
 def test_a_csv_of_ones_own_is_drawn_beside_the_books(page, tmp_path):
-    page.goto(f"{address(PAGE)}#show=query_accuracy")
+    visit(page, f"{address(PAGE)}#show=query_accuracy")
     page.set_input_files("#explore-own input", own_files(tmp_path)[1] / "measures.csv")
     page.wait_for_function("document.querySelector('#explore-dataset').value === 'Your own'")
     row = page.locator("#explore-table tr", has_text="measures.csv")
@@ -462,7 +472,7 @@ def test_a_csv_of_ones_own_is_drawn_beside_the_books(page, tmp_path):
 
 def test_a_store_of_ones_own_is_dropped_on_the_page(page, tmp_path):
     """Files with their folders, as a browser gives them; seeds of one cell share a line."""
-    page.goto(f"{address(PAGE)}#show=query_accuracy")
+    visit(page, f"{address(PAGE)}#show=query_accuracy")
     files = {
         str(path.relative_to(tmp_path)): path.read_text()
         for folder in own_files(tmp_path)
@@ -498,7 +508,7 @@ def test_a_store_of_ones_own_is_dropped_on_the_page(page, tmp_path):
     ],
 )
 def test_a_file_that_is_no_record_is_named(page, tmp_path, content, words):
-    page.goto(address(PAGE))
+    visit(page, address(PAGE))
     (tmp_path / "mine.csv").write_text(content)
     page.set_input_files("#explore-own input", tmp_path / "mine.csv")
     page.wait_for_selector("#explore-problem:not([hidden])")
@@ -506,5 +516,5 @@ def test_a_file_that_is_no_record_is_named(page, tmp_path, content, words):
 
 
 def test_a_link_to_a_run_that_is_not_there_says_so(page):
-    page.goto(f"{address(PAGE)}#runs=omniglot-5w1s-maml-s9-00000000")
+    visit(page, f"{address(PAGE)}#runs=omniglot-5w1s-maml-s9-00000000")
     assert page.inner_text("#explore-problem") == "No run omniglot-5w1s-maml-s9-00000000 here."

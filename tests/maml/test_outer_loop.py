@@ -120,7 +120,7 @@ def _by_hand(net, tasks, first_order, regulariser="none", gamma=0.0, e=None):
                 )
                 for x, y in ((tasks.support_x, tasks.support_y), (tasks.query_x, tasks.query_y))
             )
-            penalty = -gamma * (support @ query)
+            penalty = -gamma * F.cosine_similarity(support, query, dim=0)
         if regulariser == "agreement":
             weight = (1 - gamma) + gamma * weights[t]
         total = total + (weight * losses[-1] + penalty) / len(tasks)
