@@ -46,10 +46,12 @@ def measure_later(
         weights.keep_weights(record)  # from the run's checkpoint
     with store.lock_run(record.settings.id, PATIENCE):
         record = records.read_record(record.path)
-        missing = [name for name in known_measures() if name not in set(record.measures.measure)]
+        final = list(training.FINAL_MEASURES) if record.settings.final_tasks else []
+        known = [*known_measures(), *final]
+        missing = [name for name in known if name not in set(record.measures.measure)]
         wanted = missing if names is None else list(names)
         for name in wanted:
-            if name in known_measures() and name not in missing:
+            if name in known and name not in missing:
                 raise RecordError(f"{record.path} has measure {name!r} already: leave it out")
         if not wanted:
             return record
@@ -69,7 +71,9 @@ def measure_later(
             theta = flatten(net).detach().unsqueeze(0)
             theta = training.weights_at_test(net, theta, [settings])
             tasks = fixed["test"], fixed["valid"]
-            (stats,) = measure_together(net, theta, *tasks, [settings], wanted)
+            of_epochs = [name for name in wanted if name not in final]
+            (stats,) = measure_together(net, theta, *tasks, [settings], of_epochs)
+            stats |= training.measure_at_the_end(settings, net, wanted)
 
         # Add them, with where they come from.
         content = (record.path / records.WEIGHTS).read_bytes()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
@@ -371,8 +371,8 @@ def make_rows(settings: Settings, epoch: int, stats: dict[str, Stat]) -> list[di
 def record_run(settings: Settings, net: nn.Module, values: dict[str, Any]) -> records.Record:
     """Write the record of a run, at its end or where it stopped.
 
-    `final_accuracy` is measured here and nowhere else: on meta-test tasks that the measures of the
-    epochs do not use.
+    The FINAL_MEASURES are taken here: on meta-test tasks that the measures of the epochs do not
+    use.
 
     Args:
         settings: of the run.
@@ -381,8 +381,7 @@ def record_run(settings: Settings, net: nn.Module, values: dict[str, Any]) -> re
     """
     rows = list(values["rows"])
     if settings.final_tasks:
-        stats = {"final_accuracy": _measure_final_accuracy(settings, net)}
-        rows += make_rows(settings, values["epoch"], stats)
+        rows += make_rows(settings, values["epoch"], measure_at_the_end(settings, net))
     times = {
         "started": values["started"],
         "finished": values["saved"],
@@ -392,6 +391,35 @@ def record_run(settings: Settings, net: nn.Module, values: dict[str, Any]) -> re
         "resumed": values["resumed"],
     }
     return records.write_record(settings, rows, values["origin"] | times, store.store_folder())
+
+
+def as_finn_et_al_test(settings: Settings) -> Settings:
+    """These settings with the meta-test of Finn et al. (2017): their code and their appendix A.1.
+
+    There are as many query images per class as support images; all pass as one batch, and batch
+    norm uses its statistics. On Omniglot, 5-way, three inner steps are taken at meta-test.
+    """
+    steps = 3 if (settings.dataset, settings.ways) == ("omniglot", 5) else settings.test_steps
+    return replace(settings, test_queries=settings.shots, test_steps=steps)
+
+
+# Accuracies after the last epoch, on `final_tasks` further meta-test tasks: by the measure's name,
+# the settings that these tasks have.
+FINAL_MEASURES: dict[str, Callable[[Settings], Settings]] = {
+    "final_accuracy": lambda settings: settings,
+    "final_accuracy_finn": as_finn_et_al_test,
+}
+
+
+def measure_at_the_end(
+    settings: Settings, net: nn.Module, names: Collection[str] = tuple(FINAL_MEASURES)
+) -> dict[str, Stat]:
+    """Some of FINAL_MEASURES of a trained network, by name."""
+    return {
+        name: _measure_final_accuracy(change(settings), net)
+        for name, change in FINAL_MEASURES.items()
+        if name in names
+    }
 
 
 def _measure_final_accuracy(settings: Settings, net: nn.Module) -> Stat:

@@ -340,7 +340,8 @@ def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypat
     whole = experiment.run(settings, "cpu")
     assert whole.finished and whole.provenance["resumed"] == 2 and not stopped.path.exists()
     early = whole.measures[(whole.measures.epoch <= 2)].reset_index(drop=True)
-    assert early.equals(stopped.measures[stopped.measures.measure != "final_accuracy"])
+    is_final = stopped.measures.measure.str.startswith("final_accuracy")
+    assert early.equals(stopped.measures[~is_final])
     assert list(stopped.curve("final_accuracy").index) == [2] and list(
         whole.curve("final_accuracy").index
     ) == [6]
@@ -357,7 +358,10 @@ def test_a_run_until_an_iteration_is_the_whole_runs_beginning(store):
     assert experiment.run(replace(TINY, seed=1), "cpu", until=1000).finished
 
 
-def test_final_accuracy_against_a_plain_loop(store):
+@pytest.mark.parametrize(
+    ("measure", "queries"), [("final_accuracy", 2), ("final_accuracy_finn", 1)]
+)
+def test_final_accuracy_against_a_plain_loop(store, measure, queries):
     """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
     settings = replace(TINY, iterations=4, final_tasks=130)
     record = experiment.run(settings, "cpu")
@@ -365,7 +369,7 @@ def test_final_accuracy_against_a_plain_loop(store):
     test = image_sets.load_images("glyphs", "test")
     accuracies = []
     for part, n in enumerate((60, 60, 10)):
-        tasks = sample_tasks(test, n, 5, 1, 2, np.random.default_rng([0, 3 + part]))
+        tasks = sample_tasks(test, n, 5, 1, queries, np.random.default_rng([0, 3 + part]))
         for x, y, query_x, query_y in zip(
             tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True
         ):
@@ -377,8 +381,18 @@ def test_final_accuracy_against_a_plain_loop(store):
             }
             output = torch.func.functional_call(net, moved, (query_x.double(),))
             accuracies.append(float((output.argmax(1) == query_y).double().mean()))
-    last = record.curve("final_accuracy").iloc[-1]
+    last = record.curve(measure).iloc[-1]
     assert last["n"] == 130 and last["mean"] == pytest.approx(np.mean(accuracies), abs=2e-3)
+
+
+def test_finn_et_als_meta_test():
+    omniglot, many, colour = (
+        training.as_finn_et_al_test(preset("paper", *setting))
+        for setting in (("omniglot", 5, 1), ("omniglot", 20, 5), ("mini-imagenet", 5, 5))
+    )
+    assert (omniglot.test_queries, omniglot.test_steps) == (1, 3)
+    assert (many.test_queries, many.test_steps) == (5, 5)
+    assert (colour.test_queries, colour.test_steps) == (5, 10)
 
 
 def test_unknown_device(store):
