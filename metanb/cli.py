@@ -20,6 +20,7 @@ from metanb.data import image_sets
 from metanb.files import DiskError
 from metanb.grids import definitions, progress
 from metanb.grids.definitions import Planned
+from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, DATASETS
 from metanb.runs import records, store
 from metanb.settings import CHOICES, RANGES, Scale, Settings, from_dict, preset, scale_of
@@ -424,6 +425,39 @@ def claims_command(
         click.echo("no recorded run has such a row", err=True)
 
 
+@cli.command("predictions")
+@click.option(
+    "--json", "as_json", is_flag=True, help="print JSON: a list of objects, with all details"
+)
+@click.option(
+    "--records",
+    "folders",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="folders of records  [default: results/ of a checkout, and the local store]",
+)
+def predictions_command(as_json: bool, folders: tuple[Path, ...]) -> None:
+    """Print what came of each prediction about the interventions.
+
+    An intervention changes one thing in meta-training or at meta-test, such as the head that each
+    inner loop starts from. What chapter 7 of the book predicts of it was committed before its runs.
+    metanb grid quick --only interventions trains them.
+    """
+    from metanb.claims import predictions
+
+    recorded = records.read_records(*(folders or store.record_folders()))
+    rows = predictions.judge_predictions(recorded)
+    if as_json:
+        click.echo(predictions.predictions_as_json(rows))
+    elif rows:
+        click.echo(predictions.predictions_in_lines(rows))
+    else:
+        raise click.ClickException(
+            "no run of an intervention is recorded: make some with "
+            "metanb grid quick --only interventions"
+        )
+
+
 def _report_unjudged(recorded: Sequence[records.Record]) -> None:
     """Say on standard error how many runs are not judged, and why."""
     from metanb.claims import rules
@@ -431,8 +465,16 @@ def _report_unjudged(recorded: Sequence[records.Record]) -> None:
     smoke = sum(scale_of(run.settings) == "smoke" for run in recorded)
     if smoke:
         click.echo(f"left out: smoke runs ({smoke}): they only show that the code works", err=True)
+    of_interventions = sum(find_intervention(run.settings) is not None for run in recorded)
+    if of_interventions:
+        click.echo(
+            f"left out: runs of interventions ({of_interventions}): metanb predictions judges them",
+            err=True,
+        )
     short = sum(
-        run.epochs < rules.MIN_EPOCHS for run in recorded if scale_of(run.settings) != "smoke"
+        run.epochs < rules.MIN_EPOCHS
+        for run in recorded
+        if scale_of(run.settings) != "smoke" and not find_intervention(run.settings)
     )
     if short:
         click.echo(f"left out: runs of fewer than {rules.MIN_EPOCHS} epochs ({short})", err=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from metanb.bench import report, units
-from metanb.claims import rules
+from metanb.claims import predictions, rules
 from metanb.claims.cells import group_into_cells
 from metanb.claims.paper import PAPER_GAIN, PUBLISHED
 from metanb.claims.verdicts import HOLM_MEANING, Row, Verdict
@@ -535,6 +535,15 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
     }
 
 
+def predictions_table(recorded: list[Record]) -> str:
+    """What came of each prediction about an intervention, as a table."""
+    lines = predictions.prediction_table(predictions.judge_predictions(recorded))
+    if not lines:
+        return "No run of an intervention is recorded yet."
+    head = [name[0].upper() + name[1:] for name in lines[0]]
+    return markdown_table(head, [list(line.values()) for line in lines])
+
+
 def rule_values() -> dict[str, str]:
     """Substitutions from the constants of the rules."""
     return {
@@ -545,6 +554,7 @@ def rule_values() -> dict[str, str]:
         "power": f"{100 * rules.POWER:.0f} %",
         "orthogonal": format_value(rules.ORTHOGONAL),
         "paper_gain": f"{PAPER_GAIN:.2f}",
+        "margin": format_value(predictions.MARGIN),
     }
 
 
@@ -591,6 +601,7 @@ def substitutions() -> dict[str, str]:
         **rule_values(),
         **settings_values(),
         **run_values(recorded),
+        "predictions": predictions_table(recorded),
         **benchmark_values(),
     }
 

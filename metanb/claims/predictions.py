@@ -27,16 +27,19 @@ coherence rises by 76 points per unit. By that line the loss of half of the fina
 points.
 """
 
+import json
+import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 import numpy as np
+import pandas as pd
 
 from metanb.claims.cells import final_accuracy, group_into_cells, pair_by_seed
 from metanb.claims.run_stats import Interval, interval
 from metanb.claims.verdicts import MIN_RUNS
-from metanb.grids.interventions import BASE, STEP_SIZES, find_intervention
+from metanb.grids.interventions import BASE, BY_NAME, STEP_SIZES, find_intervention
 from metanb.labels import MEASURES, name_of
 from metanb.runs.records import Record, keep_furthest
 
@@ -168,15 +171,44 @@ class PredictionRow:
         return f"{self.effect:{number}} ({self.low:{number}} to {self.high:{number}})"
 
 
-def judge_predictions(records: Iterable[Record]) -> list[PredictionRow]:
-    """Judge each prediction on each setting, scale and algorithm that has runs of it.
+def compare_interventions(
+    records: Iterable[Record], measures: Sequence[str] = ("trajectory_coherence", "hessian_norm")
+) -> pd.DataFrame:
+    """What each intervention changes, beside the base, at the end of meta-training.
 
-    Runs of no intervention are left out, and so are runs that were stopped early.
+    Args:
+        records: runs of interventions in one setting and at one scale; others are left out.
+        measures: besides accuracy.
 
-    Raises:
-        metanb.runs.records.RecordError: a measure of a run is missing.
+    Returns:
+        A row per algorithm and intervention, the base first: `algorithm`, `intervention`, `pairs`;
+        `gain`, `low`, `high`: the change of accuracy with its 95 % interval over pairs and tasks,
+        percentage points (of the base 0); and each measure's mean.
     """
-    # The runs by place (data set, setting, scale, algorithm) and by intervention.
+    rows = []
+    for place, cells in _group_by_place(records).items():
+        for name in (name for name in BY_NAME if name in cells and BASE.name in cells):
+            pairs = pair_by_seed(cells[name], cells[BASE.name])
+            if not pairs:
+                continue
+            after, base = (
+                np.array([_at_the_end(pair[i], "final_accuracy") for pair in pairs]) for i in (0, 1)
+            )
+            gain = Interval(0.0, 0.0, 0.0, 1.0)
+            if name != BASE.name:
+                gain = _effect(Expectation.STAYS, after, base)
+            row = {"algorithm": place[-1], "intervention": name, "pairs": len(pairs)}
+            row |= {"gain": gain.mean, "low": gain.low, "high": gain.high}
+            for measure in measures:
+                row[measure] = np.mean([_at_the_end(run, measure)[0] for run, _ in pairs])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _group_by_place(
+    records: Iterable[Record],
+) -> dict[tuple[str, str, str, str], dict[str, list[Record]]]:
+    """Finished runs by place (data set, setting, scale, algorithm) and by intervention."""
     places: dict[tuple[str, str, str, str], dict[str, list[Record]]] = {}
     finished = [run for run in keep_furthest(records) if run.finished]
     for cell in group_into_cells(finished):
@@ -185,7 +217,18 @@ def judge_predictions(records: Iterable[Record]) -> list[PredictionRow]:
             scale, intervention = known
             place = (settings.dataset, settings.setting, scale, settings.algorithm)
             places.setdefault(place, {})[intervention.name] = cell
+    return places
 
+
+def judge_predictions(records: Iterable[Record]) -> list[PredictionRow]:
+    """Judge each prediction on each setting, scale and algorithm that has runs of it.
+
+    Runs of no intervention are left out, and so are runs that were stopped early.
+
+    Raises:
+        metanb.runs.records.RecordError: a measure of a run is missing.
+    """
+    places = _group_by_place(records)
     rows = []
     for prediction in PREDICTIONS:
         for place, cells in places.items():
@@ -324,6 +367,46 @@ def prediction_table(rows: Sequence[PredictionRow]) -> list[dict[str, str]]:
         }
         for row in rows
     ]
+
+
+def predictions_in_lines(rows: Iterable[PredictionRow], width: int = 80) -> str:
+    """The predictions for a terminal: a heading per setting and algorithm, lines per prediction.
+
+    Args:
+        rows: the predictions.
+        width: columns that a line may take.
+    """
+    groups: dict[str, list[PredictionRow]] = {}
+    for row in rows:
+        place = f"{name_of(row.dataset)}, {row.setting}, {name_of(row.algorithm)}, {row.scale}"
+        groups.setdefault(place, []).append(row)
+    blocks = []
+    for place, of_place in groups.items():
+        lines = [place]
+        for row in of_place:
+            expected = f"{_label(row.prediction.measure)} {row.prediction.expected}"
+            text = (
+                f"{row.prediction.intervention}: {expected}: {row.outcome}; {row.change}, "
+                f"{row.runs} {'pair' if row.runs == 1 else 'pairs'}"
+            )
+            lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def predictions_as_json(rows: Iterable[PredictionRow]) -> str:
+    """The predictions for machines: a list of objects; a number that is not finite becomes null."""
+    objects = []
+    for row in rows:
+        values = asdict(row)
+        prediction = values.pop("prediction")
+        del prediction["algorithms"]
+        numbers = {
+            name: None if isinstance(value, float) and not np.isfinite(value) else value
+            for name, value in values.items()
+        }
+        objects.append(prediction | numbers)
+    return json.dumps(objects, indent=1)
 
 
 def _label(measure: str) -> str:

@@ -1,5 +1,6 @@
 """Predictions of interventions: each outcome on made-up runs, and how often noise gets one."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,16 +13,20 @@ from metanb.claims.predictions import (
     PREDICTIONS,
     Expectation,
     Outcome,
+    compare_interventions,
     judge_predictions,
     outcome_by_interval,
     prediction_table,
+    predictions_as_json,
+    predictions_in_lines,
 )
 from metanb.claims.run_stats import interval
 from metanb.grids.definitions import quick_grid
 from metanb.grids.interventions import BY_NAME, find_intervention, intervention_runs
 from metanb.labels import MEASURES
-from metanb.runs.records import Record
+from metanb.runs.records import PROVENANCE, Record, write_record
 from metanb.settings import preset
+from tests.support.command_line import call
 
 SEEDS = range(5)
 
@@ -192,3 +197,46 @@ def test_the_table_says_what_was_predicted_and_what_came():
         "pairs": "5",
         "outcome": "as predicted",
     }
+
+
+def test_interventions_are_compared_at_the_same_seeds():
+    """The base of another seed does not count; by hand: gains of 1, 2 and 3 points."""
+    base = made_up("base", seeds=range(4), final_accuracy=[0.5, 0.6, 0.7, 0.1], hessian_norm=2.0)
+    zero = made_up(
+        "zero head", seeds=range(3), final_accuracy=[0.51, 0.62, 0.73], hessian_norm=[1.0, 2.0, 3.0]
+    )
+    table = compare_interventions(base + zero, ["hessian_norm"])
+    assert table.intervention.tolist() == ["base", "zero head"] and table.pairs.tolist() == [4, 3]
+    assert table.gain.tolist() == pytest.approx([0, 2])
+    half_width = 4.302653 / np.sqrt(3)  # Student's t with 2 degrees of freedom
+    assert table.loc[1, ["low", "high"]].tolist() == pytest.approx([2 - half_width, 2 + half_width])
+    assert table.hessian_norm.tolist() == pytest.approx([2, 2])
+    assert compare_interventions(zero).empty
+
+
+def test_lines_for_a_terminal_and_json_for_machines():
+    runs = made_up("base", final_accuracy=0.8) + made_up("zero head", final_accuracy=0.79)
+    rows = judge_predictions(runs)
+    text = predictions_in_lines(rows)
+    assert text.startswith("Omniglot, 5-way 1-shot, first-order MAML, quick\n")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "zero head: accuracy stays: as predicted; -1.0 points" in text
+    objects = {
+        (each["intervention"], each["measure"]): each
+        for each in json.loads(predictions_as_json(rows))
+    }
+    assert objects["zero head", "final_accuracy"]["effect"] == pytest.approx(-1)
+    follows = objects["base", "hessian_norm"]
+    assert follows["effect"] is None and follows["outcome"] == Outcome.TOO_FEW
+
+
+def test_the_command_prints_them(capsys, monkeypatch, tmp_path):
+    code, out, err = call(capsys, monkeypatch, "predictions", "--records", tmp_path)
+    assert code == 1 and "metanb grid quick --only interventions" in err
+    origin = dict.fromkeys(PROVENANCE, "")
+    for run in made_up("base") + made_up("zero head"):
+        write_record(run.settings, run.measures.to_dict("records"), origin, tmp_path)
+    code, out, err = call(capsys, monkeypatch, "predictions", "--records", tmp_path)
+    assert code == 0 and "zero head: accuracy stays: as predicted" in out
+    code, out, err = call(capsys, monkeypatch, "claims", "--records", tmp_path)
+    assert "runs of interventions (10): metanb predictions judges them" in err
