@@ -290,6 +290,60 @@ def test_types():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+OWN_MODULE = """
+import torch
+from torch import Tensor, nn
+from metanb.labels import Algorithm, Measure
+from metanb.landscape.measures import per_task
+from metanb.landscape.solutions import Solutions
+from metanb.maml.algorithms import algorithm, meta_train
+from metanb.maml.inner_loop import adapt
+from metanb.maml.network import network
+from metanb.data.tasks import Tasks
+from metanb.settings import Settings
+
+class Mine(nn.Module):
+    def __init__(self, pixels: int, outputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(pixels, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(x.flatten(1))
+        return outputs
+
+@network("mine")
+def build(shape: tuple[int, ...], outputs: int, settings: Settings) -> nn.Module:
+    return Mine(shape[0] * shape[1] * shape[2], outputs)
+
+@per_task("twice", Measure("twice the loss"))
+def twice(at: Solutions) -> Tensor:
+    return 2 * at.loss_before
+
+algorithm("again", Algorithm("MAML again"))(meta_train)
+
+def distances(tasks: Tasks) -> list[float]:
+    net = Mine(784, 5)
+    adapt(net, tasks, lr=0.1, steps="two")  # type: ignore[arg-type]
+    adapted = adapt(net, tasks, lr=0.1, steps=2, adapts=["layer.bias"])
+    return [float(row[0]) for row in adapted]
+"""
+
+
+def test_types_of_ones_own_module(tmp_path):
+    """Mypy in strict mode accepts what chapter 9 does, and sees that a number is no word."""
+    (tmp_path / "mine.py").write_text(OWN_MODULE)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "mine.py"]
+    options = ["--follow-imports=silent", "--ignore-missing-imports"]
+    done = subprocess.run(
+        [*command, *options, f"--cache-dir={ROOT / '.mypy_cache' / 'own'}"],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": str(ROOT)},  # an editable install is hidden from mypy
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_folders_import_downwards():
     """By import-linter, as pyproject.toml says; figures, verdicts and settings load no torch."""
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]

@@ -205,6 +205,39 @@ def compare_interventions(
     return pd.DataFrame(rows)
 
 
+def survived_ranges(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """How far measures went while accuracy stayed: what moves freely is no cause of it.
+
+    Args:
+        table: as `compare_interventions` gives it.
+        measures: columns of it.
+
+    Returns:
+        A row per algorithm and measure: the number of interventions under which accuracy stayed,
+        its whole interval within +-MARGIN; the base's value; the least and the greatest value under
+        these interventions, and the greatest over the least.
+    """
+    stayed = table[(table.low > -MARGIN) & (table.high < MARGIN)]
+    rows = []
+    for algorithm in dict.fromkeys(table.algorithm):
+        of_algorithm = stayed[stayed.algorithm == algorithm]
+        base = of_algorithm[of_algorithm.intervention == BASE.name].iloc[0]
+        for measure in measures:
+            least, greatest = of_algorithm[measure].min(), of_algorithm[measure].max()
+            rows.append(
+                {
+                    "algorithm": name_of(algorithm),
+                    "measure": _label(measure),
+                    "interventions": len(of_algorithm) - 1,
+                    "base": base[measure],
+                    "least": least,
+                    "greatest": greatest,
+                    "factor": greatest / least if least > 0 else np.inf,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def _group_by_place(
     records: Iterable[Record],
 ) -> dict[tuple[str, str, str, str], dict[str, list[Record]]]:

@@ -19,6 +19,7 @@ from metanb.claims.predictions import (
     prediction_table,
     predictions_as_json,
     predictions_in_lines,
+    survived_ranges,
 )
 from metanb.claims.run_stats import interval
 from metanb.grids.definitions import quick_grid
@@ -240,3 +241,25 @@ def test_the_command_prints_them(capsys, monkeypatch, tmp_path):
     assert code == 0 and "zero head: accuracy stays: as predicted" in out
     code, out, err = call(capsys, monkeypatch, "claims", "--records", tmp_path)
     assert "runs of interventions (10): metanb predictions judges them" in err
+
+
+def test_ranges_count_only_where_accuracy_stays():
+    base = made_up("base", final_accuracy=0.8, hessian_norm=2.0)
+    runs = [*base]
+    for name, accuracy, norm in (
+        ("zero head", 0.81, 1.0),
+        ("shared head", 0.79, 8.0),
+        ("body alone adapts", 0.6, 100.0),  # accuracy falls: it does not count
+    ):
+        runs += made_up(name, final_accuracy=accuracy, hessian_norm=norm)
+    table = compare_interventions(runs, ["hessian_norm"])
+    (row,) = survived_ranges(table, ["hessian_norm"]).to_dict("records")
+    assert row == {
+        "algorithm": "first-order MAML",
+        "measure": "Hessian norm at adapted solutions",
+        "interventions": 2,
+        "base": 2.0,
+        "least": 1.0,
+        "greatest": 8.0,
+        "factor": 8.0,
+    }
