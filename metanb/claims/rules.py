@@ -57,7 +57,7 @@ from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
 from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record, keep_furthest
-from metanb.settings import Settings, differences_from_scale, scale_of
+from metanb.settings import Settings, differences_from_scale, preset, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
 STRONG = 0.8  # a true correlation across runs that a test should see
@@ -74,6 +74,8 @@ RELATIVE = "over the weights' norm"  # not free of scale, but of its growth by a
 _NO_EFFECT = Interval(math.nan, -math.inf, math.inf, 1.0)  # of cells without runs to compare
 # the readings of the paper's regulariser and its control; C8 is about no other regulariser
 OF_COHERENCE = ("adapted", "through", "outer", "random")
+# settings that act at meta-test alone where the algorithm is finetuning
+AT_META_TEST = ("inner_lr", "test_steps", "adapts")
 # settings that a row shows elsewhere than in `apart`
 _SHOWN_ELSEWHERE = ("train_classes", "head_init", "test_head", "regulariser", "gamma")
 
@@ -188,12 +190,21 @@ def _is_plain_meta_training(settings: Settings) -> bool:
 
 
 def _judge_baselines(cells: list[list[Record]]) -> Iterator[Row]:
-    """C7: each finetuning cell beside each algorithm of meta-training with the same settings."""
+    """C7: each finetuning cell beside each algorithm of meta-training with the same settings.
+
+    Of a baseline that adapts in its own way at meta-test, see AT_META_TEST, the partner is the cell
+    that adapts in its scale's way.
+    """
     by_settings = {cell[0].settings.unseeded: cell for cell in cells}
     for settings, cell in by_settings.items():
         if settings.algorithm == "finetune":
             for algorithm in ("maml", "fomaml"):
                 partner = replace(settings, algorithm=algorithm, test_head="fresh")
+                if (scale := scale_of(settings)) != "custom":
+                    task = settings.dataset, settings.ways, settings.shots
+                    usual = preset(scale, *task)
+                    usual_way = {name: getattr(usual, name) for name in AT_META_TEST}
+                    partner = replace(partner, **usual_way)
                 both = cut_to_common_epoch(cell, by_settings.get(partner, []))
                 yield _judge_orthogonality(*both, algorithm)
 

@@ -116,6 +116,15 @@ def test_every_test_head_is_set_beside_meta_training():
         assert verdict(runs, "C7", f"zero head, beside {name}", "finetune") == Verdict.REPRODUCED
 
 
+def test_a_baseline_that_adapts_in_its_own_way_stands_beside_the_usual_meta_training():
+    own_way = {"test_head": "zero", "test_steps": 20, "inner_lr": 0.2, "adapts": "head"}
+    runs = coherent(0.01, algorithm="finetune", **own_way) + coherent(0.3)
+    assert verdict(runs, "C7", "zero head, beside MAML", "finetune") == Verdict.REPRODUCED
+    # other meta-training is no partner
+    runs = coherent(0.01, algorithm="finetune", **own_way) + coherent(0.3, inner_lr=0.2)
+    assert verdict(runs, "C7", "zero head, beside MAML", "finetune") == Verdict.TOO_FEW
+
+
 def test_orthogonal_compares_with_the_same_settings_only():
     runs = coherent(0.01, algorithm="finetune") + coherent(0.3, filters=16)
     assert verdict(runs, "C7", "fresh head, beside MAML", "finetune") == Verdict.TOO_FEW
