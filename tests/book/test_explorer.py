@@ -34,11 +34,14 @@ PLAIN = {
 
 @cache
 def recorded() -> dict[str, tuple[dict, dict]]:
-    """All records, by the run's id: settings, and the csv's rows by measure and epoch."""
+    """All records, by the run's id: settings, and rows by measure and epoch, later ones, too."""
     runs = {}
     for path in sorted((ROOT / "results").glob("*/measures.csv")):
         with path.open() as file:
             rows = {(row["measure"], int(row["epoch"])): row for row in csv.DictReader(file)}
+        if (later := path.parent / "later.json").exists():
+            taken = json.loads(later.read_text())["rows"]
+            rows |= {(row["measure"], row["epoch"]): row for row in taken}
         settings = json.loads((path.parent / "settings.json").read_text())
         runs[path.parent.name.partition("-to-")[0]] = settings, rows
     return runs
