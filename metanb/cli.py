@@ -355,21 +355,25 @@ def _export_runs(planned: Sequence[Planned], folder: Path, name: str) -> None:
         )
 
 
-@cli.command("claims")
-@click.argument("claims", metavar="[CLAIM]...", nargs=-1)
-@click.option("--dataset", metavar="NAME", help="only rows of this data set")
-@click.option("--algorithm", metavar="NAME", help="only rows of this algorithm")
-@click.option("--scale", metavar="NAME", help="only rows of this scale: quick, paper or custom")
-@click.option(
+_json_option = click.option(
     "--json", "as_json", is_flag=True, help="print JSON: a list of objects, with all details"
 )
-@click.option(
+_records_option = click.option(
     "--records",
     "folders",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="folders of records  [default: results/ of a checkout, and the local store]",
 )
+
+
+@cli.command("claims")
+@click.argument("claims", metavar="[CLAIM]...", nargs=-1)
+@click.option("--dataset", metavar="NAME", help="only rows of this data set")
+@click.option("--algorithm", metavar="NAME", help="only rows of this algorithm")
+@click.option("--scale", metavar="NAME", help="only rows of this scale: quick, paper or custom")
+@_json_option
+@_records_option
 def claims_command(
     claims: tuple[str, ...],
     dataset: str | None,
@@ -426,16 +430,8 @@ def claims_command(
 
 
 @cli.command("predictions")
-@click.option(
-    "--json", "as_json", is_flag=True, help="print JSON: a list of objects, with all details"
-)
-@click.option(
-    "--records",
-    "folders",
-    multiple=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="folders of records  [default: results/ of a checkout, and the local store]",
-)
+@_json_option
+@_records_option
 def predictions_command(as_json: bool, folders: tuple[Path, ...]) -> None:
     """Print what came of each prediction about the interventions.
 
