@@ -213,9 +213,9 @@ def survived_ranges(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFram
         measures: columns of it.
 
     Returns:
-        A row per algorithm and measure: the number of interventions under which accuracy stayed,
-        its whole interval within +-MARGIN; the base's value; the least and the greatest value under
-        these interventions, and the greatest over the least.
+        A row per algorithm and measure: the base's value, and the least and the greatest value
+        under the interventions that leave accuracy where it is, its whole interval within
+        +-MARGIN, each with the name of the intervention.
     """
     stayed = table[(table.low > -MARGIN) & (table.high < MARGIN)]
     rows = []
@@ -223,16 +223,17 @@ def survived_ranges(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFram
         of_algorithm = stayed[stayed.algorithm == algorithm]
         base = of_algorithm[of_algorithm.intervention == BASE.name].iloc[0]
         for measure in measures:
-            least, greatest = of_algorithm[measure].min(), of_algorithm[measure].max()
+            least = of_algorithm.loc[of_algorithm[measure].idxmin()]
+            greatest = of_algorithm.loc[of_algorithm[measure].idxmax()]
             rows.append(
                 {
                     "algorithm": name_of(algorithm),
                     "measure": _label(measure),
-                    "interventions": len(of_algorithm) - 1,
                     "base": base[measure],
-                    "least": least,
-                    "greatest": greatest,
-                    "factor": greatest / least if least > 0 else np.inf,
+                    "least": least[measure],
+                    "least under": least.intervention,
+                    "greatest": greatest[measure],
+                    "greatest under": greatest.intervention,
                 }
             )
     return pd.DataFrame(rows)

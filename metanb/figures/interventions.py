@@ -36,7 +36,7 @@ def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) ->
         panels = canvas.subplots(len(algorithms), 2, squeeze=False, sharex="col", sharey=True)
         for (left, right), algorithm in zip(panels, algorithms, strict=True):
             of_algorithm = data[data.algorithm == algorithm].set_index("intervention")
-            _draw_measure(left, of_algorithm[measure], names)
+            _draw_measure(left, of_algorithm[measure], names, MEASURES[measure].log)
             _draw_gains(right, of_algorithm, names)
             left.set_title(name_of(algorithm), size=10, loc="left")
         for axis, label in zip(
@@ -56,12 +56,14 @@ def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) ->
         return finish_figure(canvas, name, caption, alt, data)
 
 
-def _draw_measure(axis: Any, values: pd.Series, names: Sequence[str]) -> None:
+def _draw_measure(axis: Any, values: pd.Series, names: Sequence[str], logarithmic: bool) -> None:
     """A dot per intervention, and the base as a line."""
     colour = sns.color_palette("colorblind")[0]
     present = [name for name in names if name in values.index]
     axis.plot(values[present], [names.index(name) for name in present], "o", color=colour)
     axis.axvline(values["base"], color="0.5", linestyle="--", linewidth=1)
+    if logarithmic:
+        axis.set_xscale("log")
     axis.set_yticks(range(len(names)), names)
 
 

@@ -257,9 +257,9 @@ def test_ranges_count_only_where_accuracy_stays():
     assert row == {
         "algorithm": "first-order MAML",
         "measure": "Hessian norm at adapted solutions",
-        "interventions": 2,
         "base": 2.0,
         "least": 1.0,
+        "least under": "zero head",
         "greatest": 8.0,
-        "factor": 8.0,
+        "greatest under": "shared head",
     }
