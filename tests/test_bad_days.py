@@ -330,11 +330,11 @@ def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, mo
     honest = outer_loop.losses
     calls = []
 
-    def losses(*arguments):
+    def losses(*arguments, **options):
         calls.append(1)
         if len(calls) == RUN.iterations:
             raise error
-        return honest(*arguments)
+        return honest(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(outer_loop, "losses", losses)
