@@ -431,12 +431,12 @@ def _split_into_chunks(
 def bytes_per_task(net: nn.Module, starts: Tensor, tasks: Tasks) -> float:
     """Memory that measuring a task takes on a GPU, a generous estimate.
 
-    It holds a Lanczos basis, a few copies of the query images' activations and patches, and more of
-    the support images', whose gradient is differentiated. Exact counts:
+    It holds a Lanczos basis, copies of the query images' activations and patches for a gradient,
+    and more of the support images', whose gradient is differentiated. Exact counts:
     `tests/landscape/test_memory.py`.
     """
     bytes_per_image = count_activations(net, tasks.query_x[0, :1]) * starts.element_size()
     support = tasks.support_x.shape[1] * bytes_per_image
     query = tasks.query_x.shape[1] * bytes_per_image
     basis = 33 * starts.shape[1] * starts.element_size()
-    return basis + 3.5 * query + 8 * support
+    return basis + 5 * query + 8 * support
