@@ -160,15 +160,17 @@ class PredictionRow:
 
     @property
     def change(self) -> str:
-        """The effect as people read it, with its interval."""
-        expected = self.prediction.expected
-        if expected == Expectation.STAYS:
-            return f"{self.effect:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
-        if expected == Expectation.COLLAPSES:
-            return f"× {self.effect:.2f} ({self.low:.2f} to {self.high:.2f})"
-        sign = "" if expected == Expectation.FOLLOWS else "+"
-        number = f"{sign}.3g"
-        return f"{self.effect:{number}} ({self.low:{number}} to {self.high:{number}})"
+        """The effect as people read it, with its interval if there are several pairs."""
+        formats = {
+            Expectation.STAYS: ("{} points", "+.1f"),
+            Expectation.COLLAPSES: ("× {}", ".2f"),
+            Expectation.FOLLOWS: ("{}", ".2f"),
+        }
+        form, number = formats.get(self.prediction.expected, ("{}", "+.3g"))
+        effect = form.format(f"{self.effect:{number}}")
+        if self.runs < 2:
+            return f"{effect} (no interval)"
+        return f"{effect} ({self.low:{number}} to {self.high:{number}})"
 
 
 def compare_interventions(

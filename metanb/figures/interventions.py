@@ -64,6 +64,7 @@ def _draw_measure(axis: Any, values: pd.Series, names: Sequence[str], logarithmi
     axis.axvline(values["base"], color="0.5", linestyle="--", linewidth=1)
     if logarithmic:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yticks(range(len(names)), names)
 
 
