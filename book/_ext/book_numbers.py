@@ -537,11 +537,11 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
 
 def predictions_table(recorded: list[Record]) -> str:
     """What came of each prediction about an intervention, as a table."""
-    lines = predictions.prediction_table(predictions.judge_predictions(recorded))
-    if not lines:
+    table = predictions.prediction_table(predictions.judge_predictions(recorded))
+    if table.empty:
         return "No run of an intervention is recorded yet."
-    head = [name[0].upper() + name[1:] for name in lines[0]]
-    return markdown_table(head, [list(line.values()) for line in lines])
+    head = [name[0].upper() + name[1:] for name in table]
+    return markdown_table(head, table.to_numpy().tolist())
 
 
 def rule_values() -> dict[str, str]:

@@ -387,22 +387,21 @@ def _expected_range(expected: Expectation) -> tuple[float, float]:
     return ranges[expected]
 
 
-def prediction_table(rows: Sequence[PredictionRow]) -> list[dict[str, str]]:
-    """The predictions for people: one row each, as text by column."""
-    return [
-        {
-            "intervention": row.prediction.intervention,
-            "algorithm": name_of(row.algorithm),
-            "data": f"{name_of(row.dataset)}, {row.setting}, {row.scale}",
-            "predicted": f"{_label(row.prediction.measure)} {row.prediction.expected}",
-            "before": f"{row.before:.3g}",
-            "after": f"{row.after:.3g}",
-            "effect, 95 % interval": row.change,
-            "pairs": str(row.runs),
-            "outcome": row.outcome.value,
-        }
-        for row in rows
-    ]
+def prediction_table(rows: Sequence[PredictionRow]) -> pd.DataFrame:
+    """The predictions for people: one row each, all as text."""
+    columns = {
+        "intervention": [row.prediction.intervention for row in rows],
+        "algorithm": [name_of(row.algorithm) for row in rows],
+        "data": [f"{name_of(row.dataset)}, {row.setting}, {row.scale}" for row in rows],
+        "predicted": [
+            f"{_label(row.prediction.measure)} {row.prediction.expected}" for row in rows
+        ],
+        "before, after": [f"{row.before:.3g}, {row.after:.3g}" for row in rows],
+        "effect, 95 % interval": [row.change for row in rows],
+        "pairs": [str(row.runs) for row in rows],
+        "outcome": [row.outcome.value for row in rows],
+    }
+    return pd.DataFrame(columns)
 
 
 def predictions_in_lines(rows: Iterable[PredictionRow], width: int = 80) -> str:
