@@ -29,6 +29,8 @@ PLAIN = {
     "head_init": "torch",
     "test_head": "fresh",
     "train_classes": 0,
+    "inner_loss": "mean",
+    "final_tasks": 0,  # the interventions, and their base, have further tasks
 }
 
 
@@ -68,7 +70,7 @@ def cell(**settings) -> list[str]:
     return [
         run
         for run, (has, _) in recorded().items()
-        if all(has[name] == value for name, value in wanted.items())
+        if all(has.get(name, value) == value for name, value in wanted.items())
     ]
 
 
