@@ -1,9 +1,9 @@
 """What chapter 7 predicts of each intervention, and what the runs say.
 
-Chapter 7 says what coherence measures in these networks: the answer that an untrained head gives to
-every task alike. If that is right, coherence is no cause of accuracy. Then what takes coherence
-away leaves accuracy where it is, and what adds coherence does not raise it. Each prediction was
-committed before its runs; the provenance of the runs tells when they were made.
+Chapter 7 says what coherence measures in these networks: the answer that a head gives to every task
+alike before it adapts. If that is right, coherence is no cause of accuracy. Then what takes
+coherence away leaves accuracy where it is, and what adds coherence does not raise it. Each
+prediction was committed before its runs; the provenance of the runs tells when they were made.
 
 An intervention's runs are paired with the base's by their seeds, and compared at the end of
 meta-training: accuracy on the further meta-test tasks, all else on those of the epochs. Each
@@ -14,8 +14,7 @@ expectation has one rule, on the 95 % interval of the effect, over runs and task
                refuted if it lies wholly outside
     COLLAPSES  the measure over the base's mean: predicted if its interval lies below HALF, refuted
                if it lies above
-    RISES      the difference, over the base's mean: predicted if its interval lies above 0, refuted
-               if it lies below
+    RISES      the difference: predicted if its interval lies above 0, refuted if it lies below
     FALLS      the same with the signs changed
     FOLLOWS    the slope of the measure's logarithm on that of the inner step size, over all step
                sizes of a seed: predicted if its interval lies within -1 +- 0.5, refuted if it lies
@@ -193,9 +192,7 @@ def compare_interventions(
             pairs = pair_by_seed(cells[name], cells[BASE.name])
             if not pairs:
                 continue
-            after, base = (
-                np.array([_at_the_end(pair[i], "final_accuracy") for pair in pairs]) for i in (0, 1)
-            )
+            after, base = _values_at_the_end(pairs, "final_accuracy")
             gain = Interval(0.0, 0.0, 0.0, 1.0)
             if name != BASE.name:
                 gain = _effect(Expectation.STAYS, after, base)
@@ -280,16 +277,15 @@ def _judge_prediction(
     """The row of one prediction in one place, where its cell and the base's are."""
     dataset, setting, scale, algorithm = place
     pairs = pair_by_seed(cells[prediction.intervention], cells[BASE.name])
-    after, base = (
-        np.array([_at_the_end(pair[i], prediction.measure) for pair in pairs]) for i in (0, 1)
-    )
-    compared = [run for pair in pairs for run in pair]
+    after, base = _values_at_the_end(pairs, prediction.measure)
     if prediction.expected == Expectation.FOLLOWS:
         slopes, errors, compared = _slopes(cells, prediction.measure)
         effect = interval(slopes, shared=errors) if slopes else NO_EFFECT
+        runs = len(slopes)
     else:
+        compared = [run for pair in pairs for run in pair]
         effect = _effect(prediction.expected, after, base)
-    runs = len(slopes) if prediction.expected == Expectation.FOLLOWS else len(pairs)
+        runs = len(pairs)
     return PredictionRow(
         prediction=prediction,
         algorithm=algorithm,
@@ -305,6 +301,16 @@ def _judge_prediction(
         outcome=outcome_by_interval(prediction.expected, effect, runs),
         ids=tuple(dict.fromkeys(run.settings.id for run in compared)),
     )
+
+
+def _values_at_the_end(
+    pairs: Sequence[tuple[Record, Record]], measure: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values and errors of `_at_the_end`, [pairs, 2]: of the interventions, of their bases."""
+    after, base = (
+        np.array([_at_the_end(run, measure) for run in runs]) for runs in zip(*pairs, strict=True)
+    )
+    return after, base
 
 
 def _at_the_end(run: Record, measure: str) -> tuple[float, float]:

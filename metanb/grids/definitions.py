@@ -161,24 +161,6 @@ def new_head_runs(
     return _with_seeds(seeds, preset(scale, dataset, ways, shots, **options))
 
 
-def fair_baseline_runs(
-    scale: Scale, dataset: str, ways: int, shots: int, seeds: Iterable[int]
-) -> list[Settings]:
-    """Finetuning with each way of adapting in FAIR, one run per way and seed.
-
-    Args:
-        scale: of the runs.
-        dataset: the image set.
-        ways: N.
-        shots: K.
-        seeds: of the runs.
-    """
-    seeds = list(seeds)
-    setting = (scale, dataset, ways, shots)
-    cells = (preset(*setting, algorithm="finetune", **way) for way in FAIR)
-    return [settings for cell in cells for settings in _with_seeds(seeds, cell)]
-
-
 def quick_grid() -> list[Planned]:
     """The quick grid: hours on two cores in all.
 
@@ -216,9 +198,9 @@ def quick_grid() -> list[Planned]:
         if seed < 3:
             runs += _plan("base", base_runs("quick", "omniglot", 20, 1, [seed]))
             runs += _plan("base", base_runs("quick", "omniglot", 5, 5, [seed]))
-            runs += _plan_inner_loss(seed)
+            runs += _plan_inner_loss(runs, seed)
             runs += _plan_heads(seed)
-            runs += _plan("baseline", fair_baseline_runs("quick", "omniglot", 5, 1, [seed]))
+            runs += _plan_baselines(seed)
             runs += _plan_regularised("quick", 20, seed, adapted_alone)
         runs += _plan_interventions(seed)
     return runs
@@ -358,16 +340,17 @@ def _plan_heads(seed: int) -> list[Planned]:
     return runs
 
 
-def _plan_inner_loss(seed: int) -> list[Planned]:
-    """One seed of every base cell, with the sum as inner loss."""
-    settings: tuple[tuple[str, int, int], ...] = (
-        ("omniglot", 5, 1),
-        ("omniglot", 20, 1),
-        ("omniglot", 5, 5),
-        ("glyphs", 5, 1),
-    )
-    runs = [run for setting in settings for run in base_runs("quick", *setting, [seed])]
-    return _plan("inner-loss", [replace(run, inner_loss="sum") for run in runs])
+def _plan_baselines(seed: int) -> list[Planned]:
+    """One seed of finetuning with each way of adapting in FAIR, on Omniglot 5-way 1-shot."""
+    setting: tuple[Scale, str, int, int] = ("quick", "omniglot", 5, 1)
+    ways = (preset(*setting, algorithm="finetune", seed=seed, **way) for way in FAIR)
+    return _plan("baseline", ways)
+
+
+def _plan_inner_loss(planned: Iterable[Planned], seed: int) -> list[Planned]:
+    """One seed of the base cells that are planned, with the sum as inner loss."""
+    base = [run.settings for run in planned if run.group == "base" and run.settings.seed == seed]
+    return _plan("inner-loss", [replace(settings, inner_loss="sum") for settings in base])
 
 
 def _plan_interventions(seed: int) -> list[Planned]:

@@ -5,7 +5,7 @@ Each is a few settings in place of the base's. What chapter 7 of the book predic
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, get_args
 
@@ -88,16 +88,14 @@ def intervention_runs(
         >>> run.inner_head, run.epochs, run.final_tasks
         ('zero', 3, 600)
     """
-    plain = preset(scale, dataset, ways, shots)
-    common = {
-        "algorithm": algorithm,
-        "epoch_iterations": plain.iterations // PARTS,
-        "final_tasks": 16 if scale == "smoke" else FINAL_TASKS,
-    }
-    return [
-        preset(scale, dataset, ways, shots, **common | intervention.changes, seed=seed)
-        for seed in seeds
-    ]
+    plain = preset(scale, dataset, ways, shots, algorithm=algorithm)
+    changed = replace(
+        plain,
+        epoch_iterations=plain.iterations // PARTS,
+        final_tasks=16 if scale == "smoke" else FINAL_TASKS,
+        **intervention.changes,
+    )
+    return [replace(changed, seed=seed) for seed in seeds]
 
 
 def find_intervention(settings: Settings) -> tuple[str, Intervention] | None:
@@ -112,7 +110,8 @@ def find_intervention(settings: Settings) -> tuple[str, Intervention] | None:
         True
     """
     known = _known(settings.dataset, settings.ways, settings.shots, settings.algorithm)
-    return known.get(settings.unseeded)
+    # The content of images of one's own is no part of a plan.
+    return known.get(replace(settings.unseeded, content=""))
 
 
 @cache

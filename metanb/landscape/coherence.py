@@ -76,8 +76,8 @@ def effective_rank(displacements: Tensor) -> Stat:
     rank = _rank_of_gram(gram)
     # Leave out each task in turn: its row and column of the Gram matrix.
     n = len(gram)
-    others = torch.stack([_rank_of_gram(_without_row(gram, i)) for i in range(n)])
-    sem = float(((n - 1) / n * (others - others.mean()).square().sum()).sqrt())
+    ranks = torch.stack([_rank_of_gram(_without_row(gram, i)) for i in range(n)])
+    sem = float(((n - 1) / n * (ranks - ranks.mean()).square().sum()).sqrt())
     return Stat(float(rank), float(rank), sem * math.sqrt(n), sem, n)
 
 

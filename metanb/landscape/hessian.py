@@ -24,6 +24,7 @@ from torch import Tensor
 
 from metanb.landscape.lanczos import (
     LandscapeError,
+    gradient_and_product,
     hessian_product,
     is_closed,
     lanczos,
@@ -218,7 +219,7 @@ def curvature_along_gradient(loss_fn: Callable[[Tensor], Tensor], params: Tensor
 
     Raises:
         LandscapeError: a loss is not finite.
-        ValueError: as `metanb.landscape.lanczos.hessian_product` does.
+        ValueError: as `metanb.landscape.lanczos.gradient_and_product` does.
 
     Example:
         >>> import torch
@@ -228,10 +229,7 @@ def curvature_along_gradient(loss_fn: Callable[[Tensor], Tensor], params: Tensor
         >>> curvature_along_gradient(loss, torch.tensor([[3.0, 1.0]]))  # g is (3, 3)
         tensor([2.])
     """
-    product = hessian_product(loss_fn, params)
-    at = params.detach().requires_grad_()
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(loss_fn(at).sum(), at)
+    gradient, product = gradient_and_product(loss_fn, params)
     square = gradient.square().sum(1)
     curvature = (gradient * product(gradient)).sum(1)
     return torch.where(square > 0, curvature / square, 0.0)

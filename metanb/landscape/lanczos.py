@@ -21,6 +21,16 @@ def hessian_product(
 ) -> Callable[[Tensor], Tensor]:
     """Return the map v [T, P] -> H v [T, P], where H is each task's Hessian at its parameters.
 
+    Arguments and errors are those of `gradient_and_product`.
+    """
+    return gradient_and_product(loss_fn, params)[1]
+
+
+def gradient_and_product(
+    loss_fn: Callable[[Tensor], Tensor], params: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return each task's gradient, [T, P], detached, and the map v [T, P] -> H v [T, P].
+
     Args:
         loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.
         params: [T, P].
@@ -49,11 +59,16 @@ def hessian_product(
             )
         (gradient,) = torch.autograd.grad(losses.sum(), at, create_graph=True)
     if not gradient.requires_grad:  # the loss is linear
-        return torch.zeros_like
-    # A parameter that the loss is linear in has no second derivative: zero.
-    return lambda v: torch.autograd.grad(
-        gradient, at, v, retain_graph=True, materialize_grads=True
-    )[0]
+        return gradient, torch.zeros_like
+
+    def product(v: Tensor) -> Tensor:
+        # A parameter that the loss is linear in has no second derivative: zero.
+        (products,) = torch.autograd.grad(
+            gradient, at, v, retain_graph=True, materialize_grads=True
+        )
+        return products
+
+    return gradient.detach(), product
 
 
 def random_directions(n: int, size: int, seed: int) -> Tensor:

@@ -149,11 +149,11 @@ def _adaptive_sharpness(at: Solutions) -> Tensor:
 
 @per_task("path_curvature")
 def _path_curvature(at: Solutions) -> Tensor:
-    curvatures = []
     params = at.start
-    for _ in range(at.settings.test_steps):
-        curvatures.append(hessian.curvature_along_gradient(at.support_loss, params))
+    curvatures = [hessian.curvature_along_gradient(at.support_loss, params)]
+    for _ in range(at.settings.test_steps - 1):
         params = adapt_at_test(at.net, at.tasks, params, at.settings, steps=1)
+        curvatures.append(hessian.curvature_along_gradient(at.support_loss, params))
     return torch.stack(curvatures).mean(0)
 
 

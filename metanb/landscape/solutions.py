@@ -169,7 +169,7 @@ def starting_points_together(
 
 
 def without_common_answer(net: nn.Module, weights: Tensor, tasks: Tasks) -> Tensor:
-    """Take out of each head what it answers to the mean image: weights [S, P] -> [S, P], detached.
+    """Take out of the head what it answers to the mean image: weights [P] -> [P], detached.
 
     A head that gives most images of any task the same answer does so by its product with the mean
     feature, and by its bias. Here the mean feature's direction is taken out of each row of the
@@ -178,35 +178,35 @@ def without_common_answer(net: nn.Module, weights: Tensor, tasks: Tasks) -> Tens
 
     Args:
         net: a network whose head is linear, in `weight` and `bias`; its own weights are not used.
-        weights: [S, P], theta_s of S runs.
+        weights: [P], theta_s.
         tasks: T tasks of meta-train classes, in whose images the mean feature is taken. Each task's
             support and query images pass as one batch.
 
     Raises:
         ValueError: the head is not a weight [N, features] and a bias [N].
     """
-    mapped = for_tasks(net)
     parts = unflatten(net, weights.detach())
     heads = [i for i, is_head in enumerate(in_head(net)) if is_head]
-    if [parts[i].dim() for i in heads] != [3, 2]:
+    if [parts[i].dim() for i in heads] != [2, 1]:
         raise ValueError(
             f"the head of {type(net).__name__} is no weight [N, features] with a bias [N]: its "
             "common answer is not defined"
         )
+    weight_place, bias_place = heads
+
+    # The mean feature is the gradient of an output's mean by that output's row of the weight.
     images = torch.cat([tasks.support_x, tasks.query_x], dim=1)
-    changed = []
-    for row, weight, bias in zip(weights.detach(), *(parts[i] for i in heads), strict=True):
-        # The mean feature is the gradient of an output's mean by that output's row of the weight.
-        starts = row.expand(len(tasks), -1).clone().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(logits(net, starts, images)[..., 0].mean(), starts)
-        mean_feature = unflatten(mapped, slope)[heads[0]].sum(0)[0]
-        direction = mean_feature / mean_feature.norm()
-        centred = weight - torch.outer(weight @ direction, direction)
-        changed.append((centred, torch.zeros_like(bias)))
-    for place, tensors in zip(heads, zip(*changed, strict=True), strict=True):
-        parts[place] = torch.stack(tensors)
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+    starts = weights.detach().expand(len(tasks), -1).clone().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(logits(net, starts, images)[..., 0].mean(), starts)
+    mean_feature = unflatten(net, slope.sum(0))[weight_place][0]
+
+    # Take its direction out of each row.
+    direction = mean_feature / mean_feature.norm()
+    weight = parts[weight_place]
+    parts[weight_place] = weight - torch.outer(weight @ direction, direction)
+    parts[bias_place] = torch.zeros_like(parts[bias_place])
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _draw_head(learner: ConvNet, settings: Settings, stream: int, number: int) -> Tensor:

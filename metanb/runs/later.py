@@ -26,8 +26,8 @@ def measure_later(
     Args:
         record: of a run whose weights are kept beside it, or whose checkpoint is in the store: then
             its weights are kept first.
-        names: of the measures, as `measure` takes them; None: all that the
-            record does not have.
+        names: of the measures, as `measure` takes them, or of `training.FINAL_MEASURES`; None: all
+            that the record does not have.
         device: to measure on: "cpu", "cuda", or "auto" for a GPU where there is one.
 
     Returns:
@@ -73,7 +73,7 @@ def measure_later(
             tasks = fixed["test"], fixed["valid"]
             of_epochs = [name for name in wanted if name not in final]
             (stats,) = measure_together(net, theta, *tasks, [settings], of_epochs)
-            stats |= training.measure_at_the_end(settings, net, wanted)
+            stats |= training.measure_at_the_end(settings, net, theta, wanted)
 
         # Add them, with where they come from.
         content = (record.path / records.WEIGHTS).read_bytes()

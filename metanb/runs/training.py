@@ -358,8 +358,8 @@ def weights_at_test(net: nn.Module, weights: Tensor, runs: Sequence[Settings]) -
     for settings, row in zip(runs, weights, strict=True):
         images = load_split(settings, "train")
         tasks = fixed_tasks(settings, images, CENTRING_TASKS, TRAIN).to(weights.device)
-        centred.append(without_common_answer(net, row.unsqueeze(0), tasks))
-    return torch.cat(centred)
+        centred.append(without_common_answer(net, row, tasks))
+    return torch.stack(centred)
 
 
 def make_rows(settings: Settings, epoch: int, stats: dict[str, Stat]) -> list[dict[str, Any]]:
@@ -381,7 +381,8 @@ def record_run(settings: Settings, net: nn.Module, values: dict[str, Any]) -> re
     """
     rows = list(values["rows"])
     if settings.final_tasks:
-        rows += make_rows(settings, values["epoch"], measure_at_the_end(settings, net))
+        weights = weights_at_test(net, flatten(net).detach().unsqueeze(0), [settings])
+        rows += make_rows(settings, values["epoch"], measure_at_the_end(settings, net, weights))
     times = {
         "started": values["started"],
         "finished": values["saved"],
@@ -412,20 +413,22 @@ FINAL_MEASURES: dict[str, Callable[[Settings], Settings]] = {
 
 
 def measure_at_the_end(
-    settings: Settings, net: nn.Module, names: Collection[str] = tuple(FINAL_MEASURES)
+    settings: Settings,
+    net: nn.Module,
+    weights: Tensor,
+    names: Collection[str] = tuple(FINAL_MEASURES),
 ) -> dict[str, Stat]:
-    """Some of FINAL_MEASURES of a trained network, by name."""
+    """Some of FINAL_MEASURES, by name, of weights [1, P] as `weights_at_test` gives them."""
     return {
-        name: _measure_final_accuracy(change(settings), net)
+        name: _measure_final_accuracy(change(settings), net, weights)
         for name, change in FINAL_MEASURES.items()
         if name in names
     }
 
 
-def _measure_final_accuracy(settings: Settings, net: nn.Module) -> Stat:
+def _measure_final_accuracy(settings: Settings, net: nn.Module, weights: Tensor) -> Stat:
     """The query accuracy after adapting, over the settings' `final_tasks` meta-test tasks."""
     images = load_split(settings, "test")
-    weights = weights_at_test(net, flatten(net).detach().unsqueeze(0), [settings])
     accuracies: list[Tensor] = []
     for i, first in enumerate(range(0, settings.final_tasks, TASKS_PER_STREAM)):
         n_tasks = min(TASKS_PER_STREAM, settings.final_tasks - first)

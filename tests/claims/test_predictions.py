@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,10 @@ def test_interventions_are_no_cells_of_the_claims():
     assert rules.judge(runs) == []
     assert all(find_intervention(run.settings) for run in runs)
     assert find_intervention(preset("quick", "omniglot", inner_head="zero")) is None
+    # images of one's own: the run is identified by their content, too
+    (own,) = intervention_runs("quick", "birds", 5, 1, [2], "maml", BY_NAME["zero head"])
+    scale, intervention = find_intervention(replace(own, content="3x28x28-0123456789abcdef"))
+    assert (scale, intervention.name) == ("quick", "zero head")
 
 
 def test_the_grid_has_every_intervention_that_is_predicted():

@@ -309,7 +309,7 @@ def test_a_centred_head_answers_the_mean_image_alike():
         flat = torch.randn(flatten(nets[1]).shape, dtype=torch.float64)
         torch.nn.utils.vector_to_parameters(flat, nets[1].parameters())
     before = torch.stack([flatten(net).detach() for net in nets])
-    after = without_common_answer(nets[0], before, seen)
+    after = torch.stack([without_common_answer(nets[0], row, seen) for row in before])
     n_head = sum(p.numel() for p in nets[0].head.parameters())
     assert torch.equal(after[:, :-n_head], before[:, :-n_head])
     for net, row in zip(nets, after, strict=True):
@@ -335,7 +335,7 @@ def test_a_centred_head_answers_the_mean_image_alike():
 def test_only_a_linear_head_can_be_centred():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, WAYS, bias=False)).double()
     with pytest.raises(ValueError, match=r"head of Sequential is no weight \[N, features\] with"):
-        without_common_answer(net, flatten(net)[None], tasks(1))
+        without_common_answer(net, flatten(net), tasks(1))
 
 
 @pytest.mark.parametrize("head", ["fresh", "shared", "zero"])
