@@ -29,6 +29,11 @@ from metanb.settings import Settings, differences_from_scale, preset, scale_of
 ROOT = Path(__file__).resolve().parents[2]
 # verdicts of the earlier rules on the records of today
 BEFORE = ROOT / "book" / "verdicts-before.csv"
+# words of that table that are called otherwise today, and what they are called
+RENAMED = {
+    "not reproduced: the opposite": {Verdict.CONTRARY},
+    "partly": {Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.BOTH_ORTHOGONAL},
+}
 CLAIMS = [f"C{number}" for number in range(1, 9)]
 CLAIM_PAGES = {
     name: f"../notebooks/{page}.html#{name.lower()}"
@@ -188,7 +193,7 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
     for row in rows:
         verdict_before = earlier.get((row.claim, row.variant, " ".join(row.ids), row.reached))
         compared += verdict_before is not None
-        if verdict_before is None or verdict_before == row.verdict:
+        if verdict_before is None or row.verdict in RENAMED.get(verdict_before, {verdict_before}):
             continue
         if verdict_before.startswith("not testable") and not row.verdict.is_judged:
             untestable_still += 1

@@ -359,13 +359,13 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
         TOO_FEW     fewer than MIN_RUNS runs
         CONTRARY    the correlation's interval lies below 0
         NOT_SEEN    it holds 0
-        PARTLY      the interval of first differences does not lie above 0: no more than a shared
+        TREND_ONLY  the interval of first differences does not lie above 0: no more than a shared
                     trend is seen
         REPRODUCED  across at least ACROSS runs, r > 0 and p < 0.05
-        PARTLY      across as many, r < 0 and p < 0.05: runs say the opposite
+        WITHIN_RUNS across as many, r < 0 and p < 0.05: runs say the opposite
         POWERLESS   fewer than ACROSS runs, or so few that a true r of STRONG would be seen less
                     often than POWER
-        PARTLY      otherwise: runs enough, and it is not seen across them
+        WITHIN_RUNS otherwise: runs enough, and it is not seen across them
 
     The intervals are over runs alone: an error over tasks would take the covariance of tasks
     between epochs, which the records do not hold. What remains of the correlation after removing a
@@ -428,12 +428,12 @@ def _verdict_on_correlation(
     if over_epochs != Verdict.REPRODUCED:  # TOO_FEW, CONTRARY or NOT_SEEN
         return over_epochs
     if not steps.low > 0:
-        return Verdict.PARTLY
+        return Verdict.TREND_ONLY
     if p < 0.05 and r != 0:
-        return Verdict.REPRODUCED if r > 0 else Verdict.PARTLY
+        return Verdict.REPRODUCED if r > 0 else Verdict.WITHIN_RUNS
     if runs < ACROSS or correlation_power(runs, STRONG) < POWER:
         return Verdict.POWERLESS
-    return Verdict.PARTLY
+    return Verdict.WITHIN_RUNS
 
 
 def _describe_r(r: Interval) -> str:
@@ -448,15 +448,15 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
     shows half of the claim. Near 0 is an interval below ORTHOGONAL. The first line that holds gives
     the verdict:
 
-        TOO_FEW      fewer than MIN_RUNS runs, of finetuning or of meta-training
-        NO_BASELINE  adaptation is not seen to lower finetuning's late support loss, or its late
-                     query accuracy is not seen to lie above the untrained network's: intervals over
-                     runs
-        CONTRARY     finetuning's interval lies above ORTHOGONAL
-        NOT_SEEN     finetuning's interval holds ORTHOGONAL
-        PARTLY       meta-training's interval does not lie above ORTHOGONAL: nothing sets finetuning
-                     apart
-        REPRODUCED   otherwise: the intervals are apart, with ORTHOGONAL between them
+        TOO_FEW          fewer than MIN_RUNS runs, of finetuning or of meta-training
+        NO_BASELINE      adaptation is not seen to lower finetuning's late support loss, or its late
+                         query accuracy is not seen to lie above the untrained network's: intervals
+                         over runs
+        CONTRARY         finetuning's interval lies above ORTHOGONAL
+        NOT_SEEN         finetuning's interval holds ORTHOGONAL
+        BOTH_ORTHOGONAL  meta-training's interval does not lie above ORTHOGONAL: nothing sets
+                         finetuning apart
+        REPRODUCED       otherwise: the intervals are apart, with ORTHOGONAL between them
 
     Args:
         cell: runs of finetuning.
@@ -488,7 +488,8 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
     elif not finetuned.high < ORTHOGONAL:
         verdict = Verdict.NOT_SEEN
     else:
-        verdict = Verdict.REPRODUCED if meta_trained.low > ORTHOGONAL else Verdict.PARTLY
+        is_apart = meta_trained.low > ORTHOGONAL
+        verdict = Verdict.REPRODUCED if is_apart else Verdict.BOTH_ORTHOGONAL
     effect = finetuned
     if verdict == Verdict.REPRODUCED:
         effect = effect._replace(p=max(finetuned.p, meta_trained.p))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from metanb.claims.paper import BY_NAME
 from metanb.labels import name_of
 
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
@@ -29,10 +30,12 @@ class Verdict(StrEnum):
     """What a cell's runs say about a claim; each verdict is its own text."""
 
     REPRODUCED = "reproduced"
-    PARTLY = "partly"
-    CONTRARY = "not reproduced: the opposite"
+    TREND_ONLY = "trend only"
+    WITHIN_RUNS = "within runs only"
+    BOTH_ORTHOGONAL = "both orthogonal"
+    CONTRARY = "reversed"
     NOT_SEEN = "not reproduced"
-    UNCLEAR = "cannot tell: the paper's gain is possible, too"
+    UNCLEAR = "cannot tell: no gain and the paper's gain are both possible"
     POWERLESS = "cannot tell: too few runs to compare across them"
     NO_CASE = "not testable: accuracy does not fall"
     TOO_COARSE = "not testable: a peak before the first epoch would not be seen"
@@ -61,7 +64,9 @@ _WORST_FIRST = (
     Verdict.NOT_SEEN,
     Verdict.UNCLEAR,
     Verdict.POWERLESS,
-    Verdict.PARTLY,
+    Verdict.TREND_ONLY,
+    Verdict.WITHIN_RUNS,
+    Verdict.BOTH_ORTHOGONAL,
     Verdict.REPRODUCED,
     *_UNJUDGED,
 )
@@ -144,8 +149,8 @@ class Row:
 
     @property
     def shown_scale(self) -> str:
-        """The scale, and in brackets the iterations at which runs were stopped."""
-        return f"{self.scale} ({self.reached.split()[0]})" if self.reached else self.scale
+        """The scale, and how far the runs got where they were stopped early."""
+        return f"{self.scale} settings, {self.reached}" if self.reached else self.scale
 
     @property
     def shown_p(self) -> str:
@@ -190,6 +195,53 @@ class Row:
         if not math.isfinite(self.effect):
             return f"**{judged}**{detail}."
         return f"**{judged}.** {self.shown_unit.capitalize()} {self.change}{detail}."
+
+
+def claim_sentences(rows: Iterable[Row]) -> list[str]:
+    """One sentence of Markdown per form of a claim: the verdict and effect of each algorithm.
+
+    Args:
+        rows: of one data set, setting and scale, such as a chapter's own.
+
+    Example:
+        >>> import textwrap
+        >>> from metanb import preset
+        >>> from metanb.claims.rules import judge
+        >>> from metanb.runs.records import find_record
+        >>> runs = [find_record(preset("quick", "omniglot", seed=seed)) for seed in range(5)]
+        >>> rows = [row for row in judge(runs) if row.claim == "C2"]
+        >>> print(textwrap.fill(*claim_sentences(rows), 80))
+        **C2**, adapted solutions become lower in support loss: **reproduced**. Factor,
+        late over early: × 0.03 (0.03 to 0.04) under MAML.
+    """
+    forms: dict[str, list[Row]] = {}
+    for row in rows:
+        forms.setdefault(row.name, []).append(row)
+    return [_describe_form(group) for group in forms.values()]
+
+
+def _describe_form(rows: list[Row]) -> str:
+    """A sentence on one form of a claim: its verdict, once if all rows share it, and effects."""
+    first = rows[0]
+    variant = f", {first.variant}" if first.variant else ""
+    head = f"**{first.claim}**{variant}, {BY_NAME[first.claim].text}"
+    effects = [row for row in rows if math.isfinite(row.effect)]
+    names = {id(row): f"under {name_of(row.algorithm)}" for row in rows}
+    if len({row.verdict for row in rows}) == 1:
+        sentence = f"{head}: **{first.verdict}**."
+    else:
+        verdicts = "; ".join(f"**{row.verdict}** {names[id(row)]}" for row in rows)
+        sentence = f"{head}: {verdicts}."
+    if effects:
+        shown = "; ".join(f"{row.change} {names[id(row)]}" for row in effects)
+        late = ", late over early" if first.unit == Unit.LOG_RATIO else ""
+        sentence += f" {first.shown_unit.capitalize()}{late}: {shown}."
+    return sentence
+
+
+def in_short(*sentences: str) -> str:
+    """What a chapter found, in Markdown: a quotation with one item per sentence, for its top."""
+    return "\n".join(["> **In short**", ">", *(f"> - {sentence}" for sentence in sentences)])
 
 
 def _describe_cell(row: Row) -> str:
@@ -291,8 +343,8 @@ def changed_verdicts(rows: Iterable[Row], others: Iterable[Row]) -> str:
         old = before.get((row.name, row.algorithm))
         if old is not None and old.verdict != row.verdict:
             lines.append(
-                f"- {row.name}, {name_of(row.algorithm)}: {old.verdict} at {old.shown_scale} "
-                f"scale, **{row.verdict}** at {row.shown_scale} scale."
+                f"- {row.name}, {name_of(row.algorithm)}: {old.verdict} ({old.shown_scale}), "
+                f"**{row.verdict}** ({row.shown_scale})."
             )
     return "\n".join(lines) or "No verdict is another one there."
 

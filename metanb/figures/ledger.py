@@ -19,13 +19,16 @@ from metanb.labels import name_of
 
 _CANNOT_TELL = ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>')
 _NOT_TESTABLE = ("not testable", '<circle r="1.8"/>')
+_HALF = '<circle class="line" r="5.2"/><path d="M0 -6A6 6 0 0 0 0 6Z"/>'
 # By verdict: its name in short, and its mark in a square of 16 about the middle. Shapes differ, not
 # only colours.
 MARKS = {
     Verdict.REPRODUCED: ("reproduced", '<circle r="6"/>'),
-    Verdict.PARTLY: ("partly", '<circle class="line" r="5.2"/><path d="M0 -6A6 6 0 0 0 0 6Z"/>'),
+    Verdict.TREND_ONLY: ("trend only", _HALF),
+    Verdict.WITHIN_RUNS: ("within runs only", _HALF),
+    Verdict.BOTH_ORTHOGONAL: ("both orthogonal", _HALF),
     Verdict.NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
-    Verdict.CONTRARY: ("the opposite", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
+    Verdict.CONTRARY: ("reversed", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
     Verdict.UNCLEAR: _CANNOT_TELL,
     Verdict.POWERLESS: _CANNOT_TELL,
     Verdict.NO_CASE: _NOT_TESTABLE,

@@ -32,7 +32,7 @@ def code_cells(path):
 
 def test_there_are_notebooks():
     numbers = [int(path.name.partition("-")[0]) for path in NOTEBOOKS]
-    assert numbers == list(range(1, len(NOTEBOOKS) + 1)) and len(NOTEBOOKS) >= 2
+    assert numbers == list(range(len(NOTEBOOKS))) and len(NOTEBOOKS) >= 2
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -64,9 +64,10 @@ def test_reads_well(path):
             for line in cell.source.splitlines()
             if line and not line.startswith(("import ", "from "))
         ]
-        assert len(lines) <= MAX_LINES or cell.metadata.get("tags") == ["parameters"], cell.source
+        assert len(lines) <= MAX_LINES or "parameters" in cell.metadata.get("tags", []), cell.source
         assert max(map(len, lines), default=0) <= MAX_WIDTH, cell.source
-    assert [cell.metadata.get("tags", []) for cell in code_cells(path)].count(["parameters"]) == 1
+    tags = [tag for cell in code_cells(path) for tag in cell.metadata.get("tags", [])]
+    assert tags.count("parameters") == 1 and set(tags) <= {"parameters", "hide-input"}
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert re.findall("^## .*", prose, re.MULTILINE)[-1] == "## Verifying the claim"
     assert (
@@ -117,7 +118,7 @@ def test_what_a_reader_is_told_to_type_is_understood(name):
     (parameters,) = (
         cell.source
         for cell in code_cells(ROOT / "notebooks" / f"{name}.ipynb")
-        if cell.metadata.get("tags")
+        if "parameters" in cell.metadata.get("tags", [])
     )
     for flag, given in itertools.pairwise(lines[0]):
         assert flag != "-p" or re.search(rf"^{given} = ", parameters, re.MULTILINE), given
@@ -146,8 +147,8 @@ LIVE = {  # parameters other than those committed, at smoke scale, and the runs 
     "6-regularizer": ({"ways": 3, "seeds": [5], "many_ways": 4, "many_seeds": [5]}, 12),
     "7-what-coherence-measures": ({"seeds": [5, 6], "head_seeds": [5]}, 10),
     # the run, and one that ends half-way
-    "8-what-it-looks-like": ({"seeds": [5], "algorithms": ["maml"]}, 2),
-    "10-causes": (
+    "0-what-it-looks-like": ({"seeds": [5], "algorithms": ["maml"]}, 2),
+    "8-causes": (
         {"seeds": [5, 6, 7], "algorithms": ["fomaml"], "chosen": ["zero head", "inner step 0.1"]},
         9,
     ),

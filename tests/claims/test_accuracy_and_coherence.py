@@ -46,13 +46,13 @@ UP, DOWN, WEAK = (
     [
         (UP, True, 5, Verdict.REPRODUCED),
         (UP, True, 10, Verdict.REPRODUCED),
-        (DOWN, True, 5, Verdict.PARTLY),  # runs say the opposite
+        (DOWN, True, 5, Verdict.WITHIN_RUNS),  # runs say the opposite
         # across runs by chance only, r = 0.2, of too few to tell
         (WEAK, True, 5, Verdict.POWERLESS),
         (UP, True, 4, Verdict.POWERLESS),  # too few to compare across runs at all
-        (WEAK, True, 10, Verdict.PARTLY),  # enough runs, and not seen across them
-        (UP, False, 5, Verdict.PARTLY),  # a shared trend only
-        (WEAK, False, 4, Verdict.PARTLY),
+        (WEAK, True, 10, Verdict.WITHIN_RUNS),  # enough runs, and not seen across them
+        (UP, False, 5, Verdict.TREND_ONLY),  # a shared trend only
+        (WEAK, False, 4, Verdict.TREND_ONLY),
         (UP, True, 2, Verdict.TOO_FEW),
     ],
 )
@@ -88,7 +88,7 @@ def test_the_power_of_the_runs_that_there_are_is_told():
 def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, least):
     """Accuracy does go with coherence, over epochs and, at r = 0.8, across runs.
 
-    The verdict is not *partly* for want of runs.
+    The verdict is not *within runs only* for want of runs.
     """
     rng, counts = np.random.default_rng(7), Counter()
     with bare():
@@ -104,7 +104,7 @@ def test_runs_too_few_to_show_a_strong_correlation_do_not_speak_against_it(n, le
                 runs.append(Bare(replace(QUICK, seed=seed), curves))
             counts[rules._judge_correlation(paper_claims.BY_NAME["C5"], runs).verdict] += 1
     assert counts[Verdict.POWERLESS] >= 100 * least
-    assert counts[Verdict.PARTLY] <= 25 * (n == 10)
+    assert counts[Verdict.WITHIN_RUNS] <= 25 * (n == 10)
     if n > 3:  # as often as the power says, within four standard errors
         power = correlation_power(n, rules.STRONG)
         assert counts[Verdict.REPRODUCED] / 100 == pytest.approx(

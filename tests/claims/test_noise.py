@@ -45,7 +45,13 @@ def rates(request):
     return counts
 
 
-SEEN = (Verdict.REPRODUCED, Verdict.PARTLY, Verdict.POWERLESS)
+SEEN = (
+    Verdict.REPRODUCED,
+    Verdict.TREND_ONLY,
+    Verdict.WITHIN_RUNS,
+    Verdict.BOTH_ORTHOGONAL,
+    Verdict.POWERLESS,
+)
 
 
 # by claim and variant: the verdicts that noise gets at the nominal rate, each set on its own

@@ -112,9 +112,8 @@ def test_orthogonality_is_compared_at_the_epoch_that_both_have_reached():
         "support_loss": np.full(EPOCHS, 0.5),
     }
     ours = [run.upto(6) for run in cell(rising, algorithm="finetune")]
-    assert (
-        verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune") == Verdict.PARTLY
-    )
+    name = verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune")
+    assert name == Verdict.BOTH_ORTHOGONAL
 
 
 def test_curves_with_gaps_or_without_numbers_are_refused_by_name():
@@ -247,7 +246,7 @@ def test_the_ledger_by_cell():
         for name, verdict in [
             ("untested", Verdict.NO_CASE),
             ("good", Verdict.REPRODUCED),
-            ("fair", Verdict.PARTLY),
+            ("fair", Verdict.TREND_ONLY),
             ("poor", Verdict.NOT_SEEN),
             ("worst", Verdict.CONTRARY),
         ]
@@ -308,7 +307,7 @@ def test_scales_stand_one_below_the_other():
     shown = verdicts.verdicts_by_scale([rows[0], replace(rows[0], algorithm="fomaml"), rows[1]])
     assert list(shown.index) == [
         ("C2", "MAML", "quick"),
-        ("C2", "MAML", "paper (4,000)"),
+        ("C2", "MAML", "paper settings, 4,000 of 60,000 iterations"),
         ("C2", "first-order MAML", "quick"),
     ]
     assert list(shown.verdict) == [Verdict.NOT_SEEN, Verdict.REPRODUCED, Verdict.NOT_SEEN]
@@ -352,7 +351,8 @@ def test_changed_verdicts_are_those_that_differ():
     assert verdicts.changed_verdicts(rows, later) == "No verdict is another one there."
     later[0] = replace(later[0], verdict=Verdict.REPRODUCED)
     assert rows[0].verdict == Verdict.NOT_SEEN
-    line = "- C1, MAML: not reproduced at quick scale, **reproduced** at paper (5,000) scale."
+    later_scale = "paper settings, 5,000 of 60,000 iterations"
+    line = f"- C1, MAML: not reproduced (quick), **reproduced** ({later_scale})."
     assert verdicts.changed_verdicts(rows, later) == line
 
 
