@@ -1,0 +1,246 @@
+"""Sphinx extension: the findings on the book's first page, computed when the book is built.
+
+A finding is a sentence with numbers from the records, and the condition under which it is true.
+Where the records no longer support a finding, the build stops: its words have to change.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from book_numbers import committed_runs
+from sphinx.errors import ExtensionError
+
+from metanb.claims import rules
+from metanb.claims.cells import late_values
+from metanb.claims.paper import PAPER_GAIN
+from metanb.claims.predictions import MARGIN, compare_interventions
+from metanb.claims.verdicts import Row, Verdict
+from metanb.grids.interventions import BY_NAME, intervention_runs
+from metanb.labels import name_of
+from metanb.runs.records import Record
+from metanb.settings import preset
+
+# the setting of which the book has most runs: its chapters begin with it
+MAIN = ("omniglot", 5, 1)
+CENTRED = "centred head at meta-test"
+
+
+class FindingError(ExtensionError):
+    """The records no longer support a finding of the first page."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding of the first page.
+
+    Attributes:
+        text: Markdown, with its numbers.
+        holds: whether the records support every word of it.
+    """
+
+    text: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many verdicts of several are *reproduced*."""
+
+    part: int
+    whole: int
+
+    def __str__(self) -> str:
+        return f"{self.part} of {self.whole}"
+
+    @property
+    def most(self) -> bool:
+        """Whether it is more than half."""
+        return self.part > self.whole / 2
+
+
+def count_reproduced(verdicts: Sequence[Verdict]) -> Share:
+    """The share of *reproduced* among verdicts."""
+    return Share(verdicts.count(Verdict.REPRODUCED), len(verdicts))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The records, and the verdicts on them."""
+
+    records: Sequence[Record]
+    rows: Sequence[Row]
+
+    def verdicts(self, claim: str, form: str = "", scale: str = "") -> list[Verdict]:
+        """The judged verdicts on a claim.
+
+        Args:
+            claim: "C1" to "C8".
+            form: a control's name; "": the paper's own form.
+            scale: of the runs; "": all.
+        """
+        return [
+            row.verdict
+            for row in self.rows
+            if row.claim == claim
+            and (row.variant == form if form else row.as_in_paper)
+            and scale in ("", row.scale)
+            and row.verdict.is_judged
+        ]
+
+    def late(self, algorithm: str, measure: str) -> float:
+        """A measure late in meta-training, mean over the quick base runs of MAIN."""
+        base = preset("quick", *MAIN, algorithm=algorithm).unseeded
+        runs = [run for run in self.records if run.settings.unseeded == base]
+        return float(late_values(runs, measure).mean())
+
+
+def find_flatness(evidence: Evidence) -> Finding:
+    """C1 and C3, and their controls."""
+    falls = count_reproduced(evidence.verdicts("C1"))
+    small = count_reproduced(evidence.verdicts("C1", rules.SCALE_FREE, "quick"))
+    large = count_reproduced(evidence.verdicts("C1", rules.SCALE_FREE, "paper"))
+    further = count_reproduced(evidence.verdicts("C3"))
+    relative = evidence.verdicts("C3", rules.RELATIVE, "paper")
+    back = relative.count(Verdict.CONTRARY)
+    text = (
+        "**Adapted solutions get flatter, and growing weights explain much of it.** Curvature "
+        f"falls over meta-training in {falls} settings. On a measure that the weights' size "
+        f"cannot change, it falls in {small} of the smaller settings and in {large} of the "
+        f"paper's own. The distance to the adapted solution grows in {further}, yet over the "
+        f"weights' norm it shrinks in {back} of {len(relative)} of the paper's own."
+    )
+    holds = falls.most and not small.most and large.most and further.most
+    return Finding(text, holds and back > len(relative) / 2)
+
+
+def find_few_classes(evidence: Evidence) -> Finding:
+    """C4, where accuracy falls."""
+    judged = [row for row in evidence.rows if row.claim == "C4" and row.verdict.is_judged]
+    plain = [row for row in judged if row.as_in_paper]
+    control = [row for row in judged if row.variant == rules.SCALE_FREE]
+    row = plain[0]
+    text = (
+        "**Flatter does not mean better.** Where training on few classes makes accuracy on new "
+        f"tasks fall ({row.setting}), curvature goes on falling, as the paper says: {row.change} "
+        "over the second half of training. On the measure without the weights' size the fall is "
+        "not seen."
+    )
+    holds = [each.verdict for each in (*plain, *control)] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
+    return Finding(text, holds)
+
+
+def find_coherence(evidence: Evidence) -> Finding:
+    """C5 and C6: the trend, and no more."""
+    verdicts = evidence.verdicts("C5") + evidence.verdicts("C6")
+    together = [
+        verdict
+        for verdict in verdicts
+        if verdict in (Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.POWERLESS)
+    ]
+    trend = together.count(Verdict.TREND_ONLY)
+    overfitting = [
+        row
+        for row in evidence.rows
+        if row.claim == "C5" and row.verdict == Verdict.CONTRARY and "10 classes" in row.setting
+    ]
+    text = (
+        "**Coherence and accuracy rise together because both rise with training.** Over epochs "
+        f"they are correlated in {len(together)} of {len(verdicts)} comparisons. In {trend} of "
+        "these their changes from one epoch to the next are not, and in none are the more "
+        "coherent runs shown to be the more accurate ones. Where accuracy falls, the sign turns: "
+        f"r = {overfitting[0].change if overfitting else '–'}."
+    )
+    holds = Verdict.REPRODUCED not in verdicts and trend > len(together) / 2
+    return Finding(text, holds and len(overfitting) == 1)
+
+
+def find_agreement(evidence: Evidence) -> Finding:
+    """Chapters 7 and 8: what first-order MAML's tasks agree on, and what comes of removing it."""
+    names = ("base", CENTRED)
+    plans = {
+        run.unseeded
+        for name in names
+        for run in intervention_runs("quick", *MAIN, [0], "fomaml", BY_NAME[name])
+    }
+    runs = [run for run in evidence.records if run.settings.unseeded in plans]
+    table = compare_interventions(runs).set_index("intervention")
+    base, changed = (table.loc[name] for name in names)
+    first, second = (evidence.late(name, "trajectory_coherence") for name in ("fomaml", "maml"))
+    answer = evidence.late("fomaml", "majority_before")
+    ways = MAIN[1]
+    text = (
+        "**What tasks agree on is one wrong answer.** First-order MAML's trajectories are coherent "
+        f"({first:.2f}; MAML's {second:.3f}), because before it adapts it gives {answer:.0%} of a "
+        f"{ways}-way task's images the same class. Taken out of the head at meta-test, coherence "
+        f"falls from {base.trajectory_coherence:.2f} to {changed.trajectory_coherence:.3f}, and "
+        f"accuracy changes by {changed.gain:+.1f} points ({changed.low:+.1f} to "
+        f"{changed.high:+.1f}): coherence is a companion of accuracy, not its cause."
+    )
+    holds = first > 10 * second and answer > 2 / ways
+    holds &= changed.trajectory_coherence < base.trajectory_coherence / 2
+    holds &= -MARGIN < changed.low and changed.high < MARGIN
+    return Finding(text, holds)
+
+
+def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
+    """C7 and C8."""
+    both = evidence.verdicts("C7").count(Verdict.BOTH_ORTHOGONAL)
+    gains = [
+        row
+        for row in evidence.rows
+        if row.claim == "C8" and row.variant.startswith("adapted") and row.verdict.is_judged
+    ]
+    own = [row for row in gains if row.scale == "paper" and row.paper]
+    row = own[0]
+    text = (
+        "**The regulariser on coherence shows no gain in what could be run.** "
+        f"In {len(gains)} comparisons its gain is never seen. In the paper's own setting, after "
+        f"{row.reached} of {name_of(row.algorithm)}, it is {row.change}; the paper's "
+        f"{PAPER_GAIN:+.2f} is neither seen nor ruled out. Finetuning's trajectories are "
+        f"nearly orthogonal, as the paper says, but so are MAML's ({both} settings)."
+    )
+    holds = Verdict.REPRODUCED not in {each.verdict for each in gains} and both > 0
+    return Finding(text, holds and row.verdict == Verdict.UNCLEAR)
+
+
+FINDINGS: tuple[Callable[[Evidence], Finding], ...] = (
+    find_flatness,
+    find_few_classes,
+    find_coherence,
+    find_agreement,
+    find_baseline_and_regulariser,
+)
+
+
+def list_findings(evidence: Evidence) -> str:
+    """The findings as a Markdown list.
+
+    Raises:
+        FindingError: the records no longer support one.
+    """
+    findings = [find(evidence) for find in FINDINGS]
+    for finding in findings:
+        if not finding.holds:
+            raise FindingError(
+                "the records no longer support this finding of the first page: change its words "
+                f"and its condition in book/_ext/landing.py: {finding.text}"
+            )
+    return "\n".join(f"1. {finding.text}" for finding in findings)
+
+
+def add_findings(_: Any, config: Any) -> None:
+    """Sphinx's event `config-inited`: give pages `{{ findings }}`."""
+    records = committed_runs()
+    config.myst_substitutions["findings"] = list_findings(Evidence(records, rules.judge(records)))
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("config-inited", add_findings)
+    return {"parallel_read_safe": True}
+
+
+if __name__ == "__main__":
+    committed = committed_runs()
+    print(list_findings(Evidence(committed, rules.judge(committed))))
