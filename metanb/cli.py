@@ -106,10 +106,7 @@ _plugin_option = click.option(
     "[default: smoke]",
 )
 @click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="cpu, cuda, or auto: a GPU if there is one",
+    "--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU if there is one"
 )
 @click.option(
     "--until",
@@ -577,8 +574,7 @@ def run_command(
 def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Path | None) -> None:
     """Time metanb beside `higher` and other libraries.
 
-    The benchmark times meta-gradients and Hessian norms and shows their errors. A unit is what is
-    timed:
+    The benchmark times meta-gradients and Hessian norms and shows their errors. Its units are:
 
     U1: Omniglot 5-way 1-shot. U2: the same with 15 query images per class. U3: Omniglot 20-way
     1-shot, 5 steps. U4: mini-ImageNet 5-way 1-shot, 5 steps. H, HR: Hessian norms of the paper's

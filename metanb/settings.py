@@ -139,8 +139,8 @@ class Settings:
     adapts: Adapts = _choice(
         "all",
         get_args(Adapts),
-        "parameters that the inner loop adapts; all; head: the last layer alone (ANIL); body: all "
-        "but the last layer (BOIL)",
+        "parameters that the inner loop adapts; all: every one; head: the last layer alone (ANIL); "
+        "body: all but the last layer (BOIL)",
     )
     inner_loss: InnerLoss = _choice(
         "mean",
