@@ -1,6 +1,6 @@
-"""The command line: `metanb train`, `grid`, `claims`, `run`, `bench`, `data`.
+"""The command line: `metanb train`, `grid`, `claims`, `predictions`, `run`, `bench` and so on.
 
-Modules that import torch take seconds to load, so each command imports them itself.
+Modules that import torch take seconds to load, so each command imports what it needs.
 """
 
 import json
@@ -36,10 +36,10 @@ SHOWN_MEASURES = [
 
 
 class _Command(click.Command):
-    """A command whose summary is shown whole in the list of commands, however narrow it is."""
+    """A command whose summary is never cut in the list of commands."""
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """The first line of the docstring; click would cut it."""
+        """The first line of the docstring, whole; click would cut it."""
         return (self.help or "").strip().partition("\n")[0]
 
 
@@ -57,11 +57,11 @@ def cli() -> None:
 
 
 def _add_settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option per setting; an option left out takes the scale's value."""
+    """Give a command one option per setting; without it, the setting takes the scale's value."""
     for field in reversed(fields(Settings)):
         flag = f"--{field.name.replace('_', '-')}"
         meaning = field.metadata["help"]
-        if field.name == "content":  # found by itself
+        if field.name == "content":  # read from the images
             continue
         if isinstance(field.default, bool):
             option = click.option(f"{flag}/--no-{flag[2:]}", default=None, help=meaning)
@@ -83,7 +83,7 @@ _together_option = click.option(
     "--together",
     metavar="RUNS",
     type=click.IntRange(min=1),
-    help="how many runs that differ only by seed train in one batch  "
+    help="number of runs, differing only by seed, that train as one batch  "
     "[default: 10 on a GPU, 1 on a CPU]",
 )
 
@@ -102,14 +102,11 @@ _plugin_option = click.option(
 @click.option(
     "--scale",
     type=click.Choice(get_args(Scale)),
-    help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's own, hours on a GPU  "
+    help="smoke: seconds; quick: minutes on a CPU core; paper: the paper's size, hours on a GPU  "
     "[default: smoke]",
 )
 @click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="cpu, cuda, or auto: a GPU where there is one",
+    "--device", default="auto", show_default=True, help="cpu, cuda, or auto: a GPU if there is one"
 )
 @click.option(
     "--until",
@@ -121,7 +118,7 @@ _plugin_option = click.option(
     "--runs",
     "file",
     type=click.File(),
-    help="a file with a run's settings.json, or with a JSON list of several; -: standard input",
+    help="a record's settings.json, or a file with a JSON list of several; -: standard input",
 )
 @_together_option
 @_plugin_option
@@ -168,7 +165,7 @@ def _load_plugins(files: Sequence[Path]) -> None:
 
 
 def _settings_from_options(scale: Scale | None, given: Mapping[str, Any]) -> Settings:
-    """The settings of one run; the data set is glyphs where none is given."""
+    """The settings of one run; the data set is glyphs by default."""
     return preset(scale or "smoke", **{"dataset": "glyphs", **given})
 
 
@@ -176,7 +173,7 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
     """Read the settings in a file: one run's, or a list.
 
     Raises:
-        click.UsageError: the file holds no settings, or options name settings, too.
+        click.UsageError: the file holds no settings, or options name settings too.
     """
     options = sorted(given) + ["scale"] * bool(scale)
     if options:
@@ -187,7 +184,7 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
         runs = values if isinstance(values, list) else [values]
         if not runs or not all(isinstance(run, dict) for run in runs):
             raise ValueError("it holds no settings")
-    except ValueError as error:  # bad JSON and bad UTF-8, too
+    except ValueError as error:  # also bad JSON and bad UTF-8
         raise click.UsageError(
             f"--runs {file.name}: {error}: give a record's settings.json, or a JSON list of several"
         ) from None
@@ -200,7 +197,7 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
     "--list",
     "only_list",
     is_flag=True,
-    help="list the runs, which of them are recorded, and the time they take; train nothing",
+    help="list the runs, with their state and the time they take; train nothing",
 )
 @click.option(
     "--only",
@@ -212,7 +209,7 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
-    help="processes at a time  [default: 2 on a CPU, 1 on a GPU]",
+    help="number of processes at a time  [default: 2 on a CPU, 1 on a GPU]",
 )
 @_together_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or auto")
@@ -227,7 +224,7 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
     metavar="MINUTES",
     type=click.FloatRange(min=0),
     default=float("inf"),
-    help="stop after this time, and record the runs in progress as far as they got; "
+    help="stop after this time and record the runs in progress as far as they got; "
     "0: train nothing",
 )
 @click.option(
@@ -235,19 +232,19 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
     "archives",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="first import the runs of an archive, or of a folder of archives",
+    help="first import the runs of an archive, or of all archives in a folder",
 )
 @click.option(
     "--keep-weights",
     is_flag=True,
-    help="at the end keep the trained weights of one run per cell of group 'base' beside "
+    help="at the end, keep the trained weights of one run per cell of group 'base' beside "
     "its record in the store; to publish them, copy the record's folder",
 )
 @click.option(
     "--export",
     type=click.Path(file_okay=False, path_type=Path),
-    help="at the end pack the store's records, kept weights and unfinished checkpoints "
-    "into a folder",
+    help="at the end, pack the store's records, kept weights and unfinished checkpoints "
+    "into archives in this folder",
 )
 def grid_command(
     name: str,
@@ -264,8 +261,8 @@ def grid_command(
 ) -> None:
     """Train the missing runs of a grid.
 
-    GRID is smoke, quick or paper: the set of all runs at one scale. The book's results are behind
-    quick and paper; smoke is a few tiny runs that show that the code works.
+    GRID is smoke, quick or paper: all runs at one scale. The book's results come from quick and
+    paper; smoke has a few tiny runs that show that the code works.
     """
     from metanb.grids import runner
 
@@ -384,13 +381,13 @@ def claims_command(
 ) -> None:
     """Print a verdict on each claim of the paper.
 
-    CLAIM is C1 to C8; without it, all claims are shown. The ledger is grouped by cell, the runs
-    that differ by their seeds alone. A row is one claim: its verdict, the effect with its 95 %
+    CLAIM is one of C1 to C8; the default is all. The ledger is grouped by cell: runs that differ
+    only by their seeds. Each row is about one claim. It has the verdict, the effect with its 95 %
     interval, the number of runs, and Holm's p-value. In each cell the worst fit with the paper
-    stands first.
+    comes first.
 
-    The book's runs, those in results/ of a checkout, are judged by themselves. A cell to which runs
-    of your own belong is shown once more, marked "yours".
+    The book's runs, in results/ of a checkout, are judged by themselves. A cell with runs of your
+    own is shown once more, marked "yours".
     """
     from metanb.claims import rules, verdicts
     from metanb.claims.paper import BY_NAME
@@ -406,12 +403,12 @@ def claims_command(
             f"no recorded run in {looked_in}: make some with metanb grid quick"
         )
 
-    # Judge them, all at once: Holm's p-values are of the whole ledger, whatever is shown of it.
+    # Judge all at once: Holm's p-values are those of the whole ledger, whichever rows are shown.
     rows = rules.judge_apart(book, own)
     _report_unjudged(records.keep_furthest(book + own))
     rows = [row for row in rows if row.verdict != verdicts.Verdict.SMOKE]
 
-    # Show what was asked for.
+    # Keep the rows that were asked for.
     wanted = {
         "claim": [_choose("CLAIM", name.upper(), BY_NAME) for name in claims],
         "dataset": dataset and [_choose("--dataset", dataset, {row.dataset for row in rows})],
@@ -433,11 +430,11 @@ def claims_command(
 @_json_option
 @_records_option
 def predictions_command(as_json: bool, folders: tuple[Path, ...]) -> None:
-    """Print what came of each prediction about the interventions.
+    """Print a verdict on each prediction about the interventions.
 
     An intervention changes one thing in meta-training or at meta-test, such as the head that each
-    inner loop starts from. What chapter 7 of the book predicts of it was committed before its runs.
-    metanb grid quick --only interventions trains them.
+    inner loop starts from. Each prediction of chapter 7 of the book was committed before the runs
+    that judge it. To train those runs: metanb grid quick --only interventions.
     """
     from metanb.claims import predictions
 
@@ -520,8 +517,8 @@ def run_command(
 ) -> None:
     """Execute a notebook with parameters of your own.
 
-    Papermill does it; the notebook itself stays as it is. A VALUE is a word, a number or a list, as
-    in "[0, 1]", of the type that the notebook's own value has.
+    Papermill executes a copy; the notebook itself does not change. VALUE is a word, a number or a
+    list such as "[0, 1]", and has the type of the notebook's own value.
     """
     try:
         import papermill
@@ -532,7 +529,7 @@ def run_command(
             "running a notebook needs papermill: pip install 'metanb[book]'"
         ) from error
 
-    # Check all that was asked for before a kernel starts.
+    # Check kernel and parameters before a kernel starts.
     try:
         content = notebooks.read_notebook(notebook)
         kernel = notebooks.choose_kernel(content, notebook.name, kernel)
@@ -542,7 +539,7 @@ def run_command(
 
     output = output or Path(f"{notebook.stem}-out.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    # The notebook runs in its own folder, where a relative path would lead elsewhere.
+    # The notebook runs in its own folder, so make relative paths absolute.
     for variable in ("METANB_STORE", "METANB_DATA"):
         if os.environ.get(variable):
             os.environ[variable] = str(Path(os.environ[variable]).expanduser().absolute())
@@ -561,14 +558,14 @@ def run_command(
     "units",
     type=click.Choice(bench_units.ALL),
     multiple=True,
-    help="may be repeated  [default: all; on a CPU all but R1 and R2]",
+    help="only this unit; may be repeated  [default: all; on a CPU all but R1 and R2]",
 )
 @click.option(
     "--repeats",
     default=7,
     show_default=True,
     type=click.IntRange(min=1),
-    help="rounds; medians are shown",
+    help="number of rounds; medians are shown",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
 @click.option(
@@ -577,15 +574,16 @@ def run_command(
 def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Path | None) -> None:
     """Time metanb beside `higher` and other libraries.
 
-    Meta-gradients and Hessian norms are timed, and shown with their errors.
+    The benchmark times meta-gradients and Hessian norms and shows their errors. Its units are:
 
     U1: Omniglot 5-way 1-shot. U2: the same with 15 query images per class. U3: Omniglot 20-way
-    1-shot, 5 steps. U4: mini-ImageNet 5-way 1-shot, 5 steps. H: Hessian norms of 16 tasks. R1 and
-    R2: whole iterations per second of 20-way MAML and of first-order MAML on mini-ImageNet, for
-    several runs side by side, and what each feature of the engine contributes.
+    1-shot, 5 steps. U4: mini-ImageNet 5-way 1-shot, 5 steps. H, HR: Hessian norms of the paper's
+    network and of a ResNet-18. R1, R2: whole iterations per second of 20-way MAML and of
+    first-order MAML on mini-ImageNet, for several runs side by side, and what each feature of the
+    engine contributes.
 
-    The other libraries come with the extra `bench`. Run nothing else on the machine meanwhile; on
-    a CPU use one thread: OMP_NUM_THREADS=1.
+    The other libraries come with the extra `bench`. Run nothing else on the machine meanwhile, and
+    use one thread on a CPU: OMP_NUM_THREADS=1.
     """
     from metanb.bench import benchmark, report
     from metanb.runs.machine import resolve_device
@@ -622,11 +620,11 @@ def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Pat
 def measure_command(
     runs: tuple[str, ...], names: tuple[str, ...], device: str, plugin_files: tuple[Path, ...]
 ) -> None:
-    """Take measures of recorded runs whose weights are kept.
+    """Add measures to recorded runs whose weights are kept.
 
-    The weights are those beside the record, or of the checkpoint in the store. RUN is a record's
-    folder, or its name in the store or in results/. The measures are added to the record, with
-    where they come from; what was recorded before stays as it is.
+    RUN is a record's folder, or its name in the store or in results/. The weights come from the
+    record's folder or from the checkpoint in the store. The new measures join the record with a
+    provenance of their own; the measures recorded before do not change.
     """
     from metanb.runs import records
     from metanb.runs.later import measure_later
@@ -657,8 +655,8 @@ def data_group() -> None:
 def check_command(dataset: tuple[str, ...]) -> None:
     """Check that image sets are present and whole.
 
-    DATASET is glyphs, omniglot, mini-imagenet or a folder of your own under the data root; without
-    it, all that metanb knows are checked. The exit code is 1 if one is missing or damaged.
+    DATASET is glyphs, omniglot, mini-imagenet or a folder of your own under the data root; the
+    default is the first three. The exit code is 1 if one is missing or damaged.
     """
     failed = False
     click.echo(f"data root: {image_sets.data_root()}")
@@ -674,13 +672,13 @@ def check_command(dataset: tuple[str, ...]) -> None:
 @data_group.command("fetch")
 @click.argument("dataset", type=click.Choice(list(DATASETS)))
 def fetch_command(dataset: str) -> None:
-    """Fetch an image set, as far as its terms allow."""
+    """Fetch an image set, if its terms allow."""
     click.echo(f"{dataset}: {image_sets.fetch_images(dataset)}")
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one line and a non-zero exit code."""
-    # As Ctrl-C does, a scheduler's signal stops the runs of a grid, too.
+    """Run the command line; an error that a user can fix is one line and a non-zero exit code."""
+    # A scheduler's signal stops the runs of a grid, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A terminal or a file of another encoding gets "?" for a letter that it lacks, such as γ.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -698,7 +696,7 @@ def main() -> None:
         )
         sys.exit(130)
     except (RuntimeError, ArithmeticError, ValueError, OSError, MemoryError) as error:
-        # metanb's own messages are one line; of torch's, the first line says what happened.
+        # metanb's own messages are one line; the first line of torch's says what happened.
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         click.echo(f"Error: {message}", err=True)
         sys.exit(1)

@@ -22,7 +22,7 @@ InnerLoss = Literal["mean", "sum"]
 HeadInit = Literal["torch", "finn", "zero"]
 Scale = Literal["smoke", "quick", "paper"]
 
-# Settings that there were once, by name, each with the one value that is still understood: records
+# Settings of earlier versions, by name, each with the one value that is still accepted: records
 # hold them.
 RETIRED: dict[str, Any] = {"partition": "vinyals", "adapt_norm": True}
 SEEDS = (0, 2**31 - 1)  # the least and the greatest seed
@@ -70,21 +70,25 @@ class Settings:
     dataset: str = _text(
         "glyphs",
         r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}",
-        f"the image set: {', '.join(DATASETS)}, or a folder of one's own under METANB_DATA",
+        f"the image set: {', '.join(DATASETS)}, or a folder of your own under METANB_DATA",
     )
     content: str = _text(
-        "", r"(\d+x\d+x\d+-[0-9a-f]{16})?", "what is in a folder of one's own; found by itself"
+        "",
+        r"(\d+x\d+x\d+-[0-9a-f]{16})?",
+        "shape and digest of the images in a folder of your own; read from them",
     )
     rotations: bool = _choice(
         False,
         (False, True),
-        "rotate Omniglot's meta-train classes by 90, 180 and 270 degrees, as additional classes",
+        "add Omniglot's meta-train classes rotated by 90, 180 and 270 degrees, as further classes",
     )
     train_classes: int = _number(
-        0, 0, 100_000, "number of meta-train classes kept, 0: all; few make meta-training overfit"
+        0, 0, 100_000, "number of meta-train classes kept; 0: all; with few, meta-training overfits"
     )
     class_seed: int = _number(
-        0, *SEEDS, "draws the classes kept; subsets are nested: the first 10 are among the first 20"
+        0,
+        *SEEDS,
+        "seed of the choice of classes; subsets are nested: the first 10 are among the first 20",
     )
     ways: int = _number(5, 2, 100, "N, classes per task")
     shots: int = _number(1, 1, 100, "K, support images per class")
@@ -93,7 +97,7 @@ class Settings:
         15, 1, 100, "query images per class in meta-test and meta-validation"
     )
     network: str = _choice(
-        "convnet", NETWORKS, "the network: convnet, or one that is registered from Python"
+        "convnet", NETWORKS, "the network: convnet, or one registered from Python"
     )
     filters: int = _number(64, 1, 1024, "channels of each convolution")
     head_init: HeadInit = _choice(
@@ -111,15 +115,15 @@ class Settings:
     test_head: TestHead = _choice(
         "fresh",
         get_args(TestHead),
-        "N-way head at meta-test, for finetuning: fresh: drawn anew for each task; shared: one for "
-        "all tasks; zero: all zero; after meta-training: fresh: the learnt one; zero; centred: the "
-        "learnt one without its common answer",
+        "N-way head at meta-test. After finetuning: fresh: drawn anew for each task; shared: one "
+        "for all tasks; zero: all zero. After meta-training: fresh: the learnt head; zero: all "
+        "zero; centred: the learnt head without its common answer",
     )
     inner_head: InnerHead = _choice(
         "learnt",
         get_args(InnerHead),
         "head that each inner loop starts from, in meta-training and at meta-test; learnt: the "
-        "meta-learnt one; zero: all zero; shared: one meta-learnt vector for all N classes",
+        "meta-learnt head; zero: all zero; shared: one meta-learnt vector for all N classes",
     )
     regulariser: Regulariser = _choice(
         "none",
@@ -135,14 +139,14 @@ class Settings:
     adapts: Adapts = _choice(
         "all",
         get_args(Adapts),
-        "what the inner loop adapts: all parameters; head: the last layer alone (ANIL); body: all "
-        "but the last layer (BOIL)",
+        "parameters that the inner loop adapts; all: every one; head: the last layer alone (ANIL); "
+        "body: all but the last layer (BOIL)",
     )
     inner_loss: InnerLoss = _choice(
         "mean",
         get_args(InnerLoss),
-        "what the inner SGD descends: mean: the mean cross-entropy of the support images; sum: N "
-        "times that, as in Finn's code",
+        "loss of the inner SGD; mean: the mean cross-entropy of the support images; sum: N times "
+        "the mean, as in Finn's code",
     )
     meta_batch: int = _number(32, 1, 1024, "tasks per meta-training iteration")
     outer_lr: float = _number(1e-3, 1e-8, 1.0, "step size of Adam")
@@ -150,7 +154,7 @@ class Settings:
         0.0,
         0.0,
         100.0,
-        "sharpness-aware minimisation: the meta-gradient is taken this far uphill; 0: where it is",
+        "sharpness-aware minimisation: how far uphill the meta-gradient is taken; 0: not at all",
     )
     iterations: int = _number(60_000, 1, 10**7, "meta-training iterations")
     epoch_iterations: int = _number(
@@ -160,12 +164,12 @@ class Settings:
         60,
         2,
         10_000,
-        "number of fixed meta-test tasks for the measures, and of meta-validation tasks",
+        "number of fixed meta-test tasks for the measures, and as many meta-validation tasks",
     )
     final_tasks: int = _number(
-        0, 0, 100_000, "further meta-test tasks, for accuracy alone, measured once at the end"
+        0, 0, 100_000, "number of further meta-test tasks, for accuracy alone, once at the end"
     )
-    seed: int = _number(0, *SEEDS, "seed of initial weights and meta-training tasks")
+    seed: int = _number(0, *SEEDS, "seed of the initial weights and the meta-training tasks")
     task_seed: int = _number(
         0, *SEEDS, "seed of the fixed meta-test and meta-validation tasks; independent of seed"
     )
@@ -331,7 +335,7 @@ def from_dict(values: dict[str, Any]) -> Settings:
 
 
 def _is_retired(name: str, value: Any) -> bool:
-    """Whether it is a retired setting at the value that is still understood.
+    """Whether it is a retired setting at the value that is still accepted.
 
     Raises SettingsError for a retired setting at another value.
     """
@@ -461,7 +465,7 @@ def preset(
 
 
 def scale_of(settings: Settings) -> Scale | Literal["custom"]:
-    """The scale whose filters and iterations these settings have, or "custom"."""
+    """The scale with the filters and iterations of these settings, or "custom"."""
     size = ("filters", "iterations")
     for scale in get_args(Scale):
         base = preset(scale, settings.dataset, settings.ways, settings.shots)

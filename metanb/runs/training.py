@@ -174,7 +174,7 @@ def with_content(settings: Settings) -> Settings:
     if settings.content not in ("", content):
         raise image_sets.DataError(
             f"data set {settings.dataset!r} is {content}, and the run is of {settings.content}: "
-            "put the images of then back, or leave content out"
+            "put the earlier images back, or leave content out"
         )
     return replace(settings, content=content)
 
