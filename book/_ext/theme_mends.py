@@ -35,6 +35,17 @@ def mend_body(
         context["body"] = PARAMETERS.sub(_as_lines, body)
 
 
+def shorten_tab_title(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Sphinx's event `html-page-context`: the landing page's tab has the book's title once.
+
+    The theme adds the book's title to each page's own, and the landing page's is the book's.
+    """
+    if pagename == app.config.root_doc:
+        context["docstitle"] = ""
+
+
 def _as_lines(match: re.Match[str]) -> str:
     """A match of PARAMETERS with lines in place of the definition list."""
     lines = match[2].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
@@ -58,5 +69,6 @@ def remove_unused(app: Any, exception: Exception | None) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("html-page-context", mend_body)
+    app.connect("html-page-context", shorten_tab_title)
     app.connect("build-finished", remove_unused)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
