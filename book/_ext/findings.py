@@ -594,7 +594,7 @@ def substitutions() -> dict[str, str]:
         "discussion_lengths": capitalise(lengths(recorded)),
         "discussion_rising": still_rising(recorded),
         "discussion_seeds": seeds(rows),
-        "discussion_devices": devices(recorded),
+        "discussion_devices": capitalise(devices(recorded)),
         "discussion_gains": gain_table(recorded, rows),
         "discussion_monotone": monotone(recorded),
         "discussion_settling": settling_table(recorded),
