@@ -151,7 +151,7 @@ def train_command(
         click.echo(f"run {settings.id}: {length}", err=True)
     for record in run_all(runs, device, until, together):
         by_epoch = record.measures.pivot(index="epoch", columns="measure", values="mean")
-        first_and_last = by_epoch[SHOWN_MEASURES].iloc[[0, -1]]
+        first_and_last = by_epoch[SHOWN_MEASURES].iloc[[0, -1]].T
         click.echo(first_and_last.to_string(float_format="%.4g"))
         click.echo(f"record: {record.path}")
 
@@ -303,7 +303,10 @@ def _import_archives(paths: Sequence[Path]) -> None:
     from metanb.runs import archive
 
     for path in paths:
-        for file in sorted(path.glob("*.zip")) if path.is_dir() else [path]:
+        archives = sorted(path.glob("*.zip")) if path.is_dir() else [path]
+        if not archives:
+            click.echo(f"imported: nothing; {path} has no archive (.zip)", err=True)
+        for file in archives:
             for line in archive.unpack_runs(file):
                 click.echo(f"imported: {line}")
 
@@ -393,10 +396,7 @@ def claims_command(
     from metanb.claims.paper import BY_NAME
 
     # Read the book's runs and one's own.
-    places = [place for place in folders or store.record_folders() if place.is_dir()]
-    by_book = [place for place in places if place.resolve() == store.book_folder()]
-    book = records.read_records(*by_book)
-    own = records.read_records(*(place for place in places if place not in by_book))
+    book, own = _read_apart(folders)
     if not book + own:
         looked_in = ", ".join(map(str, folders or store.record_folders()))
         raise click.ClickException(
@@ -435,20 +435,37 @@ def predictions_command(as_json: bool, folders: tuple[Path, ...]) -> None:
     An intervention changes one thing in meta-training or at meta-test, such as the head that each
     inner loop starts from. Each prediction of chapter 7 of the book was committed before the runs
     that judge it. To train those runs: metanb grid quick --only interventions.
+
+    The book's runs are judged by themselves. A prediction to which runs of your own belong is
+    shown once more.
     """
     from metanb.claims import predictions
 
-    recorded = records.read_records(*(folders or store.record_folders()))
-    rows = predictions.judge_predictions(recorded)
+    book, own = _read_apart(folders)
+    rows, own_rows = predictions.judge_predictions_apart(book, own)
+    smoke = sum(scale_of(run.settings) == "smoke" for run in records.keep_furthest(book + own))
+    if smoke:
+        click.echo(f"left out: smoke runs ({smoke}): they only show that the code works", err=True)
     if as_json:
-        click.echo(predictions.predictions_as_json(rows))
-    elif rows:
-        click.echo(predictions.predictions_in_lines(rows))
+        click.echo(predictions.predictions_as_json(rows, own_rows))
+    elif rows + own_rows:
+        if rows:
+            click.echo(predictions.predictions_in_lines(rows))
+        if own_rows:
+            click.echo("\nWith runs of your own:\n\n" + predictions.predictions_in_lines(own_rows))
     else:
         raise click.ClickException(
             "no run of an intervention is recorded: make some with "
             "metanb grid quick --only interventions"
         )
+
+
+def _read_apart(folders: Sequence[Path]) -> tuple[list[records.Record], list[records.Record]]:
+    """The records of the book and one's own, in these folders or, if there are none, anywhere."""
+    places = [place for place in folders or store.record_folders() if place.is_dir()]
+    by_book = [place for place in places if place.resolve() == store.book_folder()]
+    own = [place for place in places if place not in by_book]
+    return records.read_records(*by_book), records.read_records(*own)
 
 
 def _report_unjudged(recorded: Sequence[records.Record]) -> None:

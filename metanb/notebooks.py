@@ -73,10 +73,30 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     if not isinstance(content, dict) or "nbformat" not in content:
         raise NotebookError(f"{path} is no notebook: it is JSON without nbformat and cells")
     try:
-        return nbformat.reads(json.dumps(content), as_version=4)
-    except (nbformat.ValidationError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+        notebook = nbformat.reads(json.dumps(content), as_version=4)
+        _require_types(notebook)
+        return notebook
+    except (
+        nbformat.ValidationError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        reason = str(error).partition("\n")[0] or "nbformat cannot read it"
         raise NotebookError(f"{path} is no notebook: {reason}") from None
+
+
+def _require_types(notebook: nbformat.NotebookNode) -> None:
+    """Raise TypeError for a part that is read here and is of another type than the format's."""
+    if not isinstance(notebook.metadata.get("kernelspec", {}), dict):
+        raise TypeError("its kernelspec is no mapping")
+    for number, cell in enumerate(notebook.cells):
+        if not isinstance(cell.get("source"), str):
+            raise TypeError(f"the source of cell {number} is no text")
+        if not isinstance(cell.metadata.get("tags", []), list):
+            raise TypeError(f"the tags of cell {number} are no list")
 
 
 def choose_kernel(notebook: nbformat.NotebookNode, name: str, kernel: str | None) -> str:

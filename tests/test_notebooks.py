@@ -3,6 +3,7 @@
 A word typed is read as papermill's own `-p` reads it.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -165,8 +166,24 @@ def test_another_kernel_runs_it(kernel, capsys, monkeypatch, tmp_path):
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text == "3\n"
 
 
+CELL = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [], "execution_count": None}
+WHOLE = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [CELL]}
+
+
 @pytest.mark.parametrize(
-    "content", ['{"a": 1}', "[1]", '{"a": ', "", '{"nbformat": 4}', '{"nbformat": 4, "cells": [1]}']
+    "content",
+    [
+        '{"a": 1}',
+        "[1]",
+        '{"a": ',
+        "",
+        '{"nbformat": 4}',
+        '{"nbformat": 4, "cells": [1]}',
+        json.dumps(WHOLE | {"metadata": {"kernelspec": "python3"}}),
+        json.dumps(WHOLE | {"nbformat_minor": "x"}),
+        json.dumps(WHOLE | {"cells": [CELL | {"source": 1}]}),
+        json.dumps(WHOLE | {"cells": [CELL | {"metadata": {"tags": 1}}]}),
+    ],
 )
 def test_a_file_that_is_no_notebook_is_refused_in_one_line(content, capsys, monkeypatch, tmp_path):
     (tmp_path / "a.ipynb").write_text(content)

@@ -41,6 +41,7 @@ from metanb.claims.verdicts import MIN_RUNS
 from metanb.grids.interventions import BASE, BY_NAME, STEP_SIZES, find_intervention
 from metanb.labels import MEASURES, name_of
 from metanb.runs.records import Record, keep_furthest
+from metanb.settings import scale_of
 
 MARGIN = 3.0  # percentage points of accuracy
 HALF = 0.5
@@ -267,16 +268,47 @@ def judge_predictions(records: Iterable[Record]) -> list[PredictionRow]:
         for place, cells in places.items():
             is_there = prediction.intervention in cells and BASE.name in cells
             if is_there and place[-1] in prediction.algorithms:
-                rows.append(_judge_prediction(prediction, place, cells))
+                if row := _judge_prediction(prediction, place, cells):
+                    rows.append(row)
     return rows
+
+
+def judge_predictions_apart(
+    book: Iterable[Record], own: Iterable[Record]
+) -> tuple[list[PredictionRow], list[PredictionRow]]:
+    """Judge the book's runs alone, and then the predictions that one's own runs belong to.
+
+    A row with own runs judges them together with the book's. Smoke runs are left out.
+
+    Args:
+        book: the book's records.
+        own: one's own. One that reaches no further than the book's record of the same run adds
+            nothing.
+
+    Returns:
+        The book's rows, and those with own runs.
+
+    Raises:
+        metanb.runs.records.RecordError: as `judge_predictions` does.
+    """
+    book, own = ([run for run in runs if scale_of(run.settings) != "smoke"] for runs in (book, own))
+    reached = {run.settings: run.epochs for run in keep_furthest(book)}
+    added = {run.settings.id for run in own if run.epochs > reached.get(run.settings, 0)}
+    both = judge_predictions([*book, *own]) if added else []
+    return judge_predictions(book), [row for row in both if not added.isdisjoint(row.ids)]
 
 
 def _judge_prediction(
     prediction: Prediction, place: tuple[str, str, str, str], cells: dict[str, list[Record]]
-) -> PredictionRow:
-    """The row of one prediction in one place, where its cell and the base's are."""
+) -> PredictionRow | None:
+    """The row of one prediction in one place, where its cell and the base's are.
+
+    None if they have no seed in common.
+    """
     dataset, setting, scale, algorithm = place
     pairs = pair_by_seed(cells[prediction.intervention], cells[BASE.name])
+    if not pairs:
+        return None
     after, base = _values_at_the_end(pairs, prediction.measure)
     if prediction.expected == Expectation.FOLLOWS:
         slopes, errors, compared = _slopes(cells, prediction.measure)
@@ -435,10 +467,17 @@ def predictions_in_lines(rows: Iterable[PredictionRow], width: int = 80) -> str:
     return "\n\n".join(blocks)
 
 
-def predictions_as_json(rows: Iterable[PredictionRow]) -> str:
-    """The predictions for machines: a list of objects; a number that is not finite becomes null."""
+def predictions_as_json(
+    rows: Iterable[PredictionRow], own_rows: Iterable[PredictionRow] = ()
+) -> str:
+    """The predictions for machines: a list of objects; a number that is not finite becomes null.
+
+    Args:
+        rows: the predictions.
+        own_rows: those to which one's own runs belong; their objects have "own": true.
+    """
     objects = []
-    for row in rows:
+    for row, is_own in [*((row, False) for row in rows), *((row, True) for row in own_rows)]:
         values = asdict(row)
         prediction = values.pop("prediction")
         del prediction["algorithms"]
@@ -446,7 +485,7 @@ def predictions_as_json(rows: Iterable[PredictionRow]) -> str:
             name: None if isinstance(value, float) and not np.isfinite(value) else value
             for name, value in values.items()
         }
-        objects.append(prediction | numbers)
+        objects.append(prediction | numbers | {"own": is_own})
     return json.dumps(objects, indent=1)
 
 

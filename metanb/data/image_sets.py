@@ -169,6 +169,7 @@ def keep_classes(images: ImageSet, n: int, seed: int) -> ImageSet:
 
     Raises:
         DataError: the set has fewer classes.
+        ValueError: n is below 1.
 
     Example:
         >>> pixels = np.zeros((5, 2, 1, 4, 4), np.uint8)
@@ -179,6 +180,8 @@ def keep_classes(images: ImageSet, n: int, seed: int) -> ImageSet:
         ('d', 'c', 'b')
     """
     n_classes = len(images.classes)
+    if n < 1:
+        raise ValueError(f"n is {n}: keep at least 1 class")
     if n > n_classes:
         raise DataError(
             f"{images.name} {images.split} has {n_classes} classes, not {n}: keep fewer"

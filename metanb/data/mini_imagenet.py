@@ -7,6 +7,7 @@ mini-imagenet/{train,val,test}.csv with the columns filename,label.
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -92,7 +93,8 @@ def _read_classes(root: Path, split: str) -> dict[str, list[str]]:
     try:
         lines = io.StringIO(content.decode("utf-8-sig"), newline="")
         for row in csv.DictReader(lines):
-            classes.setdefault(row["label"], []).append(row["filename"])
+            file = os.path.normpath(row["filename"])  # ./a.jpg is a.jpg
+            classes.setdefault(row["label"], []).append(file)
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{source} has no columns filename,label ({error!r}); {REMEDY}") from error
     if len(classes) != CLASSES[split]:

@@ -112,10 +112,12 @@ def hessian_norms(
         >>> hessian_norms(loss, torch.ones(2, 3)).norms.round(decimals=3)
         tensor([3., 5.], dtype=torch.float64)
     """
-    if not min(tol, risk, max_products) > 0:
+    if not all(0 < option < math.inf for option in (tol, risk, max_products)):
         raise ValueError(
             f"tol, risk and max_products are {tol}, {risk} and {max_products}: all must be above 0"
         )
+    if ends_tol is not None and not 0 < ends_tol < math.inf:
+        raise ValueError(f"ends_tol is {ends_tol}: it must be above 0")
     if params.is_floating_point() and tol < (least := 32 * torch.finfo(params.dtype).eps):
         raise ValueError(
             f"tol is {tol:g}, and {params.dtype} carries {least:.1g}: use params of a higher "
@@ -230,6 +232,7 @@ def curvature_along_gradient(loss_fn: Callable[[Tensor], Tensor], params: Tensor
         tensor([2.])
     """
     gradient, product = gradient_and_product(loss_fn, params)
-    square = gradient.square().sum(1)
-    curvature = (gradient * product(gradient)).sum(1)
-    return torch.where(square > 0, curvature / square, 0.0)
+    # The squares of small entries would be zero in single precision.
+    length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=torch.float64)
+    direction = (gradient / torch.where(length > 0, length, 1.0)).to(gradient)
+    return (direction * product(direction)).sum(1)

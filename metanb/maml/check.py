@@ -19,11 +19,12 @@ def check_network(
     adapts: Adapts = "all",
     inner_loss: Loss = "mean",
 ) -> float:
-    """Adapt two tasks together and apart, and return how far the results differ.
+    """Adapt tasks together and apart, and return how far the results differ.
 
     Args:
         net: the network.
-        tasks: two tasks or more, of which the first two are used.
+        tasks: two tasks or more. A wrong broadcast over images hides unless there are as many of
+            them as a task has images.
         lr: step size of the inner loop.
         steps: inner steps.
         adapts: what adapts, as in `adapt`.
@@ -51,13 +52,24 @@ def check_network(
         with torch.no_grad():
             return logits(net, adapted, part.query_x)
 
-    first = tasks[0:1]
-    together = answer(tasks[0:2])
-    apart = torch.cat([answer(first), answer(tasks[1:2])])
+    apart = torch.cat([answer(tasks[i : i + 1]) for i in range(len(tasks))])
+    name = type(net).__name__
+    remedy = (
+        "with takes_tasks = True each task's weights [T, ...] may meet its own images [T, B, ...] "
+        "alone: look for a broadcast over images, or leave takes_tasks out"
+    )
+    try:
+        together = answer(tasks)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise NetworkError(
+            f"{name} takes one task, but not several ({reason}); {remedy}"
+        ) from error
     scale = float(apart.abs().max().clamp_min(torch.finfo(apart.dtype).tiny))
     tolerance = torch.finfo(apart.dtype).eps ** 0.5
-    name = type(net).__name__
-    if float((answer(first) - apart[:1]).abs().max()) > tolerance * scale:
+    if float((answer(tasks[0:1]) - apart[:1]).abs().max()) > tolerance * scale:
         raise NetworkError(
             f"{name} answers one task in two ways: it draws random numbers, as dropout does in "
             "training mode; call .eval() on it"
@@ -66,7 +78,6 @@ def check_network(
     if difference > tolerance:
         raise NetworkError(
             f"{name} mixes tasks: adapted together and apart, outputs differ by {difference:.2g} "
-            "of their size; with takes_tasks = True each task's weights [T, ...] may meet its own "
-            "images [T, B, ...] alone: look for a broadcast over images, or leave takes_tasks out"
+            f"of their size; {remedy}"
         )
     return difference

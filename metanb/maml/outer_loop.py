@@ -91,6 +91,9 @@ def meta_gradient(
     _check_regulariser(regulariser, gamma, other, first_order)
     tasks_per_run = len(tasks) // runs
     regularise = READINGS[regulariser]
+    learns = _which_learn(net, tasks.support_x.device)
+    if other is not None and learns is not None:
+        other = torch.where(learns, other, 0.0)
 
     def adapt_chunk(part: Tasks, start: Tensor, first_order: bool) -> Tensor:
         options: dict[str, Any] = {"adapts": adapts, "inner_loss": inner_loss, "start": start}
@@ -117,7 +120,7 @@ def meta_gradient(
         adapted = adapt_chunk(part, start, first_order)
         # Regulariser: theta^_i, a penalty, or a weight.
         support_loss, query_loss = (
-            partial(losses, net, x=x, y=y, loss=outer_loss)
+            _without_slope(partial(losses, net, x=x, y=y, loss=outer_loss), learns)
             for x, y in ((part.support_x, part.support_y), (part.query_x, part.query_y))
         )
         moved, penalty, weight = regularise(
@@ -131,6 +134,8 @@ def meta_gradient(
                 query_loss,
             )
         )
+        if learns is not None:
+            moved = torch.where(learns, moved, adapted)  # no regulariser moves what is frozen
         # Outer loss of the chunk, divided so that the chunks' gradients sum to that of the mean.
         query_losses = query_loss(moved)
         ((weight * query_losses + penalty).sum() / tasks_per_run).backward()
@@ -211,10 +216,25 @@ def _check_regulariser(
 
 def _without_frozen(net: nn.Module, theta: Tensor) -> Tensor:
     """Theta [S, P], differentiable by the parameters that are not frozen alone."""
+    learns = _which_learn(net, theta.device)
+    return theta if learns is None else torch.where(learns, theta, theta.detach())
+
+
+def _which_learn(net: nn.Module, device: torch.device) -> Tensor | None:
+    """Which of the net's parameters are not frozen, [P]; None: all of them."""
     if all(p.requires_grad for p in net.parameters()):
-        return theta
-    learns = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in net.parameters()])
-    return torch.where(learns.to(theta.device), theta, theta.detach())
+        return None
+    learns = [torch.full((p.numel(),), p.requires_grad) for p in net.parameters()]
+    return torch.cat(learns).to(device)
+
+
+def _without_slope(
+    loss: Callable[[Tensor], Tensor], learns: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """The loss, whose gradient is 0 by the parameters that are frozen."""
+    if learns is None:
+        return loss
+    return lambda params: loss(torch.where(learns, params, params.detach()))
 
 
 def _displacements(

@@ -22,6 +22,8 @@ from metanb.settings import Settings
 # Libraries of CUDA that find no memory for themselves say so in words alone.
 CUDA_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 CPU_FULL = "can't allocate memory"  # in the plain RuntimeError of torch's allocator on the CPU
+# Variables by which git tells its hooks, and the commands of a rebase, which repository is meant.
+OF_GIT_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
 
 
 # Device
@@ -175,17 +177,20 @@ def code_version() -> str:
     git = ["git", "-c", "safe.directory=*", "-C", str(package)]
     describe = ["describe", "--always", "--dirty", "--exclude", "*"]
     try:
-        top = _output_of([*git, "rev-parse", "--show-toplevel"])
+        top = _output_of_git([*git, "rev-parse", "--show-toplevel"])
         if Path(top).resolve() != package.parent:
             return "installed"
-        return _output_of([*git, *describe])
+        return _output_of_git([*git, *describe])
     except (OSError, subprocess.SubprocessError):
         return "installed"
 
 
-def _output_of(command: list[str]) -> str:
-    """What a command prints."""
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+def _output_of_git(command: list[str]) -> str:
+    """What a git command prints; a hook of git's, which names a repository, does not matter."""
+    environment = {name: value for name, value in os.environ.items() if name not in OF_GIT_HOOKS}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=10, env=environment
+    )
     return done.stdout.strip()
 
 

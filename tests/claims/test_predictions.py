@@ -16,6 +16,7 @@ from metanb.claims.predictions import (
     Outcome,
     compare_interventions,
     judge_predictions,
+    judge_predictions_apart,
     outcome_by_interval,
     prediction_table,
     predictions_as_json,
@@ -217,6 +218,13 @@ def test_interventions_are_compared_at_the_same_seeds():
     assert compare_interventions(zero).empty
 
 
+def test_an_intervention_without_a_base_of_its_seed_is_left_out():
+    base = made_up("base", seeds=[0])
+    others = made_up("zero head", seeds=[0]) + made_up("shared head", seeds=[1])
+    judged = {row.prediction.intervention for row in judge_predictions(base + others)}
+    assert judged == {"base", "zero head"}
+
+
 def test_lines_for_a_terminal_and_json_for_machines():
     runs = made_up("base", final_accuracy=0.8) + made_up("zero head", final_accuracy=0.79)
     rows = judge_predictions(runs)
@@ -243,6 +251,29 @@ def test_the_command_prints_them(capsys, monkeypatch, tmp_path):
     assert code == 0 and "zero head: accuracy stays: as predicted" in out
     code, out, err = call(capsys, monkeypatch, "claims", "--records", tmp_path)
     assert "runs of interventions (10): metanb predictions judges them" in err
+
+
+def test_ones_own_runs_and_smoke_runs_change_no_row_of_the_book():
+    """By hand: three seeds of the book's, as predicted; two of one's own, which are not."""
+    book = made_up("base", seeds=range(3)) + made_up("zero head", seeds=range(3))
+    own = made_up("base", seeds=[3, 4]) + made_up("zero head", seeds=[3, 4], final_accuracy=0.9)
+    smoke = [
+        replace(run, settings=settings)
+        for name in ("base", "zero head")
+        for run, settings in zip(
+            made_up(name, seeds=range(3)),
+            intervention_runs("smoke", "omniglot", 5, 1, range(3), "fomaml", BY_NAME[name]),
+            strict=True,
+        )
+    ]
+    assert judge_predictions_apart(book, []) == (judge_predictions(book), [])
+    assert judge_predictions_apart(book, book + smoke) == (judge_predictions(book), [])
+    by_book, with_own = judge_predictions_apart(book + smoke, own + smoke)
+    assert by_book == judge_predictions(book)
+    accuracy = [row for row in with_own if row.prediction.measure == "final_accuracy"]
+    assert [(row.runs, row.outcome) for row in accuracy] == [(5, Outcome.OPEN)]
+    objects = json.loads(predictions_as_json(by_book, with_own))
+    assert [each["own"] for each in objects] == [False] * len(by_book) + [True] * len(with_own)
 
 
 def test_ranges_count_only_where_accuracy_stays():

@@ -4,7 +4,9 @@ Evidence: pixels known from how the files were made.
 """
 
 import shutil
+import struct
 from collections import Counter
+from zlib import compress, crc32
 
 import numpy as np
 import pytest
@@ -136,6 +138,56 @@ def test_what_is_transparent_becomes_white(root):
     image = first_image(root)
     assert image.shape[0] == 3  # one image of colour: all become RGB
     assert (image[:, 2:4, 1:3] == 0).all() and (image == 255).mean() > 0.9
+
+
+def png(path, bits, rows, transparent):
+    """A grey PNG file in which one grey stands for transparent, by the standard library."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], bits, 0, 0, 0, 0)
+    pixels = b"".join(b"\0" + row.astype(f">u{bits // 8}").tobytes() for row in rows)
+    chunks = (b"IHDR", size), (b"tRNS", struct.pack(">H", transparent)), (b"IDAT", compress(pixels))
+    content = b"".join(chunk(kind, data) for kind, data in (*chunks, (b"IEND", b"")))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize(("bits", "unit"), [(8, 1), (16, 257)])
+def test_a_transparent_grey_becomes_white(root, bits, unit):
+    rows = np.full((10, 12), 100 * unit)
+    rows[3:5] = 0
+    png(root / "greys" / "train" / "a" / "0.png", bits, rows, transparent=0)
+    assert first_image(root)[0, :, 1].tolist() == [100] * 3 + [255] * 2 + [100] * 5
+
+
+def tiff(path, bits, photometric, sample_format, pixels):
+    """A grey TIFF file of 12 times 10 pixels in one strip, by the standard library."""
+    tags = {256: 12, 257: 10, 258: bits, 259: 1, 262: photometric, 277: 1, 278: 10}
+    tags |= {273: 8 + 2 + 12 * 10 + 4, 279: len(pixels), 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + pixels)
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "sample_format", "words"),
+    [
+        (16, 1, 1, None),
+        (8, 0, 1, None),
+        (12, 1, 1, "12 bits per sample"),
+        (16, 0, 1, "0 is white"),
+        (8, 1, 2, "signed samples"),
+    ],
+)
+def test_numbers_that_would_be_misread_are_refused(root, bits, photometric, sample_format, words):
+    """Pillow reads 12 bits as if they were 16, and takes no account of the others."""
+    path = root / "greys" / "train" / "a" / "0.png"  # what a file is called does not matter
+    tiff(path, bits, photometric, sample_format, bytes([0, 128]) * (120 * bits // 16))
+    if words:
+        with pytest.raises(DataError, match=f"0.png .*{words}"):
+            first_image(root)
+    else:
+        assert 120 < first_image(root).mean() < 200
 
 
 def test_palettes_and_directions_are_read_rightly(root):

@@ -452,9 +452,11 @@ def test_check_reads_the_images_and_not_the_cache_alone(mini: Path) -> None:
 
 def test_an_image_in_two_splits_is_named(mini: Path) -> None:
     path = mini / "mini-imagenet" / "test.csv"
-    path.write_text(path.read_text().replace("n060.png", "n010.png"))
-    with pytest.raises(DataError, match="image n010.png in both train and test"):
-        load_images("mini-imagenet", "train", root=mini)
+    table = path.read_text()
+    for name in ("n010.png", "./n010.png"):
+        path.write_text(table.replace("n060.png", name))
+        with pytest.raises(DataError, match="image n010.png in both train and test"):
+            load_images("mini-imagenet", "train", root=mini)
 
 
 # Glyphs
@@ -717,3 +719,6 @@ def test_kept_classes_are_nested_and_seeded():
     assert not few.images.flags.writeable
     with pytest.raises(DataError, match=f"has {len(everything.classes)} classes, not 100000"):
         image_sets.keep_classes(everything, 100_000, 0)
+    for n in (0, -1):
+        with pytest.raises(ValueError, match=f"n is {n}"):
+            image_sets.keep_classes(everything, n, 0)

@@ -423,6 +423,24 @@ def test_small_and_large_curvatures_keep_the_tolerance_in_single_precision(scale
     assert float(found.norms) == pytest.approx(7 * scale, rel=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e25])
+def test_curvature_along_small_and_large_gradients(scale):
+    """In single precision, where the gradient's square is 0 or infinite; by hand."""
+    eigenvalues = torch.tensor([[1.0, 3.0]])
+    params = torch.tensor([[3.0, 1.0]])  # the gradient is in proportion to (3, 3)
+    curvature = curvature_along_gradient(
+        lambda p: scale * (eigenvalues * p.square()).sum(1) / 2, params
+    )
+    assert float(curvature) == pytest.approx(2 * scale, rel=1e-5)
+
+
+@pytest.mark.parametrize("option", ["tol", "risk", "max_products", "ends_tol"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_an_option_that_is_not_above_0_is_refused(option, value):
+    with pytest.raises(ValueError, match=f"{option}.*{value}"):
+        hessian_norms(lambda p: p.square().sum(1), torch.ones(1, 4), **{option: value})
+
+
 def test_a_tolerance_that_the_precision_does_not_carry_is_refused():
     with pytest.raises(ValueError, match=r"tol is 0.001.*torch.bfloat16 carries 0.2"):
         hessian_norms(lambda p: p.square().sum(1), torch.ones(1, 4, dtype=torch.bfloat16))

@@ -11,10 +11,10 @@ from metanb.maml.per_task import NetworkError
 from tests.support.bad_days import shown
 
 
-def make_tasks(n_images=4, *shape) -> Tasks:
+def make_tasks(n_images=4, *shape, n_tasks=2) -> Tasks:
     torch.manual_seed(0)
-    x = torch.rand(2, n_images, *(shape or (3,)))
-    y = torch.arange(n_images).remainder(2).expand(2, n_images)
+    x = torch.rand(n_tasks, n_images, *(shape or (3,)))
+    y = torch.arange(n_images).remainder(2).expand(n_tasks, n_images)
     return Tasks(x, y, x.flip(1), y)
 
 
@@ -47,6 +47,13 @@ def test_a_broadcast_over_images_is_found():
     with pytest.raises(NetworkError, match=r"Broadcasts mixes tasks.*takes_tasks") as error:
         check_network(Broadcasts(right=False), make_tasks(n_images=2))
     shown("Your own network mixes tasks", f"Error: {error.value}")
+
+
+def test_a_broadcast_is_found_among_as_many_tasks_as_images():
+    with pytest.raises(NetworkError, match="Broadcasts mixes tasks"):
+        check_network(Broadcasts(right=False), make_tasks(n_images=4, n_tasks=4))
+    with pytest.raises(NetworkError, match="takes one task, but not several .*broadcast"):
+        check_network(Broadcasts(right=False), make_tasks(n_images=4, n_tasks=3))
 
 
 def test_dropout_in_training_mode_is_found():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from metanb.data import image_sets
 from metanb.data.tasks import Tasks, sample_tasks
@@ -328,6 +329,43 @@ def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regula
     torch.testing.assert_close(together, torch.cat(losses), rtol=1e-12, atol=0)
     for mine, expected in zip(theta.grad, gradients, strict=True):
         assert (mine - expected).norm() < 1e-12 * expected.norm()
+
+
+class _TwoLayers(nn.Module):
+    """A linear body and a linear head; the body is parameters that are frozen, or constants."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        body, head = (
+            torch.randn(*shape, generator=generator, dtype=torch.float64)
+            for shape in ((4, 6), (3, 4))
+        )
+        if constant:
+            self.register_buffer("body", body)
+        else:
+            self.body = nn.Parameter(body, requires_grad=False)
+        self.head = nn.Parameter(head)
+
+    def forward(self, x):
+        return (x.flatten(1) @ self.body.T).tanh() @ self.head.T
+
+
+@pytest.mark.parametrize("regulariser", CHOICES["regulariser"])
+def test_no_regulariser_moves_what_is_frozen(regulariser):
+    """Losses, moves and gradients are those of a network in which it is a constant."""
+    x = torch.rand(4, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tasks = Tasks(x, torch.arange(3).repeat(4, 1), x.flip(2), torch.arange(3).repeat(4, 1))
+    options = {"regulariser": regulariser, "gamma": 0.0 if regulariser == "none" else 0.5}
+    options |= {"first_order": False, "chunk": 2}
+    frozen, constant = _TwoLayers(constant=False), _TwoLayers(constant=True)
+    other = random_directions(1, 36, 3)
+    outcome = meta_gradient(frozen, tasks, 0.3, 2, other=other, **options)
+    expected = meta_gradient(constant, tasks, 0.3, 2, other=other[:, 24:], **options)
+    for ours, theirs in zip(outcome, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(frozen.head.grad, constant.head.grad, rtol=1e-12, atol=1e-14)
+    assert frozen.body.grad is None
 
 
 def test_runs_have_as_many_tasks_each(setup):

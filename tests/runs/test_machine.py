@@ -45,6 +45,22 @@ def test_a_package_installed_inside_another_repository_is_installed(tmp_path, mo
     assert machine.code_version() == "installed"
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_hook_of_git_does_not_lead_elsewhere(tmp_path, monkeypatch):
+    """Git tells a hook its repository: the package's own, seen from its folder, or another."""
+    place(tmp_path / "own", monkeypatch)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    commit = repository(tmp_path / "own")
+    repository(tmp_path / "other")
+    for repository_of_hook in ("own", "other"):
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / repository_of_hook / ".git"))
+        assert machine.code_version() == commit
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "none"))
+    assert machine.code_version() == commit
+
+
 def test_without_a_repository_it_is_installed(tmp_path, monkeypatch):
     place(tmp_path / "plain", monkeypatch)
     assert machine.code_version() == "installed"
