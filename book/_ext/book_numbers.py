@@ -225,13 +225,40 @@ def ledger_table(rows: list[Row]) -> str:
     head = ["Form", "Cell", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
     # The paper gives a figure for few claims: leave the last column out where it has none.
     width = len(head) if any(row.paper for row in shown) else -1
-    heads = "".join(f'<th scope="col">{name}</th>' for name in head[:width])
-    body = "".join(ledger_row(row, head[:width]) for row in shown)
+    lines = [ledger_row(row, head[:width]) for row in shown]
+    return folded_table(count_verdicts(shown), head[:width], lines, "metanb-ledger")
+
+
+def folded_table(summary: str, head: list[str], lines: list[str], kind: str = "") -> str:
+    """A table in a fold, as HTML; on a phone its rows become cards.
+
+    Args:
+        summary: what stands on the fold.
+        head: of the columns.
+        lines: the rows, as `table_row` gives them.
+        kind: a further class of the table.
+    """
+    heads = "".join(f'<th scope="col">{name}</th>' for name in head)
+    classes = " ".join(filter(None, ["table", "metanb-cards", kind]))
     return (
-        f'<details class="metanb-fold"><summary>{count_verdicts(shown)}</summary>'
-        f'<table class="table metanb-ledger"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></details>"
+        f'<details class="metanb-fold"><summary>{summary}</summary>'
+        f'<table class="{classes}"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></details>"
     )
+
+
+def table_row(head: list[str], cells: list[str], attributes: str = "") -> str:
+    """A row of `folded_table`: a cell's column stands in `data-label`.
+
+    Args:
+        head: of the columns.
+        cells: as HTML; further ones than the head has are left out.
+        attributes: of the row, as HTML.
+    """
+    columns = "".join(
+        f'<td data-label="{label}">{cell}</td>' for label, cell in zip(head, cells, strict=False)
+    )
+    return f"<tr{attributes}>{columns}</tr>"
 
 
 def ledger_row(row: Row, head: list[str]) -> str:
@@ -258,11 +285,7 @@ def ledger_row(row: Row, head: list[str]) -> str:
         row.shown_p,
         row.paper or "–",
     ]
-    cells = "".join(
-        f'<td data-label="{label}">{column}</td>'
-        for label, column in zip(head, columns, strict=False)
-    )
-    return f'<tr id="{row.anchor}"{data}>{cells}</tr>'
+    return table_row(head, columns, f' id="{row.anchor}"{data}')
 
 
 def verdict_words() -> str:
@@ -347,15 +370,15 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
             continue
         cell = f"{name_of(row.algorithm)}, {name_of(row.dataset)} {row.setting}, {row.scale}"
         turned.setdefault((row.name, verdict_before, row.verdict), []).append(cell)
+    head = ["Claim", "Then", "Now", "Rows", "Which"]
     lines = [
-        [*key, format_value(len(cells)), small_print(*cells).removeprefix("<br>")]
+        table_row(head, [*key, format_value(len(cells)), f"<small>{'; '.join(cells)}</small>"])
         for key, cells in turned.items()
     ]
-    table = markdown_table(["Claim", "Then", "Now", "Rows", "Which"], lines)
-    summary = f"Of {compared} rows {sum(map(len, turned.values()))} turned."
+    summary = f"{sum(map(len, turned.values()))} of {compared} verdicts changed."
     if untestable_still:
-        summary += f" {untestable_still} more are not testable as they were, for another reason."
-    return f"{summary}\n\n{table}"
+        summary += f" {untestable_still} more are not testable as before, for another reason."
+    return folded_table(summary, head, lines)
 
 
 def runs_page(recorded: list[Record]) -> str:
@@ -691,12 +714,15 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
 
 
 def predictions_table(recorded: list[Record]) -> str:
-    """What came of each prediction about an intervention, as a table."""
+    """What came of each prediction about an intervention, as a table in a fold."""
     table = predictions.prediction_table(predictions.judge_predictions(recorded))
     if table.empty:
         return "No run of an intervention is recorded yet."
     head = [name[0].upper() + name[1:] for name in table]
-    return markdown_table(head, table.to_numpy().tolist())
+    lines = [table_row(head, [escape(cell) for cell in line]) for line in table.to_numpy().tolist()]
+    outcomes = Counter(table.outcome).most_common()
+    summary = f"{len(table)} predictions: {', '.join(f'{n} {name}' for name, n in outcomes)}"
+    return folded_table(summary, head, lines)
 
 
 def rule_values() -> dict[str, str]:

@@ -2,7 +2,7 @@
 (() => {
   const form = document.getElementById("ledger-filter");
   const rows = [...document.querySelectorAll("table.metanb-ledger tbody tr")];
-  const folds = [...document.querySelectorAll("details.metanb-fold")];
+  const folds = [...document.querySelectorAll("details.metanb-fold:has(table.metanb-ledger)")];
   const choices = [...form.querySelectorAll("select")];
   const count = form.querySelector("output");
 

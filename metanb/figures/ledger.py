@@ -20,7 +20,7 @@ from metanb.claims.cells import SCALES
 from metanb.claims.paper import BY_NAME, CLAIMS, PAPER_GAIN
 from metanb.claims.rules import ORTHOGONAL, RELATIVE, SCALE_FREE
 from metanb.claims.verdicts import Row, Unit, Verdict
-from metanb.figures.style import DASHES, STYLE, Figure, finish_figure
+from metanb.figures.style import STYLE, Figure, finish_figure
 from metanb.labels import ALGORITHMS, name_of
 
 _CANNOT_TELL = ("cannot tell", '<path class="line" d="M-3 -3A3 3 0 1 1 0 1.2V2.6M0 5V6"/>')
@@ -145,7 +145,9 @@ def overview(rows: Sequence[Row], pages: Mapping[str, str], ledger: str) -> str:
         scales.setdefault((row.dataset == "glyphs", row.scale), []).append(row)
     bodies = ""
     for (is_glyphs, _), of_scale in scales.items():
-        head = describe_scale(of_scale) + (", not among the paper's data" if is_glyphs else "")
+        head = describe_scale(of_scale) + (
+            " on data that the paper does not use" if is_glyphs else ""
+        )
         bodies += _draw_body(head, of_scale, links)
 
     table = f"<table><thead>{_heads_of_columns(pages)}</thead>{bodies}</table>"
@@ -171,7 +173,9 @@ def _draw_body(head: str, rows: Sequence[Row], links: Mapping[int, str]) -> str:
 
     html = f'<tr><th colspan="{2 + len(CLAIMS)}" scope="rowgroup">{head}</th></tr>'
     for setting, algorithms in settings.items():
-        span = f'<th rowspan="{len(algorithms)}" scope="rowgroup">{escape(setting)}</th>'
+        # ways and shots stay in one line
+        name = re.sub(r"\d+-way \d+-shot", r"<span>\g<0></span>", escape(setting))
+        span = f'<th rowspan="{len(algorithms)}" scope="rowgroup">{name}</th>'
         for algorithm in sorted(algorithms, key=_order_of_algorithm):
             short_name = _SHORT_NAMES.get(algorithm, algorithm)
             html += f'<tr>{span}<th scope="row"><abbr title="{algorithm}">{short_name}</abbr></th>'
@@ -257,14 +261,13 @@ class _Look(NamedTuple):
 
     colour: Any
     marker: str
-    dash: Any
 
 
 def _look_of(algorithm: str) -> _Look:
-    """Colour, marker and dash of an algorithm; those of one's own share a look."""
+    """Colour and marker of an algorithm; those of one's own share a look."""
     palette = sns.color_palette("colorblind")
     place = list(ALGORITHMS).index(algorithm) if algorithm in ("maml", "fomaml", "finetune") else 3
-    return _Look(palette[place], "osD^"[place], [*DASHES, "-"][place])
+    return _Look(palette[place], "osD^"[place])
 
 
 def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: float) -> Figure:
@@ -292,7 +295,7 @@ def forest(rows: Sequence[Row], name: str, caption: str, xlabel: str, paper: flo
         # the axis ends where one wide interval does not squeeze the others
         widths = np.maximum(finite.high.abs(), finite.low.abs())
         limit = np.nanmax([2.5 * widths.median(), 2 * abs(paper)])
-        look = _look_of("maml")._replace(dash="-")
+        look = _look_of("maml")
         for place, effect in finite.iterrows():
             values = (effect.effect, effect.low, effect.high)
             is_open = effect.low <= 0 <= effect.high
@@ -348,14 +351,7 @@ def _draw_effect(
             axis.plot(x, place, arrow, color=look.colour, markersize=5, clip_on=False)
     width = 1 if is_open else 1.6
     ends = [max(low, start), min(high, end)]
-    axis.plot(
-        ends,
-        [place, place],
-        color=look.colour,
-        linewidth=width,
-        linestyle=look.dash,
-        solid_capstyle="butt",
-    )
+    axis.plot(ends, [place, place], color=look.colour, linewidth=width, solid_capstyle="butt")
     if start <= effect <= end:
         fill = "none" if is_open else "full"
         axis.plot(effect, place, look.marker, color=look.colour, fillstyle=fill, markersize=5.5)
@@ -589,8 +585,9 @@ def _choose_limits(rows: Sequence[Row], claim: str, paper: float | None) -> tupl
 
 def _set_ticks(axis: Any, limits: tuple[float, float], is_factor: bool) -> None:
     """Ticks at factors, where the axis is one of log ratios."""
-    axis.tick_params(left=False)
     if not is_factor:
+        axis.locator_params(axis="x", nbins=6)
+        axis.xaxis.set_major_formatter("{x:g}")
         return
     low, high = np.exp(limits)
     ticks = [factor for factor in _FACTORS if low <= factor <= high]
@@ -615,13 +612,7 @@ def _legend_of(rows: Sequence[Row], control: str) -> list[Line2D]:
     )
     handles = [
         Line2D(
-            [],
-            [],
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.dash,
-            markersize=5.5,
-            label=name_of(algorithm),
+            [], [], color=look.colour, marker=look.marker, markersize=5.5, label=name_of(algorithm)
         )
         for algorithm, look in ((algorithm, _look_of(algorithm)) for algorithm in algorithms)
     ]

@@ -135,21 +135,27 @@ def test_verdicts_that_the_change_of_rules_turned_stand_beside_those_of_then():
         "verdict": "not reproduced",
     }
     before = pd.DataFrame(columns | {"reached": [row.reached for row in rows]})
-    text = book_numbers.rules_changed([*runs, record(7, {})], before)
-    assert text.startswith("Of 2 rows 1 turned.")
-    (line,) = text.splitlines()[4:]
-    where = "<small>MAML, Omniglot 5-way 1-shot, quick</small>"
-    assert line == f"| C2 | not reproduced | reproduced | 1 | {where} |"
+
+    def changed(runs, before):
+        """The summary, and the cells of the rows."""
+        html = BeautifulSoup(book_numbers.rules_changed(runs, before), "html.parser")
+        lines = [[cell.get_text() for cell in line("td")] for line in html.select("tbody tr")]
+        return html.summary.get_text(), lines
+
+    summary, lines = changed([*runs, record(7, {})], before)
+    assert summary == "1 of 2 verdicts changed."
+    where = "MAML, Omniglot 5-way 1-shot, quick"
+    assert lines == [["C2", "not reproduced", "reproduced", "1", where]]
     longer = runs[:3] + cell({}, algorithm="fomaml")
-    assert book_numbers.rules_changed(longer, before).startswith("Of 1 rows 1 turned")
+    assert changed(longer, before)[0] == "1 of 1 verdicts changed."
     c4 = next(row for row in rules.judge(runs[:3]) if row.claim == "C4")
     untestable = before.assign(
         claim="C4", verdict="not testable: too few epochs after the best"
     ).iloc[:1]
     assert c4.verdict == Verdict.NO_CASE and before.runs[0] == " ".join(c4.ids)
-    said = book_numbers.rules_changed(runs, untestable)
-    assert said.startswith(
-        "Of 1 rows 0 turned. 1 more are not testable as they were, for another reason."
+    summary, lines = changed(runs, untestable)
+    assert lines == [] and summary == (
+        "0 of 1 verdicts changed. 1 more are not testable as before, for another reason."
     )
 
 
