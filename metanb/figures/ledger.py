@@ -373,7 +373,7 @@ _FACTORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # on an 
 _FINE_FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2)
 NBSP = "\N{NO-BREAK SPACE}"
 _LINE = 0.165  # inches
-_LABEL_WIDTH = 48  # characters of a label that fit a phone
+_LABEL_WIDTH = 47  # characters of a label that fit a phone
 
 
 @dataclass
@@ -424,7 +424,7 @@ def claim_forest(claim: str, rows: Sequence[Row], beside: Sequence[Row] = ()) ->
     paper = PAPER_GAIN if claim == "C8" else None
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False}):
         height = _height_of(sections)
-        canvas = Canvas(figsize=(4.7, _LINE * height + 0.95), layout="constrained")
+        canvas = Canvas(figsize=(4.55, _LINE * height + 0.95), layout="constrained")
         axis = canvas.subplots()
         limits = _choose_limits(drawn, claim, paper)
         goes_on = _draw_sections(axis, sections, limits, control, _no_effect(claim), paper)
