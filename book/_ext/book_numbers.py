@@ -7,23 +7,33 @@ number in the book is typed by hand.
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from docutils import nodes
 
 from metanb.bench import report, units
 from metanb.claims import predictions, rules
-from metanb.claims.cells import group_into_cells
+from metanb.claims.cells import (
+    cut_to_common_epoch,
+    cut_to_common_length,
+    group_into_cells,
+    late_errors,
+    late_values,
+)
 from metanb.claims.paper import PAPER_GAIN, PUBLISHED
+from metanb.claims.run_stats import interval
 from metanb.claims.verdicts import HOLM_MEANING, Row, Verdict
 from metanb.figures import ledger
 from metanb.figures.runs import describe_origin
 from metanb.grids import definitions, hours
 from metanb.grids.hours import CORE, Estimate, TimeLeft, Timings, format_minutes
 from metanb.labels import name_of
-from metanb.runs.records import Record, read_records
+from metanb.runs.records import Record, keep_furthest, read_records
 from metanb.settings import Settings, differences_from_scale, preset, scale_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +63,41 @@ CONTROLS = {
     "c3_relative": ("C3", rules.RELATIVE),
     "c4_scale_free": ("C4", rules.SCALE_FREE),
 }
+# by the short name of a verdict, what it means
+VERDICT_MEANINGS = {
+    "reproduced": (
+        "The whole interval lies on the side that the paper claims. C4 to C7 ask for more: see "
+        "their sections."
+    ),
+    "trend only": (
+        "C5 and C6: accuracy and coherence drift together over meta-training, as any two measures "
+        "do that both change with it. Their changes from epoch to epoch do not go together."
+    ),
+    "within runs only": (
+        "C5 and C6: they go together within each run, also from epoch to epoch. But the more "
+        "coherent runs are not the more accurate ones."
+    ),
+    "both orthogonal": (
+        "C7: finetuning's trajectories are nearly orthogonal. Meta-training's are not seen to be "
+        "otherwise, so nothing sets finetuning apart."
+    ),
+    "not reproduced": (
+        "The interval contains *no effect*. That does not prove that there is none. For C7 it "
+        f"contains {rules.ORTHOGONAL:g}, the coherence below which we call directions orthogonal."
+    ),
+    "reversed": "The whole interval lies on the other side.",
+    "cannot tell": (
+        "The runs are too few to decide. For C8 the interval contains both no gain and the "
+        f"paper's gain of {PAPER_GAIN:.2f} points. For C5 and C6 the runs cannot be compared "
+        "across."
+    ),
+    "not testable": (
+        "The runs do not show the case that the claim is about: accuracy does not fall (C4), the "
+        "baseline does not work (C7), or epochs are too few or too long (C1's first peak, C4)."
+    ),
+}
+LEDGER_PAGE = "book/ledger"
+LEDGER_SCRIPT = "ledger.js"
 RUNS_PAGE = "book/runs"
 RUNS_MARK = "<!-- one section for each cell, written at build time -->"
 SCALES = ("smoke", "quick", "paper")
@@ -120,7 +165,7 @@ def describe_cell(settings: Settings) -> str:
         for name, value in differences_from_scale(settings).items()
     )
     experiment = f"{name_of(settings.dataset)}, {settings.setting}, {name_of(settings.algorithm)}"
-    return f"{experiment}, {scale_of(settings)} scale{changes}"
+    return f"{experiment}, {scale_of(settings)} settings{changes}"
 
 
 def is_untestable(row: Row) -> bool:
@@ -142,36 +187,161 @@ def headline(rows: list[Row], form: str = "") -> str:
     return "not testable in any run so far" if untestable else "not yet run"
 
 
-def ledger_table(rows: list[Row]) -> str:
-    """The rows that have a verdict, and the paper's own forms that cannot be tested, as a table.
+def count_verdicts(rows: list[Row]) -> str:
+    """How many verdicts there are, and of which kind, such as "3 verdicts: 2 reproduced, ...".
 
-    Each verdict links to its section, each number of runs to these runs.
+    Verdicts of one mark count together.
     """
-    shown = [
+    counts = Counter(ledger.MARKS[row.verdict][0] for row in rows if row.verdict.is_judged)
+    order = [name for name, _ in dict.fromkeys(ledger.MARKS.values())]
+    kinds = ", ".join(f"{counts[name]} {name}" for name in order if counts[name])
+    judged = sum(counts.values())
+    text = f"{judged} {'verdict' if judged == 1 else 'verdicts'}"
+    text += f": {kinds}" if kinds else ""
+    untestable = sum(map(is_untestable, rows))
+    return f"{text}; {untestable} not testable" if untestable else text
+
+
+def shown_rows(rows: list[Row]) -> list[Row]:
+    """The rows that have a verdict, and the paper's own forms that cannot be tested.
+
+    The paper's own settings stand first.
+    """
+    return ledger.sort_rows(
         row for row in rows if row.verdict.is_judged or (is_untestable(row) and row.as_in_paper)
-    ]
+    )
+
+
+def ledger_table(rows: list[Row]) -> str:
+    """The rows that say something, as HTML: a table in a fold, with a summary.
+
+    Each verdict links to the chapter that tests the claim, each number of runs to these runs. A
+    row's attributes `data-dataset`, `data-algorithm`, `data-scale` and `data-verdict` are what the
+    page's filter asks for.
+    """
+    shown = shown_rows(rows)
     if not shown:
         return "No run is recorded yet."
-    lines = []
-    for row in shown:
-        cell = f"{name_of(row.algorithm)}, {name_of(row.dataset)} {row.setting}"
-        change = f'<span class="metanb-effect">{row.change}</span>'
-        lines.append(
-            [
-                f'<span id="{row.anchor}"></span>{row.variant or "as in the paper"}',
-                f"{cell}{small_print(row.apart)}",
-                f"{row.scale}{small_print(row.reached)}",
-                f"[{row.verdict}](#{row.claim.lower()})",
-                f"{change}{small_print(row.shown_unit, row.detail)}",
-                f"[{row.runs}](#{row.ids[0]})",
-                row.shown_p,
-                row.paper or "–",
-            ]
-        )
-    head = ["Form", "Cell", "Scale", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
+    head = ["Form", "Cell", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
     # The paper gives a figure for few claims: leave the last column out where it has none.
     width = len(head) if any(row.paper for row in shown) else -1
-    return markdown_table(head[:width], [line[:width] for line in lines])
+    lines = [ledger_row(row, head[:width]) for row in shown]
+    return folded_table(count_verdicts(shown), head[:width], lines, "metanb-ledger")
+
+
+def folded_table(summary: str, head: list[str], lines: list[str], kind: str = "") -> str:
+    """A table in a fold, as HTML; on a phone its rows become cards.
+
+    Args:
+        summary: what stands on the fold.
+        head: of the columns.
+        lines: the rows, as `table_row` gives them.
+        kind: a further class of the table.
+    """
+    heads = "".join(f'<th scope="col">{name}</th>' for name in head)
+    classes = " ".join(filter(None, ["table", "metanb-cards", kind]))
+    return (
+        f'<details class="metanb-fold"><summary>{summary}</summary>'
+        f'<table class="{classes}"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></details>"
+    )
+
+
+def table_row(head: list[str], cells: list[str], attributes: str = "") -> str:
+    """A row of `folded_table`: a cell's column stands in `data-label`.
+
+    Args:
+        head: of the columns.
+        cells: as HTML; further ones than the head has are left out.
+        attributes: of the row, as HTML.
+    """
+    columns = "".join(
+        f'<td data-label="{label}">{cell}</td>' for label, cell in zip(head, cells, strict=False)
+    )
+    return f"<tr{attributes}>{columns}</tr>"
+
+
+def ledger_row(row: Row, head: list[str]) -> str:
+    """A row of the ledger's table, with as many cells as its head."""
+    name, shape = ledger.MARKS[row.verdict]
+    scale = row.shown_scale if row.reached else f"{row.scale} settings"
+    algorithm = name_of(row.algorithm)
+    attributes = {
+        "dataset": name_of(row.dataset),
+        "algorithm": algorithm,
+        "scale": f"{row.scale} settings",
+        "verdict": name,
+    }
+    data = "".join(f' data-{key}="{escape(value)}"' for key, value in attributes.items())
+    cell = f"{name_of(row.dataset)} {row.setting}, {algorithm}"
+    verdict = f'<a href="{CLAIM_PAGES[row.claim]}">{escape(row.verdict)}</a>'
+    details = "; ".join(filter(None, [row.shown_unit, row.detail]))
+    columns = [
+        escape(row.variant or "as in the paper"),
+        f"{escape(cell)}<small>{escape('; '.join(filter(None, [scale, row.apart])))}</small>",
+        f"{ledger.draw_symbol(name, shape)} {verdict}",
+        f'<span class="metanb-effect">{row.change}</span><small>{escape(details)}</small>',
+        f'<a href="runs.html#{nodes.make_id(row.ids[0])}">{row.runs}</a>',
+        row.shown_p,
+        row.paper or "–",
+    ]
+    return table_row(head, columns, f' id="{row.anchor}"{data}')
+
+
+def verdict_words() -> str:
+    """Each verdict's mark, word and meaning, as a Markdown definition list."""
+    shapes = dict(ledger.MARKS.values())
+    items = [
+        f"{ledger.draw_symbol(name, shapes[name])} {name}\n: {meaning}"
+        for name, meaning in VERDICT_MEANINGS.items()
+    ]
+    return "\n\n".join(items)
+
+
+def claim_picture(claim: str, recorded: list[Record], rows: list[Row]) -> str:
+    """A claim's effects with their intervals, as HTML; empty without a row to draw."""
+    beside = meta_training_rows(recorded, rows) if claim == "C7" else []
+    figure = ledger.claim_forest(claim, rows, beside)
+    return figure._repr_html_() if figure else ""
+
+
+def meta_training_rows(recorded: list[Record], rows: list[Row]) -> list[Row]:
+    """Beside each judged row of C7: late trajectory coherence of the meta-training it is beside.
+
+    It is measured as the rule of C7 measures it, up to the epoch that both have reached.
+    """
+    by_id = {run.settings.id: run for run in keep_furthest(recorded)}
+    beside = []
+    for row in rows:
+        if row.claim != "C7" or not row.verdict.is_judged:
+            continue
+        runs = [by_id[run_id] for run_id in row.ids]
+        finetuned, learners = (
+            cut_to_common_length([run for run in runs if is_baseline(run) == wanted])
+            for wanted in (True, False)
+        )
+        _, learners = cut_to_common_epoch(finetuned, learners)
+        coherence = interval(
+            late_values(learners, "trajectory_coherence"),
+            rules.ORTHOGONAL,
+            shared=late_errors(learners, "trajectory_coherence"),
+        )
+        beside.append(
+            replace(
+                row,
+                algorithm=learners[0].settings.algorithm,
+                effect=coherence.mean,
+                low=coherence.low,
+                high=coherence.high,
+                runs=len(learners),
+            )
+        )
+    return beside
+
+
+def is_baseline(run: Record) -> bool:
+    """Whether a run is one of finetuning."""
+    return run.settings.algorithm == "finetune"
 
 
 def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
@@ -200,15 +370,15 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
             continue
         cell = f"{name_of(row.algorithm)}, {name_of(row.dataset)} {row.setting}, {row.scale}"
         turned.setdefault((row.name, verdict_before, row.verdict), []).append(cell)
+    head = ["Claim", "Then", "Now", "Rows", "Which"]
     lines = [
-        [*key, format_value(len(cells)), small_print(*cells).removeprefix("<br>")]
+        table_row(head, [*key, format_value(len(cells)), f"<small>{'; '.join(cells)}</small>"])
         for key, cells in turned.items()
     ]
-    table = markdown_table(["Claim", "Then", "Now", "Rows", "Which"], lines)
-    summary = f"Of {compared} rows {sum(map(len, turned.values()))} turned."
+    summary = f"{sum(map(len, turned.values()))} of {compared} verdicts changed."
     if untestable_still:
-        summary += f" {untestable_still} more are not testable as they were, for another reason."
-    return f"{summary}\n\n{table}"
+        summary += f" {untestable_still} more are not testable as before, for another reason."
+    return folded_table(summary, head, lines)
 
 
 def runs_page(recorded: list[Record]) -> str:
@@ -522,12 +692,15 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
     for claim, of_claim in by_claim.items():
         values[f"verdict_{claim.lower()}"] = headline(of_claim)
         values[f"ledger_{claim.lower()}"] = ledger_table(of_claim)
+        values[f"picture_{claim.lower()}"] = claim_picture(claim, recorded, rows)
     for name, (claim, form) in CONTROLS.items():
         values[f"verdict_{name}"] = headline(by_claim[claim], form)
     reproduced = [row for row in rows if row.verdict == Verdict.REPRODUCED]
     too_few = sum(row.verdict == Verdict.TOO_FEW for row in rows)
     return values | {
         "overview": ledger.overview(rows, CLAIM_PAGES, "ledger.html"),
+        "verdict_words": verdict_words(),
+        "ledger_counts": count_verdicts(shown_rows(rows)),
         "rules_changed": rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False)),
         "holm": HOLM_MEANING,
         "holm_seen": format_value(sum(row.p_holm <= 0.05 for row in reproduced)),
@@ -541,12 +714,15 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
 
 
 def predictions_table(recorded: list[Record]) -> str:
-    """What came of each prediction about an intervention, as a table."""
+    """What came of each prediction about an intervention, as a table in a fold."""
     table = predictions.prediction_table(predictions.judge_predictions(recorded))
     if table.empty:
         return "No run of an intervention is recorded yet."
     head = [name[0].upper() + name[1:] for name in table]
-    return markdown_table(head, table.to_numpy().tolist())
+    lines = [table_row(head, [escape(cell) for cell in line]) for line in table.to_numpy().tolist()]
+    outcomes = Counter(table.outcome).most_common()
+    summary = f"{len(table)} predictions: {', '.join(f'{n} {name}' for name, n in outcomes)}"
+    return folded_table(summary, head, lines)
 
 
 def rule_values() -> dict[str, str]:
@@ -617,6 +793,12 @@ def write_runs_page(_: Any, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace(RUNS_MARK, runs_page(committed_runs()))
 
 
+def add_filter(app: Any, pagename: str, *_: Any) -> None:
+    """Sphinx's event `html-page-context`: give the ledger the script of its filter."""
+    if pagename == LEDGER_PAGE:
+        app.add_js_file(LEDGER_SCRIPT, loading_method="defer")
+
+
 def add_substitutions(_: Any, config: Any) -> None:
     """Sphinx's event `config-inited`: give pages the substitutions."""
     config.myst_substitutions.update(substitutions())
@@ -626,4 +808,5 @@ def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("source-read", write_runs_page)
     app.connect("config-inited", add_substitutions)
+    app.connect("html-page-context", add_filter)
     return {"parallel_read_safe": True}

@@ -14,10 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from metanb.claims import rules
-from metanb.claims.verdicts import Verdict
 from metanb.data.tasks import Tasks
-from metanb.figures import ledger as summary
 from metanb.figures import runs as figures
 from metanb.figures import tasks as task_figures
 from tests.support.records import TIME, record
@@ -141,93 +138,6 @@ def test_shares_say_where_each_part_ends(runs):
     last = np.mean([run.curve("distance")["mean"].iloc[-1] for run in runs[:3]])
     assert f"MAML, distance from θ_s (L2): at last {last:.3g}" in shown.image["aria-label"]
     assert "means of 3 runs" in shown.text
-
-
-def test_forest_shows_every_row_with_its_interval():
-    base = [record(s, {"query_accuracy": np.full(12, 0.5)}, wobble=0.0) for s in range(3)]
-    gained = [
-        record(
-            s,
-            {"query_accuracy": np.full(12, 0.51 + 0.001 * s)},
-            wobble=0.0,
-            regulariser="outer",
-            gamma=2.0,
-        )
-        for s in range(3)
-    ]
-    rows = [row for row in rules.judge(base + gained) if row.claim == "C8"]
-    lonely = [row for row in rules.judge(gained) if row.claim == "C8"]
-    figure = summary.forest(rows + lonely, "c8", "See the gain.", "points", paper=1.33)
-    shown = parts(figure)
-    assert "MAML, 5-way 1-shot: outer, γ = 2: +1.10 (+0.85 to +1.35)" in shown.image["aria-label"]
-    assert "dotted: the paper's, +1.33" in shown.text
-    assert list(figure.data.runs) == [3, 0]  # a row without pairs keeps its place, undrawn
-
-
-def test_one_wide_interval_does_not_squeeze_the_others():
-    base = [record(s, {"query_accuracy": np.full(12, 0.5)}, wobble=0.0) for s in range(3)]
-    gained = [
-        record(s, {"query_accuracy": np.full(12, 0.51)}, wobble=0.0, regulariser="outer", gamma=2.0)
-        for s in range(3)
-    ]
-    (row,) = (row for row in rules.judge(base + gained) if row.claim == "C8")
-    rows = [replace(row, effect=0.1, low=-1.0, high=1.0)] * 3
-
-    def ticks(rows):
-        svg = summary.forest(rows, "c8", "c", "points", paper=1.33).svg
-        return [
-            float(tick.replace("\N{MINUS SIGN}", "-"))
-            for tick in re.findall(r">([-\N{MINUS SIGN}]?\d+\.?\d*)<", svg)
-        ]
-
-    wide = ticks([*rows, replace(row, effect=0.1, low=-90.0, high=90.0)])
-    assert max(map(abs, wide)) < 4 and len(wide) >= 3  # the axis is the others'
-    assert (
-        summary.forest(
-            [replace(row, effect=np.nan)], "c8", "c", "points", paper=1.33
-        ).data.runs.size
-        == 1
-    )
-
-
-def test_overview_has_a_mark_for_each_verdict_on_the_papers_form():
-    falling = [record(s, {"hessian_norm": np.exp(-TIME)}, algorithm="fomaml") for s in range(3)]
-    heads = [record(s, {}, head_init="zero") for s in range(3)]
-    large = {"filters": 64, "iterations": 60_000, "epoch_iterations": 500}
-    paper = [
-        record(s, {}, algorithm=name, **large) for s in range(3) for name in ("maml", "fomaml")
-    ]
-    strengths = [
-        record(s, {"query_accuracy": 0.5 + 0.1 * TIME}, regulariser="adapted", gamma=gamma, **large)
-        for s in range(3)
-        for gamma in (0.1, 0.3)
-    ]
-    rows = rules.judge([record(s, {}) for s in range(3)] + falling + heads + paper + strengths)
-    html = summary.overview(rows, {f"C{i}": f"page.html#c{i}" for i in range(1, 9)}, "ledger.html")
-    shown = [row for row in rows if row.as_in_paper and row.verdict != Verdict.TOO_FEW]
-    marks = re.findall(r'<a href="ledger.html#([\w-]+)" title="([^"]*)"', html)
-    names = {verdict: name for verdict, (name, _) in summary.MARKS.items()}
-    expected = [
-        (row.anchor, f"{row.name}, {names[row.verdict]}: {row.change}, 3 runs") for row in shown
-    ]
-    assert sorted(marks) == sorted(expected) and len(shown) >= 12
-    assert sum("γ = 0.1" in title or "γ = 0.3" in title for _, title in marks) == 2  # side by side
-    heads = re.findall(r'<th colspan="(\d)"[^>]*>([^/]*)</th>', html)
-    setting = "Omniglot<br>5-way<br>1-shot<br>"
-    assert sorted(heads) == sorted(
-        [
-            ("2", f"{setting}quick"),
-            ("2", f"{setting}paper"),
-            ("1", f"{setting}zero first head<br>quick"),
-        ]
-    )
-    scales = [head[1].rpartition(">")[2] for head in heads for _ in range(int(head[0]))]
-    # the columns stand below their heads
-    for line in re.findall(r"<tr><th scope=.*?</tr>", html)[1:]:
-        assert re.findall(r'<td class="(\w+)"', line) == scales
-    assert html.count('<th scope="row">') == 8 and 'href="page.html#c8"' in html
-    legend = html.split("metanb-legend")[1]
-    assert all(names[row.verdict] in legend for row in shown)
 
 
 def test_figures_and_rules_load_no_torch():
