@@ -236,7 +236,9 @@ def _find_role(
     # the base is among those with which accuracy stays
     staying = [change for change in changes if change.stays]
     least, greatest = (pick(staying, key=lambda change: change.value) for pick in (min, max))
-    if _moves(cells[least.intervention], cells[greatest.intervention], measure):
+    if any(change.moved for change in staying) or _moves(
+        cells[least.intervention], cells[greatest.intervention], measure
+    ):
         role = Role.COMPANION if _excludes_zero(along) else Role.NEITHER
     else:
         role = Role.OPEN if any(change.moved for change in changes) else Role.UNTESTED
