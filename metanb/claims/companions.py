@@ -1,22 +1,56 @@
-"""What goes with accuracy between networks and between epochs: tables for exploring, not verdicts.
+"""Causes, companions and neither: what interventions, networks and epochs say of each measure.
 
-The paper's claims follow a measure over meta-training, within a run. Two further questions need no
-further run. Between trained networks of one setting, which measure goes with accuracy? And if
-meta-training were stopped where a measure is best, how much accuracy would it cost? No rule was
-written before these tables were seen.
+The paper's claims follow a measure over meta-training, within a run. What goes with accuracy there
+need not cause it. `find_roles` asks the interventions:
+
+    COMPANION  the measure goes with accuracy over meta-training, and yet it moves while accuracy
+               stays
+    NEITHER    it does not go with accuracy, and moves while accuracy stays
+    OPEN       it moves, but never while accuracy stays
+    UNTESTED   no intervention moves it
+
+A measure *goes with accuracy* if the 95 % interval of their correlation over the epochs of plain
+runs, mean over runs, excludes 0. It *moves* between two interventions if it changes more than
+TWOFOLD and by more than chance: the 95 % interval of the difference at the same seeds, over runs
+and tasks, excludes 0. The difference is that of logarithms if all values are positive. Accuracy
+*stays* if the whole 95 % interval of its change lies within +-MARGIN.
+
+Two further questions need no further run. Between trained networks of one setting, which measure
+goes with accuracy? And if meta-training were stopped where a measure is best, how much accuracy
+would it cost? None of these rules was written before the runs were seen: they explore, and are no
+verdicts.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from metanb.claims.cells import curve, cut_to_common_length, group_into_cells, late_values
-from metanb.labels import MEASURES
+from metanb.claims.cells import (
+    curve,
+    cut_to_common_length,
+    group_into_cells,
+    late_values,
+    pair_by_seed,
+)
+from metanb.claims.predictions import (
+    MARGIN,
+    compare_interventions,
+    group_by_place,
+    label_of,
+    values_at_the_end,
+)
+from metanb.claims.run_stats import Interval, correlation, interval, mean_correlation
+from metanb.grids.interventions import BASE
+from metanb.labels import MEASURES, name_of
 from metanb.runs.records import Record
 from metanb.settings import scale_of
 
+TWOFOLD = 2.0  # a measure that changes less has not moved
 MIN_CELLS = 5  # networks that a rank correlation takes at least
 # By what meta-training is stopped: the measure, and whether its greatest or its least value counts.
 # Meta-validation accuracy needs labelled tasks of further classes, the others need none.
@@ -27,6 +61,251 @@ STOPPED_BY = {
     "hessian_norm": min,
     "support_loss": min,
 }
+
+
+class Role(StrEnum):
+    """What a measure is to accuracy, by the rules of the module; each is its own text."""
+
+    COMPANION = "a companion, no cause"
+    NEITHER = "neither cause nor companion"
+    OPEN = "not ruled out as a cause"
+    UNTESTED = "not tested"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an intervention makes of a measure and of accuracy, beside the base at the same seeds.
+
+    Attributes:
+        intervention: its name.
+        value: the measure's mean at the end.
+        gain: the change of accuracy, percentage points.
+        low: lower end of its 95 % interval.
+        high: upper end of it.
+        moved: whether the measure moves from the base, by the rule of the module.
+    """
+
+    intervention: str
+    value: float
+    gain: float
+    low: float
+    high: float
+    moved: bool
+
+    @property
+    def stays(self) -> bool:
+        """Whether accuracy stays."""
+        return -MARGIN < self.low and self.high < MARGIN
+
+    @property
+    def shown_gain(self) -> str:
+        """The change of accuracy with its interval."""
+        return f"{self.gain:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
+
+
+@dataclass(frozen=True)
+class MeasureRole:
+    """What one measure is to accuracy under one algorithm.
+
+    Attributes:
+        algorithm: the algorithm's key.
+        measure: the measure's name.
+        along: its correlation with accuracy over meta-training.
+        changes: by intervention, the base first.
+        least: among the changes with which accuracy stays, that of the least value.
+        greatest: among them, that of the greatest value.
+        role: what the measure is.
+    """
+
+    algorithm: str
+    measure: str
+    along: Interval
+    changes: tuple[Change, ...]
+    least: Change
+    greatest: Change
+    role: Role
+
+    @property
+    def base(self) -> float:
+        """The measure's mean in the base."""
+        return self.changes[0].value
+
+    @property
+    def better_but_worse(self) -> tuple[Change, ...]:
+        """Changes that move the measure to the side of high accuracy, and lower accuracy.
+
+        The side is that of the correlation over meta-training; accuracy is lower if its whole
+        interval lies below 0.
+        """
+        return tuple(
+            change
+            for change in self.changes
+            if change.moved
+            and (change.value - self.base) * self.along.mean > 0
+            and _excludes_zero(self.along)
+            and change.high < 0
+        )
+
+    @property
+    def evidence(self) -> str:
+        """What the role rests on, in a clause."""
+        if self.role in (Role.COMPANION, Role.NEITHER):
+            ends = (
+                f"{change.value:.3g} (*{change.intervention}*)"
+                for change in (self.least, self.greatest)
+            )
+            return f"it goes from {' to '.join(ends)} while accuracy stays"
+        if self.role == Role.UNTESTED:
+            return "no intervention moves it more than twofold and by more than chance"
+        farthest = max(
+            (change for change in self.changes if change.moved),
+            key=lambda change: _ratio(change.value, self.base),
+        )
+        return (
+            f"*{farthest.intervention}* moves it from {self.base:.3g} to {farthest.value:.3g} "
+            f"and accuracy by {farthest.shown_gain}"
+        )
+
+
+# what the measures stand for in a sentence
+SUBJECTS = {
+    "trajectory_coherence": "Trajectory coherence",
+    "gradient_coherence": "Gradient coherence",
+    "hessian_norm": "Flatness (Hessian norm)",
+    "support_loss": "Loss (support loss, adapted)",
+    "distance": "Distance from θ_s",
+}
+
+
+def find_roles(
+    records: Iterable[Record], plain: Iterable[Record], measures: Sequence[str]
+) -> list[MeasureRole]:
+    """What each measure is to accuracy: a companion, neither, or not ruled out as a cause.
+
+    Args:
+        records: runs of interventions in one setting and at one scale.
+        plain: plain runs of that setting, for the correlation over meta-training.
+        measures: names of measures.
+
+    Returns:
+        The roles, measure by measure; within a measure, algorithm by algorithm.
+
+    Raises:
+        metanb.runs.records.RecordError: a measure of a run is missing.
+    """
+    records, plain = list(records), list(plain)
+    table = compare_interventions(records, measures)
+    cells = {place[-1]: of_place for place, of_place in group_by_place(records).items()}
+    return [
+        _find_role(table[table.algorithm == algorithm], cells[algorithm], plain, measure)
+        for measure in measures
+        for algorithm in dict.fromkeys(table.algorithm)
+    ]
+
+
+def _find_role(
+    rows: pd.DataFrame, cells: dict[str, list[Record]], plain: Sequence[Record], measure: str
+) -> MeasureRole:
+    """The role of one measure under one algorithm.
+
+    Args:
+        rows: the algorithm's, as `compare_interventions` gives them.
+        cells: its runs by intervention.
+        plain: plain runs of any algorithm.
+        measure: a column of `rows`.
+    """
+    algorithm = str(rows.algorithm.iloc[0])
+    accuracy = "query_accuracy"
+    correlations = [
+        correlation(curve(run, measure), curve(run, accuracy))[0]
+        for run in plain
+        if run.settings.algorithm == algorithm
+    ]
+    along = mean_correlation(correlations) if correlations else Interval(math.nan, -1.0, 1.0, 1.0)
+    changes = tuple(
+        Change(
+            intervention=row.intervention,
+            value=getattr(row, measure),
+            gain=row.gain,
+            low=row.low,
+            high=row.high,
+            moved=_moves(cells[row.intervention], cells[BASE.name], measure),
+        )
+        for row in rows.itertuples()
+    )
+    # the base is among those with which accuracy stays
+    staying = [change for change in changes if change.stays]
+    least, greatest = (pick(staying, key=lambda change: change.value) for pick in (min, max))
+    if any(change.moved for change in staying) or _moves(
+        cells[least.intervention], cells[greatest.intervention], measure
+    ):
+        role = Role.COMPANION if _excludes_zero(along) else Role.NEITHER
+    else:
+        role = Role.OPEN if any(change.moved for change in changes) else Role.UNTESTED
+    return MeasureRole(algorithm, measure, along, changes, least, greatest, role)
+
+
+def _moves(cell: list[Record], other: list[Record], measure: str) -> bool:
+    """Whether a measure moves from one intervention to the other, by the rule of the module."""
+    ends = np.array(values_at_the_end(pair_by_seed(cell, other), measure))
+    values, errors = ends[..., 0], ends[..., 1]  # [2, pairs]
+    if _ratio(*values.mean(1)) <= TWOFOLD:
+        return False
+    if (values > 0).all():
+        values, errors = np.log(values), errors / values
+    return _excludes_zero(interval(values[0] - values[1], shared=np.hypot(*errors)))
+
+
+def _ratio(value: float, other: float) -> float:
+    """The greater of two values over the lesser; infinite where the lesser is not positive."""
+    least, greatest = sorted((value, other))
+    return greatest / least if least > 0 else math.inf
+
+
+def _excludes_zero(effect: Interval) -> bool:
+    """Whether an interval lies on one side of 0."""
+    return effect.low > 0 or effect.high < 0
+
+
+def role_sentences(roles: Iterable[MeasureRole]) -> list[str]:
+    """One sentence of Markdown per measure: what it is under each algorithm, and the evidence.
+
+    Args:
+        roles: as `find_roles` gives them.
+    """
+    by_measure: dict[str, list[MeasureRole]] = {}
+    for role in roles:
+        by_measure.setdefault(role.measure, []).append(role)
+    return [
+        f"**{SUBJECTS.get(measure, label_of(measure))}**: {_describe_roles(group)}."
+        for measure, group in by_measure.items()
+    ]
+
+
+def _describe_roles(roles: Sequence[MeasureRole]) -> str:
+    """The roles of one measure in words; a role that all algorithms share is said once."""
+    parts = {f"under {name_of(role.algorithm)}": role for role in roles}
+    if len({role.role for role in roles}) == 1:
+        evidence = "; ".join(f"{where} {role.evidence}" for where, role in parts.items())
+        return f"**{roles[0].role}**; {evidence}"
+    return "; ".join(f"{where} **{role.role}**: {role.evidence}" for where, role in parts.items())
+
+
+def role_table(roles: Iterable[MeasureRole]) -> pd.DataFrame:
+    """The roles for people, all as text: one row per measure and algorithm."""
+    return pd.DataFrame(
+        {
+            "measure": label_of(role.measure),
+            "algorithm": name_of(role.algorithm),
+            "r with accuracy, over meta-training": (
+                f"{role.along.mean:.2f} ({role.along.low:.2f} to {role.along.high:.2f})"
+            ),
+            "base": f"{role.base:.3g}",
+            "while accuracy stays": f"{role.least.value:.3g} to {role.greatest.value:.3g}",
+            "role": role.role.value,
+        }
+        for role in roles
+    )
 
 
 def between_cells(records: Iterable[Record], measures: Sequence[str]) -> pd.DataFrame:

@@ -188,58 +188,24 @@ def compare_interventions(
         percentage points (of the base 0); and each measure's mean.
     """
     rows = []
-    for place, cells in _group_by_place(records).items():
+    for place, cells in group_by_place(records).items():
         for name in (name for name in BY_NAME if name in cells and BASE.name in cells):
             pairs = pair_by_seed(cells[name], cells[BASE.name])
             if not pairs:
                 continue
-            after, base = _values_at_the_end(pairs, "final_accuracy")
+            after, base = values_at_the_end(pairs, "final_accuracy")
             gain = Interval(0.0, 0.0, 0.0, 1.0)
             if name != BASE.name:
-                gain = _effect(Expectation.STAYS, after, base)
+                gain = effect_of(Expectation.STAYS, after, base)
             row = {"algorithm": place[-1], "intervention": name, "pairs": len(pairs)}
             row |= {"gain": gain.mean, "low": gain.low, "high": gain.high}
             for measure in measures:
-                row[measure] = np.mean([_at_the_end(run, measure)[0] for run, _ in pairs])
+                row[measure] = np.mean([value_at_the_end(run, measure)[0] for run, _ in pairs])
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def survived_ranges(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """How far measures went while accuracy stayed: what moves freely is no cause of it.
-
-    Args:
-        table: as `compare_interventions` gives it.
-        measures: columns of it.
-
-    Returns:
-        A row per algorithm and measure: the base's value, and the least and the greatest value
-        under the interventions that leave accuracy where it is, its whole interval within
-        +-MARGIN, each with the name of the intervention.
-    """
-    stayed = table[(table.low > -MARGIN) & (table.high < MARGIN)]
-    rows = []
-    for algorithm in dict.fromkeys(table.algorithm):
-        of_algorithm = stayed[stayed.algorithm == algorithm]
-        base = of_algorithm[of_algorithm.intervention == BASE.name].iloc[0]
-        for measure in measures:
-            least = of_algorithm.loc[of_algorithm[measure].idxmin()]
-            greatest = of_algorithm.loc[of_algorithm[measure].idxmax()]
-            rows.append(
-                {
-                    "algorithm": name_of(algorithm),
-                    "measure": _label(measure),
-                    "base": base[measure],
-                    "least": least[measure],
-                    "least under": least.intervention,
-                    "greatest": greatest[measure],
-                    "greatest under": greatest.intervention,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _group_by_place(
+def group_by_place(
     records: Iterable[Record],
 ) -> dict[tuple[str, str, str, str], dict[str, list[Record]]]:
     """Finished runs by place (data set, setting, scale, algorithm) and by intervention."""
@@ -262,7 +228,7 @@ def judge_predictions(records: Iterable[Record]) -> list[PredictionRow]:
     Raises:
         metanb.runs.records.RecordError: a measure of a run is missing.
     """
-    places = _group_by_place(records)
+    places = group_by_place(records)
     rows = []
     for prediction in PREDICTIONS:
         for place, cells in places.items():
@@ -309,14 +275,14 @@ def _judge_prediction(
     pairs = pair_by_seed(cells[prediction.intervention], cells[BASE.name])
     if not pairs:
         return None
-    after, base = _values_at_the_end(pairs, prediction.measure)
+    after, base = values_at_the_end(pairs, prediction.measure)
     if prediction.expected == Expectation.FOLLOWS:
         slopes, errors, compared = _slopes(cells, prediction.measure)
         effect = interval(slopes, shared=errors) if slopes else NO_EFFECT
         runs = len(slopes)
     else:
         compared = [run for pair in pairs for run in pair]
-        effect = _effect(prediction.expected, after, base)
+        effect = effect_of(prediction.expected, after, base)
         runs = len(pairs)
     return PredictionRow(
         prediction=prediction,
@@ -335,17 +301,18 @@ def _judge_prediction(
     )
 
 
-def _values_at_the_end(
+def values_at_the_end(
     pairs: Sequence[tuple[Record, Record]], measure: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The values and errors of `_at_the_end`, [pairs, 2]: of the interventions, of their bases."""
+    """What `value_at_the_end` gives, [pairs, 2]: of the interventions, and of their bases."""
     after, base = (
-        np.array([_at_the_end(run, measure) for run in runs]) for runs in zip(*pairs, strict=True)
+        np.array([value_at_the_end(run, measure) for run in runs])
+        for runs in zip(*pairs, strict=True)
     )
     return after, base
 
 
-def _at_the_end(run: Record, measure: str) -> tuple[float, float]:
+def value_at_the_end(run: Record, measure: str) -> tuple[float, float]:
     """A measure after the last epoch, and its standard error over tasks."""
     if measure == "final_accuracy":
         accuracy = final_accuracy(run)
@@ -355,7 +322,7 @@ def _at_the_end(run: Record, measure: str) -> tuple[float, float]:
     return float(last["mean"]), float(last["sem"])
 
 
-def _effect(expected: Expectation, after: np.ndarray, base: np.ndarray) -> Interval:
+def effect_of(expected: Expectation, after: np.ndarray, base: np.ndarray) -> Interval:
     """The effect that the expectation's rule is about.
 
     Args:
@@ -388,7 +355,7 @@ def _slopes(
     slopes, errors = [], []
     for runs in complete:
         log_sizes = np.log([run.settings.inner_lr for run in runs])
-        values = np.array([_at_the_end(run, measure) for run in runs])
+        values = np.array([value_at_the_end(run, measure) for run in runs])
         weights = log_sizes - log_sizes.mean()
         weights /= weights @ weights
         slopes.append(float(weights @ np.log(values[:, 0])))
@@ -432,7 +399,7 @@ def prediction_table(rows: Sequence[PredictionRow]) -> pd.DataFrame:
         "algorithm": [name_of(row.algorithm) for row in rows],
         "data": [f"{name_of(row.dataset)}, {row.setting}, {row.scale}" for row in rows],
         "predicted": [
-            f"{_label(row.prediction.measure)} {row.prediction.expected}" for row in rows
+            f"{label_of(row.prediction.measure)} {row.prediction.expected}" for row in rows
         ],
         "before, after": [f"{row.before:.3g}, {row.after:.3g}" for row in rows],
         "effect, 95 % interval": [row.change for row in rows],
@@ -440,6 +407,36 @@ def prediction_table(rows: Sequence[PredictionRow]) -> pd.DataFrame:
         "outcome": [row.outcome.value for row in rows],
     }
     return pd.DataFrame(columns)
+
+
+def describe_predictions(rows: Sequence[PredictionRow]) -> str:
+    """How many predictions came true, in a sentence of Markdown: in all, and kind by kind.
+
+    Args:
+        rows: the predictions.
+
+    Example:
+        >>> describe_predictions([])
+        'No prediction is tested here.'
+    """
+    if not rows:
+        return "No prediction is tested here."
+    tested = [row for row in rows if row.outcome != Outcome.TOO_FEW]
+    kinds: dict[str, list[Outcome]] = {}
+    for row in tested:
+        kind = f"{label_of(row.prediction.measure)} {row.prediction.expected}"
+        kinds.setdefault(kind, []).append(row.outcome)
+    counts = [
+        f"{sum(row.outcome == outcome for row in rows)} {outcome}"
+        for outcome in Outcome
+        if any(row.outcome == outcome for row in rows)
+    ]
+    by_kind = [
+        f"{kind}: {outcomes.count(Outcome.PREDICTED)} of {len(outcomes)}"
+        for kind, outcomes in kinds.items()
+    ]
+    first = f"**Chapter 7's predictions**, {len(rows)} of them: {', '.join(counts)}."
+    return f"{first} Kind by kind, as predicted: {'; '.join(by_kind)}." if by_kind else first
 
 
 def predictions_in_lines(rows: Iterable[PredictionRow], width: int = 80) -> str:
@@ -457,7 +454,7 @@ def predictions_in_lines(rows: Iterable[PredictionRow], width: int = 80) -> str:
     for place, of_place in groups.items():
         lines = [place]
         for row in of_place:
-            expected = f"{_label(row.prediction.measure)} {row.prediction.expected}"
+            expected = f"{label_of(row.prediction.measure)} {row.prediction.expected}"
             text = (
                 f"{row.prediction.intervention}: {expected}: {row.outcome}; {row.change}, "
                 f"{row.runs} {'pair' if row.runs == 1 else 'pairs'}"
@@ -489,6 +486,6 @@ def predictions_as_json(
     return json.dumps(objects, indent=1)
 
 
-def _label(measure: str) -> str:
+def label_of(measure: str) -> str:
     """What readers call a measure."""
     return "accuracy" if measure == "final_accuracy" else MEASURES[measure].label

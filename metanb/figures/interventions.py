@@ -1,5 +1,6 @@
 """What interventions change: a measure, and accuracy beside it."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,69 @@ from matplotlib.figure import Figure as Canvas
 
 from metanb.claims.predictions import MARGIN
 from metanb.figures.style import STYLE, Figure, finish_figure
+from metanb.grids.interventions import BY_NAME
 from metanb.labels import MEASURES, name_of
+
+NAME_WIDTH = 18  # letters of a line of a name
+# What each intervention does, for readers.
+MEANINGS = {
+    "centred head at meta-test": (
+        "nothing is trained; the trained head loses its answer to the mean image, and nothing else"
+    ),
+    "zero head": (
+        "each inner loop begins with a head of zeros, which has no answer to agree on. It takes "
+        "away more: such a head gives the body no gradient, so the first inner step moves the head "
+        "alone. MAML's meta-gradient sees that this step depends on the body, first-order MAML's "
+        "does not. So a loss under first-order MAML need not be the price of coherence"
+    ),
+    "shared head": (
+        "each inner loop begins with one learnt vector for all classes, so that no class is "
+        "preferred. As with a head of zeros, the first inner step moves the head alone"
+    ),
+    "head alone adapts": "the inner loop moves the last layer alone (ANIL)",
+    "body alone adapts": "the inner loop moves all layers but the last (BOIL)",
+    "cosine within a task": (
+        "the outer loss rewards the cosine of a task's own support and query gradients"
+    ),
+    "agreement weights": (
+        "a task weighs more in the outer loss if its displacement agrees with those of its batch"
+    ),
+    "sharpness-aware": (
+        "the meta-gradient is taken a short way uphill, which leads meta-training to flatter places"
+    ),
+    "coherent": "the outer loss rewards displacements that agree",
+    "sharpness-aware and coherent": "the two together",
+}
+STEPS = (
+    "another inner step size. Gradient descent with steps of size α settles where the curvature "
+    "is at most about 2/α, so chapter 7 expects the Hessian norm in proportion to 1/α. A step size "
+    "that moves curvature and accuracy is a common cause of both, and tells nothing of their order"
+)
+
+
+def describe_interventions(names: Sequence[str]) -> str:
+    """What interventions do, as a list in Markdown; the inner step sizes share one item.
+
+    Args:
+        names: of interventions.
+
+    Raises:
+        KeyError: an unknown name.
+
+    Example:
+        >>> print(describe_interventions(["coherent"]))
+        - *coherent* (the paper's regulariser): the outer loss rewards displacements that agree.
+    """
+    steps = [name for name in names if name.startswith("inner step")]
+    items = [
+        f"- *{name}* ({BY_NAME[name].source}): {MEANINGS[name]}."
+        for name in names
+        if name not in steps
+    ]
+    if steps:
+        listed = ", ".join(f"*{name}*" for name in steps)
+        items.append(f"- {listed} ({BY_NAME[steps[0]].source}): {STEPS}.")
+    return "\n".join(items)
 
 
 def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) -> Figure:
@@ -31,26 +94,29 @@ def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) ->
     columns = ["algorithm", "intervention", "pairs", measure, "gain", "low", "high"]
     data = table[columns].reset_index(drop=True)
     with matplotlib.rc_context(STYLE):
-        height = 0.24 * len(names) + 0.9
-        canvas = Canvas(figsize=(7.6, height * len(algorithms)), layout="constrained")
+        # narrow enough that a phone hardly shrinks it; a name of two lines takes more room
+        labels = [textwrap.fill(each, NAME_WIDTH) for each in names]
+        lines = sum(1 + 0.6 * label.count("\n") for label in labels)
+        canvas = Canvas(figsize=(4.6, (0.26 * lines + 0.9) * len(algorithms)), layout="constrained")
         panels = canvas.subplots(len(algorithms), 2, squeeze=False, sharex="col", sharey=True)
         for (left, right), algorithm in zip(panels, algorithms, strict=True):
             of_algorithm = data[data.algorithm == algorithm].set_index("intervention")
             _draw_measure(left, of_algorithm[measure], names, MEASURES[measure].log)
+            left.set_yticks(range(len(names)), labels)
             _draw_gains(right, of_algorithm, names)
             left.set_title(name_of(algorithm), size=10, loc="left")
         for axis, label in zip(
             panels[-1], (MEASURES[measure].label, "change of accuracy (points)"), strict=True
         ):
-            axis.set_xlabel(label)
+            axis.set_xlabel(textwrap.fill(label, NAME_WIDTH))
         panels[0, 0].invert_yaxis()
 
         pairs = sorted(set(data.pairs))
         n = f"n = {pairs[0]}" if len(pairs) == 1 else f"n = {pairs[0]} to {pairs[-1]}"
         caption += (
-            f" Left: means over {n} runs; dashed: the base. Right: changes to the base at the same "
-            "seeds, with 95 % intervals over runs and tasks; filled: the interval does not hold 0; "
-            f"band: ± {MARGIN:g} points, what counts as unchanged."
+            f" Left: means over {n} runs; dashed: the base. Right: changes from the base at the "
+            "same seeds, with 95 % intervals over runs and tasks; filled: the interval excludes 0; "
+            f"band: ± {MARGIN:g} points, within which accuracy counts as unchanged."
         )
         alt = f"{MEASURES[measure].label}, and the change of accuracy. {_in_words(data, measure)}."
         return finish_figure(canvas, name, caption, alt, data)
@@ -65,7 +131,6 @@ def _draw_measure(axis: Any, values: pd.Series, names: Sequence[str], logarithmi
     if logarithmic:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_yticks(range(len(names)), names)
 
 
 def _draw_gains(axis: Any, rows: pd.DataFrame, names: Sequence[str]) -> None:

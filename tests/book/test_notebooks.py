@@ -5,6 +5,7 @@ mode over notebooks/.
 """
 
 import ast
+import doctest
 import itertools
 import json
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from metanb import labels
 from metanb.figures import svg
 from metanb.grids import definitions
 from tests.support.paths import ROOT
@@ -67,7 +69,8 @@ def test_reads_well(path):
         assert len(lines) <= MAX_LINES or "parameters" in cell.metadata.get("tags", []), cell.source
         assert max(map(len, lines), default=0) <= MAX_WIDTH, cell.source
     tags = [tag for cell in code_cells(path) for tag in cell.metadata.get("tags", [])]
-    assert tags.count("parameters") == 1 and set(tags) <= {"parameters", "hide-input"}
+    known = {"parameters", "hide-input", "nbval-ignore-output"}
+    assert tags.count("parameters") == 1 and set(tags) <= known
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert re.findall("^## .*", prose, re.MULTILINE)[-1] == "## Verifying the claim"
     assert (
@@ -127,6 +130,33 @@ def test_what_a_reader_is_told_to_type_is_understood(name):
         assert definitions.select_runs(definitions.GRIDS[words[2]](), words[4])
 
 
+SOLUTIONS = ("7-what-coherence-measures", "8-causes", "9-your-own")
+
+
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_solutions_of_exercises_are_true(name):
+    """Two exercises; the code of each folded solution prints what stands below it."""
+    from metanb.landscape.measures import PER_TASK
+    from metanb.maml.algorithms import GRADIENTS
+
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    exercises = text.partition("\n## Exercises\n")[2].partition("\n## ")[0]
+    solutions = re.findall(r"^:::\{dropdown\} Solution\n(.*?)^:::$", exercises, re.M | re.S)
+    assert len(re.findall(r"^\*\*\d\.\*\*", exercises, re.M)) == len(solutions) == 2
+    tables = (labels.ALGORITHMS, GRADIENTS, labels.MEASURES, PER_TASK)
+    before = [dict(table) for table in tables]
+    runner = doctest.DocTestRunner()
+    for solution in solutions:
+        for code in re.findall(r"^```pycon\n(.*?)^```$", solution, re.M | re.S):
+            runner.run(doctest.DocTestParser().get_doctest(code, {}, name, None, 0))
+    # what a solution registers is gone again
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+    assert runner.tries >= 4 and not runner.failures
+
+
 def test_readme_shows_what_the_notebook_drew():
     """The picture is that of the first figure of 2-flatness, black on white."""
     (figure,) = (
@@ -150,7 +180,7 @@ LIVE = {  # parameters other than those committed, at smoke scale, and the runs 
     "0-what-it-looks-like": ({"seeds": [5], "algorithms": ["maml"]}, 2),
     "8-causes": (
         {"seeds": [5, 6, 7], "algorithms": ["fomaml"], "chosen": ["zero head", "inner step 0.1"]},
-        9,
+        12,
     ),
 }
 

@@ -1,17 +1,24 @@
 """Tables that explore the records: made-up runs whose answers are known by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from metanb.claims.companions import (
     STOPPED_BY,
+    Role,
     between_cells,
+    find_roles,
     points_lost,
     rank_correlations,
+    role_sentences,
+    role_table,
     stopping_table,
 )
 from metanb.labels import MEASURES
-from tests.support.records import EPOCHS, cell, record
+from tests.support.interventions import made_up
+from tests.support.records import EPOCHS, TIME, cell, record
 
 ACCURACY = np.r_[0.3, 0.4, 0.8, np.full(EPOCHS - 3, 0.7)]
 
@@ -64,3 +71,81 @@ def test_ranks_between_networks_of_a_setting():
     assert correlations.loc[setting, "cells"] == 6
     assert correlations.loc[setting, "hessian_norm"] == pytest.approx(-1)
     assert abs(correlations.loc[setting, "distance"]) < 0.5
+
+
+FALLING = {"hessian_norm": 2 - TIME, "query_accuracy": TIME}
+WOBBLE = np.array([0.98, 1.0, 1.01, 0.99, 1.02])
+
+
+def role(curves=FALLING, **ends):
+    """The Hessian norm's role: by intervention, its norm and accuracy; the base has 2 and 0.8."""
+    plain = cell(curves, algorithm="fomaml", seeds=range(5))
+    runs = made_up("base", final_accuracy=0.8, hessian_norm=2.0)
+    for name, (norm, accuracy) in ends.items():
+        values = {"final_accuracy": accuracy, "hessian_norm": norm * WOBBLE}
+        runs += made_up(name.replace("_", " "), **values)
+    (role_of_norm,) = find_roles(runs, plain, ["hessian_norm"])
+    return role_of_norm
+
+
+def test_a_companion_moves_while_accuracy_stays():
+    flat = role(zero_head=(1.5, 0.81), shared_head=(8.0, 0.79), body_alone_adapts=(100.0, 0.6))
+    assert flat.role == Role.COMPANION and flat.along.mean < -0.9
+    assert (flat.least.intervention, flat.greatest.intervention) == ("zero head", "shared head")
+    assert flat.base == 2.0 and flat.better_but_worse == ()
+
+
+def test_what_does_not_go_with_accuracy_is_neither():
+    level = {"query_accuracy": TIME}  # in each run the norm is 1 and noise of its own
+    assert role(level, shared_head=(8.0, 0.79)).role == Role.NEITHER
+
+
+def test_what_moves_with_accuracy_alone_is_not_ruled_out():
+    steep = role(shared_head=(8.0, 0.6), zero_head=(2.4, 0.8))
+    assert steep.role == Role.OPEN
+    assert "*shared head* moves it from 2 to 8 and accuracy by -20.0 points" in steep.evidence
+    assert role(zero_head=(2.4, 0.8)).role == Role.UNTESTED
+
+
+def test_a_move_by_chance_is_no_move():
+    """Fourfold, at the same accuracy, but the norm's error over tasks is as large as the norm."""
+    plain = cell(FALLING, algorithm="fomaml", seeds=range(5))
+    runs = made_up("base", final_accuracy=0.8, hessian_norm=2.0)
+    runs += made_up("shared head", final_accuracy=0.8, hessian_norm=8.0 * WOBBLE)
+    for error, expected in ((0.1, Role.COMPANION), (8.0, Role.UNTESTED)):
+        for run in runs:
+            run.measures.loc[run.measures.measure == "hessian_norm", "sem"] = error
+        (role_of_norm,) = find_roles(runs, plain, ["hessian_norm"])
+        assert role_of_norm.role == expected
+
+
+def test_positive_values_move_by_their_ratios():
+    """Ratios of 3 to 4 in each of three runs of unlike size; their differences are 6 to 3000."""
+    base = np.array([2.0, 30.0, 1000.0])
+    plain = cell(FALLING, algorithm="fomaml", seeds=range(5))
+    for factors, expected in (([3, 3.5, 4], Role.COMPANION), ([3, 0.5, 4], Role.UNTESTED)):
+        runs = made_up("base", seeds=range(3), final_accuracy=0.8, hessian_norm=base)
+        norms = base * factors
+        runs += made_up("shared head", seeds=range(3), final_accuracy=0.8, hessian_norm=norms)
+        (role_of_norm,) = find_roles(runs, plain, ["hessian_norm"])
+        assert role_of_norm.role == expected
+
+
+def test_flatter_and_worse_speaks_against_flatness():
+    flat = role(zero_head=(0.5, 0.7), shared_head=(8.0, 0.6))
+    assert [change.intervention for change in flat.better_but_worse] == ["zero head"]
+
+
+def test_roles_in_words():
+    roles = [role(shared_head=(8.0, 0.8))]
+    assert role_sentences(roles) == [
+        "**Flatness (Hessian norm)**: **a companion, no cause**; under first-order MAML it goes "
+        "from 2 (*base*) to 8 (*shared head*) while accuracy stays."
+    ]
+    others = [replace(roles[0], algorithm="maml", role=Role.UNTESTED), *roles]
+    (sentence,) = role_sentences(others)
+    assert "under MAML **not tested**: no intervention moves it" in sentence
+    assert "; under first-order MAML **a companion, no cause**: it goes" in sentence
+    (line,) = role_table(roles).to_dict("records")
+    assert line["while accuracy stays"] == "2 to 8" and line["role"] == Role.COMPANION
+    assert line["r with accuracy, over meta-training"].startswith("-1.00 (")

@@ -3,10 +3,8 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from metanb.claims import rules
@@ -15,39 +13,22 @@ from metanb.claims.predictions import (
     Expectation,
     Outcome,
     compare_interventions,
+    describe_predictions,
     judge_predictions,
     judge_predictions_apart,
     outcome_by_interval,
     prediction_table,
     predictions_as_json,
     predictions_in_lines,
-    survived_ranges,
 )
 from metanb.claims.run_stats import interval
 from metanb.grids.definitions import quick_grid
 from metanb.grids.interventions import BY_NAME, find_intervention, intervention_runs
 from metanb.labels import MEASURES
-from metanb.runs.records import PROVENANCE, Record, write_record
+from metanb.runs.records import PROVENANCE, write_record
 from metanb.settings import preset
 from tests.support.command_line import call
-
-SEEDS = range(5)
-
-
-def made_up(name, algorithm="fomaml", seeds=SEEDS, sem=0.0, **values):
-    """An intervention's runs, with values at the end by measure: a number, or one per seed."""
-    settings = intervention_runs("quick", "omniglot", 5, 1, seeds, algorithm, BY_NAME[name])
-    runs = []
-    for i, run in enumerate(settings):
-        rows = []
-        for measure in {p.measure for p in PREDICTIONS}:
-            value = np.broadcast_to(values.get(measure, 0.5), len(settings))[i]
-            for epoch in [3] if measure == "final_accuracy" else range(4):
-                at_the_end = value if epoch == 3 else 1000.0  # must not count
-                rows.append((epoch, 600 * epoch, measure, at_the_end, at_the_end, 0.0, sem, 60))
-        columns = ["epoch", "iteration", "measure", "mean", "median", "std", "sem", "n"]
-        runs.append(Record(run, pd.DataFrame(rows, columns=columns), {}, Path(run.id)))
-    return runs
+from tests.support.interventions import SEEDS, made_up
 
 
 def outcome(records, name, measure, algorithm="fomaml"):
@@ -276,23 +257,16 @@ def test_ones_own_runs_and_smoke_runs_change_no_row_of_the_book():
     assert [each["own"] for each in objects] == [False] * len(by_book) + [True] * len(with_own)
 
 
-def test_ranges_count_only_where_accuracy_stays():
-    base = made_up("base", final_accuracy=0.8, hessian_norm=2.0)
-    runs = [*base]
-    for name, accuracy, norm in (
-        ("zero head", 0.81, 1.0),
-        ("shared head", 0.79, 8.0),
-        ("body alone adapts", 0.6, 100.0),  # accuracy falls: it does not count
-    ):
-        runs += made_up(name, final_accuracy=accuracy, hessian_norm=norm)
-    table = compare_interventions(runs, ["hessian_norm"])
-    (row,) = survived_ranges(table, ["hessian_norm"]).to_dict("records")
-    assert row == {
-        "algorithm": "first-order MAML",
-        "measure": "Hessian norm at adapted solutions",
-        "base": 2.0,
-        "least": 1.0,
-        "least under": "zero head",
-        "greatest": 8.0,
-        "greatest under": "shared head",
-    }
+def test_a_sentence_counts_the_outcomes_kind_by_kind():
+    """By hand: coherence halves twice as predicted, accuracy stays once and falls once."""
+    runs = made_up("base", trajectory_coherence=0.2, gradient_coherence=0.2)
+    for name, accuracy in (("zero head", 0.5), ("shared head", 0.3)):
+        runs += made_up(
+            name, trajectory_coherence=0.01, gradient_coherence=0.01, final_accuracy=accuracy
+        )
+    assert describe_predictions(judge_predictions(runs)) == (
+        "**Chapter 7's predictions**, 7 of them: 5 as predicted, 1 not as predicted, "
+        "1 not yet run: fewer than 3 pairs. Kind by kind, as predicted: "
+        "trajectory coherence falls to less than half: 2 of 2; "
+        "gradient coherence falls to less than half: 2 of 2; accuracy stays: 1 of 2."
+    )

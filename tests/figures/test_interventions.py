@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metanb.figures.interventions import interventions
+from metanb.figures.interventions import describe_interventions, interventions
+from metanb.grids.interventions import INTERVENTIONS
 
 TABLE = pd.DataFrame(
     {
@@ -33,3 +34,20 @@ def test_values_and_gains_are_drawn_where_they_are():
     assert "n = 3 to 5" in figure.caption
     assert "first-order MAML, zero head: 0.01, -4.0 points" in figure.alt
     assert figure.data.gain.tolist() == TABLE.gain.tolist()
+
+
+def test_every_intervention_is_described_and_steps_share_an_item():
+    names = [each.name for each in INTERVENTIONS]
+    text = describe_interventions(names)
+    assert all(f"*{name}*" in text for name in names)
+    assert len(text.splitlines()) == 1 + sum("inner step" not in name for name in names)
+    assert "zero head" not in describe_interventions(["shared head"])
+    assert describe_interventions([]) == ""
+
+
+def test_a_phone_hardly_shrinks_it():
+    """Drawn at 460 pixels or less, shown at 358."""
+    names = [each.name for each in INTERVENTIONS]
+    rows = [TABLE.iloc[0]] + [TABLE.iloc[1].replace("zero head", name) for name in names]
+    svg = interventions(pd.DataFrame(rows), "trajectory_coherence", "x", "What to see.").svg
+    assert float(svg.partition(' width="')[2].partition('"')[0]) <= 460

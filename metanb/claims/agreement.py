@@ -1,0 +1,191 @@
+"""What tasks agree on before they adapt: the findings of chapter 7, each as a sentence.
+
+A value is *late*, the mean over the last quarter of meta-training and over runs. A network *has
+decided* before it adapts if its support loss there is above DECIDED times ln N, where ln N is the
+loss of the network that gives each of N classes the same probability.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from metanb.claims.cells import cut_to_common_length, group_into_cells, late_values
+from metanb.claims.run_stats import Interval, interval
+from metanb.claims.verdicts import MIN_RUNS
+from metanb.labels import name_of
+from metanb.runs.records import Record
+from metanb.settings import scale_of
+
+DECIDED = 1.5  # times ln N
+TRACK = "trajectory_coherence"
+
+
+def late(runs: Iterable[Record], measure: str) -> float:
+    """A measure late in meta-training, the mean over runs."""
+    return float(late_values(runs, measure).mean())
+
+
+def relative_losses(runs: Sequence[Record]) -> np.ndarray:
+    """The late support loss before adapting over ln N, [runs]."""
+    ways = np.array([run.settings.ways for run in runs])
+    return np.asarray(late_values(runs, "support_loss_before") / np.log(ways))
+
+
+def has_decided(runs: Sequence[Record]) -> bool:
+    """Whether the networks, on average, have decided before they adapt."""
+    return bool(relative_losses(runs).mean() > DECIDED)
+
+
+def describe_before(groups: Mapping[str, Sequence[Record]]) -> str:
+    """What networks say before they adapt, in a sentence of Markdown.
+
+    Args:
+        groups: runs of one number of classes, by what readers call them.
+    """
+    parts = []
+    for name, runs in groups.items():
+        parts.append(
+            f"{name} {'has decided' if has_decided(runs) else 'is undecided'} "
+            f"({late(runs, 'majority_before'):.0%} of a task's images get one answer, at a loss of "
+            f"{late(runs, 'support_loss_before'):.2f})"
+        )
+    ways = next(iter(groups.values()))[0].settings.ways
+    return (
+        f"**Before adapting**, {' and '.join(parts)}. The same probability for each class costs "
+        f"ln {ways} = {np.log(ways):.2f}."
+    )
+
+
+def describe_shared_part(groups: Mapping[str, Sequence[Record]]) -> str:
+    """What the coherence of the most coherent group consists of, in a sentence of Markdown.
+
+    Args:
+        groups: runs by what readers call them.
+    """
+    name, runs = max(groups.items(), key=lambda item: late(item[1], TRACK))
+    whole, uniform = (
+        late(runs, measure) for measure in ("gradient_coherence", "gradient_coherence_uniform")
+    )
+    return (
+        f"**What tasks agree on** carries no label: under {name}, the most coherent, gradient "
+        f"coherence is {whole:.3g}, and that of the part that knows no label is {uniform:.3g}. "
+        f"The head has {late(runs, f'{TRACK}_head'):.3f} of a trajectory coherence of "
+        f"{late(runs, TRACK):.3f}."
+    )
+
+
+def describe_ranking(
+    groups: Mapping[str, Sequence[Record]], heads: Mapping[tuple[str, str], Sequence[Record]]
+) -> str:
+    """Whether the more coherent are the more accurate, in a sentence of Markdown.
+
+    Args:
+        groups: two or more groups of runs, by what readers call them.
+        heads: runs by algorithm and first head.
+    """
+    ranked = sorted(groups.items(), key=lambda item: -late(item[1], TRACK))
+    first, last = (late(runs, "query_accuracy") for _, runs in (ranked[0], ranked[-1]))
+    word = "more" if first > last else "less"
+    algorithms = dict.fromkeys(algorithm for algorithm, _ in heads)
+    agree = sum(
+        most_with(heads, algorithm, TRACK) == most_with(heads, algorithm, "query_accuracy")
+        for algorithm in algorithms
+    )
+    return (
+        f"**Coherence and accuracy**: {ranked[0][0]} is more coherent than {ranked[-1][0]} and "
+        f"{word} accurate ({first:.3f} against {last:.3f}). Of the first heads, the most coherent "
+        f"is the most accurate under {agree} of {len(algorithms)} algorithms."
+    )
+
+
+def most_with(
+    heads: Mapping[tuple[str, str], Sequence[Record]], algorithm: str, measure: str
+) -> str:
+    """The first head with which a measure is greatest under an algorithm.
+
+    Args:
+        heads: runs by algorithm and first head.
+        algorithm: the algorithm's key.
+        measure: the measure.
+    """
+    of_algorithm = {head: runs for (name, head), runs in heads.items() if name == algorithm}
+    return max(of_algorithm, key=lambda head: late(of_algorithm[head], measure))
+
+
+def gain_by_seed(runs: Sequence[Record], plain: Sequence[Record]) -> Interval:
+    """The difference of late accuracy, percentage points, of runs with the same seeds in order."""
+    difference = late_values(runs, "query_accuracy") - late_values(plain, "query_accuracy")
+    return interval(100 * difference)
+
+
+def describe_penalty(pushed: Sequence[Record], plain: Sequence[Record]) -> str:
+    """What a penalty on incoherent trajectories does, in a sentence of Markdown.
+
+    Args:
+        pushed: runs with the penalty.
+        plain: the runs without it, with the same seeds in the same order.
+    """
+    before, after = late(plain, TRACK), late(pushed, TRACK)
+    decided = int((relative_losses(pushed) > DECIDED).sum())
+    gain = gain_by_seed(pushed, plain)
+    shown = f"{gain.mean:+.2f} points"
+    if len(pushed) > 1:
+        shown += f" ({gain.low:+.2f} to {gain.high:+.2f})"
+    return (
+        f"**A penalty** that {'raises' if after > before else 'lowers'} trajectory coherence from "
+        f"{before:.3f} to {after:.3f} changes accuracy by {shown}. "
+        f"With it, {decided} of {len(pushed)} runs have decided before they adapt."
+    )
+
+
+def traits_by_setting(records: Iterable[Record]) -> pd.DataFrame:
+    """What chapter 7 measures, late, in each cell of at least MIN_RUNS runs.
+
+    Runs that were stopped early are cut to what the furthest MIN_RUNS have in common.
+
+    Args:
+        records: of algorithms that adapt in meta-training; others are left out.
+
+    Returns:
+        A row per cell: `data`, `scale`, `algorithm`, `coherence`, `head part` of it, `loss / ln N`
+        before adapting, and `one answer`, the share of a task's images that get one.
+    """
+    rows = []
+    for cell in map(cut_to_common_length, group_into_cells(records)):
+        settings = cell[0].settings
+        if settings.algorithm == "finetune" or len(cell) < MIN_RUNS:
+            continue
+        rows.append(
+            {
+                "data": f"{name_of(settings.dataset)}, {settings.setting}",
+                "scale": scale_of(settings),
+                "algorithm": name_of(settings.algorithm),
+                "coherence": late(cell, TRACK),
+                "head part": late(cell, f"{TRACK}_head"),
+                "loss / ln N": float(relative_losses(cell).mean()),
+                "one answer": late(cell, "majority_before"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def describe_settings(traits: pd.DataFrame) -> str:
+    """In how many settings first-order MAML does what it does in chapter 7, in a sentence.
+
+    Args:
+        traits: as `traits_by_setting` gives them; a setting counts if it has both algorithms.
+    """
+    names = [name_of("fomaml"), name_of("maml")]
+    if traits.empty or not set(names) <= set(traits.algorithm):
+        return "**Elsewhere**: no setting with both algorithms is recorded."
+    wide = traits.pivot(index=["data", "scale"], columns="algorithm").dropna()
+    first, other = (wide.xs(name, axis=1, level=1) for name in names)
+    ahead = int((first["coherence"] > other["coherence"]).sum())
+    decided = int((first["loss / ln N"] > DECIDED).sum())
+    in_head = int((first["head part"] > first["coherence"] / 2).sum())
+    return (
+        f"**Elsewhere**: of {len(wide)} settings, each scale counted by itself, first-order MAML "
+        f"is more coherent than MAML in {ahead} and has decided in {decided}; in {in_head} the "
+        "head has more than half of its coherence."
+    )
