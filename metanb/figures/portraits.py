@@ -67,7 +67,7 @@ def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) ->
 
         columns = ["algorithm", "epoch", "unit", "b", *_columns_of_surface(runs[-1])]
         caption += (
-            f" Labels: {LOSSES[loss]} in nats. Light is low, dark is high; each row has a scale of"
+            f" Labels: {LOSSES[loss]} in nats. Light is low, dark is high; each stage has a scale of"
             " its own."
         )
         alt = (
