@@ -36,9 +36,9 @@ _SIDES = {"below": "below −x", "above": "above x"}
 def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) -> Figure:
     """One task's `loss` on the plane of two trajectories.
 
-    A column is a run, a row a stage. A row has a scale of colours of its own: between stages losses
-    differ by orders of magnitude. The data have one row per b and one column per a, both in units
-    of the column `unit`. The caption is completed by what colours and labels are.
+    A column is a run, a row a stage. A stage has a scale of colours of its own: between stages
+    losses differ by orders of magnitude. The data have one row per b and one column per a, both in
+    units of the column `unit`. The caption is completed by what colours and labels are.
 
     Args:
         runs: portraits of kind "surface".
@@ -67,8 +67,8 @@ def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) ->
 
         columns = ["algorithm", "epoch", "unit", "b", *_columns_of_surface(runs[-1])]
         caption += (
-            f" Labels: {LOSSES[loss]} in nats. Light is low, dark is high; each stage has a scale of"
-            " its own."
+            f" Labels: {LOSSES[loss]} in nats. Light is low, dark is high; each stage has a scale"
+            " of its own."
         )
         alt = (
             f"Contour maps of a task's {LOSSES[loss]}, each with two trajectories. "
