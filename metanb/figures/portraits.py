@@ -26,6 +26,8 @@ TOPS = (
     ("top", 0.05, "o", "largest eigenvalues"),
     ("gauss_newton_top", 0.012, "x", "largest of the Gauss-Newton part"),
 )
+PANEL = 2.9  # inches: two panels side by side fit a page, and a phone
+NARROWEST = 4.2  # inches: the width of a figure of one column, which has room for its legend
 CLEAR = 0.08  # a contour's label stays this far from all else that is drawn, in panel widths
 LOSSES = {"support_loss": "support loss", "query_loss": "query loss"}
 _SIDES = {"below": "below −x", "above": "above x"}
@@ -34,8 +36,9 @@ _SIDES = {"below": "below −x", "above": "above x"}
 def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) -> Figure:
     """One task's `loss` on the plane of two trajectories.
 
-    A row is a run, a column a stage; all panels share one scale of colours. The data have one row
-    per b and one column per a, both in units of the column `unit`.
+    A column is a run, a row a stage. A stage has a scale of colours of its own: between stages
+    losses differ by orders of magnitude. The data have one row per b and one column per a, both in
+    units of the column `unit`. The caption is completed by what colours and labels are.
 
     Args:
         runs: portraits of kind "surface".
@@ -44,34 +47,29 @@ def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) ->
         caption: what to see.
     """
     losses = np.array([[stage[loss] for stage in run.values["stages"]] for run in runs])
-    stages = losses.shape[1]
     rows: list[list[Any]] = []
     sentences = []
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(2.75 * stages + 0.6, 2.75 * len(runs)), layout="constrained")
-        axes = canvas.subplots(len(runs), stages, squeeze=False, sharex="row", sharey="row")
-        levels = _contour_levels(losses)
-        norm = matplotlib.colors.LogNorm(levels[0], levels[-1])
-
-        # the panels
-        for row, run in zip(axes, runs, strict=True):
-            for axis, stage in zip(row, run.values["stages"], strict=True):
-                filled = _draw_surface(axis, np.array(run.values["at"]), stage, loss, levels, norm)
-                axis.set(aspect="equal", title=_describe_epoch(run, stage["epoch"]))
+        canvas, axes = _make_grid(
+            losses.shape[1], len(runs), height=2.75, sharex="col", sharey="col"
+        )
+        for column, run in enumerate(runs):
+            coordinates = np.array(run.values["at"])
+            for row, stage in enumerate(run.values["stages"]):
+                axis = axes[row, column]
+                _draw_surface(axis, coordinates, stage, loss, _contour_levels(losses[:, row]))
+                axis.set(aspect="equal")
+                _set_title(axis, _describe_stage(run, stage))
                 axis.grid(False)
                 rows += _surface_rows(run, stage, loss)
                 sentences.append(_describe_trajectories(run, stage))
-            row[0].set_ylabel(f"{name_of(run.settings.algorithm)}\n2nd axis (L2)")
-        for axis in axes[-1]:
-            axis.set_xlabel("1st axis (L2)")
-
-        # the scale of colours
-        title = f"{LOSSES[loss]} (nats)"
-        bar = canvas.colorbar(filled, ax=axes, label=title, ticks=levels, pad=0.01)
-        bar.ax.yaxis.set_major_formatter("{x:g}")
-        bar.ax.minorticks_off()
+        _set_labels(axes, "1st axis (L2)", "2nd axis (L2)")
 
         columns = ["algorithm", "epoch", "unit", "b", *_columns_of_surface(runs[-1])]
+        caption += (
+            f" Labels: {LOSSES[loss]} in nats. Light is low, dark is high; each stage has a scale"
+            " of its own."
+        )
         alt = (
             f"Contour maps of a task's {LOSSES[loss]}, each with two trajectories. "
             f"{'; '.join(sentences)}."
@@ -79,19 +77,32 @@ def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) ->
         return finish_figure(canvas, name, caption, alt, pd.DataFrame(rows, columns=columns))
 
 
-def _draw_surface(
-    axis: Any,
-    coordinates: np.ndarray,
-    stage: dict[str, Any],
-    loss: str,
-    levels: np.ndarray,
-    norm: Any,
-) -> Any:
-    """One panel of `draw_surfaces`: filled contours, their labels and both trajectories.
+def _make_grid(rows: int, columns: int, height: float, **shared: str) -> tuple[Canvas, np.ndarray]:
+    """A canvas with rows of panels of a height in inches; `shared` says what share their axes."""
+    width = max(NARROWEST, PANEL * columns + 0.2)
+    canvas = Canvas(figsize=(width, height * rows), layout="constrained")
+    return canvas, canvas.subplots(rows, columns, squeeze=False, **shared)
 
-    Returns the filled contours.
-    """
+
+def _set_title(axis: Any, title: str) -> None:
+    """A panel's own title: on a phone panels may stand below each other."""
+    axis.set_title(title, fontsize=9)
+
+
+def _set_labels(axes: np.ndarray, x: str, y: str) -> None:
+    """Labels of the panels at the left and at the bottom."""
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y)
+    for axis in axes[-1]:
+        axis.set_xlabel(x, fontsize=9)
+
+
+def _draw_surface(
+    axis: Any, coordinates: np.ndarray, stage: dict[str, Any], loss: str, levels: np.ndarray
+) -> None:
+    """One panel of `draw_surfaces`: filled contours, their labels and both trajectories."""
     x = y = coordinates
+    norm = matplotlib.colors.LogNorm(levels[0], levels[-1])
     filled = axis.contourf(x, y, stage[loss], levels, norm=norm, cmap="cividis_r", extend="both")
     filled.set(edgecolor="#555555", linewidth=0.3)
 
@@ -99,12 +110,11 @@ def _draw_surface(
     lines = axis.contour(x, y, stage[loss], levels, colors=_INK)
     spots = _place_labels(lines.allsegs, stage["paths"], coordinates[0], coordinates[-1])
     inks = [_INK if norm(level) < 0.6 else _PAPER for level in levels]
-    axis.clabel(lines, levels, inline=False, fmt="%g", fontsize=7, colors=inks, manual=spots)
+    axis.clabel(lines, levels, inline=False, fmt="%g", fontsize=8, colors=inks, manual=spots)
     lines.set_visible(False)
 
     for path, mark in zip(stage["paths"], "os", strict=True):
         _draw_trajectory(axis, np.array(path), mark)
-    return filled
 
 
 def _unit(run: "Portrait") -> float:
@@ -129,10 +139,7 @@ def _surface_rows(run: "Portrait", stage: dict[str, Any], loss: str) -> list[lis
 def _describe_trajectories(run: "Portrait", stage: dict[str, Any]) -> str:
     """The lengths of both trajectories and the angle between them, in words."""
     lengths = " and ".join(f"{np.hypot(*path[-1]):.2g}" for path in stage["paths"])
-    return (
-        f"{name_of(run.settings.algorithm)}, {_describe_epoch(run, stage['epoch'])}: "
-        f"{lengths} long, {angle_between_paths(stage):.0f}° apart"
-    )
+    return f"{_describe_stage(run, stage)}: {lengths} long, {angle_between_paths(stage):.0f}° apart"
 
 
 def angle_between_paths(stage: dict[str, Any]) -> float:
@@ -147,7 +154,7 @@ def angle_between_paths(stage: dict[str, Any]) -> float:
 def draw_interpolations(runs: list["Portrait"], name: str, caption: str) -> Figure:
     """Losses along the line from theta_s to theta~_i.
 
-    A row is an algorithm, a column a loss, a colour a stage. Thin lines are single runs, the thick
+    A column is an algorithm, a row a loss, a colour a stage. Thin lines are single runs, the thick
     one is their mean; the band is the mean of the runs' quartiles over tasks.
 
     Args:
@@ -158,19 +165,25 @@ def draw_interpolations(runs: list["Portrait"], name: str, caption: str) -> Figu
     groups = _group_by_algorithm(runs)
     rows: list[tuple[Any, ...]] = []
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.4 * len(LOSSES), 2.9 * len(groups)), layout="constrained")
-        axes = canvas.subplots(len(groups), len(LOSSES), sharex=True, sharey="col", squeeze=False)
-        for row, (algorithm, group) in zip(axes, groups.items(), strict=True):
-            for axis, loss in zip(row, LOSSES, strict=True):
+        canvas, axes = _make_grid(len(LOSSES), len(groups), height=2.7, sharex="all", sharey="row")
+        for column, (algorithm, group) in enumerate(groups.items()):
+            for axis, loss in zip(axes[:, column], LOSSES, strict=True):
                 rows += _draw_loss_lines(axis, group, loss)
                 _format_loss_axis(axis)
-                axis.set_title(f"{LOSSES[loss]}, {name_of(algorithm)}", fontsize=9)
-        for axis in axes[-1]:
-            axis.set_xlabel("α: 0 at θ_s, 1 at the adapted solution")
-        axes[0, 0].legend(frameon=False, fontsize=8)
+                _set_title(axis, f"{LOSSES[loss]}, {name_of(algorithm)}")
+        _set_labels(axes, "α: 0 at θ_s, 1 at the adapted solution", "loss (nats)")
+        _add_legend(canvas, axes[0, 0])
         columns = ["algorithm", "epoch", "measure", "alpha", "mean", "low", "high"]
         data = pd.DataFrame(rows, columns=columns)
         return finish_figure(canvas, name, caption, _describe_lines(data), data)
+
+
+def _add_legend(canvas: Canvas, axis: Any, columns: int = 3) -> None:
+    """A legend of one panel's lines, below all panels and so clear of the lines."""
+    handles, labels = axis.get_legend_handles_labels()
+    canvas.legend(
+        handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=columns
+    )
 
 
 def _draw_loss_lines(axis: Any, group: list["Portrait"], loss: str) -> list[tuple[Any, ...]]:
@@ -209,7 +222,7 @@ def _format_loss_axis(axis: Any) -> None:
 def draw_densities(runs: list["Portrait"], name: str, caption: str) -> Figure:
     """Smoothed spectra: eigenvalues per unit, on a logarithmic scale.
 
-    A row is a run, a column a stage; each panel has its own axis of eigenvalues. Dots are the
+    A column is a run, a row a stage; each panel has its own axis of eigenvalues. Dots are the
     largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean over tasks.
     Their heights have no meaning: they stand in two rows, so that neither hides the other. The
     caption is completed by this and by the n.
@@ -222,19 +235,14 @@ def draw_densities(runs: list["Portrait"], name: str, caption: str) -> Figure:
     drawn = [(run, stage) for run in runs for stage in run.values["stages"]]
     stages = len(runs[0].values["stages"])
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(2.95 * stages, 2.7 * len(runs)), layout="constrained")
-        axes = canvas.subplots(len(runs), stages, squeeze=False, sharey=True)
-        for row, run in zip(axes, runs, strict=True):
-            for axis, stage in zip(row, run.values["stages"], strict=True):
+        canvas, axes = _make_grid(stages, len(runs), height=2.5, sharey="all")
+        for column, run in enumerate(runs):
+            for axis, stage in zip(axes[:, column], run.values["stages"], strict=True):
                 _draw_density(axis, stage)
-                title = _describe_epoch(run, stage["epoch"])
-                axis.set(yscale="log", ylim=(0.003, 1e6), title=title)
-            row[0].set_ylabel(f"{name_of(run.settings.algorithm)}\neigenvalues a unit")
-        marks = axes[0, 0].get_legend_handles_labels()
-        # clear of the peaks
-        canvas.legend(*marks, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
-        for axis in axes[-1]:
-            axis.set_xlabel("eigenvalue of the Hessian")
+                axis.set(yscale="log", ylim=(0.003, 1e6))
+                _set_title(axis, _describe_stage(run, stage))
+        _set_labels(axes, "eigenvalue of the Hessian", "eigenvalues per unit")
+        _add_legend(canvas, axes[0, 0], columns=2)
 
         rows = [
             (run.settings.algorithm, stage["epoch"], x, y)
@@ -264,26 +272,23 @@ def _draw_density(axis: Any, stage: dict[str, Any]) -> None:
 def _describe_range(run: "Portrait", stage: dict[str, Any]) -> str:
     """The smallest and the largest eigenvalue, means over tasks, in words."""
     smallest, largest = np.mean(stage["smallest"]), np.mean(stage["largest"])
-    return (
-        f"{name_of(run.settings.algorithm)}, {_describe_epoch(run, stage['epoch'])}: "
-        f"from {smallest:.2g} to {largest:.2g}"
-    )
+    return f"{_describe_stage(run, stage)}: from {smallest:.2g} to {largest:.2g}"
 
 
 def _describe_densities(run: "Portrait") -> str:
     """The end of the caption of `draw_densities`."""
     return (
         f" Density of the {run.values['size']:,} eigenvalues, mean over {run.values['n']} tasks. "
-        "Dots: the largest ones in order, means over tasks; crosses: those of the Gauss-Newton "
-        "part. They stand in two rows to be told apart: their height means nothing. Where a cross "
-        "stands below a dot, the Gauss-Newton part is what is sharp."
+        "Dots: the largest eigenvalues, means over tasks; crosses: those of the Gauss-Newton part. "
+        "Two rows keep them apart; their heights mean nothing. A cross below a dot: the "
+        "Gauss-Newton part accounts for that eigenvalue."
     )
 
 
 def draw_eigenvalue_counts(runs: list["Portrait"], name: str, caption: str) -> Figure:
     """The number of eigenvalues below -x and above x, mean over runs.
 
-    A row is an algorithm, a line a stage.
+    A column is an algorithm, a row a side, a line a stage.
 
     Args:
         runs: portraits of kind "spectrum".
@@ -293,19 +298,16 @@ def draw_eigenvalue_counts(runs: list["Portrait"], name: str, caption: str) -> F
     groups = _group_by_algorithm(runs)
     rows: list[tuple[Any, ...]] = []
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(8.8, 2.9 * len(groups)), layout="constrained")
-        axes = canvas.subplots(len(groups), len(_SIDES), squeeze=False, sharex=True, sharey=True)
-        for row, (algorithm, group) in zip(axes, groups.items(), strict=True):
-            for axis, (side, label) in zip(row, _SIDES.items(), strict=True):
+        canvas, axes = _make_grid(len(_SIDES), len(groups), height=2.6, sharex="all", sharey="all")
+        for column, (algorithm, group) in enumerate(groups.items()):
+            for axis, side in zip(axes[:, column], _SIDES, strict=True):
                 rows += _draw_counts(axis, group, side)
-                axis.set_title(f"eigenvalues {label}, {name_of(algorithm)}", fontsize=9)
                 for scale in (axis.xaxis, axis.yaxis):
                     scale.set_major_formatter("{x:,g}")
                 axis.minorticks_off()
-            row[0].set_ylabel("number of eigenvalues")
-        for axis in axes[-1]:
-            axis.set_xlabel("x")
-        axes[0, 1].legend(frameon=False, fontsize=8)
+                _set_title(axis, f"eigenvalues {_SIDES[side]}, {name_of(algorithm)}")
+        _set_labels(axes, "x", "number of eigenvalues")
+        _add_legend(canvas, axes[0, 0])
         data = pd.DataFrame(rows, columns=["algorithm", "epoch", "side", "x", "number"])
         return finish_figure(canvas, name, caption, _describe_counts_near(data, 0.1), data)
 
@@ -356,6 +358,84 @@ def table_by_stage(
     return pd.DataFrame([values(run, stage) for run, stage in stages], index=index)
 
 
+def means_by_stage(
+    runs: list["Portrait"], values: Callable[["Portrait", dict[str, Any]], dict[str, float]]
+) -> pd.DataFrame:
+    """The means over runs of `table_by_stage`, one row per algorithm and stage."""
+    table = table_by_stage(runs, values)
+    return table.groupby(["algorithm", "epoch"], sort=False).mean()
+
+
+def describe_change(means: pd.DataFrame, column: str, form: str) -> str:
+    """How a column of `means_by_stage` changes from the first stage to the last, in words.
+
+    Args:
+        means: one row per algorithm and stage.
+        column: the column's name.
+        form: of the numbers, as in a format string.
+
+    Example:
+        >>> index = pd.MultiIndex.from_product([["MAML"], [0, 6]], names=["algorithm", "epoch"])
+        >>> describe_change(pd.DataFrame({"loss": [2.0, 0.5]}, index), "loss", ".1f")
+        'falls from 2.0 to 0.5 under MAML'
+    """
+    parts: list[str] = []
+    verb = ""
+    for algorithm, values in means[column].groupby("algorithm", sort=False):
+        first, last = (format(values.iloc[place], form) for place in (0, -1))
+        change = "falls" if values.iloc[-1] < values.iloc[0] else "rises"
+        if first == last:
+            change, span = "stays", f"at {last}"
+        else:
+            span = f"from {first} to {last}"
+        # a verb that repeats is said once
+        parts.append(f"{'' if change == verb else f'{change} '}{span} under {algorithm}")
+        verb = change
+    return " and ".join(parts)
+
+
+def summarise_line(run: "Portrait", stage: dict[str, Any]) -> dict[str, float]:
+    """Numbers of one stage of an interpolation, for `table_by_stage`; losses in nats.
+
+    Returns:
+        `best alpha`, where the mean query loss is lowest, and the loss there, `lowest query loss`;
+        both losses at the adapted solution, alpha = 1, and at alpha = 2; `distance`, the mean of
+        the distances from theta_s to the adapted solutions (L2).
+    """
+    alpha = np.array(run.values["alpha"])
+    query = np.array(stage["query_loss"]["mean"])
+    summary = {"best alpha": float(alpha[query.argmin()]), "lowest query loss": float(query.min())}
+    for loss in ("query", "support"):
+        means = np.array(stage[f"{loss}_loss"]["mean"])
+        summary |= {f"{loss} at {at}": float(means[np.isclose(alpha, at)][0]) for at in (1, 2)}
+    return summary | {"distance": stage["distance"]}
+
+
+def summarise_spectrum(run: "Portrait", stage: dict[str, Any]) -> dict[str, float]:
+    """Numbers of one stage of a spectrum, means over tasks, for `table_by_stage`.
+
+    Returns:
+        `largest` and `most negative` eigenvalue, `trace` and number of `outliers`; over the largest
+        eigenvalue: the size of the most negative one, `negative / largest`, and the largest of the
+        Gauss-Newton part, `Gauss-Newton / largest`; and `share`, that of the largest eigenvalue in
+        the sum of all squared eigenvalues.
+    """
+    largest, smallest, trace, outliers, gauss_newton = (
+        float(np.mean(stage[name]))
+        for name in ("largest", "smallest", "trace", "outliers", "gauss_newton")
+    )
+    shares = np.square(stage["largest"]) / np.array(stage["squares"])
+    return {
+        "largest": largest,
+        "most negative": smallest,
+        "trace": trace,
+        "outliers": outliers,
+        "negative / largest": -smallest / largest,
+        "Gauss-Newton / largest": gauss_newton / largest,
+        "share": float(shares.mean()),
+    }
+
+
 def describe_portraits(portraits: list["Portrait"]) -> str:
     """When and with what portraits were drawn and their weights trained, in a line of Markdown."""
 
@@ -374,6 +454,10 @@ def describe_portraits(portraits: list["Portrait"]) -> str:
 
 def _describe_epoch(run: "Portrait", epoch: int) -> str:
     return f"iteration {epoch * run.settings.epoch_iterations:,}" if epoch else "untrained"
+
+
+def _describe_stage(run: "Portrait", stage: dict[str, Any]) -> str:
+    return f"{name_of(run.settings.algorithm)}, {_describe_epoch(run, stage['epoch'])}"
 
 
 def _group_by_algorithm(runs: list["Portrait"]) -> dict[str, list["Portrait"]]:

@@ -57,12 +57,14 @@ def picture_adaptation(data: pd.DataFrame, name: str, caption: str, ylabel: str)
     names = [column for column in data.columns if column != "step"]
     colours = sns.color_palette("colorblind")
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(5.2, 3.1), layout="constrained")
+        canvas = Canvas(figsize=(5.2, 3.4), layout="constrained")
         axis = canvas.subplots()
         for line, colour, dash in zip(names, colours, DASHES * 2, strict=False):
             axis.plot(data.step, data[line], color=colour, linestyle=dash, marker="o", label=line)
         axis.set(xlabel="inner SGD step", ylabel=ylabel, xticks=data.step)
-        axis.legend(frameon=False)
+        axis.set_ylim(bottom=0)
+        # clear of the lines
+        canvas.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
         ends = (
             f"{line}: from {data[line].iloc[0]:.3g} to {data[line].iloc[-1]:.3g}" for line in names
         )

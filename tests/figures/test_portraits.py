@@ -59,14 +59,25 @@ def test_surfaces_label_their_levels_and_carry_their_data():
         [portrait(bowl(1)), portrait(bowl(3), "fomaml")], "support_loss", "plane", "Look."
     )
     words = parsed(figure)
-    assert words.count("untrained") == words.count("iteration 30") == 2
-    assert {"0.03", "0.1", "0.3", "1", "3"} <= set(words)  # of the lines, and of the scale
+    stages = ("untrained", "iteration 30")
+    assert {f"{name}, {at}" for name in ("MAML", "first-order MAML") for at in stages} <= set(words)
+    assert {"0.3", "1", "3", "10"} <= set(words)  # of the lines
     assert "60° apart" in figure.alt and figure.alt.count("2 and 2 long") == 4
     assert len(figure.data) == 2 * 2 * 13
     row = figure.data[(figure.data.algorithm == "fomaml") & (figure.data.epoch == 3)].iloc[4]
     a = np.array([float(name) for name in figure.data.columns[4:]]) * float(row.unit)
     true = 3 * (0.01 + (a - 1) ** 2 + (float(row.b) * float(row.unit)) ** 2)
     assert np.allclose(row.iloc[4:].astype(float), true, rtol=1e-2)
+
+
+def test_a_stage_with_small_differences_has_contours_of_its_own():
+    """The untrained network's losses span less than one level of the trained one's."""
+    values = bowl(1)
+    flat = values["stages"][0]
+    flat["support_loss"] = (1.2 + np.array(flat["support_loss"]) / 20).tolist()
+    words = parsed(views.draw_surfaces([portrait(values)], "support_loss", "plane", "Look."))
+    in_flat = {float(word) for word in words if re.fullmatch(r"1\.\d", word)}
+    assert len(in_flat) >= 3 and "0.3" in words
 
 
 @pytest.mark.parametrize(
@@ -115,7 +126,9 @@ def test_lines_average_runs_and_show_each():
     figure = views.draw_interpolations(
         [portrait(values(0.1)), portrait(values(0.3), seed=1)], "lines", "Look."
     )
-    assert {"support loss, MAML", "query loss, MAML", "untrained"} <= set(parsed(figure))
+    words = parsed(figure)
+    assert {"support loss, MAML", "query loss, MAML", "loss (nats)"} <= set(words)
+    assert words.count("untrained") == 1  # one legend for all panels
     query = figure.data[figure.data.measure == "query_loss"]
     assert np.allclose(query["mean"], np.exp(-ALPHAS) + 0.2) and np.allclose(
         query["high"], 2 * query["mean"]
@@ -145,7 +158,7 @@ def test_spectra():
         [portrait(values(1)), portrait(values(2), "fomaml")], "densities", "Look."
     )
     assert "the 10,000 eigenvalues, mean over 16 tasks" in figure.caption
-    assert {"largest eigenvalues", "largest of the Gauss-Newton part", "iteration 60"} <= set(
+    assert {"largest eigenvalues", "largest of the Gauss-Newton part", "MAML, iteration 60"} <= set(
         parsed(figure)
     )
     assert "first-order MAML, iteration 60: from -2 to 2" in figure.alt and len(figure.data) == 100
@@ -172,6 +185,58 @@ def test_a_table_by_stage_has_a_row_a_run_and_stage():
         ("first-order MAML", 4, 0): 2,
         ("first-order MAML", 4, 6): 6,
     }
+
+
+def test_means_are_over_runs_and_changes_have_a_verb():
+    runs = [
+        portrait({"stages": [{"epoch": 0, "x": x}, {"epoch": 6, "x": y}]}, algorithm, seed)
+        for algorithm, seed, x, y in (
+            ("maml", 0, 4.0, 1.0),
+            ("maml", 1, 2.0, 2.0),
+            ("fomaml", 0, 2.0, 1.0),
+            ("finetune", 0, 2.0, 2.04),
+        )
+    ]
+    means = views.means_by_stage(runs, lambda run, stage: {"x": stage["x"]})
+    assert means.x.tolist() == [3, 1.5, 2, 1, 2, 2.04]
+    assert views.describe_change(means, "x", ".1f") == (
+        "falls from 3.0 to 1.5 under MAML and from 2.0 to 1.0 under first-order MAML "
+        "and stays at 2.0 under finetuning"
+    )
+    assert views.describe_change(-means, "x", ".0f").startswith("rises from -3 to -2 under MAML")
+
+
+def test_numbers_of_a_line():
+    loss = {"mean": [5.0, 3.0, 4.0]}
+    support = {"mean": [2.0, 1.0, 7.0]}
+    stage = {"epoch": 6, "query_loss": loss, "support_loss": support, "distance": 1.5}
+    run = portrait({"alpha": [0.5, 1.0, 2.0], "stages": [stage]})
+    assert views.summarise_line(run, stage) == {
+        "best alpha": 1,
+        "lowest query loss": 3,
+        "query at 1": 3,
+        "query at 2": 4,
+        "support at 1": 1,
+        "support at 2": 7,
+        "distance": 1.5,
+    }
+
+
+def test_numbers_of_a_spectrum():
+    """By hand, of two tasks whose Hessians have the eigenvalues 4, -1, 0 and 2, 1, -1."""
+    stage = {"largest": [4.0, 2.0], "smallest": [-1.0, -1.0], "trace": [3.0, 2.0]}
+    stage |= {"outliers": [1, 1], "gauss_newton": [3.0, 1.5], "squares": [17.0, 6.0]}
+    assert views.summarise_spectrum(portrait({}), stage) == pytest.approx(
+        {
+            "largest": 3,
+            "most negative": -1,
+            "trace": 2.5,
+            "outliers": 1,
+            "negative / largest": 1 / 3,
+            "Gauss-Newton / largest": 0.75,
+            "share": (16 / 17 + 4 / 6) / 2,
+        }
+    )
 
 
 def test_origin_names_each_machine_and_code_once():
