@@ -183,6 +183,16 @@ def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
                 use.replace_with(word.sub("", use))
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("notebooks/")])
+def test_a_chapter_says_first_what_it_found(soups, page):
+    """Title, question, box: before any code."""
+    parts = article(soups, page).section.find_all(recursive=False)
+    assert [part.name for part in parts[:2]] == ["h1", "p"]
+    assert parts[2].get_text().strip().startswith("In short")
+    assert len(parts[2].find_all("li")) >= 2
+    assert article(soups, page).get_text().count("In short") == 1
+
+
 @pytest.mark.parametrize("name", [f"C{number}" for number in range(1, 9)])
 def test_landing_page_gives_each_claim_a_verdict(soups, name):
     rows = [
