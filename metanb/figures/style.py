@@ -30,6 +30,7 @@ STYLE = {
     "savefig.bbox": "tight",
 }
 WIDE = 600  # pixels: a drawing that is wider, and has no panels, scrolls on a phone
+NARROW = "36rem"  # a page that is narrower shows panels below each other
 GAP = 8  # pixels between panels
 PADDING = 0.05  # inches around a panel and around a legend
 LEGEND_ROW = 0.25  # inches
@@ -124,13 +125,14 @@ class Figure:
 
     @property
     def _panels_html(self) -> str:
-        """The panels as a grid: as many columns as there is room for, one on a phone."""
+        """The panels as a grid: two or three columns, and one on a phone."""
         columns = count_columns(len(self.panels))
-        # three narrow panels or two wide ones fit the book's column of text, and not one more
-        least = {3: "12.5rem"}.get(columns, "20rem")
+        # All columns side by side where the page is NARROW or wider, each a share of it that leaves
+        # no room for one more; on a narrower page each takes the whole width.
+        share = f"max({90 // columns}%, ({NARROW} - 100%) * 999)"
         widest = columns * size_of(self.panels[0])[0] + (columns - 1) * GAP
         grid = (
-            f"display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, {least}), "
+            f"display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, {share}), "
             f"1fr)); gap: {GAP}px; max-width: {widest:g}px"
         )
         return (

@@ -149,11 +149,12 @@ def test_panels_fill_their_rows_and_their_words_can_be_read(runs, n):
     assert len(figure.panels) == n and n % columns == 0
     places = [axis.get_window_extent() for axis in figure.canvas.axes]
     assert len({round(place.y0) for place in places}) == n // columns
-    least = float(re.search(r"minmax\(min\(100%, ([\d.]+)rem\)", figure._repr_html_())[1]) * 16
+    share, narrow = re.search(r"max\((\d+)%, \(([\d.]+)rem - 100%\)", figure._repr_html_()).groups()
     gap = style.GAP
-    # so many columns fit the page, and not one more, nor a second one on a phone
-    assert columns * least + (columns - 1) * gap <= TEXT_COLUMN < (columns + 1) * least
-    assert PHONE < 2 * least
+    # so many columns fit the page, and not one more; on a phone each panel has the whole width
+    assert PHONE < 16 * float(narrow) < TEXT_COLUMN
+    column = TEXT_COLUMN * int(share) / 100
+    assert columns * column + (columns - 1) * gap <= TEXT_COLUMN < (columns + 1) * column
     for shown in ((TEXT_COLUMN - (columns - 1) * gap) / columns, PHONE):
         for drawing in (*figure.panels, figure.legend):
             sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", drawing)]
