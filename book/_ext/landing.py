@@ -104,9 +104,9 @@ def find_flatness(evidence: Evidence) -> Finding:
     relative = evidence.verdicts("C3", rules.RELATIVE, "paper")
     back = relative.count(Verdict.CONTRARY)
     text = (
-        "**Adapted solutions get flatter; in short training, growing weights may be why.** Curvature "
-        f"falls over meta-training in {falls} settings. On a measure that the weights' size "
-        f"cannot change, it falls in {small} of the smaller settings and in {large} of the "
+        "**Adapted solutions get flatter; in short training, growing weights may be why.** "
+        f"Curvature falls over meta-training in {falls} settings. On a measure that the weights' "
+        f"size cannot change, it falls in {small} of the smaller settings and in {large} of the "
         f"paper's own. The distance to the adapted solution grows in {further}, yet over the "
         f"weights' norm it shrinks in {back} of {len(relative)} of the paper's own."
     )

@@ -3,6 +3,7 @@
 Each figure has alt text that says what it shows, and holds the data that it draws.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -10,14 +11,23 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.ticker import LogFormatter
 
 from metanb.claims.cells import late_values
 from metanb.claims.run_stats import correlation
-from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure, make_panels
+from metanb.figures.style import (
+    STYLE,
+    Figure,
+    add_legend,
+    colours_and_dashes,
+    finish_panels,
+    make_panels,
+    set_title,
+)
 from metanb.labels import MEASURES, name_of
 from metanb.runs.records import Record
+
+MARKERS = "osD^vP*X"  # of runs
 
 
 def algorithm_label(run: Record) -> str:
@@ -50,7 +60,7 @@ def runs_table(
             "iterations": groups.iterations.first(),
             "late query accuracy": groups.accuracy.mean().round(3),
             "least to greatest": accuracy_range,
-            "CPU minutes a run": groups.minutes.mean().round(1),
+            "CPU minutes per run": groups.minutes.mean().round(1),
         }
     )
 
@@ -135,12 +145,8 @@ def curves(
         canvas, axes = make_panels(len(measures))
         for axis, measure in zip(axes, measures, strict=False):
             sentences += _draw_groups(axis, data, measure)
-            axis.set(
-                xlabel="meta-training iteration",
-                title=MEASURES[measure].label,
-                yscale="log" if measure in log else "linear",
-            )
-            axis.title.set_size(10)
+            axis.set(xlabel="meta-training iteration", yscale="log" if measure in log else "linear")
+            set_title(axis, MEASURES[measure].label)
             if measure in known:
                 value, source = known[measure]
                 _draw_published(axis, value, source)
@@ -149,10 +155,10 @@ def curves(
             if measure in log:
                 axis.yaxis.set_major_formatter(_PlainLabels())
                 axis.yaxis.set_minor_formatter(_PlainLabels(minor_thresholds=(2, 0.5)))
-        axes[0].legend(frameon=False)
+        add_legend(canvas, axes[0])
         alt = f"Line charts over meta-training. {'; '.join(sentences)}."
         caption += _describe_curves(runs, measures, data) + (" Dotted: published." if known else "")
-        return finish_figure(canvas, name, caption, alt, data)
+        return finish_panels(canvas, name, caption, alt, data)
 
 
 def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
@@ -215,7 +221,6 @@ def _draw_published(axis: Any, value: float, source: str) -> None:
         textcoords="offset points",
         ha="right",
         va="top",
-        fontsize=8,
     )
 
 
@@ -247,7 +252,8 @@ def scatter(
 ) -> Figure:
     """One measure against another, one panel per label.
 
-    A dot is an epoch, dots are joined in order of time, a colour is a run.
+    A dot is an epoch; dots are joined in order of time, and their shape is that of a run. Colours
+    are those of `curves`: one per label.
 
     Args:
         runs: records.
@@ -266,29 +272,27 @@ def scatter(
     sentences = []
     with matplotlib.rc_context(STYLE):
         canvas, axes = make_panels(len(groups))
-        for axis, group in zip(axes, groups, strict=False):
+        styles = colours_and_dashes(len(groups))
+        for axis, group, (colour, _) in zip(axes, groups, styles, strict=True):
             selected = data[data.run == group]
-            _draw_paths(axis, selected, x, y)
-            axis.set(xlabel=MEASURES[x].label, ylabel=MEASURES[y].label, title=group)
-            axis.title.set_size(10)
+            _draw_paths(axis, selected, x, y, colour)
+            axis.set(xlabel=MEASURES[x].label, ylabel=MEASURES[y].label)
+            set_title(axis, group)
             sentences.append(f"{group}: r between {_describe_correlations(selected, x, y)}")
-        handles, names = axes[0].get_legend_handles_labels()
-        # clear of the dots
-        canvas.legend(handles, names, title="seed", loc="outside right upper", frameon=False)
-        caption += " A line a run (seed), a dot an epoch, larger dots later; epoch 0 is left out."
+        caption += (
+            " One line and one shape of dots per run (seed), one dot per epoch, larger dots later; "
+            "epoch 0 is left out."
+        )
         alt = f"{MEASURES[y].label} against {MEASURES[x].label}. {'; '.join(sentences)}."
-        return finish_figure(canvas, name, caption, alt, data)
+        return finish_panels(canvas, name, caption, alt, data)
 
 
-def _draw_paths(axis: Any, data: pd.DataFrame, x: str, y: str) -> None:
-    """One panel of `scatter`: a thin line and growing dots per seed."""
-    seeds = data.groupby("seed")
-    for (seed, path), colour in zip(
-        seeds, sns.color_palette("colorblind", len(seeds)), strict=True
-    ):
+def _draw_paths(axis: Any, data: pd.DataFrame, x: str, y: str, colour: Any) -> None:
+    """One panel of `scatter`: a thin line and growing dots of one shape per seed."""
+    for (_, path), marker in zip(data.groupby("seed"), itertools.cycle(MARKERS), strict=False):
         axis.plot(path[x], path[y], "-", color=colour, linewidth=0.7, alpha=0.6)
         sizes = 4 + 36 * path.epoch / path.epoch.max()
-        axis.scatter(path[x], path[y], s=sizes, color=colour, label=seed)
+        axis.scatter(path[x], path[y], s=sizes, color=colour, marker=marker)
 
 
 def shares(
@@ -326,15 +330,15 @@ def shares(
                 _draw_mean_and_range(axis, table, colour, dash, MEASURES[measure].label)
                 last = table.iloc[-1].mean()
                 sentences.append(f"{group}, {MEASURES[measure].label}: at last {last:.3g}")
-            axis.set(xlabel="meta-training iteration", title=group)
-            axis.title.set_size(10)
-        axes[0].legend(frameon=False)
+            axis.set(xlabel="meta-training iteration")
+            set_title(axis, group)
+        add_legend(canvas, axes[0])
         caption += (
             f" Lines: means of {_describe_counts(data)} (seeds), each over the same "
             f"{_describe_test_tasks(runs)} meta-test tasks; bands: least to greatest."
         )
         alt = f"Line charts over meta-training. {'; '.join(sentences)}."
-        return finish_figure(canvas, name, caption, alt, data)
+        return finish_panels(canvas, name, caption, alt, data)
 
 
 def _describe_test_tasks(runs: Sequence[Record]) -> str:

@@ -2,18 +2,21 @@
 
 import base64
 import io
+import textwrap
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
+from matplotlib.transforms import Bbox
 
 from metanb import files
-from metanb.figures.svg import inline, standalone
+from metanb.figures.svg import inline, join, size_of, standalone
 
 STYLE = {
     "svg.fonttype": "none",
@@ -26,7 +29,13 @@ STYLE = {
     "axes.facecolor": "none",
     "savefig.bbox": "tight",
 }
-WIDE = 600  # pixels: wider figures scroll on a phone
+WIDE = 600  # pixels: a drawing that is wider, and has no panels, scrolls on a phone
+NARROW = "36rem"  # a page that is narrower shows panels below each other
+GAP = 8  # pixels between panels
+PADDING = 0.05  # inches around a panel and around a legend
+LEGEND_ROW = 0.25  # inches
+LEGEND_WIDTH = 54  # characters of a legend's row, a handle counts as HANDLE: fits a phone
+HANDLE = 7
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # algorithms stay apart in grey
 
 
@@ -41,6 +50,9 @@ class Figure:
         alt: what the figure shows, in words.
         data: what is drawn.
         canvas: matplotlib's figure.
+        panels: the same panel by panel, one `<svg>` each, for a page that sets them side by side
+            or below each other; empty where the drawing is one.
+        legend: the panels' legend, as one more `<svg>`, if there is one.
     """
 
     name: str
@@ -49,6 +61,8 @@ class Figure:
     alt: str
     data: pd.DataFrame
     canvas: Canvas = field(repr=False, compare=False)
+    panels: tuple[str, ...] = ()
+    legend: str = ""
 
     def save(self, path: Path | str) -> Path:
         """Save the figure, black on white, or its data; the ending says how.
@@ -104,29 +118,121 @@ class Figure:
         address = f"data:text/csv;base64,{base64.b64encode(self._csv).decode()}"
         link = f'<a download="{self.name}.csv" href="{address}">Data (csv)</a>'
         caption = f"<figcaption>{escape(self.caption)} {link}</figcaption>"
-        width = float(self.svg.partition(' width="')[2].partition('"')[0])
-        wide = " wide" if width > WIDE else ""
+        if self.panels:
+            return f'<figure class="metanb-figure">{self._panels_html}{caption}</figure>'
+        wide = " wide" if size_of(self.svg)[0] > WIDE else ""
         return f'<figure class="metanb-figure{wide}">{self.svg}{caption}</figure>'
+
+    @property
+    def _panels_html(self) -> str:
+        """The panels as a grid: two or three columns, and one on a phone."""
+        columns = count_columns(len(self.panels))
+        # All columns side by side where the page is NARROW or wider, each a share of it that leaves
+        # no room for one more; on a narrower page each takes the whole width.
+        share = f"max({90 // columns}%, ({NARROW} - 100%) * 999)"
+        widest = columns * size_of(self.panels[0])[0] + (columns - 1) * GAP
+        grid = (
+            f"display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, {share}), "
+            f"1fr)); gap: {GAP}px; max-width: {widest:g}px"
+        )
+        return (
+            f'<div role="img" aria-label="{escape(self.alt)}">{self.legend}'
+            f'<div style="{grid}">{"".join(self.panels)}</div></div>'
+        )
 
 
 def finish_figure(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFrame) -> Figure:
-    """Make a figure of a canvas; the same drawing gives the same bytes."""
+    """Make a figure of a canvas that is one drawing; the same drawing gives the same bytes."""
+    svg = inline(_draw_svg(canvas, name, "tight"), alt)
+    return Figure(name, svg, caption, alt, data, canvas)
+
+
+def finish_panels(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFrame) -> Figure:
+    """Make a figure of a canvas of `make_panels`, panel by panel.
+
+    All panels get the same size, with their axes in the same place of it, so that they line up
+    side by side and below each other.
+    """
+    if len(canvas.axes) == 1:
+        return finish_figure(canvas, name, caption, alt, data)
+
+    # the layout stays what it is when parts of it are hidden
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")
+
+    # how far panels reach beyond their axes, at most: left, bottom, right, top
+    inner = [axis.get_window_extent().extents / canvas.dpi for axis in canvas.axes]
+    outer = [axis.get_tightbbox().extents / canvas.dpi for axis in canvas.axes]
+    reach = np.subtract(outer, inner)
+    reach = np.r_[reach[:, :2].min(axis=0) - PADDING, reach[:, 2:].max(axis=0) + PADDING]
+
+    # each part is drawn while all others are hidden
+    parts = [
+        *(
+            (legend, legend.get_window_extent().padded(4).extents / canvas.dpi)
+            for legend in canvas.legends
+        ),
+        *zip(canvas.axes, inner + reach, strict=True),
+    ]
+    for part, _ in parts:
+        part.set_visible(False)
+    svgs = []
+    for number, (part, extents) in enumerate(parts):
+        part.set_visible(True)
+        svgs.append(inline(_draw_svg(canvas, f"{name}-{number}", Bbox.from_extents(extents)), ""))
+        part.set_visible(False)
+    for part, _ in parts:
+        part.set_visible(True)
+
+    legends, panels = svgs[: len(canvas.legends)], svgs[len(canvas.legends) :]
+    columns = count_columns(len(panels))
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    svg = join([legends, *rows], alt)
+    return Figure(name, svg, caption, alt, data, canvas, tuple(panels), "".join(legends))
+
+
+def _draw_svg(canvas: Canvas, salt: str, box: Any) -> str:
+    """Matplotlib's SVG of a canvas, or of a box of it; ids differ by salt."""
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # figures of one page share no ids
-        canvas.savefig(file, format="svg", metadata={"Date": None})
-    return Figure(name, inline(file.getvalue(), alt), caption, alt, data, canvas)
+    with matplotlib.rc_context({"svg.hashsalt": salt}):  # figures of one page share no ids
+        canvas.savefig(file, format="svg", metadata={"Date": None}, bbox_inches=box)
+    return file.getvalue()
+
+
+def count_columns(n: int) -> int:
+    """The columns of n panels: two, or three where that leaves no hole; one panel stands alone."""
+    return 3 if n % 3 == 0 else min(2, n)
 
 
 def make_panels(n: int) -> tuple[Canvas, list[Any]]:
-    """Make a canvas with n panels, two per row."""
-    columns = min(2, n)
-    rows = -(-n // 2)
-    canvas = Canvas(figsize=(4.4 * columns, 3.1 * rows), layout="constrained")
+    """Make a canvas with n panels, in rows of two or three; `finish_panels` makes its figure."""
+    columns = count_columns(n)
+    rows = -(-n // columns)
+    width, height = (2.8, 2.6) if columns == 3 else (4.4, 3.1)
+    canvas = Canvas(figsize=(width * columns, height * rows), layout="constrained")
     canvas.get_layout_engine().set(h_pad=0.12)  # a panel's title stays clear of the labels above it
     axes = canvas.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[n:]:
-        axis.set_visible(False)
+        axis.remove()
     return canvas, list(axes[:n])
+
+
+def set_title(axis: Any, title: str) -> None:
+    """Give a panel its title, in lines as long as the panel is wide."""
+    inches = axis.figure.get_figwidth() / axis.get_gridspec().ncols
+    axis.set_title(textwrap.fill(title, int(10 * inches)), fontsize=10)
+
+
+def add_legend(canvas: Canvas, axis: Any) -> None:
+    """Put the legend of an axis above all panels, clear of the lines, in rows that fit a phone."""
+    handles, labels = axis.get_legend_handles_labels()
+    lengths = [len(label) + HANDLE for label in labels]
+    columns = len(labels)
+    if sum(lengths) > LEGEND_WIDTH:
+        columns = max(1, LEGEND_WIDTH // max(lengths))
+    width, height = canvas.get_size_inches()
+    canvas.set_size_inches(width, height + LEGEND_ROW * -(-len(labels) // columns))
+    canvas.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
 
 
 def colours_and_dashes(n: int) -> list[tuple[Any, Any]]:

@@ -6,11 +6,14 @@ needs (metadata, comments, names of groups) is left out.
 """
 
 import re
+from collections.abc import Sequence
+from html import escape
 from xml.etree import ElementTree
 
 SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
 FONT = "'DejaVu Sans', Verdana, sans-serif"  # matplotlib's own, then one as wide
+_FIT = "max-width: 100%; height: auto; "
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _STEP = re.compile(r"([A-Za-z])([^A-Za-z]*)")
 _BLACK = re.compile(r"#000000|\bblack\b")
@@ -22,6 +25,9 @@ ElementTree.register_namespace("", SVG)
 
 def inline(drawn: str, alt: str) -> str:
     """Matplotlib's SVG file as an `<svg>` element for a page; the same input, the same output.
+
+    Without an `alt` the element is a part of a picture: it fits the column that it is put in, and
+    screen readers pass over it.
 
     Args:
         drawn: as saved with `svg.fonttype` "none" and clear backgrounds. Its ids come from
@@ -36,18 +42,48 @@ def inline(drawn: str, alt: str) -> str:
         "viewBox": root.get("viewBox", ""),
         "width": f"{width / 0.75:.0f}",
         "height": f"{height / 0.75:.0f}",
-        "role": "img",
-        "aria-label": alt,
-        "style": f"font-family: {FONT}; stroke-linejoin: round",
+        **({"role": "img", "aria-label": alt} if alt else {"aria-hidden": "true"}),
+        "style": f"{'' if alt else _FIT}font-family: {FONT}; stroke-linejoin: round",
         "fill": "currentColor",
     }
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def join(rows: Sequence[Sequence[str]], alt: str) -> str:
+    """Elements of `inline` as one: rows from top to bottom, each from left to right.
+
+    Args:
+        rows: of elements without an alt.
+        alt: the text alternative of the whole.
+    """
+    parts = ""
+    width = top = 0.0
+    for row in rows:
+        left = height = 0.0
+        for svg in row:
+            parts += svg.replace("<svg ", f'<svg x="{left:g}" y="{top:g}" ', 1).replace(_FIT, "", 1)
+            left += size_of(svg)[0]
+            height = max(height, size_of(svg)[1])
+        width = max(width, left)
+        top += height
+    return (
+        f'<svg xmlns="{SVG}" viewBox="0 0 {width:g} {top:g}" width="{width:g}" height="{top:g}" '
+        f'role="img" aria-label="{escape(alt)}" style="stroke-linejoin: round">{parts}</svg>'
+    )
+
+
+def size_of(svg: str) -> tuple[float, float]:
+    """Width and height of an element of `inline`, pixels."""
+    width, height = (re.search(rf' {side}="([\d.]+)"', svg) for side in ("width", "height"))
+    if width is None or height is None:
+        raise ValueError(f"no width or height: {svg[:80]}")
+    return float(width[1]), float(height[1])
+
+
 def standalone(svg: str) -> str:
-    """The element of `inline` as a file: black on white."""
-    colours = "; color: #000; background: #fff"
-    return svg.replace("; stroke-linejoin", f"{colours}; stroke-linejoin", 1) + "\n"
+    """The element of `inline` or of `join` as a file: black on white."""
+    colours = "color: #000; background: #fff; "
+    return svg.replace("stroke-linejoin", f"{colours}stroke-linejoin", 1) + "\n"
 
 
 def _clean(element: ElementTree.Element, used: set[str]) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ import torch
 
 from metanb.data.tasks import Tasks
 from metanb.figures import runs as figures
+from metanb.figures import style, svg
 from metanb.figures import tasks as task_figures
 from tests.support.records import TIME, record
 
@@ -26,7 +28,7 @@ class _Parts(HTMLParser):
         self.image, self.link, self.text = {}, {}, ""
 
     def handle_starttag(self, tag, attrs):
-        if tag == "svg":
+        if ("role", "img") in attrs:
             self.image = dict(attrs)
         if tag == "a":
             self.link = dict(attrs)
@@ -114,12 +116,72 @@ def test_captions_count_what_each_line_rests_on(runs):
     assert "meta-test" not in text and "Circles" not in text and "iterations of each epoch" in text
 
 
-def test_every_run_is_drawn_in_a_scatter():
+def test_every_run_of_a_scatter_has_a_shape_of_its_own():
     many = [whole(seed, "maml") for seed in range(8)]
-    svg = figures.scatter(many, "distance", "query_accuracy", "c5", "c").svg
-    dots = Counter(re.findall(r'style="fill: (#\w+); stroke: \1"', svg))
-    # a dot an epoch, and one in the legend
-    assert set(dots.values()) == {12 + 1} and len(dots) == 8
+    figure = figures.scatter(many, "distance", "query_accuracy", "c5", "c")
+    (axis,) = figure.canvas.axes
+    assert [len(dots.get_offsets()) for dots in axis.collections] == [12] * 8  # a dot per epoch
+    assert len({dots.get_paths()[0].vertices.tobytes() for dots in axis.collections}) == 8
+
+
+def test_colours_mean_algorithms_in_every_figure(runs):
+    curves = figures.curves(runs, ["distance"], "d", "c").canvas.axes[0]
+    of_label = {line.get_label(): line.get_color() for line in curves.lines}
+    scatter = figures.scatter(runs, "distance", "query_accuracy", "c5", "c").canvas.axes
+    assert len({of_label[axis.get_title()] for axis in scatter}) == len(scatter) == 2
+    for axis in scatter:
+        colours = {tuple(colour[:3]) for dots in axis.collections for colour in dots.get_fc()}
+        assert colours == {tuple(of_label[axis.get_title()])}
+
+
+MEASURED = ["hessian_norm", "distance", "query_accuracy", "support_loss"]
+TEXT_COLUMN, PHONE = 690, 340  # pixels: the book's column of text at 1280 pixels, and at 390
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_panels_fill_their_rows_and_their_words_can_be_read(runs, n):
+    figure = figures.curves(runs, MEASURED[:n], "panels", "c")
+    assert len({svg.size_of(panel) for panel in figure.panels}) == 1
+    columns = 3 if n == 3 else 2
+    assert len(figure.panels) == n and n % columns == 0
+    places = [axis.get_window_extent() for axis in figure.canvas.axes]
+    assert len({round(place.y0) for place in places}) == n // columns
+    share, narrow = re.search(r"max\((\d+)%, \(([\d.]+)rem - 100%\)", figure._repr_html_()).groups()
+    gap = style.GAP
+    # so many columns fit the page, and not one more; on a phone each panel has the whole width
+    assert PHONE < 16 * float(narrow) < TEXT_COLUMN
+    column = TEXT_COLUMN * int(share) / 100
+    assert columns * column + (columns - 1) * gap <= TEXT_COLUMN < (columns + 1) * column
+    for shown in ((TEXT_COLUMN - (columns - 1) * gap) / columns, PHONE):
+        for drawing in (*figure.panels, figure.legend):
+            sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", drawing)]
+            room = shown if drawing in figure.panels else PHONE
+            scale = min(1, room / svg.size_of(drawing)[0]) / 0.75  # points, pixels
+            assert min(sizes) * scale >= 10
+
+
+def test_panels_are_the_whole_drawing_cut_up(runs):
+    """Each word of the canvas is in one part, and the axes are in one place of all panels."""
+    figure = figures.curves(runs, MEASURED[:3], "panels", "c")
+    words = [re.findall(r"<text[^>]*>([^<]*)<", part) for part in (*figure.panels, figure.legend)]
+    file = io.StringIO()
+    with matplotlib.rc_context(style.STYLE):
+        figure.canvas.savefig(file, format="svg")
+    whole = re.findall(r"<text[^>]*>([^<]*)<", file.getvalue())
+    assert Counter(whole) == Counter(word for part in words for word in part)
+    assert Counter(re.findall(r"<text[^>]*>([^<]*)<", figure.svg)) == Counter(whole)
+    ids = re.findall(r' id="([^"]*)"', figure._repr_html_())
+    assert len(ids) == len(set(ids)) > 3
+
+
+def test_the_legend_is_clear_of_the_lines(runs):
+    for measures in (MEASURED[:1], MEASURED[:3]):
+        canvas = figures.curves(runs, measures, "legend", "c").canvas
+        (legend,) = canvas.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["MAML", "first-order MAML"]
+        canvas.draw_without_rendering()
+        tops = [axis.get_tightbbox().y1 for axis in canvas.axes]
+        assert legend.get_window_extent().y0 >= max(tops) - 1
 
 
 def test_scatter_says_each_labels_correlations(runs):
@@ -185,7 +247,7 @@ def test_runs_and_their_origin_in_words(runs):
         "iterations": 1800,
         "late query accuracy": round(np.mean(late), 3),
         "least to greatest": f"{min(late):.3f} to {max(late):.3f}",
-        "CPU minutes a run": 1.5,
+        "CPU minutes per run": 1.5,
     }
     assert figures.describe_origin(runs) == "Recorded 2026-01-02 on CPU, GPU, torch 2.0, code abc."
 

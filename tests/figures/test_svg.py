@@ -101,3 +101,20 @@ def test_a_file_of_it_is_black_on_white(drawn):
 def test_quotes_in_the_text_alternative_do_not_break_out(drawn):
     root = minidom.parseString(svg.inline(drawn, 'a "b" <c> & d')).documentElement
     assert root.getAttribute("aria-label") == 'a "b" <c> & d'
+
+
+def test_parts_are_joined_in_rows(drawn):
+    """Each part keeps its drawing, begins where the one before it ends, and is said once."""
+    part = svg.inline(drawn, "")
+    width, height = svg.size_of(part)
+    whole = minidom.parseString(svg.join([[part], [part, part]], 'a "b" & c')).documentElement
+    assert whole.getAttribute("aria-label") == 'a "b" & c' and 'aria-hidden="true"' in part
+    assert float(whole.getAttribute("width")) == 2 * width
+    assert float(whole.getAttribute("height")) == 2 * height
+    places = [[float(e.getAttribute(k)) for k in "xy"] for e in whole.childNodes]
+    assert places == [[0, 0], [0, height], [width, height]]
+    for nested in whole.childNodes:
+        assert [e.firstChild.data for e in nested.getElementsByTagName("text")] == [
+            e.firstChild.data for e in elements(drawn, "text")
+        ]
+        assert "height: auto" not in nested.getAttribute("style")  # it has a place, not a column
