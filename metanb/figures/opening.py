@@ -125,7 +125,7 @@ def _name_relief(film: "Portrait", stage: dict[str, Any]) -> str:
         return "goes uphill"
     if after < STEP:
         wide = _highest_around(film, stage) < STEP
-        return f"lands {'on a wide, flat floor' if wide else 'in a narrow hollow'}"
+        return f"lands on {'a wide, flat floor' if wide else 'low ground'}"
     return f"goes down a {'gentle' if after > before / 2 else 'steep'} slope"
 
 
@@ -444,7 +444,7 @@ def _draw_mark(frame: int, row: Any, length: int, is_key: bool) -> str:
     """The arrow from the accuracy before adapting to the one after it, with both numbers."""
     x, low, high = _along(row.iteration, length), _up(row.accuracy_before), _up(row.accuracy_after)
     # the numbers stay inside
-    to_side = min(max(x, _LEFT + 36), _RIGHT - 30)
+    to_side = min(max(x, _LEFT + 24), _RIGHT - 30)
     return (
         f'<g class="mark{" key" if is_key else ""}" data-frame="{frame}">'
         f'<path class="way" d="M{x:.0f} {low:.0f}V{high:.0f}"/>'

@@ -39,7 +39,7 @@ def film(losses, accuracies=((0.2, 0.3), (0.2, 0.9)), steep=1, **changes) -> Por
         (1.7, "goes uphill"),
         (1.2, "goes down a gentle slope"),
         (0.6, "goes down a steep slope"),
-        (0.2, "lands in a narrow hollow"),
+        (0.2, "lands on low ground"),
     ],
 )
 def test_words_follow_the_losses(after, words):
@@ -51,13 +51,11 @@ def test_words_follow_the_losses(after, words):
     )
 
 
-@pytest.mark.parametrize("steep, words", [(0.14, "wide, flat floor"), (0.17, "narrow hollow")])
+@pytest.mark.parametrize("steep, words", [(0.14, "a wide, flat floor"), (0.17, "low ground")])
 def test_a_floor_is_flat_as_far_as_half_a_step_around(steep, words):
     """The bowl's loss at the distance 1 is 0.1 + steep: below 0.25, or above."""
     bowl = film([(1.6, 0.1), (1.6, 0.1)], steep=steep)
-    assert f"one inner step lands {'in a' if steep > 0.15 else 'on a'} {words}" in (
-        opening.describe_change(bowl)
-    )
+    assert f"one inner step lands on {words}" in opening.describe_change(bowl)
 
 
 def test_several_steps_are_a_path():
@@ -90,7 +88,7 @@ def test_a_region_is_where_the_loss_is_below_its_level():
         area = abs((x0 * y1 - x1 * y0).sum()) / 2 / unit**2
         assert area == pytest.approx(np.pi * (number * opening.STEP - 0.1), rel=0.03)
         # the bowl's middle is task 1's solution, right of the start and as high as it
-        middle = corners.mean(0)
+        middle = (corners.min(0) + corners.max(0)) / 2
         assert middle == pytest.approx([3 * unit, opening.MAP - unit], abs=8)
 
 
