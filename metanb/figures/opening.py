@@ -139,9 +139,13 @@ def _highest_around(film: "Portrait", stage: dict[str, Any]) -> float:
 
 def _describe_gain(stage: dict[str, Any]) -> str:
     """The accuracy before and after adapting."""
-    return f"from {stage['accuracy_before']:.0%} to {stage['accuracy_after']:.0%}".replace(
-        "%", " %"
-    )
+    before, after = stage["accuracy_before"], stage["accuracy_after"]
+    return f"from {_format_share(before)} to {_format_share(after)}"
+
+
+def _format_share(share: float) -> str:
+    """A share in per cent; the sign stays on the number's line."""
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _format_loss(loss: float) -> str:
@@ -392,7 +396,7 @@ def _draw_chart(film: "Portrait", others: Sequence["Record"], keys: set[int]) ->
     length = film.settings.iterations
     ticks = "".join(
         f'<path class="grid" d="M{_LEFT} {_up(share):.0f}H{_RIGHT}"/>'
-        + _write_text(_LEFT - 12, _up(share) + 8, f"{share:.0%}".replace("%", " %"), "right")
+        + _write_text(_LEFT - 12, _up(share) + 8, _format_share(share), "right")
         for share in (0, 0.25, 0.5, 0.75, 1)
     )
     ticks += "".join(
@@ -450,8 +454,8 @@ def _draw_mark(frame: int, row: Any, length: int, is_key: bool) -> str:
         f'<path class="way" d="M{x:.0f} {low:.0f}V{high:.0f}"/>'
         f'<circle class="end" cx="{x:.0f}" cy="{low:.0f}" r="9"/>'
         f'<circle class="dot" cx="{x:.0f}" cy="{high:.0f}" r="10"/>'
-        + _write_text(to_side, low + 38, f"{row.accuracy_before:.0%}".replace("%", " %"))
-        + _write_text(to_side, high - 20, f"{row.accuracy_after:.0%}".replace("%", " %"))
+        + _write_text(to_side, low + 38, _format_share(row.accuracy_before))
+        + _write_text(to_side, high - 20, _format_share(row.accuracy_after))
         + "</g>"
     )
 

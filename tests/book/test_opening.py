@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+from itertools import pairwise
 
 import pytest
 from bs4 import BeautifulSoup
@@ -48,7 +49,7 @@ def figure():
 
 
 def percentages(text: str) -> list[int]:
-    return [int(number) for number in re.findall(r"(\d+) %", text)]
+    return [int(number) for number in re.findall(r"(\d+)\s%", text)]
 
 
 # ---- What it says
@@ -92,7 +93,7 @@ def test_each_map_says_its_numbers(figure):
         words = frame.p.get_text()
         gain = [round(100 * stage[f"accuracy_{when}"]) for when in ("before", "after")]
         assert percentages(words) == gain == percentages(frame["data-gain"])
-        losses = [float(x) for x in re.search(r"from ([\d.]+) to ([\d.]+)", words).groups()]
+        losses = [float(x) for x in re.search(r"from ([\d.]+) to ([\d.]+)\.", words).groups()]
         for loss, when in zip(losses, ("before", "after"), strict=True):
             true = stage[f"support_loss_{when}"]
             assert loss == pytest.approx(true, abs=max(0.005, 0.06 * true))
@@ -130,11 +131,12 @@ def points(path: str) -> list[tuple[float, float]]:
 def test_chart_shows_the_records_at_their_places(figure):
     chart = figure.select_one(".chart svg")
     ticks = [text for text in chart.find_all("text", recursive=False)]
+    shares = [percentages(text.get_text()) for text in chart.select("svg > text.right")]
     heights = {
-        text.get_text(): points(grid["d"].replace("H", " "))[0][1]
-        for text, grid in zip(chart.select("text.right"), chart.select(".grid"), strict=True)
+        share: float(re.match(r"M\d+ (\d+)H", grid["d"])[1])
+        for (share,), grid in zip(filter(None, shares), chart.select(".grid"), strict=True)
     }
-    bottom, top = heights["0 %"], heights["100 %"]
+    bottom, top = heights[0], heights[100]
     places = {text.get_text(): float(text["x"]) for text in ticks}
     left, right = places["0"], places["1,800"]
 
@@ -175,7 +177,7 @@ def crossings(path: str, height: float) -> list[float]:
 
 
 def test_contours_are_where_the_loss_has_their_level(figure):
-    """Along each row of the grid, against the losses between its points, interpolated by hand."""
+    """Along rows of the grid, against the losses between its points, interpolated by hand."""
     at, size = FILM["at"], 680
     unit = size / (at[-1] - at[0])
     checked = 0
@@ -186,21 +188,20 @@ def test_contours_are_where_the_loss_has_their_level(figure):
         assert len(regions) == len(levels) >= 3
         for level, region in zip(levels, regions, strict=True):
             assert ("thick" in region["class"]) == (level == int(level))
-            row = 11
-            height = size - (at[row] - at[0]) * unit
-            true = [
-                unit * (at[j] - at[0] + (level - a) / (b - a) * (at[j + 1] - at[j]))
-                for j, (a, b) in enumerate(
-                    zip(stage["support_loss"][row], stage["support_loss"][row][1:], strict=False)
-                )
-                if (a - level) * (b - level) < 0
-            ]
-            # half a unit off the row, as corners lie on it; the map's own edges are no contours
-            drawn = [x for x in crossings(region["d"], height + 0.5) if 2 < x < size - 2]
-            if len(true) == len(drawn):
-                assert drawn == pytest.approx(sorted(true), abs=6)
-                checked += len(true)
-    assert checked > 100
+            for row in (8, 11, 14):
+                losses = stage["support_loss"][row]
+                true = [
+                    unit * (at[j] - at[0] + (level - a) / (b - a) * (at[j + 1] - at[j]))
+                    for j, (a, b) in enumerate(pairwise(losses))
+                    if (a - level) * (b - level) < 0
+                ]
+                # half a unit off the row, as corners lie on it; the map's edges are no contours
+                height = size - (at[row] - at[0]) * unit + 0.5
+                drawn = [x for x in crossings(region["d"], height) if 2 < x < size - 2]
+                if len(true) == len(drawn):
+                    assert drawn == pytest.approx(sorted(true), abs=6)
+                    checked += len(true)
+    assert checked > 200
 
 
 def test_data_are_the_films(figure):
@@ -227,7 +228,8 @@ def visible(page, selector: str) -> list[int]:
     """The frames of the visible ones among some elements of the figure."""
     return page.evaluate(
         """selector => [...document.querySelectorAll(`.metanb-opening ${selector}`)]
-            .filter(element => element.checkVisibility({visibilityProperty: true}))
+            .filter(element => getComputedStyle(element).display !== 'none'
+                && getComputedStyle(element).visibility === 'visible')
             .map(element => Number(element.dataset.frame))""",
         selector,
     )

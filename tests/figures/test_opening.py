@@ -43,7 +43,7 @@ def film(losses, accuracies=((0.2, 0.3), (0.2, 0.9)), steep=1, **changes) -> Por
     ],
 )
 def test_words_follow_the_losses(after, words):
-    change = opening.describe_change(film([(1.6, after), (1.6, 1.2)]))
+    change = opening.describe_change(film([(1.6, after), (1.6, 1.2)])).replace("\xa0", " ")
     assert f"one inner step {words}, and accuracy on new tasks goes from 20 % to 30 %" in change
     assert change.endswith(
         "one inner step at the same rate goes down a gentle slope, and accuracy goes from 20 % to "
