@@ -268,7 +268,7 @@ def _draw_map(film: "Portrait", stage: dict[str, Any], square: _Square) -> str:
     labelled = [level for level in regions if _is_thick(level) or len(regions) < 2 * THICK]
     spots = _place_labels([regions[level] for level in labelled], paths)
     labels = "".join(
-        _write_text(*spot, f"{level:g}")
+        _write_text(spot[0], spot[1], f"{level:g}")
         for level, spot in zip(labelled, spots, strict=True)
         if spot is not None
     )
