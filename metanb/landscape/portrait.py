@@ -16,7 +16,7 @@ from metanb.landscape import slices, spectrum
 from metanb.landscape.lanczos import random_directions
 from metanb.landscape.solutions import adapt_at_test, starting_points
 from metanb.landscape.spectrum import Quadrature
-from metanb.landscape.square import BEYOND, DRAWN
+from metanb.landscape.square import BEYOND, DRAWN, FILMED
 from metanb.landscape.task_stats import tasks_at_once
 from metanb.maml.inner_loop import accuracy, logits, losses
 from metanb.settings import Settings
@@ -61,17 +61,7 @@ def compute_surfaces(stages: list[Stage]) -> dict[str, Any]:
     `support_loss` and `query_loss` [b, a], and `paths` [2, S + 1, 2], the coordinates of the two
     trajectories, whose ends lie in the plane.
     """
-    # The plane of each stage, through theta_s and two adapted solutions, and the two paths on it.
-    planes = [slices.plane_through(*stage.paths[0, :1], *stage.paths[-1, :2]) for stage in stages]
-    paths = [
-        torch.stack([plane.coordinates(stage.paths[:, task]) for task in (0, 1)])
-        for plane, stage in zip(planes, stages, strict=True)
-    ]
-    # One square for all stages, wide enough for every path.
-    reach = max(float(path.abs().max()) for path in paths)
-    low, high = (edge * reach for edge in BEYOND)
-    at = torch.linspace(low, high, DRAWN, dtype=torch.float64)
-    # The losses on it.
+    at, planes, paths = _planes_and_square(stages, DRAWN)
     records = []
     for stage, plane, path in zip(stages, planes, paths, strict=True):
         record = {"epoch": stage.epoch, "paths": path}
@@ -80,6 +70,61 @@ def compute_surfaces(stages: list[Stage]) -> dict[str, Any]:
             record[f"{name}_loss"] = slices.losses_on_plane(loss, plane, at, at, like=stage.paths)
         records.append(record)
     return {"at": at, "stages": records}
+
+
+def _planes_and_square(
+    stages: list[Stage], points: int
+) -> tuple[Tensor, list[slices.Plane], list[Tensor]]:
+    """The square of all stages, [points] coordinates; each stage's plane and its two paths on it.
+
+    A plane passes through theta_s and the first two tasks' adapted solutions.
+    """
+    planes = [slices.plane_through(*stage.paths[0, :1], *stage.paths[-1, :2]) for stage in stages]
+    paths = [
+        torch.stack([plane.coordinates(stage.paths[:, task]) for task in (0, 1)])
+        for plane, stage in zip(planes, stages, strict=True)
+    ]
+    # The square is wide enough for every path.
+    reach = max(float(path.abs().max()) for path in paths)
+    low, high = (edge * reach for edge in BEYOND)
+    return torch.linspace(low, high, points, dtype=torch.float64), planes, paths
+
+
+def compute_film(stages: list[Stage]) -> dict[str, Any]:
+    """Compute what an inner step meets and what it gains, stage by stage.
+
+    `at`, `paths` and `support_loss` are those of `compute_surfaces`, on a finer grid. Each stage
+    has the first task's support loss at theta_s and at its adapted solution,
+    `support_loss_before` and `support_loss_after`; and the mean query accuracy over all `n` tasks
+    there, `accuracy_before` and `accuracy_after`.
+    """
+    at, planes, paths = _planes_and_square(stages, FILMED)
+    records = []
+    for stage, plane, path in zip(stages, planes, paths, strict=True):
+        first = stage.tasks[0:1]
+        loss = _as_function_of_params(losses, stage.net, first.support_x, first.support_y)
+        record = {
+            "epoch": stage.epoch,
+            "paths": path,
+            "support_loss": slices.losses_on_plane(loss, plane, at, at, like=stage.paths),
+        }
+        for name, params in (("before", stage.paths[0]), ("after", stage.paths[-1])):
+            with torch.no_grad():
+                record[f"support_loss_{name}"] = loss(params[:1])[0]
+            record[f"accuracy_{name}"] = _query_accuracies(stage, params).mean()
+        records.append(record)
+    return {"at": at, "n": len(stages[0].tasks), "stages": records}
+
+
+def _query_accuracies(stage: Stage, params: Tensor) -> Tensor:
+    """The query accuracy of each task of a stage at parameters [T, P]: [T]."""
+    with torch.no_grad():
+        by_chunk = [
+            accuracy(stage.net, params[part], tasks.query_x, tasks.query_y)
+            for part in _chunks(stage, len(stage.tasks))
+            for tasks in [stage.tasks[part]]
+        ]
+    return torch.cat(by_chunk)
 
 
 def compute_interpolations(stages: list[Stage]) -> dict[str, Any]:
@@ -192,6 +237,7 @@ KINDS: dict[str, Callable[[list[Stage]], dict[str, Any]]] = {
     "surface": compute_surfaces,
     "interpolation": compute_interpolations,
     "spectrum": compute_spectra,
+    "film": compute_film,
 }
 
 

@@ -1,9 +1,11 @@
-"""The landscape of a run at its start, middle and end: computed once, kept as small text files.
+"""The landscape of a run at stages of its training: computed once, kept as small text files.
 
     <id>.surface.json         the losses of one task on the plane of two tasks' trajectories
     <id>.interpolation.json   the losses along the line from theta_s through theta~_i, over tasks
     <id>.spectrum.json        the Hessian's spectrum at theta~_i, over tasks
+    <id>.film.json            the surface of the support loss, and accuracy, at many stages
 
+The stages are the start, the middle and the end; those of a film are at `TWELFTHS` of the training.
 The files are beside the run's record: in `results/` (committed), or in the local store. Few records
 have their weights beside them, so a portrait may be drawn from weights that were trained anew, on
 another machine. Its provenance says so. The query accuracy and the distance in the interpolation
@@ -27,6 +29,8 @@ from metanb.runs.experiment import meta_test_tasks, nets_after
 from metanb.runs.machine import resolve_device
 from metanb.settings import Settings, from_dict
 
+# The stages of a film, in twelfths of the training: dense at first, where accuracy rises fastest.
+TWELFTHS = (0, 1, 2, 3, 4, 6, 9, 12)
 KEYS = {"kind", "settings", "values", "provenance", "sha256"}
 
 
@@ -36,8 +40,8 @@ class Portrait:
 
     Attributes:
         settings: of the run.
-        values: the result of `surfaces`, `interpolations` or `spectra` of
-            `metanb.landscape.portrait`, to four digits.
+        values: the result of the kind's function in `metanb.landscape.portrait.KINDS`, to four
+            digits.
         provenance: versions, device, code, the data's digest and the date; under `weights` those of
             the training.
         path: the file.
@@ -55,7 +59,7 @@ def portrait(kind: str, settings: Settings, device: str = "auto") -> Portrait:
     It is drawn from stored weights, or from weights that are trained for it.
 
     Args:
-        kind: "surface", "interpolation" or "spectrum".
+        kind: "surface", "interpolation", "spectrum" or "film".
         settings: of the run, of two or more epochs.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
 
@@ -65,15 +69,19 @@ def portrait(kind: str, settings: Settings, device: str = "auto") -> Portrait:
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: choose from {', '.join(KINDS)}")
-    if stored := _find_portrait(kind, settings):
+    if stored := find_portrait(kind, settings):
         return stored
     with store.lock_run(f"{settings.id}.{kind}"):
         # Look again: another process may have drawn it while this one waited.
-        return _find_portrait(kind, settings) or _draw(kind, settings, resolve_device(device))
+        return find_portrait(kind, settings) or _draw(kind, settings, resolve_device(device))
 
 
-def _find_portrait(kind: str, settings: Settings) -> Portrait | None:
-    """The stored portrait of a run, or None."""
+def find_portrait(kind: str, settings: Settings) -> Portrait | None:
+    """The stored portrait of a run, or None.
+
+    Raises:
+        metanb.runs.records.RecordError: the portrait is damaged.
+    """
     for folder in store.record_folders():
         path = folder / f"{settings.id}.{kind}.json"
         if path.exists():
@@ -83,8 +91,8 @@ def _find_portrait(kind: str, settings: Settings) -> Portrait | None:
 
 def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     """Draw a portrait and write it into the local store."""
-    # Compute the values at the start, middle and end of training.
-    epochs = (0, settings.epochs // 2, settings.epochs)
+    # Compute the values at each stage.
+    epochs = _epochs_of_stages(kind, settings)
     nets = nets_after(settings, epochs, str(device))
     tasks = meta_test_tasks(settings).to(device)
     stages = [
@@ -101,6 +109,9 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
         "drawn": machine.utc_now(),
         "weights": _origin_of_weights(settings),
     }
+    if kind == "film":
+        earlier = settings.ending(epochs[-2])
+        provenance["earlier_weights"] = _origin_of_weights(earlier)
 
     # Write both, with a checksum.
     content = {
@@ -112,6 +123,12 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     path = store.store_folder() / f"{settings.id}.{kind}.json"
     files.replace(path, _format_file(content | {"sha256": _digest(content)}).encode())
     return _read_portrait(path, kind, settings)
+
+
+def _epochs_of_stages(kind: str, settings: Settings) -> list[int]:
+    """The epochs after which a kind of portrait is computed, from 0 to the last."""
+    twelfths = TWELFTHS if kind == "film" else (0, 6, 12)
+    return sorted({settings.epochs * number // 12 for number in twelfths})
 
 
 def _origin_of_weights(settings: Settings) -> dict[str, Any]:

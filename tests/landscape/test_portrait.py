@@ -8,7 +8,7 @@ import torch
 
 from metanb.landscape import hessian, portrait
 from metanb.landscape.measures import measure
-from metanb.maml.inner_loop import flatten, losses
+from metanb.maml.inner_loop import flatten, logits, losses
 from metanb.runs import experiment, training
 from metanb.settings import preset
 
@@ -74,6 +74,28 @@ def test_surfaces(both):
             for name, x, y in sets:
                 true = float(losses(stage.net, point, x, y))
                 assert float(drawn[f"{name}_loss"][i, j]) == pytest.approx(true, rel=1e-4)
+
+
+def test_films(both, measured):
+    film = portrait.compute_film(both)
+    surfaces = portrait.compute_surfaces(both)
+    at = film["at"]
+    assert film["n"] == 5 and len(at) == portrait.FILMED
+    assert (at[0], at[-1]) == (surfaces["at"][0], surfaces["at"][-1])
+    for i, (stage, drawn, stats) in enumerate(zip(both, film["stages"], measured, strict=True)):
+        assert torch.equal(drawn["paths"], surfaces["stages"][i]["paths"])
+        # the grids share their corners and their middle
+        coarse, fine = surfaces["stages"][i]["support_loss"], drawn["support_loss"]
+        torch.testing.assert_close(fine[::12, ::12], coarse[::9, ::9], rtol=1e-5, atol=1e-6)
+        task = stage.tasks[0:1]
+        for when, place in (("before", 0), ("after", -1)):
+            params = stage.paths[place]
+            true = losses(stage.net, params[:1], task.support_x, task.support_y)
+            assert float(drawn[f"support_loss_{when}"]) == pytest.approx(float(true), rel=1e-5)
+            answers = logits(stage.net, params, stage.tasks.query_x).argmax(-1)
+            right = (answers == stage.tasks.query_y).float().mean()
+            assert float(drawn[f"accuracy_{when}"]) == pytest.approx(float(right), rel=1e-5)
+        assert float(drawn["accuracy_after"]) == pytest.approx(stats["query_accuracy"].mean)
 
 
 def test_interpolations(both, measured):

@@ -6,6 +6,7 @@ at the same epoch.
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,8 @@ def test_drawn_once_then_read(kind, store, monkeypatch):
     monkeypatch.setattr(stages, "PRODUCTS", 25)
     first = portrait(kind, TINY, "cpu")
     assert first.path == store / f"{TINY.id}.{kind}.json" and first.path.stat().st_size < 50_000
-    assert [stage["epoch"] for stage in first.values["stages"]] == [0, 3, 6]
+    epochs = [stage["epoch"] for stage in first.values["stages"]]
+    assert epochs == ([0, 1, 2, 3, 4, 6] if kind == "film" else [0, 3, 6])
     assert (
         first.provenance["weights"]["device"] == first.provenance["device"]
         and first.provenance["drawn"]
@@ -60,8 +62,8 @@ def test_drawn_once_then_read(kind, store, monkeypatch):
     again = portrait(kind, TINY, "cpu")
     assert again == first and first.path.read_bytes() == content
     assert (
-        len(records.read_records(store)) == 2
-    )  # a portrait is no record; the run and its half are
+        len(records.read_records(store)) == len(epochs) - 1
+    )  # a portrait is no record; the run and its parts are
 
 
 def test_same_weights_give_the_same_portrait(path, store):
@@ -132,8 +134,16 @@ def test_a_full_disk_leaves_nothing(store, monkeypatch):
     assert portrait("interpolation", TINY, "cpu").path.exists()
 
 
+def test_stages_of_a_film_are_dense_at_first():
+    paper = preset("paper")
+    epochs = portraits._epochs_of_stages("film", paper)
+    assert len(epochs) == 8 and (epochs[0], epochs[-1]) == (0, paper.epochs)
+    steps = [after - before for before, after in pairwise(epochs)]
+    assert steps == sorted(steps)
+
+
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="'density': choose from surface, interpolation, spectrum"):
+    with pytest.raises(ValueError, match="'density': choose from surface, .*, film"):
         portrait("density", TINY)
 
 
