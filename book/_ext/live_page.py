@@ -49,7 +49,7 @@ def edit_source(_: Any, docname: str, source: list[str]) -> None:
         if cell["cell_type"] == "markdown":
             text = re.sub(r"^(#+ )", r"#\1", "".join(cell["source"]), flags=re.MULTILINE)
             # A link target may exist once: the chapter keeps its own.
-            cell["source"] = re.sub(r"^\(\w+\)=\n", "", text, flags=re.MULTILINE)
+            cell["source"] = re.sub(r"^\([\w-]+\)=\n", "", text, flags=re.MULTILINE)
     opening = nbformat.v4.new_markdown_cell(introduction(notebook["metadata"]))
     notebook["cells"].insert(0, opening)
     source[0] = json.dumps(notebook)
