@@ -17,6 +17,7 @@ EXCLUDED = (
     nodes.title,
     nodes.literal,
     nodes.literal_block,
+    nodes.doctest_block,
     nodes.math,
     nodes.math_block,
     nodes.reference,
@@ -90,11 +91,11 @@ def _link_term(
 
 
 def _is_excluded(text: nodes.Text) -> bool:
-    """Whether a text lies within an EXCLUDED node or in a notebook's output."""
+    """Whether a text lies within an EXCLUDED node, in a notebook's output or in its box."""
     node = text.parent
     while node is not None:
         classes = getattr(node, "attributes", {}).get("classes", ())
-        if isinstance(node, EXCLUDED) or "cell_output" in classes:
+        if isinstance(node, EXCLUDED) or {"cell_output", "metanb-in-short"} & {*classes}:
             return True
         node = node.parent
     return False

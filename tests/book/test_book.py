@@ -164,7 +164,7 @@ def test_the_first_use_of_each_term_leads_to_the_glossary(soups, page):
     prose = BeautifulSoup(str(article(soups, page)), "html.parser")
     excluded = (
         "h1, h2, h3, h4, h5, pre, code, .math, math, figure, script, style, .cell_output, "
-        ".cell_input, .metanb-overview, .sig"
+        ".cell_input, .metanb-in-short, .metanb-overview, .sig"
     )
     for element in prose.select(excluded):
         element.extract()
