@@ -1,9 +1,9 @@
-"""A grid of runs as jobs, one `metanb train` and one record a job: on this machine, or on a cluster through a plugin.
+"""A grid of runs as jobs, one `metanb train` and one record per job: on this machine, or on a cluster through a plugin.
 
     snakemake --cores 2 --keep-going --config grid=smoke
     snakemake --executor slurm --jobs 50 --keep-going --config grid=paper only=base device=cuda
 
-What is recorded, in the store or in `results/`, is no job. Snakemake makes and deletes two texts a job and nothing
+What is recorded, in the store or in `results/`, needs no job. Snakemake makes and deletes two texts per job and nothing
 else: <store>/<id>.out, what the run printed, and <store>/<id>.log, what it said of its progress and errors. Records and
 checkpoints are metanb's own: a job that was killed goes on from its last epoch when it is asked for again.
 """

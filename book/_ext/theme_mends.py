@@ -19,6 +19,10 @@ UNUSED = (
     "locales",
 )
 PARAMETERS = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', re.DOTALL)
+# a link to a run's measures, which all have one file name; the run's id is the link's text
+MEASURES = re.compile(
+    r'download="" (href="[^"]*/measures\.csv"><code[^>]*><span class="pre">)([\w-]+)(?=</span>)'
+)
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>')
 
 
@@ -27,11 +31,13 @@ def mend_body(
 ) -> None:
     """Sphinx's event `html-page-context`: correct roles and lists in a page's text.
 
-    An entry of the bibliography gets a role that browsers still support. The parameters of a long
+    An entry of the bibliography gets a role that browsers still support. A run's measures are saved
+    under the run's id. The parameters of a long
     signature become lines, in place of a definition list without terms.
     """
     if "body" in context:
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        body = MEASURES.sub(r'download="\2.csv" \1\2', body)
         context["body"] = PARAMETERS.sub(_as_lines, body)
 
 

@@ -193,6 +193,12 @@ def test_a_chapter_says_first_what_it_found(soups, page):
     assert article(soups, page).get_text().count("In short") == 1
 
 
+def test_measures_are_saved_under_their_runs_id(soups):
+    links = article(soups, "book/runs").select('a.download[href$="measures.csv"]')
+    assert len(links) > 100
+    assert all(link["download"] == f"{link.get_text()}.csv" for link in links)
+
+
 @pytest.mark.parametrize("name", [f"C{number}" for number in range(1, 9)])
 def test_landing_page_gives_each_claim_a_verdict(soups, name):
     rows = [
