@@ -61,7 +61,7 @@ def test_folded_content_closes_again(on_paper):
 
 
 def test_the_explorers_charts_stand_one_below_the_other(on_paper):
-    on_paper.set_viewport_size({"width": 1200, "height": 900})
+    on_paper.set_viewport_size({"width": 1600, "height": 900})
     on_paper.goto(address("book/explore"))
     charts = on_paper.locator("#explore-panels figure")
     charts.nth(1).wait_for()

@@ -238,7 +238,7 @@ def test_large_images_shrink_to_the_largest_side(root):
             lambda folder: Image.fromarray(np.ones((10, 12), np.float32)).save(
                 folder / "train/a/3.tif"
             ),
-            "3.tif .*mode F",
+            "3.tif .*32 bits per sample",
         ),
         (
             lambda folder: Image.new("L", (12, 10), 7).save(
