@@ -228,7 +228,8 @@ def curvature_along_gradient(loss_fn: Callable[[Tensor], Tensor], params: Tensor
         >>> eigenvalues = torch.tensor([[1.0, 3.0]])
         >>> def loss(params):
         ...     return (eigenvalues * params**2).sum(1) / 2
-        >>> curvature_along_gradient(loss, torch.tensor([[3.0, 1.0]]))  # g is (3, 3)
+        >>> curvature = curvature_along_gradient(loss, torch.tensor([[3.0, 1.0]]))  # g is (3, 3)
+        >>> curvature.round(decimals=5)
         tensor([2.])
     """
     gradient, product = gradient_and_product(loss_fn, params)

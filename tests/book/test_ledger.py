@@ -55,7 +55,8 @@ def test_each_claim_has_a_picture_and_a_fold_that_counts_its_rows(page):
 
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_mark_of_the_overview_opens_its_row(browser, scripts):
-    context = browser.new_context(java_script_enabled=scripts)
+    # without motion the row is in view at once
+    context = browser.new_context(java_script_enabled=scripts, reduced_motion="reduce")
     opened = context.new_page()
     opened.goto(address(TOC["root"]))
     mark = opened.locator(".metanb-overview td a").last
