@@ -15,44 +15,10 @@ from metanb.grids.interventions import BY_NAME
 from metanb.labels import MEASURES, name_of
 
 NAME_WIDTH = 18  # letters of a line of a name
-# What each intervention does, for readers.
-MEANINGS = {
-    "centred head at meta-test": (
-        "nothing is trained; the trained head loses its answer to the mean image, and nothing else"
-    ),
-    "zero head": (
-        "each inner loop begins with a head of zeros, which has no answer to agree on. It takes "
-        "away more: such a head gives the body no gradient, so the first inner step moves the head "
-        "alone. MAML's meta-gradient sees that this step depends on the body, first-order MAML's "
-        "does not. So a loss under first-order MAML need not be the price of coherence"
-    ),
-    "shared head": (
-        "each inner loop begins with one learnt vector for all classes, so that no class is "
-        "preferred. As with a head of zeros, the first inner step moves the head alone"
-    ),
-    "head alone adapts": "the inner loop moves the last layer alone (ANIL)",
-    "body alone adapts": "the inner loop moves all layers but the last (BOIL)",
-    "cosine within a task": (
-        "the outer loss rewards the cosine of a task's own support and query gradients"
-    ),
-    "agreement weights": (
-        "a task weighs more in the outer loss if its displacement agrees with those of its batch"
-    ),
-    "sharpness-aware": (
-        "the meta-gradient is taken a short way uphill, which leads meta-training to flatter places"
-    ),
-    "coherent": "the outer loss rewards displacements that agree",
-    "sharpness-aware and coherent": "the two together",
-}
-STEPS = (
-    "another inner step size. Gradient descent with steps of size α settles where the curvature "
-    "is at most about 2/α, so chapter 7 expects the Hessian norm in proportion to 1/α. A step size "
-    "that moves curvature and accuracy is a common cause of both, and tells nothing of their order"
-)
 
 
 def describe_interventions(names: Sequence[str]) -> str:
-    """What interventions do, as a list in Markdown; the inner step sizes share one item.
+    """What interventions do, as a list in Markdown; those that do the same share an item.
 
     Args:
         names: of interventions.
@@ -64,16 +30,12 @@ def describe_interventions(names: Sequence[str]) -> str:
         >>> print(describe_interventions(["coherent"]))
         - *coherent* (the paper's regulariser): the outer loss rewards displacements that agree.
     """
-    steps = [name for name in names if name.startswith("inner step")]
-    items = [
-        f"- *{name}* ({BY_NAME[name].source}): {MEANINGS[name]}."
-        for name in names
-        if name not in steps
-    ]
-    if steps:
-        listed = ", ".join(f"*{name}*" for name in steps)
-        items.append(f"- {listed} ({BY_NAME[steps[0]].source}): {STEPS}.")
-    return "\n".join(items)
+    sharing: dict[str, list[str]] = {}
+    for name in names:
+        intervention = BY_NAME[name]
+        meaning = f"({intervention.source}): {intervention.meaning}."
+        sharing.setdefault(meaning, []).append(f"*{name}*")
+    return "\n".join(f"- {', '.join(shared)} {meaning}" for meaning, shared in sharing.items())
 
 
 def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) -> Figure:

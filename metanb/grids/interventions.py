@@ -24,35 +24,93 @@ class Intervention:
         name: for readers.
         changes: the settings that differ from the base's.
         source: where the idea is from.
+        meaning: what it does, for readers.
     """
 
     name: str
     changes: dict[str, Any] = field(hash=False)
     source: str = ""
+    meaning: str = ""
 
 
 BASE = Intervention("base", {})
+_ANOTHER_STEP = (
+    "another inner step size. Gradient descent with steps of size α settles where the "
+    "curvature is at most about 2/α, so chapter 7 expects the Hessian norm in proportion to "
+    "1/α. A step size that moves curvature and accuracy is a common cause of both, and tells "
+    "nothing of their order"
+)
 INTERVENTIONS = (
-    Intervention("centred head at meta-test", {"test_head": "centred"}, "ours, after Kao et al."),
-    Intervention("zero head", {"inner_head": "zero"}, "Kao et al. 2022"),
-    Intervention("shared head", {"inner_head": "shared"}, "Ye and Chao 2022"),
-    Intervention("head alone adapts", {"adapts": "head"}, "ANIL, Raghu et al. 2020"),
-    Intervention("body alone adapts", {"adapts": "body"}, "BOIL, Oh et al. 2021"),
     Intervention(
-        "cosine within a task", {"regulariser": "within", "gamma": 0.3}, "after Nichol et al. 2018"
+        "centred head at meta-test",
+        {"test_head": "centred"},
+        "ours, after Kao et al.",
+        "nothing is trained; the trained head loses its answer to the mean image, and nothing else",
     ),
     Intervention(
-        "agreement weights", {"regulariser": "agreement", "gamma": 1.0}, "Eshratifar et al. 2018"
+        "zero head",
+        {"inner_head": "zero"},
+        "Kao et al. 2022",
+        "each inner loop begins with a head of zeros, which has no answer to agree on. It "
+        "takes away more: such a head gives the body no gradient, so the first inner step "
+        "moves the head alone. MAML's meta-gradient sees that this step depends on the body, "
+        "first-order MAML's does not. So a loss under first-order MAML need not be the price "
+        "of coherence",
     ),
-    Intervention("sharpness-aware", {"sam_radius": 0.05}, "Abbas et al. 2022"),
-    Intervention("coherent", {"regulariser": "adapted", "gamma": 1.0}, "the paper's regulariser"),
+    Intervention(
+        "shared head",
+        {"inner_head": "shared"},
+        "Ye and Chao 2022",
+        "each inner loop begins with one learnt vector for all classes, so that no class is "
+        "preferred. As with a head of zeros, the first inner step moves the head alone",
+    ),
+    Intervention(
+        "head alone adapts",
+        {"adapts": "head"},
+        "ANIL, Raghu et al. 2020",
+        "the inner loop moves the last layer alone (ANIL)",
+    ),
+    Intervention(
+        "body alone adapts",
+        {"adapts": "body"},
+        "BOIL, Oh et al. 2021",
+        "the inner loop moves all layers but the last (BOIL)",
+    ),
+    Intervention(
+        "cosine within a task",
+        {"regulariser": "within", "gamma": 0.3},
+        "after Nichol et al. 2018",
+        "the outer loss rewards the cosine of a task's own support and query gradients",
+    ),
+    Intervention(
+        "agreement weights",
+        {"regulariser": "agreement", "gamma": 1.0},
+        "Eshratifar et al. 2018",
+        "a task weighs more in the outer loss if its displacement agrees with those of its batch",
+    ),
+    Intervention(
+        "sharpness-aware",
+        {"sam_radius": 0.05},
+        "Abbas et al. 2022",
+        "the meta-gradient is taken a short way uphill, which leads meta-training to flatter "
+        "places",
+    ),
+    Intervention(
+        "coherent",
+        {"regulariser": "adapted", "gamma": 1.0},
+        "the paper's regulariser",
+        "the outer loss rewards displacements that agree",
+    ),
     Intervention(
         "sharpness-aware and coherent",
         {"sam_radius": 0.05, "regulariser": "adapted", "gamma": 1.0},
         "both together",
+        "the two together",
     ),
     *(
-        Intervention(f"inner step {size:g}", {"inner_lr": size}, "Andriushchenko et al. 2023")
+        Intervention(
+            f"inner step {size:g}", {"inner_lr": size}, "Andriushchenko et al. 2023", _ANOTHER_STEP
+        )
         for size in STEP_SIZES
     ),
 )
