@@ -40,7 +40,7 @@ from metanb.claims.run_stats import Interval, interval
 from metanb.claims.verdicts import MIN_RUNS
 from metanb.grids.interventions import BASE, BY_NAME, STEP_SIZES, find_intervention
 from metanb.labels import MEASURES, name_of
-from metanb.runs.records import Record, keep_furthest
+from metanb.runs.records import Record, keep_furthest, keep_new
 from metanb.settings import scale_of
 
 MARGIN = 3.0  # percentage points of accuracy
@@ -258,8 +258,7 @@ def judge_predictions_apart(
         metanb.runs.records.RecordError: as `judge_predictions` does.
     """
     book, own = ([run for run in runs if scale_of(run.settings) != "smoke"] for runs in (book, own))
-    reached = {run.settings: run.epochs for run in keep_furthest(book)}
-    added = {run.settings.id for run in own if run.epochs > reached.get(run.settings, 0)}
+    added = {run.settings.id for run in keep_new(own, book)}
     both = judge_predictions([*book, *own]) if added else []
     return judge_predictions(book), [row for row in both if not added.isdisjoint(row.ids)]
 

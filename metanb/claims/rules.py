@@ -56,7 +56,7 @@ from metanb.claims.run_stats import (
 from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
 from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, name_of
-from metanb.runs.records import Record, keep_furthest
+from metanb.runs.records import Record, keep_furthest, keep_new
 from metanb.settings import Settings, differences_from_scale, preset, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
@@ -162,8 +162,7 @@ def judge_apart(book: Iterable[Record], own: Iterable[Record]) -> list[Row]:
         metanb.runs.records.RecordError: as `judge` does.
     """
     book = list(book)
-    reached = {run.settings: run.epochs for run in keep_furthest(book)}
-    added = [run for run in own if run.epochs > reached.get(run.settings, 0)]
+    added = keep_new(own, book)
     rows = judge(book)
     if not added:
         return rows
@@ -467,8 +466,8 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
     variant = f"{cell[0].settings.test_head} head, beside {name_of(algorithm)}"
 
     # both coherences
-    finetuned = _late_coherence(cell)
-    meta_trained = _late_coherence(learners)
+    finetuned = late_coherence(cell)
+    meta_trained = late_coherence(learners)
     if min(len(cell), len(learners)) < MIN_RUNS:
         return _make_row(claim, cell, finetuned, Unit.COSINE, Verdict.TOO_FEW, variant=variant)
 
@@ -504,7 +503,7 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
     return _make_row(claim, cell, effect, Unit.COSINE, verdict, detail, variant, learners)
 
 
-def _late_coherence(runs: list[Record]) -> Interval:
+def late_coherence(runs: list[Record]) -> Interval:
     """Trajectory coherence late in meta-training, over runs and tasks; p is against ORTHOGONAL."""
     if not runs:
         return _NO_EFFECT

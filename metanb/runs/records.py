@@ -249,6 +249,19 @@ def keep_furthest(records: Iterable[Record]) -> list[Record]:
     return list(furthest.values())
 
 
+def keep_new(own: Iterable[Record], book: Iterable[Record]) -> list[Record]:
+    """One's own records that reach further than the book's record of the same run.
+
+    Example:
+        >>> from metanb import preset
+        >>> record = find_record(preset("quick", "omniglot"))
+        >>> len(keep_new([record], [])), len(keep_new([record.upto(3)], [record]))
+        (1, 0)
+    """
+    reached = {run.settings: run.epochs for run in keep_furthest(book)}
+    return [run for run in own if run.epochs > reached.get(run.settings, 0)]
+
+
 def write_record(
     settings: Settings, rows: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
 ) -> Record:
