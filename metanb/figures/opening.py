@@ -7,7 +7,6 @@ A map is a contour map of one task's support loss. Equal steps of the loss lie b
 contours, so that a slope is steep where contours are dense.
 """
 
-import base64
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
+from metanb.figures.style import link_to_data
 from metanb.labels import name_of
 from metanb.settings import scale_of
 
@@ -213,8 +213,7 @@ def _write_caption(film: "Portrait", runs: Sequence["Record"]) -> str:
     )
     caption = escape(caption).replace("θ_s", "θ<sub>s</sub>")
     csv = tabulate_film(film).to_csv(index=False, float_format="%.4g", lineterminator="\n")
-    address = f"data:text/csv;base64,{base64.b64encode(csv.encode()).decode()}"
-    link = f'<a download="opening.csv" href="{address}">Data (csv)</a>'
+    link = link_to_data("opening", csv.encode())
     return f"<strong>{escape(describe_change(film))}</strong> {caption} {link}"
 
 

@@ -115,8 +115,7 @@ class Figure:
 
     def _repr_html_(self) -> str:
         """The figure as one self-contained piece of HTML: its link to the data holds the data."""
-        address = f"data:text/csv;base64,{base64.b64encode(self._csv).decode()}"
-        link = f'<a download="{self.name}.csv" href="{address}">Data (csv)</a>'
+        link = link_to_data(self.name, self._csv)
         caption = f"<figcaption>{escape(self.caption)} {link}</figcaption>"
         if self.panels:
             return f'<figure class="metanb-figure">{self._panels_html}{caption}</figure>'
@@ -139,6 +138,12 @@ class Figure:
             f'<div role="img" aria-label="{escape(self.alt)}">{self.legend}'
             f'<div style="{grid}">{"".join(self.panels)}</div></div>'
         )
+
+
+def link_to_data(name: str, csv: bytes) -> str:
+    """A link that holds the data itself, and saves it as a file of that name."""
+    address = f"data:text/csv;base64,{base64.b64encode(csv).decode()}"
+    return f'<a download="{name}.csv" href="{address}">Data (csv)</a>'
 
 
 def finish_figure(canvas: Canvas, name: str, caption: str, alt: str, data: pd.DataFrame) -> Figure:
