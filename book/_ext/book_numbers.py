@@ -18,15 +18,8 @@ from docutils import nodes
 
 from metanb.bench import report, units
 from metanb.claims import predictions, rules
-from metanb.claims.cells import (
-    cut_to_common_epoch,
-    cut_to_common_length,
-    group_into_cells,
-    late_errors,
-    late_values,
-)
+from metanb.claims.cells import cut_to_common_epoch, cut_to_common_length, group_into_cells
 from metanb.claims.paper import PAPER_GAIN, PUBLISHED
-from metanb.claims.run_stats import interval
 from metanb.claims.verdicts import HOLM_MEANING, Row, Verdict
 from metanb.figures import ledger
 from metanb.figures.runs import describe_origin
@@ -119,6 +112,18 @@ MAIN_SETTINGS = {
 def committed_runs() -> list[Record]:
     """The committed runs, read once per build."""
     return read_records(ROOT / "results")
+
+
+@cache
+def judged_rows() -> list[Row]:
+    """The verdicts on the committed runs, reached once per build."""
+    return rules.judge(committed_runs())
+
+
+@cache
+def judged_predictions() -> list[predictions.PredictionRow]:
+    """What came of the predictions on the committed runs, judged once per build."""
+    return predictions.judge_predictions(committed_runs())
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -321,11 +326,7 @@ def meta_training_rows(recorded: list[Record], rows: list[Row]) -> list[Row]:
             for wanted in (True, False)
         )
         _, learners = cut_to_common_epoch(finetuned, learners)
-        coherence = interval(
-            late_values(learners, "trajectory_coherence"),
-            rules.ORTHOGONAL,
-            shared=late_errors(learners, "trajectory_coherence"),
-        )
+        coherence = rules.late_coherence(learners)
         beside.append(
             replace(
                 row,
@@ -705,17 +706,15 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
         "holm": HOLM_MEANING,
         "holm_seen": format_value(sum(row.p_holm <= 0.05 for row in reproduced)),
         "reproduced": format_value(len(reproduced)),
-        "ledger_rows": format_value(sum(row.verdict.is_judged for row in rows)),
-        "ledger_untestable": format_value(sum(map(is_untestable, rows))),
         "ledger_missing": format_value(too_few or "none"),
         "paper_missing": paper_missing(recorded, rows),
         "paper_reach": paper_reach(recorded, rows),
     }
 
 
-def predictions_table(recorded: list[Record]) -> str:
+def predictions_table(rows: list[predictions.PredictionRow]) -> str:
     """What came of each prediction about an intervention, as a table in a fold."""
-    table = predictions.prediction_table(predictions.judge_predictions(recorded))
+    table = predictions.prediction_table(rows)
     if table.empty:
         return "No run of an intervention is recorded yet."
     head = [name[0].upper() + name[1:] for name in table]
@@ -734,7 +733,6 @@ def rule_values() -> dict[str, str]:
         "strong": format_value(rules.STRONG),
         "power": f"{100 * rules.POWER:.0f} %",
         "orthogonal": format_value(rules.ORTHOGONAL),
-        "paper_gain": f"{PAPER_GAIN:.2f}",
         "margin": format_value(predictions.MARGIN),
     }
 
@@ -776,13 +774,12 @@ def run_values(recorded: list[Record]) -> dict[str, str]:
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
     recorded = committed_runs()
-    rows = rules.judge(recorded)
     return {
-        **verdict_values(recorded, rows),
+        **verdict_values(recorded, judged_rows()),
         **rule_values(),
         **settings_values(),
         **run_values(recorded),
-        "predictions": predictions_table(recorded),
+        "predictions": predictions_table(judged_predictions()),
         **benchmark_values(),
     }
 

@@ -8,7 +8,6 @@ condition on the records, so that other records give other words.
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from book_numbers import (
     format_iterations,
     format_value,
     format_whole_grid,
+    judged_predictions,
+    judged_rows,
     markdown_table,
     small_print,
 )
@@ -33,7 +34,7 @@ from metanb.claims.cells import (
     late_values,
     pair_by_seed,
 )
-from metanb.claims.paper import CLAIMS, PAPER_GAIN
+from metanb.claims.paper import CLAIMS, PAPER, PAPER_GAIN
 from metanb.claims.predictions import Expectation, Outcome, PredictionRow
 from metanb.claims.run_stats import correlation_power, fitted_change, interval
 from metanb.claims.verdicts import MIN_RUNS, Row, Verdict
@@ -52,13 +53,7 @@ GAIN_SETTING = ("omniglot", 20, 1)  # data, ways and shots of the paper's figure
 TOGETHER = (Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.POWERLESS, Verdict.REPRODUCED)
 
 
-@cache
-def ledger_rows() -> list[Row]:
-    """The verdicts on the committed runs, on the paper's data sets."""
-    return [row for row in rules.judge(committed_runs()) if row.dataset in PAPER_DATA]
-
-
-def count_verdicts(rows: Iterable[Row]) -> str:
+def verdicts_in_words(rows: Iterable[Row]) -> str:
     """How many cells got which verdict, in Markdown, the most frequent verdict first.
 
     Rows of too few runs are left out, and so is what follows a verdict's colon. The rows of C7 are
@@ -79,7 +74,7 @@ def count_verdicts(rows: Iterable[Row]) -> str:
 def at_both_scales(rows: Sequence[Row]) -> str:
     """The verdicts at the paper's settings, and in the smaller version."""
     phrases = [
-        f"{place}: {count_verdicts(row for row in rows if row.scale == scale)}"
+        f"{place}: {verdicts_in_words(row for row in rows if row.scale == scale)}"
         for scale, place in SCALES.items()
         if any(row.scale == scale for row in rows)
     ]
@@ -94,7 +89,7 @@ def is_control(row: Row) -> bool:
     return form in (rules.SCALE_FREE, rules.RELATIVE, "random")
 
 
-CONTROLS = {
+CONTROL_PHRASES = {
     "C1": "By a measure that rescaling the weights cannot change",
     "C3": "Divided by the norm of the weights",
     "C4": "By a measure that rescaling the weights cannot change",
@@ -118,7 +113,7 @@ def claim_results(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) -> str
         item = f"- **{claim.name}**, {claim.text}. {capitalise(verdicts or 'not yet run')}."
         controls = [row for row in of_claim if is_control(row)]
         if controls:
-            item += f" {CONTROLS[claim.name]}, {at_both_scales(controls)}."
+            item += f" {CONTROL_PHRASES[claim.name]}, {at_both_scales(controls)}."
         if claim.name in ("C5", "C6"):
             text = without_coherence(outcomes, claim.measure)
             item += " The same interventions take this coherence away." if text in told else text
@@ -241,7 +236,7 @@ def belief_in_coherence(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) 
     there = [row for row in both if row.ids in falling]
     if there:
         verdicts = [
-            f"{claim} is {count_verdicts(of_claim)}".removesuffix(" in the one cell")
+            f"{claim} is {verdicts_in_words(of_claim)}".removesuffix(" in the one cell")
             for claim in ("C5", "C6")
             if (of_claim := [row for row in there if row.claim == claim])
         ]
@@ -415,9 +410,8 @@ def gain_table(recorded: Sequence[Record], rows: Sequence[Row]) -> str:
     """The paper's figures for the regulariser beside ours, in its own setting."""
     by_id = {run.settings.id: run for run in keep_furthest(recorded)}
     dataset, ways, shots = GAIN_SETTING
-    lines = [
-        ["The paper", "whole", "not given", "94.05 %", "95.38 %", f"{PAPER_GAIN:+.2f} points", "–"]
-    ]
+    figures = PAPER["C8", *GAIN_SETTING].split(" to ")
+    lines = [["The paper", "whole", "not given", *figures, f"{PAPER_GAIN:+.2f} points", "–"]]
     for row in rows:
         is_here = (row.dataset, row.setting) == (dataset, f"{ways}-way {shots}-shot")
         if row.claim != "C8" or not is_here or not row.as_in_paper or not row.runs:
@@ -586,8 +580,8 @@ def kept_weights() -> str:
 def substitutions() -> dict[str, str]:
     """All names that pages may use, with their Markdown."""
     recorded = committed_runs()
-    rows = ledger_rows()
-    outcomes = predictions.judge_predictions(recorded)
+    rows = [row for row in judged_rows() if row.dataset in PAPER_DATA]
+    outcomes = judged_predictions()
     return {
         "discussion_beliefs": beliefs(rows, outcomes),
         "discussion_claims": claim_results(rows, outcomes),

@@ -14,10 +14,10 @@ HEAD = "In short"
 def move_box_up(app: Any, doctree: nodes.document, docname: str) -> None:
     """Sphinx's event `doctree-resolved`: move the box."""
     boxes = [box for box in doctree.findall(nodes.block_quote) if is_in_short(box)]
-    if not boxes or not isinstance(doctree.next_node(nodes.section), nodes.section):
+    chapter = doctree.next_node(nodes.section)
+    if not boxes or chapter is None:
         return
     (box,) = boxes
-    chapter = doctree.next_node(nodes.section)
     first = next(place for place, part in enumerate(chapter) if isinstance(part, nodes.paragraph))
     box.parent.remove(box)
     chapter.insert(first + 1, nodes.container("", box, classes=["metanb-in-short"]))

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from book_numbers import committed_runs
+from book_numbers import committed_runs, judged_rows
+from findings import TOGETHER, reproduced_share, share_words
 from sphinx.errors import ExtensionError
 
 from metanb.claims import rules
-from metanb.claims.cells import late_values
+from metanb.claims.agreement import late
 from metanb.claims.paper import PAPER_GAIN
 from metanb.claims.predictions import MARGIN, compare_interventions
 from metanb.claims.verdicts import Row, Verdict
@@ -44,35 +45,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Share:
-    """How many verdicts of several are *reproduced*."""
-
-    part: int
-    whole: int
-
-    def __str__(self) -> str:
-        return f"{self.part} of {self.whole}"
-
-    @property
-    def most(self) -> bool:
-        """Whether it is more than half."""
-        return self.part > self.whole / 2
-
-
-def count_reproduced(verdicts: Sequence[Verdict]) -> Share:
-    """The share of *reproduced* among verdicts."""
-    return Share(verdicts.count(Verdict.REPRODUCED), len(verdicts))
-
-
-@dataclass(frozen=True)
 class Evidence:
     """The records, and the verdicts on them."""
 
     records: Sequence[Record]
     rows: Sequence[Row]
 
-    def verdicts(self, claim: str, form: str = "", scale: str = "") -> list[Verdict]:
-        """The judged verdicts on a claim.
+    def judged(self, claim: str, form: str = "", scale: str = "") -> list[Row]:
+        """The judged rows of a claim.
 
         Args:
             claim: "C1" to "C8".
@@ -80,7 +60,7 @@ class Evidence:
             scale: of the runs; "": all.
         """
         return [
-            row.verdict
+            row
             for row in self.rows
             if row.claim == claim
             and (row.variant == form if form else row.as_in_paper)
@@ -92,33 +72,38 @@ class Evidence:
         """A measure late in meta-training, mean over the quick base runs of MAIN."""
         base = preset("quick", *MAIN, algorithm=algorithm).unseeded
         runs = [run for run in self.records if run.settings.unseeded == base]
-        return float(late_values(runs, measure).mean())
+        return late(runs, measure)
+
+
+def count(rows: Sequence[Row], verdict: Verdict) -> int:
+    """How many rows have a verdict."""
+    return sum(row.verdict == verdict for row in rows)
 
 
 def find_flatness(evidence: Evidence) -> Finding:
     """C1 and C3, and their controls."""
-    falls = count_reproduced(evidence.verdicts("C1"))
-    small = count_reproduced(evidence.verdicts("C1", rules.SCALE_FREE, "quick"))
-    large = count_reproduced(evidence.verdicts("C1", rules.SCALE_FREE, "paper"))
-    further = count_reproduced(evidence.verdicts("C3"))
-    relative = evidence.verdicts("C3", rules.RELATIVE, "paper")
-    back = relative.count(Verdict.CONTRARY)
+    falls = evidence.judged("C1")
+    small, large = (evidence.judged("C1", rules.SCALE_FREE, scale) for scale in ("quick", "paper"))
+    further = evidence.judged("C3")
+    relative = evidence.judged("C3", rules.RELATIVE, "paper")
+    back = count(relative, Verdict.CONTRARY)
     text = (
         "**Adapted solutions get flatter; in short training, growing weights may be why.** "
-        f"Curvature falls over meta-training in {falls} settings. On a measure that the weights' "
-        f"size cannot change, it falls in {small} of the smaller settings and in {large} of the "
-        f"paper's own. The distance to the adapted solution grows in {further}, yet over the "
-        f"weights' norm it shrinks in {back} of {len(relative)} of the paper's own."
+        f"Curvature falls over meta-training in {share_words(falls)} settings. On a measure that "
+        f"the weights' size cannot change, it falls in {share_words(small)} of the smaller "
+        f"settings and in {share_words(large)} of the paper's own. The distance to the adapted "
+        f"solution grows in {share_words(further)}, yet over the weights' norm it shrinks in "
+        f"{back} of {len(relative)} of the paper's own."
     )
-    holds = falls.most and not small.most and large.most and further.most
-    return Finding(text, holds and back > len(relative) / 2)
+    most = [reproduced_share(rows) > 0.5 for rows in (falls, large, further)]
+    holds = all(most) and reproduced_share(small) <= 0.5 and back > len(relative) / 2
+    return Finding(text, holds)
 
 
 def find_few_classes(evidence: Evidence) -> Finding:
     """C4, where accuracy falls."""
-    judged = [row for row in evidence.rows if row.claim == "C4" and row.verdict.is_judged]
-    plain = [row for row in judged if row.as_in_paper]
-    control = [row for row in judged if row.variant == rules.SCALE_FREE]
+    plain = evidence.judged("C4")
+    both = [*plain, *evidence.judged("C4", rules.SCALE_FREE)]
     row = plain[0]
     text = (
         "**Flatter does not mean better.** Where training on few classes makes accuracy on new "
@@ -126,32 +111,28 @@ def find_few_classes(evidence: Evidence) -> Finding:
         "over the second half of training. On the measure without the weights' size the fall is "
         "not seen."
     )
-    holds = [each.verdict for each in (*plain, *control)] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
+    holds = [each.verdict for each in both] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
     return Finding(text, holds)
 
 
 def find_coherence(evidence: Evidence) -> Finding:
     """C5 and C6: the trend, and no more."""
-    verdicts = evidence.verdicts("C5") + evidence.verdicts("C6")
-    together = [
-        verdict
-        for verdict in verdicts
-        if verdict in (Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.POWERLESS)
-    ]
-    trend = together.count(Verdict.TREND_ONLY)
+    rows = evidence.judged("C5") + evidence.judged("C6")
+    together = sum(row.verdict in TOGETHER for row in rows)
+    trend = count(rows, Verdict.TREND_ONLY)
     overfitting = [
         row
-        for row in evidence.rows
-        if row.claim == "C5" and row.verdict == Verdict.CONTRARY and "10 classes" in row.setting
+        for row in evidence.judged("C5")
+        if row.verdict == Verdict.CONTRARY and "10 classes" in row.setting
     ]
     text = (
         "**Coherence and accuracy rise together because both rise with training.** Over epochs "
-        f"they are correlated in {len(together)} of {len(verdicts)} comparisons. In {trend} of "
+        f"they are correlated in {together} of {len(rows)} comparisons. In {trend} of "
         "these their changes from one epoch to the next are not, and in none are the more "
         "coherent runs shown to be the more accurate ones. Where accuracy falls, the sign turns: "
         f"r = {overfitting[0].change if overfitting else '–'}."
     )
-    holds = Verdict.REPRODUCED not in verdicts and trend > len(together) / 2
+    holds = not count(rows, Verdict.REPRODUCED) and trend > together / 2
     return Finding(text, holds and len(overfitting) == 1)
 
 
@@ -185,12 +166,8 @@ def find_agreement(evidence: Evidence) -> Finding:
 
 def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
     """C7 and C8."""
-    both = evidence.verdicts("C7").count(Verdict.BOTH_ORTHOGONAL)
-    gains = [
-        row
-        for row in evidence.rows
-        if row.claim == "C8" and row.variant.startswith("adapted") and row.verdict.is_judged
-    ]
+    both = count(evidence.judged("C7"), Verdict.BOTH_ORTHOGONAL)
+    gains = evidence.judged("C8")
     own = [row for row in gains if row.scale == "paper" and row.paper]
     row = own[0]
     text = (
@@ -200,7 +177,7 @@ def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
         f"{PAPER_GAIN:+.2f} is neither seen nor ruled out. Finetuning's trajectories are "
         f"nearly orthogonal, as the paper says, but so are MAML's ({both} settings)."
     )
-    holds = Verdict.REPRODUCED not in {each.verdict for each in gains} and both > 0
+    holds = not count(gains, Verdict.REPRODUCED) and both > 0
     return Finding(text, holds and row.verdict == Verdict.UNCLEAR)
 
 
@@ -231,8 +208,7 @@ def list_findings(evidence: Evidence) -> str:
 
 def add_findings(_: Any, config: Any) -> None:
     """Sphinx's event `config-inited`: give pages `{{ findings }}`."""
-    records = committed_runs()
-    config.myst_substitutions["findings"] = list_findings(Evidence(records, rules.judge(records)))
+    config.myst_substitutions["findings"] = list_findings(Evidence(committed_runs(), judged_rows()))
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -242,5 +218,4 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    committed = committed_runs()
-    print(list_findings(Evidence(committed, rules.judge(committed))))
+    print(list_findings(Evidence(committed_runs(), judged_rows())))
