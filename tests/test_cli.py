@@ -23,6 +23,7 @@ from metanb.runs import store as run_store
 from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.command_line import call
+from tests.support.fresh_process import require_no_torch
 from tests.support.paths import ROOT
 
 
@@ -140,9 +141,7 @@ MODULES = "metanb.cli, metanb.claims.rules, metanb.claims.verdicts, metanb.runs.
 )
 def test_judging_claims_loads_no_torch(code):
     """In a process of its own, which starts without torch; torch takes seconds to load."""
-    script = f"import sys\n{code}\nassert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    require_no_torch(code)
 
 
 @pytest.mark.parametrize("columns", ["50", "80"])

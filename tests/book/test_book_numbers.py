@@ -1,6 +1,5 @@
 """The numbers of the book's prose, on synthetic records whose verdicts are known."""
 
-import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +17,7 @@ from metanb.grids import definitions, hours
 from metanb.grids.definitions import Planned
 from metanb.runs.records import Record
 from metanb.settings import preset
+from tests.support.fresh_process import require_no_torch
 from tests.support.paths import ROOT
 from tests.support.records import TIME, cell, record
 
@@ -274,12 +274,9 @@ def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
 def test_number_pages_load_no_torch():
     """All that they put into the book, in a process of its own."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import book_numbers, explorer; "
+        "sys.path.insert(0, sys.argv[1]); import book_numbers, explorer; "
         "book_numbers.substitutions(); "
         "recorded = book_numbers.committed_runs(); book_numbers.runs_page(recorded); "
-        "explorer.curves_of_cells(recorded); "
-        "assert not {'torch', 'torchvision', 'higher'} & set(sys.modules)"
+        "explorer.curves_of_cells(recorded)"
     )
-    command = [sys.executable, "-c", code, ROOT / "book" / "_ext"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    require_no_torch(code, ROOT / "book" / "_ext")

@@ -5,7 +5,6 @@ mode over notebooks/.
 """
 
 import ast
-import doctest
 import html
 import itertools
 import json
@@ -18,7 +17,6 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from metanb import labels
 from metanb.figures import svg
 from metanb.grids import definitions
 from tests.support.paths import ROOT
@@ -129,33 +127,6 @@ def test_what_a_reader_is_told_to_type_is_understood(name):
     for words in lines[1:]:
         assert words[:2] == ["metanb", "grid"] and words[3] == "--only" and len(words) == 5
         assert definitions.select_runs(definitions.GRIDS[words[2]](), words[4])
-
-
-SOLUTIONS = ("7-what-coherence-measures", "8-causes", "9-your-own")
-
-
-@pytest.mark.parametrize("name", SOLUTIONS)
-def test_solutions_of_exercises_are_true(name):
-    """Two exercises; the code of each folded solution prints what stands below it."""
-    from metanb.landscape.measures import PER_TASK
-    from metanb.maml.algorithms import GRADIENTS
-
-    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    exercises = text.partition("\n## Exercises\n")[2].partition("\n## ")[0]
-    solutions = re.findall(r"^:::\{dropdown\} Solution\n(.*?)^:::$", exercises, re.M | re.S)
-    assert len(re.findall(r"^\*\*\d\.\*\*", exercises, re.M)) == len(solutions) == 2
-    tables = (labels.ALGORITHMS, GRADIENTS, labels.MEASURES, PER_TASK)
-    before = [dict(table) for table in tables]
-    runner = doctest.DocTestRunner()
-    for solution in solutions:
-        for code in re.findall(r"^```pycon\n(.*?)^```$", solution, re.M | re.S):
-            runner.run(doctest.DocTestParser().get_doctest(code, {}, name, None, 0))
-    # what a solution registers is gone again
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)
-    assert runner.tries >= 4 and not runner.failures
 
 
 def test_readme_shows_what_the_notebook_drew():
