@@ -599,8 +599,9 @@ def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Pat
     first-order MAML on mini-ImageNet, for several runs side by side, and what each feature of the
     engine contributes.
 
-    The other libraries come with the extra `bench`. Run nothing else on the machine meanwhile, and
-    use one thread on a CPU: OMP_NUM_THREADS=1.
+    The other libraries come with the extra `bench`. With `-o bench.json`, the units that are timed
+    so far are in bench.part.json until the benchmark ends. Run nothing else on the machine
+    meanwhile, and use one thread on a CPU: OMP_NUM_THREADS=1.
     """
     from metanb.bench import benchmark, report
     from metanb.runs.machine import resolve_device
@@ -610,7 +611,14 @@ def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Pat
     torch_device = resolve_device(device)
     on_gpu = torch_device.type == "cuda"
     default = [unit for unit in bench_units.ALL if on_gpu or unit not in bench_units.CELLS]
-    result = benchmark.run_benchmark(list(units) or default, repeats, torch_device)
+    # A benchmark takes long. What is timed is kept, and an older result stays until it ends.
+    part = output.with_name(f"{output.stem}.part{output.suffix}") if output else None
+
+    def keep(result: dict[str, Any]) -> None:
+        if part:
+            report.write_result(result, part)
+
+    result = benchmark.run_benchmark(list(units) or default, repeats, torch_device, keep)
     if result["timings"]:
         click.echo(report.timings_table(result).to_string(index=False))
     if result["rates"]:
@@ -618,8 +626,8 @@ def bench_command(units: tuple[str, ...], repeats: int, device: str, output: Pat
     click.echo(
         f"best convolution rate: {result['best_gflops']:.0f} GFLOP/s; clock: {result['clock']}"
     )
-    if output:
-        report.write_result(result, output)
+    if output and part:
+        part.replace(output)
         click.echo(f"result: {output}")
 
 

@@ -6,7 +6,7 @@ Each time stands beside the result's error against a float64 reference by autogr
 wrong gradient is not fast.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,12 @@ from metanb.bench import throughput, timing, units
 from metanb.runs import machine
 
 
-def run_benchmark(names: list[str], repeats: int, device: torch.device) -> dict[str, Any]:
+def run_benchmark(
+    names: list[str],
+    repeats: int,
+    device: torch.device,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Time the given units.
 
     With U1 comes `measuring`: the cost of an epoch's measures, as a share of an epoch's
@@ -27,6 +32,8 @@ def run_benchmark(names: list[str], repeats: int, device: torch.device) -> dict[
         names: of the units, out of `metanb.bench.units.ALL`.
         repeats: rounds of each unit.
         device: CPU or GPU.
+        keep: called with the result so far after each unit, so that a benchmark that is killed
+            leaves what it has timed.
 
     Returns:
         Plain values, ready for JSON.
@@ -37,55 +44,39 @@ def run_benchmark(names: list[str], repeats: int, device: torch.device) -> dict[
     if device.index is not None:
         torch.cuda.set_device(device)  # events and synchronize() look at the current device
     rate = timing.best_rate(device)
-    cells = [name for name in names if name in units.CELLS]
-    timed = [name for name in names if name not in units.CELLS]
-    timings = _time_units(timed, repeats, device, rate)
-    result = {
+    result: dict[str, Any] = {
         "environment": machine.describe_environment(device)
         | {"code": machine.code_version(), "date": machine.utc_now()},
         "clock": "device events" if device.type == "cuda" else "process CPU time",
         "repeats": repeats,
         "best_gflops": rate / 1e9,
-        "timings": [asdict(row) for row in timings],
-        "rates": [asdict(row) for row in _measure_cells(cells, repeats, device)],
+        "timings": [],
+        "rates": [],
     }
-    if "U1" in names:
-        result["measuring"] = _share_of_measuring(timings, device)
+    # Rates of a CPU are those of one run: there, several together are no faster.
+    together = throughput.TOGETHER if device.type == "cuda" else throughput.TOGETHER[:1]
+    for name in tqdm(names, unit="unit", disable=None):
+        if name in units.CELLS:
+            rates = throughput.measure_rates(name, device, repeats, together)
+            result["rates"] += [asdict(row) for row in rates]
+        elif name in units.HESSIANS:
+            timings = timing.time_hessian_norms(name, device, repeats)
+            result["timings"] += [asdict(row) for row in timings]
+        else:
+            for first_order in (False, True):
+                timings = timing.time_gradients(name, first_order, repeats, device, rate)
+                result["timings"] += [asdict(row) for row in timings]
+        if name == "U1":
+            result["measuring"] = _share_of_measuring(result["timings"], device)
+        keep(result)
     return result
 
 
-def _time_units(
-    names: Iterable[str], repeats: int, device: torch.device, rate: float
-) -> list[timing.Timing]:
-    """Time meta-gradients of both orders, and Hessian norms."""
-    jobs = [
-        (unit, first_order)
-        for unit in names
-        for first_order in ((False,) if unit in units.HESSIANS else (False, True))
-    ]
-    timings: list[timing.Timing] = []
-    for unit, first_order in tqdm(jobs, unit="unit", disable=None):
-        if unit in units.HESSIANS:
-            timings += timing.time_hessian_norms(unit, device, repeats)
-        else:
-            timings += timing.time_gradients(unit, first_order, repeats, device, rate)
-    return timings
-
-
-def _measure_cells(
-    cells: Iterable[str], repeats: int, device: torch.device
-) -> list[throughput.Rate]:
-    """Measure rates of whole iterations; on a CPU of one run only."""
-    together = throughput.TOGETHER if device.type == "cuda" else throughput.TOGETHER[:1]
-    rates: list[throughput.Rate] = []
-    for cell in cells:
-        rates += throughput.measure_rates(cell, device, repeats, together)
-    return rates
-
-
-def _share_of_measuring(timings: Iterable[timing.Timing], device: torch.device) -> float:
+def _share_of_measuring(timings: Iterable[dict[str, Any]], device: torch.device) -> float:
     """Time of an epoch's measures, as a share of the time of its meta-gradients."""
     of_u1 = ("U1", "second", units.OURS)
-    ms = next(row.ms for row in timings if (row.unit, row.order, row.candidate) == of_u1)
+    ms = next(
+        row["ms"] for row in timings if (row["unit"], row["order"], row["candidate"]) == of_u1
+    )
     iterations = units.UNITS["U1"][1].epoch_iterations
     return timing.time_measuring(device) / (ms * iterations / 1e3)

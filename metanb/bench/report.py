@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from metanb import files
 from metanb.bench import units
 
 
@@ -71,5 +72,5 @@ def rates_table(result: dict[str, Any]) -> pd.DataFrame:
 
 
 def write_result(result: dict[str, Any], path: Path) -> None:
-    """Write the result as JSON."""
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    """Write the result as JSON; the file is the old one or the new one, never a part."""
+    files.replace(path, (json.dumps(result, indent=1) + "\n").encode())

@@ -74,7 +74,7 @@ def time_gradients(
     calls = {name: call for name, (_, call) in candidates.items()}
     with FlopCounterMode(display=False) as counter:
         calls[units.BASE]()
-    seconds = _time_in_turns(calls, repeats, device)
+    seconds, _ = _time_in_turns(calls, repeats, device)
     operations = counter.get_total_flops()
     shares = {name: operations / np.median(times) / rate for name, times in seconds.items()}
     order = "first" if first_order else "second"
@@ -192,10 +192,11 @@ def time_hessian_norms(unit: str, device: torch.device, repeats: int) -> list[Ti
             calls[name] = partial(compute_by_peer, peer)
 
     exact = np.array(compute_by_peer(peers.exact_norm))
+    seconds, norms = _time_in_turns(calls, repeats, device)
     errors = {
-        name: float(np.max(np.abs(np.array(call()) / exact - 1))) for name, call in calls.items()
+        name: float(np.max(np.abs(np.array(of_tasks) / exact - 1)))
+        for name, of_tasks in norms.items()
     }
-    seconds = _time_in_turns(calls, repeats, device)
     unknown = dict.fromkeys(seconds, float("nan"))
     return _summarise(unit, "", seconds, units.HESSIAN_BASE, errors, unknown, unknown)
 
@@ -206,7 +207,7 @@ def time_measuring(device: torch.device) -> float:
     shape = replace(settings, queries=settings.test_queries)
     test, valid = (unit_tasks(shape, settings.test_tasks, device) for _ in range(2))
     net = _seeded_network(settings, test)
-    seconds = _time_in_turns({"": lambda: measure(net, test, valid, settings)}, 1, device)
+    seconds, _ = _time_in_turns({"": lambda: measure(net, test, valid, settings)}, 1, device)
     return seconds[""][0]
 
 
@@ -239,8 +240,9 @@ def best_rate(device: torch.device) -> float:
     for batch, channels, side in ((64, 64, 28), (32, 128, 28), (64, 128, 14)):
         x = torch.rand(batch, channels, side, side, device=device)
         weight = torch.rand(channels, channels, 3, 3, device=device)
-        seconds = _time_in_turns({"": partial(F.conv2d, x, weight, padding=1)}, 10, device)[""]
-        best = max(best, 2 * batch * channels * channels * 9 * side * side / min(seconds))
+        call = partial(F.conv2d, x, weight, padding=1)
+        seconds, _ = _time_in_turns({"": call}, 10, device)
+        best = max(best, 2 * batch * channels * channels * 9 * side * side / min(seconds[""]))
     return best
 
 
@@ -253,30 +255,35 @@ def _seeded_network(settings: Settings, tasks: Tasks) -> ConvNet:
 
 def _time_in_turns(
     calls: dict[str, Callable[[], Any]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each call in each round; the first round warms up and does not count."""
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each call in each round, and what it returned in the last.
+
+    The first round warms up and does not count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    results: dict[str, Any] = {}
     gc.freeze()  # objects that exist now are no garbage: each collection skips them
     for _ in range(repeats + 1):
         for name, call in calls.items():
             gc.collect()  # higher leaves reference cycles: no other call pays for them
-            seconds[name].append(_time_call(call, device))
+            elapsed, results[name] = _time_call(call, device)
+            seconds[name].append(elapsed)
     gc.unfreeze()
-    return {name: times[1:] for name, times in seconds.items()}
+    return {name: times[1:] for name, times in seconds.items()}, results
 
 
-def _time_call(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call: by device events on a GPU, this process's CPU time on a CPU."""
+def _time_call(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of a call, by device events on a GPU and CPU time on a CPU; and its result."""
     if device.type != "cuda":
         began = time.process_time()
-        call()
-        return time.process_time() - began
+        result = call()
+        return time.process_time() - began, result
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    call()
+    result = call()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return start.elapsed_time(end) / 1e3, result
 
 
 def _summarise(

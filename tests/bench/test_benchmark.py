@@ -10,9 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from metanb.bench import benchmark, peers, report, throughput, units
 from metanb.bench import timing as bench_timing
+from metanb.cli import cli
 from metanb.settings import preset
 
 CPU = torch.device("cpu")
@@ -51,6 +53,27 @@ def test_result_is_plain_and_readable(tmp_path):
     assert result["best_gflops"] > 1 and result["environment"]["device"]
     errors = {(row["unit"], row["candidate"]): row["error"] for row in result["timings"]}
     assert errors["H", units.OURS] < 2e-3
+
+
+def test_a_killed_benchmark_leaves_what_it_timed(tmp_path, monkeypatch):
+    """The units that ended are in a file of their own; the result of before stays."""
+    output, part = tmp_path / "bench.json", tmp_path / "bench.part.json"
+    output.write_text("the result of before")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    arguments = ["bench", "--repeats", "1", "--unit", "H", "--unit", "U1", "-o", str(output)]
+    monkeypatch.setattr(bench_timing, "time_gradients", fail)
+    CliRunner().invoke(cli, arguments)
+    assert {row["unit"] for row in json.loads(part.read_text())["timings"]} == {"H"}
+    assert output.read_text() == "the result of before"
+
+    monkeypatch.setattr(bench_timing, "time_gradients", lambda *_: [])
+    monkeypatch.setattr(benchmark, "_share_of_measuring", lambda *_: 0.1)
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0 and f"result: {output}" in result.output
+    assert json.loads(output.read_text())["timings"] and not part.exists()
 
 
 def test_rates_of_whole_iterations_and_their_shares(monkeypatch):
