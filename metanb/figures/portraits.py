@@ -3,16 +3,23 @@
 A stage is the network after an epoch of meta-training.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure as Canvas
 
-from metanb.figures.style import STYLE, Figure, colours_and_dashes, finish_figure
+from metanb.figures.style import (
+    STYLE,
+    Figure,
+    add_legend,
+    colours_and_dashes,
+    finish_panels,
+    make_panels,
+    set_title,
+)
 from metanb.labels import name_of
 from metanb.landscape.square import BEYOND
 
@@ -26,8 +33,6 @@ TOPS = (
     ("top", 0.05, "o", "largest eigenvalues"),
     ("gauss_newton_top", 0.012, "x", "largest of the Gauss-Newton part"),
 )
-PANEL = 2.9  # inches: two panels side by side fit a page, and a phone
-NARROWEST = 4.2  # inches: the width of a figure of one column, which has room for its legend
 CLEAR = 0.08  # a contour's label stays this far from all else that is drawn, in panel widths
 LOSSES = {"support_loss": "support loss", "query_loss": "query loss"}
 _SIDES = {"below": "below −x", "above": "above x"}
@@ -36,9 +41,10 @@ _SIDES = {"below": "below −x", "above": "above x"}
 def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) -> Figure:
     """One task's `loss` on the plane of two trajectories.
 
-    A column is a run, a row a stage. A stage has a scale of colours of its own: between stages
-    losses differ by orders of magnitude. The data have one row per b and one column per a, both in
-    units of the column `unit`. The caption is completed by what colours and labels are.
+    Panels are the stages of the first run, then those of the next. A stage has a scale of colours
+    of its own: between stages losses differ by orders of magnitude. The data have one row per b
+    and one column per a, both in units of the column `unit`. The caption is completed by what
+    colours and labels are.
 
     Args:
         runs: portraits of kind "surface".
@@ -50,20 +56,18 @@ def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) ->
     rows: list[list[Any]] = []
     sentences = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = _make_grid(
-            losses.shape[1], len(runs), height=2.75, sharex="col", sharey="col"
-        )
-        for column, run in enumerate(runs):
+        canvas, axes = make_panels(len(runs) * losses.shape[1])
+        panels = iter(axes)
+        for run in runs:
             coordinates = np.array(run.values["at"])
-            for row, stage in enumerate(run.values["stages"]):
-                axis = axes[row, column]
-                _draw_surface(axis, coordinates, stage, loss, _contour_levels(losses[:, row]))
-                axis.set(aspect="equal")
-                _set_title(axis, _describe_stage(run, stage))
+            for number, stage in enumerate(run.values["stages"]):
+                axis = next(panels)
+                _draw_surface(axis, coordinates, stage, loss, _contour_levels(losses[:, number]))
+                axis.set(aspect="equal", xlabel="1st axis (L2)", ylabel="2nd axis (L2)")
+                set_title(axis, _describe_stage(run, stage))
                 axis.grid(False)
                 rows += _surface_rows(run, stage, loss)
                 sentences.append(_describe_trajectories(run, stage))
-        _set_labels(axes, "1st axis (L2)", "2nd axis (L2)")
 
         columns = ["algorithm", "epoch", "unit", "b", *_columns_of_surface(runs[-1])]
         caption += (
@@ -74,27 +78,7 @@ def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) ->
             f"Contour maps of a task's {LOSSES[loss]}, each with two trajectories. "
             f"{'; '.join(sentences)}."
         )
-        return finish_figure(canvas, name, caption, alt, pd.DataFrame(rows, columns=columns))
-
-
-def _make_grid(rows: int, columns: int, height: float, **shared: str) -> tuple[Canvas, np.ndarray]:
-    """A canvas with rows of panels of a height in inches; `shared` says what share their axes."""
-    width = max(NARROWEST, PANEL * columns + 0.2)
-    canvas = Canvas(figsize=(width, height * rows), layout="constrained")
-    return canvas, canvas.subplots(rows, columns, squeeze=False, **shared)
-
-
-def _set_title(axis: Any, title: str) -> None:
-    """A panel's own title: on a phone panels may stand below each other."""
-    axis.set_title(title, fontsize=9)
-
-
-def _set_labels(axes: np.ndarray, x: str, y: str) -> None:
-    """Labels of the panels at the left and at the bottom."""
-    for axis in axes[:, 0]:
-        axis.set_ylabel(y)
-    for axis in axes[-1]:
-        axis.set_xlabel(x, fontsize=9)
+        return finish_panels(canvas, name, caption, alt, pd.DataFrame(rows, columns=columns))
 
 
 def _draw_surface(
@@ -154,8 +138,9 @@ def angle_between_paths(stage: dict[str, Any]) -> float:
 def draw_interpolations(runs: list["Portrait"], name: str, caption: str) -> Figure:
     """Losses along the line from theta_s to theta~_i.
 
-    A column is an algorithm, a row a loss, a colour a stage. Thin lines are single runs, the thick
-    one is their mean; the band is the mean of the runs' quartiles over tasks.
+    Panels are a loss under each algorithm, then the next loss; a colour is a stage. Thin lines are
+    single runs, the thick one is their mean; the band is the mean of the runs' quartiles over
+    tasks.
 
     Args:
         runs: portraits of kind "interpolation".
@@ -165,25 +150,18 @@ def draw_interpolations(runs: list["Portrait"], name: str, caption: str) -> Figu
     groups = _group_by_algorithm(runs)
     rows: list[tuple[Any, ...]] = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = _make_grid(len(LOSSES), len(groups), height=2.7, sharex="all", sharey="row")
-        for column, (algorithm, group) in enumerate(groups.items()):
-            for axis, loss in zip(axes[:, column], LOSSES, strict=True):
+        canvas, axes = make_panels(len(LOSSES) * len(groups))
+        for start, loss in zip(range(0, len(axes), len(groups)), LOSSES, strict=True):
+            row = axes[start : start + len(groups)]
+            for axis, (algorithm, group) in zip(row, groups.items(), strict=True):
                 rows += _draw_loss_lines(axis, group, loss)
-                _format_loss_axis(axis)
-                _set_title(axis, f"{LOSSES[loss]}, {name_of(algorithm)}")
-        _set_labels(axes, "α: 0 at θ_s, 1 at the adapted solution", "loss (nats)")
-        _add_legend(canvas, axes[0, 0])
+                axis.set(xlabel="α: 0 at θ_s, 1 at the adapted solution", ylabel="loss (nats)")
+                set_title(axis, f"{LOSSES[loss]}, {name_of(algorithm)}")
+            _format_loss_axes(row)
+        add_legend(canvas, axes[0])
         columns = ["algorithm", "epoch", "measure", "alpha", "mean", "low", "high"]
         data = pd.DataFrame(rows, columns=columns)
-        return finish_figure(canvas, name, caption, _describe_lines(data), data)
-
-
-def _add_legend(canvas: Canvas, axis: Any, columns: int = 3) -> None:
-    """A legend of one panel's lines, below all panels and so clear of the lines."""
-    handles, labels = axis.get_legend_handles_labels()
-    canvas.legend(
-        handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=columns
-    )
+        return finish_panels(canvas, name, caption, _describe_lines(data), data)
 
 
 def _draw_loss_lines(axis: Any, group: list["Portrait"], loss: str) -> list[tuple[Any, ...]]:
@@ -206,23 +184,28 @@ def _draw_loss_lines(axis: Any, group: list["Portrait"], loss: str) -> list[tupl
     return rows
 
 
-def _format_loss_axis(axis: Any) -> None:
-    """A logarithmic axis with plain labels, and lines at theta_s and at the adapted solution."""
-    axis.set_yscale("log")
-    low, high = axis.get_ylim()
+def _format_loss_axes(axes: Sequence[Any]) -> None:
+    """One logarithmic scale with plain labels; lines at theta_s and at the adapted solution."""
+    for axis in axes:
+        axis.set_yscale("log")
+    low, high = np.array([axis.get_ylim() for axis in axes]).T
+    bottom, top = low.min(), high.max()
     # labels between the powers of ten where there are few of these
-    between = (1,) if high > 100 * low else (1, 1.5, 2, 3, 5)
-    axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=between))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.minorticks_off()
-    for alpha in (0, 1):
-        axis.axvline(alpha, color="#888888", linewidth=0.8)
+    between = (1,) if top > 100 * bottom else (1, 1.5, 2, 3, 5)
+    for axis in axes:
+        axis.set_ylim(bottom, top)
+        axis.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=between))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        for alpha in (0, 1):
+            axis.axvline(alpha, color="#888888", linewidth=0.8)
 
 
 def draw_densities(runs: list["Portrait"], name: str, caption: str) -> Figure:
     """Smoothed spectra: eigenvalues per unit, on a logarithmic scale.
 
-    A column is a run, a row a stage; each panel has its own axis of eigenvalues. Dots are the
+    Panels are the stages of the first run, then those of the next; each has its own axis of
+    eigenvalues. Dots are the
     largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean over tasks.
     Their heights have no meaning: they stand in two rows, so that neither hides the other. The
     caption is completed by this and by the n.
@@ -233,16 +216,14 @@ def draw_densities(runs: list["Portrait"], name: str, caption: str) -> Figure:
         caption: what to see.
     """
     drawn = [(run, stage) for run in runs for stage in run.values["stages"]]
-    stages = len(runs[0].values["stages"])
     with matplotlib.rc_context(STYLE):
-        canvas, axes = _make_grid(stages, len(runs), height=2.5, sharey="all")
-        for column, run in enumerate(runs):
-            for axis, stage in zip(axes[:, column], run.values["stages"], strict=True):
-                _draw_density(axis, stage)
-                axis.set(yscale="log", ylim=(0.003, 1e6))
-                _set_title(axis, _describe_stage(run, stage))
-        _set_labels(axes, "eigenvalue of the Hessian", "eigenvalues per unit")
-        _add_legend(canvas, axes[0, 0], columns=2)
+        canvas, axes = make_panels(len(drawn))
+        for axis, (run, stage) in zip(axes, drawn, strict=True):
+            _draw_density(axis, stage)
+            axis.set(yscale="log", ylim=(0.003, 1e6))
+            axis.set(xlabel="eigenvalue of the Hessian", ylabel="eigenvalues per unit")
+            set_title(axis, _describe_stage(run, stage))
+        add_legend(canvas, axes[0])
 
         rows = [
             (run.settings.algorithm, stage["epoch"], x, y)
@@ -253,7 +234,7 @@ def draw_densities(runs: list["Portrait"], name: str, caption: str) -> Figure:
         ranges = "; ".join(_describe_range(run, stage) for run, stage in drawn)
         alt = f"Densities of eigenvalues, with a spike at 0. {ranges}."
         caption += _describe_densities(runs[0])
-        return finish_figure(canvas, name, caption, alt, data)
+        return finish_panels(canvas, name, caption, alt, data)
 
 
 def _draw_density(axis: Any, stage: dict[str, Any]) -> None:
@@ -288,7 +269,7 @@ def _describe_densities(run: "Portrait") -> str:
 def draw_eigenvalue_counts(runs: list["Portrait"], name: str, caption: str) -> Figure:
     """The number of eigenvalues below -x and above x, mean over runs.
 
-    A column is an algorithm, a row a side, a line a stage.
+    Panels are a side under each algorithm, then the next side; a line is a stage.
 
     Args:
         runs: portraits of kind "spectrum".
@@ -298,18 +279,18 @@ def draw_eigenvalue_counts(runs: list["Portrait"], name: str, caption: str) -> F
     groups = _group_by_algorithm(runs)
     rows: list[tuple[Any, ...]] = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = _make_grid(len(_SIDES), len(groups), height=2.6, sharex="all", sharey="all")
-        for column, (algorithm, group) in enumerate(groups.items()):
-            for axis, side in zip(axes[:, column], _SIDES, strict=True):
-                rows += _draw_counts(axis, group, side)
-                for scale in (axis.xaxis, axis.yaxis):
-                    scale.set_major_formatter("{x:,g}")
-                axis.minorticks_off()
-                _set_title(axis, f"eigenvalues {_SIDES[side]}, {name_of(algorithm)}")
-        _set_labels(axes, "x", "number of eigenvalues")
-        _add_legend(canvas, axes[0, 0])
+        drawn = list(itertools.product(_SIDES, groups.items()))
+        canvas, axes = make_panels(len(drawn))
+        for axis, (side, (algorithm, group)) in zip(axes, drawn, strict=True):
+            rows += _draw_counts(axis, group, side)
+            axis.set(xlabel="x", ylabel="number of eigenvalues")
+            for scale in (axis.xaxis, axis.yaxis):
+                scale.set_major_formatter("{x:,g}")
+            axis.minorticks_off()
+            set_title(axis, f"eigenvalues {_SIDES[side]}, {name_of(algorithm)}")
+        add_legend(canvas, axes[0])
         data = pd.DataFrame(rows, columns=["algorithm", "epoch", "side", "x", "number"])
-        return finish_figure(canvas, name, caption, _describe_counts_near(data, 0.1), data)
+        return finish_panels(canvas, name, caption, _describe_counts_near(data, 0.1), data)
 
 
 def _draw_counts(axis: Any, group: list["Portrait"], side: str) -> list[tuple[Any, ...]]:
@@ -503,7 +484,7 @@ def _place_labels(
 
     # points all along the trajectories
     along = np.linspace(0, 1, 50)[:, None]
-    lines = [(start, end) for path in paths for start, end in pairwise(np.array(path))]
+    lines = [(start, end) for path in paths for start, end in itertools.pairwise(np.array(path))]
     trajectories = np.concatenate([start + along * (end - start) for start, end in lines])
 
     spots: list[np.ndarray] = []

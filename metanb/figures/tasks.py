@@ -1,48 +1,67 @@
 """Figures of tasks, and of a network that adapts to them."""
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
 
-from metanb.figures.style import DASHES, STYLE, Figure, finish_figure
+from metanb.figures.style import (
+    DASHES,
+    STYLE,
+    Figure,
+    finish_figure,
+    finish_panels,
+    make_panels,
+    set_title,
+)
 
 if TYPE_CHECKING:
     from metanb.data.tasks import Tasks
 
 
 def picture_tasks(tasks: "Tasks", name: str, caption: str) -> Figure:
-    """Tasks as pictures: one row per task, support images left, query images right.
+    """Tasks as pictures: a panel of support images and one of query images, a row per task.
 
     A column is a class; it shows the class's first image of that role. The data have one row per
     picture: its bytes (0 to 255) in hexadecimal.
     """
     ways = int(tasks.support_y.max()) + 1
-    columns = [(role, label) for role in ("support", "query") for label in range(ways)]
     rows = []
-    with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(1.1 * ways, 0.62 * len(tasks) + 0.4), layout="constrained")
-        axes = canvas.subplots(len(tasks), 2 * ways, squeeze=False)
-        for task, row in enumerate(axes):
-            for (role, label), axis in zip(columns, row, strict=True):
+    with matplotlib.rc_context(STYLE | {"image.composite_image": False}):
+        canvas, axes = make_panels(2)
+        for role, axis in zip(("support", "query"), axes, strict=True):
+            for task, label in itertools.product(range(len(tasks)), range(ways)):
                 image = _first_image(tasks, task, role, label)
-                axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
-                axis.set(xticks=[], yticks=[])
-                axis.spines[:].set(visible=True, alpha=0.2)
-                if task == 0:
-                    axis.set_title(f"{role} {label}", fontsize=6)
+                _place_image(axis, image, label, task)
                 pixels = (image * 255).round().astype("uint8").tobytes().hex()
                 rows.append((task, role, label, pixels))
-            row[0].set_ylabel(f"task {task}", fontsize=7)
+            axis.set(xlim=(-0.5, ways - 0.5), ylim=(len(tasks) - 0.5, -0.5), aspect="equal")
+            axis.set(xticks=range(ways), yticks=range(len(tasks)))
+            axis.set(xlabel="class of the task", ylabel="task")
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+            axis.grid(False)
+            set_title(axis, f"{role} images")
         data = pd.DataFrame(rows, columns=["task", "role", "label", "pixels"])
         alt = (
             f"{len(tasks)} rows of pictures: {ways} support classes, "
             "then new query images of the same classes."
         )
-        return finish_figure(canvas, name, caption, alt, data)
+        return finish_panels(canvas, name, caption, alt, data)
+
+
+def _place_image(axis: Any, image: np.ndarray, x: int, y: int) -> None:
+    """Draw an image, with a thin frame, around (x, y); its side is a little less than 1."""
+    half = 0.47
+    box = (x - half, x + half, y + half, y - half)  # left, right, bottom, top: y points down
+    axis.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=box, interpolation="none")
+    frame = Rectangle((x - half, y - half), 2 * half, 2 * half, fill=False, alpha=0.2)
+    axis.add_patch(frame)
 
 
 def _first_image(tasks: "Tasks", task: int, role: str, label: int) -> np.ndarray:

@@ -86,7 +86,12 @@ def density(spectra: Quadrature, at: Tensor, width: Tensor | float) -> Tensor:
     """Estimate the density of eigenvalues at [N]: [T, N], of integral 1.
 
     Each eigenvalue is spread by a Gaussian of standard deviation `width`.
+
+    Raises:
+        ValueError: a width is not above 0.
     """
+    if not bool((torch.as_tensor(width) > 0).all()):
+        raise ValueError(f"width is {width}: it must be above 0")
     z = (at.double() - spectra.nodes.nan_to_num(0.0)[..., None]) / width  # [T, V, k, N]
     bells = torch.exp(-z.square() / 2) / (width * (2 * torch.pi) ** 0.5)
     return (spectra.weights[..., None] * bells).sum(2).mean(1)

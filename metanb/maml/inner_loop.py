@@ -107,7 +107,8 @@ def starting_head(net: nn.Module, weights: Tensor, inner_head: str = "learnt") -
             and Chao 2022).
 
     Raises:
-        ValueError: another `inner_head`.
+        ValueError: another `inner_head`; or the head is to be replaced, and `requires_grad=False`
+            says that it stays.
 
     Example:
         >>> net = nn.Linear(1, 2)
@@ -119,6 +120,12 @@ def starting_head(net: nn.Module, weights: Tensor, inner_head: str = "learnt") -
     if inner_head not in ("zero", "shared"):
         raise ValueError(f"inner_head is {inner_head!r}: use 'learnt', 'zero' or 'shared'")
     parts = unflatten(net, weights)
+    for (name, parameter), is_head in zip(net.named_parameters(), in_head(net), strict=True):
+        if is_head and not parameter.requires_grad:
+            raise ValueError(
+                f"inner_head is {inner_head!r}, which replaces the head, and its {name!r} has "
+                "requires_grad=False: use inner_head='learnt', or let the head learn"
+            )
     for i, is_head in enumerate(in_head(net)):
         if is_head and inner_head == "zero":
             parts[i] = torch.zeros_like(parts[i])

@@ -106,6 +106,12 @@ def test_smoothed_density_is_the_dense_spectrums(net, form, everywhere):
     assert (estimate - true).abs().max() < 0.15 * true.max()
 
 
+@pytest.mark.parametrize("width", [0, -0.1, float("nan"), torch.tensor([[0.1, 0.0]])])
+def test_a_width_that_is_not_above_0_is_refused(everywhere, width):
+    with pytest.raises(ValueError, match="it must be above 0"):
+        spectrum.density(everywhere, torch.zeros(2), width)
+
+
 def test_counts_are_the_dense_spectrums(net, everywhere):
     eigenvalues = torch.linalg.eigvalsh(net[2])
     gaps = eigenvalues.diff(dim=1)

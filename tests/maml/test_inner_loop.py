@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch.autograd import grad
 
 from metanb.data.tasks import Tasks
-from metanb.maml.inner_loop import accuracy, adapt, flatten, logits, losses, unflatten
+from metanb.maml.inner_loop import (
+    accuracy,
+    adapt,
+    flatten,
+    logits,
+    losses,
+    starting_head,
+    unflatten,
+)
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import meta_gradient as meta_gradient_of_runs
 from tests.support.networks import Reference, make
@@ -197,6 +205,17 @@ def test_frozen_parameters_get_no_gradient_from_theta():
     meta_gradient_of_runs(net, tasks, 0.1, 2, first_order=False, chunk=2, theta=theta)
     for (_, before), part in zip(net.named_parameters(), unflatten(net, theta.grad), strict=True):
         assert (part != 0).any() == before.requires_grad
+
+
+@pytest.mark.parametrize("inner_head", ["zero", "shared"])
+def test_a_frozen_head_is_not_replaced(inner_head):
+    net = make(OMNIGLOT)
+    net.head.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'head.bias' has requires_grad=False"):
+        starting_head(net, flatten(net).detach()[None], inner_head)
+    net.requires_grad_(True)
+    net.blocks.requires_grad_(False)
+    starting_head(net, flatten(net).detach()[None], inner_head)
 
 
 def test_a_learnt_learning_rate_gets_its_gradient():
