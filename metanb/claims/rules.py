@@ -54,6 +54,7 @@ from metanb.claims.run_stats import (
     trend_error,
 )
 from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
+from metanb.grids.definitions import is_beginning
 from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record, keep_furthest, keep_new
@@ -102,7 +103,8 @@ def judge(records: Iterable[Record]) -> list[Row]:
 
     Runs that were stopped early count, see `metanb.claims.cells.cut_to_common_length`. Runs of
     fewer than MIN_EPOCHS epochs are left out, and so are the interventions' runs, which
-    `metanb.claims.predictions` judges. Of a run that is there twice, the furthest record
+    `metanb.claims.predictions` judges. Runs of the beginning of meta-training alone are judged for
+    C1's first peak and for nothing else. Of a run that is there twice, the furthest record
     counts. Smoke runs get rows with their effects, and the verdict SMOKE in place of any other.
 
     Raises:
@@ -127,11 +129,16 @@ def judge(records: Iterable[Record]) -> list[Row]:
     ]
     whole = group_into_cells(long_enough)
     cut = [cut_to_common_length(cell) for cell in whole]
-    learners = [cell for cell in cut if _is_plain_meta_training(cell[0].settings)]
+    plain = [cell for cell in cut if _is_plain_meta_training(cell[0].settings)]
+    learners = [cell for cell in plain if not is_beginning(cell[0].settings)]
 
     # the rows, in the claims' order
     measures = (("hessian_norm", ""), ("adaptive_sharpness", SCALE_FREE))
-    rows = [row for claim in CLAIMS[:3] for cell in learners for row in _judge_curve(claim, cell)]
+    rows: list[Row] = []
+    for claim in CLAIMS[:3]:
+        rows += [row for cell in learners for row in _judge_curve(claim, cell)]
+        if claim.name == "C1":
+            rows += [_judge_first_peak(cell) for cell in plain if is_beginning(cell[0].settings)]
     rows += [
         _judge_flatter_while_worse(cell, measure, variant)
         for cell in learners

@@ -14,9 +14,8 @@ from metanb.settings import Scale, Settings, preset
 GAMMA = {5: 1.0, 20: 0.1}
 # At paper scale, 20-way: first moves of 6, 18 and 60 % of the distance.
 PAPER_GAMMAS = (0.1, 0.3, 1.0)
-# First-order MAML with five steps, which overfits on few meta-train classes.
+# Five steps and few tasks per iteration, which overfit on few meta-train classes.
 FEW: dict[str, Any] = {
-    "algorithm": "fomaml",
     "inner_steps": 5,
     "test_steps": 5,
     "inner_lr": 0.1,
@@ -30,6 +29,8 @@ FAIR: tuple[dict[str, Any], ...] = (
     {"test_head": "zero", "test_steps": 5, "inner_lr": 0.2},
     {"test_head": "zero", "test_steps": 20, "inner_lr": 0.2, "adapts": "head"},
 )
+# The beginning of meta-training, measured closely enough to see a first peak.
+BEGINNING: dict[str, Any] = {"iterations": 1_000, "epoch_iterations": 25}
 # The readings of the regulariser and its control "random", by algorithm.
 READINGS = {"maml": ("adapted", "random", "through", "outer"), "fomaml": ("adapted", "random")}
 
@@ -72,9 +73,15 @@ def base_runs(
 
 
 def few_class_runs(
-    scale: Scale, dataset: str, ways: int, shots: int, classes: Iterable[int], draws: Iterable[int]
+    scale: Scale,
+    dataset: str,
+    ways: int,
+    shots: int,
+    classes: Iterable[int],
+    draws: Iterable[int],
+    algorithm: str = "fomaml",
 ) -> list[Settings]:
-    """Runs that overfit: first-order MAML with five steps on a few meta-train classes.
+    """Runs that overfit: five inner steps on a few meta-train classes, see FEW.
 
     Args:
         scale: of the runs.
@@ -83,13 +90,42 @@ def few_class_runs(
         shots: K.
         classes: numbers of meta-train classes.
         draws: of the classes; each draw is one run, with that number as its seed, too.
+        algorithm: "fomaml" or "maml".
     """
+    few = preset(scale, dataset, ways, shots, algorithm=algorithm, **FEW)
     draws = list(draws)
     return [
-        preset(scale, dataset, ways, shots, train_classes=n, class_seed=draw, seed=draw, **FEW)
-        for n in classes
-        for draw in draws
+        replace(few, train_classes=n, class_seed=draw, seed=draw) for n in classes for draw in draws
     ]
+
+
+def beginning_runs(
+    dataset: str, ways: int, shots: int, seeds: Iterable[int], algorithm: str
+) -> list[Settings]:
+    """The first iterations of the quick scale, measured closely, one run per seed.
+
+    They are for C1's first peak and for no other claim, see `is_beginning`.
+
+    Args:
+        dataset: the image set.
+        ways: N.
+        shots: K.
+        seeds: of the runs.
+        algorithm: "maml" or "fomaml".
+
+    Example:
+        >>> (run,) = beginning_runs("glyphs", 5, 1, [0], "maml")
+        >>> run.iterations, run.epochs, is_beginning(run)
+        (1000, 40, True)
+    """
+    return _with_seeds(
+        seeds, preset("quick", dataset, ways, shots, algorithm=algorithm, **BEGINNING)
+    )
+
+
+def is_beginning(settings: Settings) -> bool:
+    """Whether a run is one of `beginning_runs`."""
+    return all(getattr(settings, name) == value for name, value in BEGINNING.items())
 
 
 def regularised_runs(
@@ -167,11 +203,12 @@ def quick_grid() -> list[Planned]:
     It has all settings with seed 0 first, then with seed 1, and so on. Its groups:
 
     - base: every algorithm on every setting;
-    - few-classes: meta-training that overfits, by number and draw of the classes;
+    - few-classes: meta-training that overfits, by number and draw of the classes and by order;
     - regulariser: its readings and controls, to compare with the base runs of the same seeds;
     - head: its initialisation, and the head of finetuning at meta-test;
     - baseline: finetuning that adapts in a way of its own, see FAIR;
     - inner-loss: the base with the inner loss of Finn et al.'s code;
+    - beginning: the first 1,000 iterations, measured every 25;
     - interventions: what decides between causes, and the base that it is compared with, see
       `metanb.grids.interventions`.
 
@@ -181,18 +218,19 @@ def quick_grid() -> list[Planned]:
         >>> for group, n in Counter(run.group for run in runs).items():
         ...     print(group, n)
         base 12
-        few-classes 2
+        few-classes 10
         regulariser 8
         inner-loss 12
         head 6
         baseline 2
+        beginning 6
         interventions 30
     """
     adapted_alone = {"maml": ("adapted",), "fomaml": ("adapted",)}
     runs: list[Planned] = []
     for seed in range(5):
         runs += _plan("base", base_runs("quick", "omniglot", 5, 1, [seed]))
-        runs += _plan("few-classes", few_class_runs("quick", "omniglot", 5, 1, (10, 20), [seed]))
+        runs += _plan_few_classes(seed)
         runs += _plan_regularised("quick", 5, seed, READINGS)
         runs += _plan("base", base_runs("quick", "glyphs", 5, 1, [seed]))
         if seed < 3:
@@ -202,6 +240,7 @@ def quick_grid() -> list[Planned]:
             runs += _plan_heads(seed)
             runs += _plan_baselines(seed)
             runs += _plan_regularised("quick", 20, seed, adapted_alone)
+        runs += _plan_beginnings(seed)
         runs += _plan_interventions(seed)
     return runs
 
@@ -345,6 +384,36 @@ def _plan_baselines(seed: int) -> list[Planned]:
     setting: tuple[Scale, str, int, int] = ("quick", "omniglot", 5, 1)
     ways = (preset(*setting, algorithm="finetune", seed=seed, **way) for way in FAIR)
     return _plan("baseline", ways)
+
+
+def _plan_few_classes(seed: int) -> list[Planned]:
+    """One draw of few classes: two numbers under first-order MAML, and more for three draws.
+
+    Expected before the runs: under both orders accuracy falls late with 5 and 10 classes, and the
+    less the more classes there are; the Hessian norm falls with any number. Then flatness does not
+    tell which of them generalise.
+    """
+    setting: tuple[Scale, str, int, int] = ("quick", "omniglot", 5, 1)
+    runs = _plan("few-classes", few_class_runs(*setting, (10, 20), [seed]))
+    if seed < 3:
+        runs += _plan("few-classes", few_class_runs(*setting, (5, 50, 100), [seed]))
+        runs += _plan("few-classes", few_class_runs(*setting, (5, 10, 20, 50, 100), [seed], "maml"))
+    return runs
+
+
+def _plan_beginnings(seed: int) -> list[Planned]:
+    """One seed of the beginning of meta-training, on three settings.
+
+    Expected before the runs: no first peak, at neither end of the spectrum. The untrained network
+    is the sharpest in every run of the base, so curvature falls from the first iterations on.
+    """
+    settings = (("omniglot", 5), ("glyphs", 5), ("omniglot", 20))
+    return [
+        planned
+        for dataset, ways in settings
+        for algorithm in ("maml", "fomaml")
+        for planned in _plan("beginning", beginning_runs(dataset, ways, 1, [seed], algorithm))
+    ]
 
 
 def _plan_inner_loss(planned: Iterable[Planned], seed: int) -> list[Planned]:

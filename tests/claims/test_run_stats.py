@@ -258,6 +258,16 @@ def test_noise_has_a_first_peak_as_rarely_as_its_level_says(runs, rho):
     assert at_most([run_stats.first_peak(cell).low > 0 for cell in cells], 0.025)
 
 
+def test_forty_epochs_have_a_first_peak_as_rarely_and_five_runs_show_one():
+    """As many epochs as runs of the beginning have: 19 to choose from."""
+    rng = np.random.default_rng(3)
+    logs = 0.2 * np.cumsum(rng.normal(size=(400, 5, 40)), axis=2) / 3  # walks, the worst kind
+    assert at_most([run_stats.first_peak(cell).low > 0 for cell in np.exp(logs)], 0.025)
+    peak = np.exp(-((np.arange(40) - 8) ** 2) / 20)  # at epoch 9, by seven tenths
+    logs = np.log(1.7) * peak + 0.1 * rng.normal(size=(400, 5, 40))
+    assert np.mean([run_stats.first_peak(cell).low > 0 for cell in np.exp(logs)]) > 0.8
+
+
 @pytest.mark.parametrize("runs", [3, 5])
 def test_noise_has_a_trend_as_often_as_its_level_says(runs):
     cells = np.exp(0.2 * noise(np.random.default_rng(2), 1500, runs))

@@ -5,6 +5,7 @@ import pytest
 
 from metanb.claims import rules
 from metanb.claims.verdicts import Verdict
+from metanb.grids.definitions import BEGINNING
 from tests.support.records import EPOCHS, TIME, cell, verdict
 
 CURVES = [
@@ -55,3 +56,12 @@ def test_first_peak(hessian_norm, first_epoch, expected):
         and row.detail == f"epoch 1 is measured after {first_epoch} iterations"
     )
     assert verdict(runs[:2], "C1", "first peak") == Verdict.TOO_FEW
+
+
+def test_the_beginning_is_judged_for_its_first_peak_alone():
+    runs = cell({"hessian_norm": PEAK}, **BEGINNING)
+    (row,) = rules.judge(runs)
+    assert (row.claim, row.variant, row.verdict) == ("C1", "first peak", Verdict.REPRODUCED)
+    both = rules.judge([*runs, *cell({})])
+    claims = [row.claim for row in both]
+    assert claims == sorted(claims) and both[:5] != rules.judge(cell({}))[:5]
