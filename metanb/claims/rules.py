@@ -54,7 +54,7 @@ from metanb.claims.run_stats import (
     trend_error,
 )
 from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
-from metanb.grids.definitions import is_beginning
+from metanb.grids.definitions import BEGINNING, is_beginning
 from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record, keep_furthest, keep_new
@@ -612,8 +612,11 @@ def _make_row(
         count: number of runs or pairs, where it is not the cell's.
     """
     settings = cell[0].settings
+    if is_beginning(settings):  # it is of the quick scale, which goes on
+        usual = preset("quick", settings.dataset, settings.ways, settings.shots)
+        settings = replace(settings, **{name: getattr(usual, name) for name in BEGINNING})
     reached = ""
-    if not cell[0].finished:
+    if cell[0].iterations < settings.iterations:
         reached = f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
     scale = scale_of(settings)
     if scale == "smoke":

@@ -62,6 +62,7 @@ def test_the_beginning_is_judged_for_its_first_peak_alone():
     runs = cell({"hessian_norm": PEAK}, **BEGINNING)
     (row,) = rules.judge(runs)
     assert (row.claim, row.variant, row.verdict) == ("C1", "first peak", Verdict.REPRODUCED)
+    assert (row.scale, row.apart, row.reached) == ("quick", "", "300 of 1,800 iterations")
     both = rules.judge([*runs, *cell({})])
     claims = [row.claim for row in both]
     assert claims == sorted(claims) and both[:5] != rules.judge(cell({}))[:5]
