@@ -6,8 +6,8 @@ SHELL := bash
 .PHONY: help install book test clean
 
 PYTHON ?= python3
-# Two workers of one thread each; a notebook's cells stay together.
-PYTEST_ARGS ?= -q -n 2 --dist loadscope
+# Two workers of one thread each; tests/conftest.py says which tests stay together, and which come first.
+PYTEST_ARGS ?= -q -n 2 --dist loadgroup --no-loadscope-reorder
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INDEX := _build/html/index.html

@@ -283,6 +283,7 @@ def test_style():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_types():
     """The package's type hints, by mypy in strict mode; py.typed shows them to other projects."""
     assert (ROOT / "metanb" / "py.typed").is_file()
@@ -329,6 +330,7 @@ def distances(tasks: Tasks) -> list[float]:
 """
 
 
+@pytest.mark.long
 def test_types_of_ones_own_module(tmp_path):
     """Mypy in strict mode accepts what chapter 9 does, and sees that a number is no word."""
     (tmp_path / "mine.py").write_text(OWN_MODULE)

@@ -161,6 +161,7 @@ LIVE = {  # parameters other than those committed, at smoke scale, and the runs 
 
 
 @pytest.mark.parametrize("name", LIVE)
+@pytest.mark.long
 def test_runs_live_with_other_parameters(name, tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
     values, runs = LIVE[name]
@@ -187,6 +188,7 @@ def test_every_notebook_that_trains_is_run_live():
     assert {path.stem for path in NOTEBOOKS} == {*LIVE, *under_nbval}
 
 
+@pytest.mark.long
 def test_flatness_runs_by_plain_papermill(tmp_path, monkeypatch):
     """As committed, with no word of metanb's command line, from another folder."""
     command = [
