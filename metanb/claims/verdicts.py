@@ -186,16 +186,6 @@ class Row:
         shown = {Unit.LOG_RATIO: "factor", Unit.POINTS: "change"}
         return shown.get(self.unit, self.unit.value)
 
-    @property
-    def sentence(self) -> str:
-        """The row in Markdown: what was judged, the verdict, and what it rests on."""
-        cell = f"{name_of(self.algorithm)}, {name_of(self.dataset)} {self.setting}"
-        judged = f"{self.name}; {cell}: {self.verdict}"
-        detail = f"; {self.detail}" if self.detail else ""
-        if not math.isfinite(self.effect):
-            return f"**{judged}**{detail}."
-        return f"**{judged}.** {self.shown_unit.capitalize()} {self.change}{detail}."
-
 
 def claim_sentences(rows: Iterable[Row]) -> list[str]:
     """One sentence of Markdown per form of a claim: the verdict and effect of each algorithm.
@@ -318,18 +308,6 @@ def _cell_lines(rows: list[Row], width: int) -> Iterator[str]:
         text = f"{row.name}: {row.verdict}; {tail}"
         for line in textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      "):
             yield line.replace("\0", " ")
-
-
-def verdicts_by_scale(rows: Iterable[Row]) -> pd.DataFrame:
-    """The same claims at several scales: one row per claim, algorithm and scale.
-
-    Rows of one claim and algorithm stand together, in their order.
-    """
-    table = verdict_table(rows)
-    keys = ["claim", "algorithm"]
-    groups = table.groupby(keys, sort=False).ngroup()
-    table = table.iloc[groups.argsort(kind="stable")]
-    return table.set_index([*keys, "scale"])[["95 % interval", "runs", "verdict"]]
 
 
 def changed_verdicts(rows: Iterable[Row], others: Iterable[Row]) -> str:
