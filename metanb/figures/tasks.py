@@ -1,5 +1,7 @@
 """Figures of tasks, and of a network that adapts to them."""
 
+import base64
+import io
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from metanb.figures.style import (
     DASHES,
@@ -28,7 +31,7 @@ def picture_tasks(tasks: "Tasks", name: str, caption: str) -> Figure:
     """Tasks as pictures: a panel of support images and one of query images, a row per task.
 
     A column is a class; it shows the class's first image of that role. The data have one row per
-    picture: its bytes (0 to 255) in hexadecimal.
+    picture: a PNG in base64.
     """
     ways = int(tasks.support_y.max()) + 1
     rows = []
@@ -38,8 +41,7 @@ def picture_tasks(tasks: "Tasks", name: str, caption: str) -> Figure:
             for task, label in itertools.product(range(len(tasks)), range(ways)):
                 image = _first_image(tasks, task, role, label)
                 _place_image(axis, image, label, task)
-                pixels = (image * 255).round().astype("uint8").tobytes().hex()
-                rows.append((task, role, label, pixels))
+                rows.append((task, role, label, _as_png(image)))
             axis.set(xlim=(-0.5, ways - 0.5), ylim=(len(tasks) - 0.5, -0.5), aspect="equal")
             axis.set(xticks=range(ways), yticks=range(len(tasks)))
             axis.set(xlabel="class of the task", ylabel="task")
@@ -47,12 +49,19 @@ def picture_tasks(tasks: "Tasks", name: str, caption: str) -> Figure:
             axis.spines[:].set_visible(False)
             axis.grid(False)
             set_title(axis, f"{role} images")
-        data = pd.DataFrame(rows, columns=["task", "role", "label", "pixels"])
+        data = pd.DataFrame(rows, columns=["task", "role", "label", "png"])
         alt = (
             f"{len(tasks)} rows of pictures: {ways} support classes, "
             "then new query images of the same classes."
         )
         return finish_panels(canvas, name, caption, alt, data)
+
+
+def _as_png(image: np.ndarray) -> str:
+    """An image of numbers from 0 to 1 as a PNG file, in base64."""
+    file = io.BytesIO()
+    Image.fromarray((image * 255).round().astype("uint8")).save(file, "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _place_image(axis: Any, image: np.ndarray, x: int, y: int) -> None:

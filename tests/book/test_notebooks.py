@@ -144,8 +144,8 @@ def test_readme_shows_what_the_notebook_drew():
     assert picture == (ROOT / "book" / "_static" / "flatness.svg").read_text()
 
 
-# Parameters other than those committed, at smoke scale, and the runs that must come of it. Two seeds
-# give intervals, and a smoke run has no verdict, however many there are.
+# Parameters other than those committed, at smoke scale, and the runs that must come of it. Two
+# seeds give intervals, and a smoke run has no verdict, however many there are.
 LIVE = {
     "2-flatness": ({"ways": 3, "shots": 2, "seeds": [5, 6], "algorithms": ["maml"]}, 2),
     "3-trajectories": ({"seeds": [5, 6], "heads": ["fresh", "zero"], "head_seeds": [5]}, 7),

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from metanb.data.tasks import Tasks
 from metanb.figures import runs as figures
@@ -217,13 +218,21 @@ def test_drawing_twice_gives_the_same_bytes(runs):
     assert first == second
 
 
-def test_pictures_of_tasks_and_steps():
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_tasks(channels):
+    """The data are the images themselves, and each image is drawn."""
     y = torch.arange(3).repeat(2, 1)
-    x = torch.rand(2, 3, 1, 28, 28)
-    shown = parts(task_figures.picture_tasks(Tasks(x, y, x, y), "tasks", "Two tasks."))
-    assert (
-        "2 rows" in shown.image["aria-label"] and "3 support classes" in shown.image["aria-label"]
-    )
+    support, query = torch.rand(2, 2, 3, channels, 28, 28)
+    figure = task_figures.picture_tasks(Tasks(support, y, query, y), "tasks", "Two tasks.")
+    assert "2 rows" in figure.alt and "3 support classes" in figure.alt
+    assert [panel.count("<image") for panel in figure.panels] == [6, 6]
+    row = figure.data[(figure.data.task == 1) & (figure.data.role == "query")].iloc[2]
+    png = np.asarray(Image.open(io.BytesIO(base64.b64decode(row.png))))
+    image = query[1, 2].permute(1, 2, 0).squeeze(-1).numpy()
+    assert (png == (255 * image).round()).all()
+
+
+def test_pictures_of_steps():
     data = pd.DataFrame({"step": [0, 1], "loss": [1.5, 0.25]})
     shown = parts(task_figures.picture_adaptation(data, "steps", "Watch.", "loss (nats)"))
     assert "loss: from 1.5 to 0.25" in shown.image["aria-label"]
