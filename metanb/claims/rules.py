@@ -612,11 +612,13 @@ def _make_row(
         count: number of runs or pairs, where it is not the cell's.
     """
     settings = cell[0].settings
+    is_whole = cell[0].finished
     if is_beginning(settings):  # it is of the quick scale, which goes on
+        is_whole = False
         usual = preset("quick", settings.dataset, settings.ways, settings.shots)
         settings = replace(settings, **{name: getattr(usual, name) for name in BEGINNING})
     reached = ""
-    if cell[0].iterations < settings.iterations:
+    if not is_whole:
         reached = f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
     scale = scale_of(settings)
     if scale == "smoke":

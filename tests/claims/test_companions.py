@@ -113,9 +113,12 @@ def test_a_move_by_chance_is_no_move():
     runs = made_up("base", final_accuracy=0.8, hessian_norm=2.0)
     runs += made_up("shared head", final_accuracy=0.8, hessian_norm=8.0 * WOBBLE)
     for error, expected in ((0.1, Role.COMPANION), (8.0, Role.UNTESTED)):
+        with_error = []
         for run in runs:
-            run.measures.loc[run.measures.measure == "hessian_norm", "sem"] = error
-        (role_of_norm,) = find_roles(runs, plain, ["hessian_norm"])
+            is_norm = run.measures.measure == "hessian_norm"
+            measures = run.measures.assign(sem=run.measures["sem"].mask(is_norm, error))
+            with_error.append(replace(run, measures=measures))
+        (role_of_norm,) = find_roles(with_error, plain, ["hessian_norm"])
         assert role_of_norm.role == expected
 
 

@@ -153,7 +153,7 @@ def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(store, tmp_path
 @pytest.mark.long
 def test_grid_killed_at_four_moments_and_asked_again(store, tmp_path, monkeypatch):
     """After SIGKILL at random moments of its work, the record is that of an undisturbed run."""
-    settings = replace(TINY, iterations=100, epoch_iterations=4)
+    settings = replace(TINY, iterations=48, epoch_iterations=4)
     planned = [Planned("a", settings)]
     script = (
         "import sys, json; from metanb.grids import definitions, runner; "
