@@ -151,8 +151,14 @@ LIVE = {
     "3-trajectories": ({"seeds": [5, 6], "heads": ["fresh", "zero"], "head_seeds": [5]}, 7),
     "4-gradients": ({"seeds": [5, 6], "algorithms": ["fomaml"]}, 2),
     "5-overfitting": ({"classes": [6], "draws": [1, 2]}, 2),
-    "6-regularizer": ({"ways": 3, "seeds": [5], "many_ways": 4, "many_seeds": [5]}, 12),
-    "7-what-coherence-measures": ({"seeds": [5], "head_seeds": [5]}, 7),
+    "6-regularizer": (
+        {"ways": 3, "seeds": [5], "many_ways": 4, "many_algorithms": ["maml"], "many_seeds": [5]},
+        10,
+    ),
+    "7-what-coherence-measures": (
+        {"seeds": [5], "head_algorithms": ["fomaml"], "head_seeds": [5]},
+        5,
+    ),
     # the run, and one that ends half-way
     "0-what-it-looks-like": ({"seeds": [5], "algorithms": ["maml"]}, 2),
     "8-causes": (
