@@ -7,7 +7,7 @@ SHELL := bash
 
 PYTHON ?= python3
 # Two workers of one thread each; tests/conftest.py says which tests stay together, and which come first.
-PYTEST_ARGS ?= -q -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST_ARGS ?= -q -n 2 --dist loadscope --no-loadscope-reorder
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INDEX := _build/html/index.html

@@ -1,4 +1,4 @@
-"""One thread, here and in processes that tests start; and the order of tests.
+"""One thread, here and in processes that tests start; and which tests workers take first.
 
 Another number of threads changes a run's last bits.
 """
@@ -7,18 +7,38 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
-import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.browser import browser, page, served  # noqa: F401  fixtures
 
+# Tests of half a minute or more, which need no other test of their file.
+LONG = {
+    "test_runs_live_with_other_parameters",
+    "test_flatness_runs_by_plain_papermill",
+    "test_grid_killed_at_four_moments_and_asked_again",
+    "test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed",
+    "test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds",
+    "test_runs_side_by_side_stay_there_with_their_images",
+    "test_portraits_are_drawn_there_as_on_the_cpu",
+    "test_types",
+}
 
-@pytest.hookimpl(tryfirst=True)
+
+def _is_long(nodeid):
+    return nodeid.partition("::")[2].partition("[")[0] in LONG
+
+
 def pytest_collection_modifyitems(items):
-    """Long tests begin first, and each in any worker, so that all workers end together.
+    """Long tests begin first, so that all workers end together."""
+    items.sort(key=lambda item: not _is_long(item.nodeid))  # otherwise in their order
 
-    The other tests of a file stay in one worker, as the cells of a notebook must.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # otherwise in their order
-    for item in items:
-        if not item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+def pytest_xdist_make_scheduler(config, log):
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadScopeScheduling):
+    """A worker takes the tests of a file, as a notebook's cells need; any takes a long one."""
+
+    def _split_scope(self, nodeid):
+        return nodeid if _is_long(nodeid) else nodeid.partition("::")[0]

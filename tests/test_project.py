@@ -322,7 +322,6 @@ def distances(tasks: Tasks) -> list[float]:
 """
 
 
-@pytest.mark.long
 def test_types(tmp_path):
     """Mypy in strict mode accepts the package and what chapter 9 does with it.
 

@@ -67,7 +67,6 @@ def test_it_refuses_what_a_gpu_refuses():
         assert torch.equal(on_second[:, torch.tensor([1])].cpu(), on_cpu[:, :1])
 
 
-@pytest.mark.long
 def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(tmp_path, monkeypatch, request):
     settings = replace(TINY, algorithm="finetune")
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "cpu"))
@@ -83,7 +82,6 @@ def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(tmp_path, monkey
     )
 
 
-@pytest.mark.long
 def test_runs_side_by_side_stay_there_with_their_images(tmp_path, monkeypatch, request):
     """Two seeds in one batch, the images sent once; measured together, stopped, resumed."""
     options = {"algorithm": "fomaml", "adapts": "body", "regulariser": "random", "gamma": 0.1}
@@ -124,7 +122,6 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
 
 
 @pytest.mark.parametrize("kind", portraits.KINDS)
-@pytest.mark.long
 def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, monkeypatch, request):
     monkeypatch.setattr(portrait, "PRODUCTS", 6)
     monkeypatch.setenv("METANB_STORE", str(tmp_path))

@@ -92,8 +92,7 @@ INTERVENTIONS = (
         "sharpness-aware",
         {"sam_radius": 0.05},
         "Abbas et al. 2022",
-        "the meta-gradient is taken a short way uphill, which is meant to lead to flatter "
-        "places",
+        "the meta-gradient is taken a short way uphill, which is meant to lead to flatter places",
     ),
     Intervention(
         "coherent",

@@ -169,7 +169,6 @@ LIVE = {
 
 
 @pytest.mark.parametrize("name", LIVE)
-@pytest.mark.long
 def test_runs_live_with_other_parameters(name, tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
     values, runs = LIVE[name]
@@ -196,7 +195,6 @@ def test_every_notebook_that_trains_is_run_live():
     assert {path.stem for path in NOTEBOOKS} == {*LIVE, *under_nbval}
 
 
-@pytest.mark.long
 def test_flatness_runs_by_plain_papermill(tmp_path, monkeypatch):
     """As committed, with no word of metanb's command line, from another folder."""
     command = [

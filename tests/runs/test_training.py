@@ -339,7 +339,6 @@ def start(runs, folder):
     return child
 
 
-@pytest.mark.long
 def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed(
     tmp_path,
 ):
