@@ -5,6 +5,8 @@ Another number of threads changes a run's last bits.
 
 import os
 
+import pytest
+
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
 from xdist.scheduler import LoadScopeScheduling
@@ -21,6 +23,7 @@ LONG = {
     "test_runs_side_by_side_stay_there_with_their_images",
     "test_portraits_are_drawn_there_as_on_the_cpu",
     "test_types",
+    "test_types_of_ones_own_module",
 }
 
 
@@ -33,8 +36,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not _is_long(item.nodeid))  # otherwise in their order
 
 
+@pytest.hookimpl(optionalhook=True)  # xdist may be off
 def pytest_xdist_make_scheduler(config, log):
-    return _ByFile(config, log)
+    return _ByFile(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 class _ByFile(LoadScopeScheduling):

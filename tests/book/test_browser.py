@@ -15,9 +15,6 @@ from tests.support.paths import PAGES
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js")
 EVERYWHERE = [*PAGES, "search"]
-# One template makes all pages of the reference: one of them stands for their colours.
-TEMPLATED = [name for name in EVERYWHERE if "/api-" in name]
-COLOURED = [name for name in EVERYWHERE if name not in TEMPLATED[1:]]
 EMPTY_PICTURES = """() => [...document.images]
     .filter(image => image.checkVisibility() && !image.naturalWidth)
     .map(image => image.src.slice(0, 200))"""
@@ -60,7 +57,7 @@ def test_page_works_and_is_accessible(page, name):
     assert axe(page) == []
 
 
-@pytest.mark.parametrize("name", COLOURED)
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_dark_page_is_legible(browser, name):
     with tab(browser, DESKTOP, "dark") as page:
         page.goto(address(name))
