@@ -54,7 +54,7 @@ from metanb.claims.run_stats import (
     trend_error,
 )
 from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
-from metanb.grids.definitions import BEGINNING, is_beginning
+from metanb.grids.definitions import begun_run, is_beginning
 from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record, keep_furthest, keep_new
@@ -131,6 +131,7 @@ def judge(records: Iterable[Record]) -> list[Row]:
     cut = [cut_to_common_length(cell) for cell in whole]
     plain = [cell for cell in cut if _is_plain_meta_training(cell[0].settings)]
     learners = [cell for cell in plain if not is_beginning(cell[0].settings)]
+    beginnings = [cell for cell in plain if is_beginning(cell[0].settings)]
 
     # the rows, in the claims' order
     measures = (("hessian_norm", ""), ("adaptive_sharpness", SCALE_FREE))
@@ -138,7 +139,7 @@ def judge(records: Iterable[Record]) -> list[Row]:
     for claim in CLAIMS[:3]:
         rows += [row for cell in learners for row in _judge_curve(claim, cell)]
         if claim.name == "C1":
-            rows += [_judge_first_peak(cell) for cell in plain if is_beginning(cell[0].settings)]
+            rows += map(_judge_first_peak, beginnings)
     rows += [
         _judge_flatter_while_worse(cell, measure, variant)
         for cell in learners
@@ -612,11 +613,9 @@ def _make_row(
         count: number of runs or pairs, where it is not the cell's.
     """
     settings = cell[0].settings
-    is_whole = cell[0].finished
-    if is_beginning(settings):  # it is of the quick scale, which goes on
-        is_whole = False
-        usual = preset("quick", settings.dataset, settings.ways, settings.shots)
-        settings = replace(settings, **{name: getattr(usual, name) for name in BEGINNING})
+    is_whole = cell[0].finished and not is_beginning(settings)
+    if is_beginning(settings):
+        settings = begun_run(settings)
     reached = ""
     if not is_whole:
         reached = f"{cell[0].iterations:,} of {settings.iterations:,} iterations"

@@ -128,6 +128,18 @@ def is_beginning(settings: Settings) -> bool:
     return all(getattr(settings, name) == value for name, value in BEGINNING.items())
 
 
+def begun_run(settings: Settings) -> Settings:
+    """The run of the quick scale that a run of `beginning_runs` is the beginning of.
+
+    Example:
+        >>> (run,) = beginning_runs("glyphs", 5, 1, [0], "maml")
+        >>> begun_run(run) == preset("quick", "glyphs", algorithm="maml")
+        True
+    """
+    usual = preset("quick", settings.dataset, settings.ways, settings.shots)
+    return replace(settings, **{name: getattr(usual, name) for name in BEGINNING})
+
+
 def regularised_runs(
     scale: Scale,
     dataset: str,

@@ -63,6 +63,6 @@ def test_the_beginning_is_judged_for_its_first_peak_alone():
     (row,) = rules.judge(runs)
     assert (row.claim, row.variant, row.verdict) == ("C1", "first peak", Verdict.REPRODUCED)
     assert (row.scale, row.apart, row.reached) == ("quick", "", "300 of 1,800 iterations")
-    both = rules.judge([*runs, *cell({})])
-    claims = [row.claim for row in both]
-    assert claims == sorted(claims) and both[:5] != rules.judge(cell({}))[:5]
+    plain = [row.claim for row in rules.judge(cell({}))]
+    both = [row.claim for row in rules.judge([*runs, *cell({})])]
+    assert both == sorted([*plain, "C1"])
