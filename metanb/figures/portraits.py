@@ -56,18 +56,17 @@ def draw_surfaces(runs: list["Portrait"], loss: str, name: str, caption: str) ->
     rows: list[list[Any]] = []
     sentences = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = make_panels(len(runs) * losses.shape[1])
-        panels = iter(axes)
-        for run in runs:
+        drawn = list(itertools.product(runs, range(losses.shape[1])))
+        canvas, axes = make_panels(len(drawn))
+        for axis, (run, number) in zip(axes, drawn, strict=True):
             coordinates = np.array(run.values["at"])
-            for number, stage in enumerate(run.values["stages"]):
-                axis = next(panels)
-                _draw_surface(axis, coordinates, stage, loss, _contour_levels(losses[:, number]))
-                axis.set(aspect="equal", xlabel="1st axis (L2)", ylabel="2nd axis (L2)")
-                set_title(axis, _describe_stage(run, stage))
-                axis.grid(False)
-                rows += _surface_rows(run, stage, loss)
-                sentences.append(_describe_trajectories(run, stage))
+            stage = run.values["stages"][number]
+            _draw_surface(axis, coordinates, stage, loss, _contour_levels(losses[:, number]))
+            axis.set(aspect="equal", xlabel="1st axis (L2)", ylabel="2nd axis (L2)")
+            set_title(axis, _describe_stage(run, stage))
+            axis.grid(False)
+            rows += _surface_rows(run, stage, loss)
+            sentences.append(_describe_trajectories(run, stage))
 
         columns = ["algorithm", "epoch", "unit", "b", *_columns_of_surface(runs[-1])]
         caption += (
@@ -150,14 +149,14 @@ def draw_interpolations(runs: list["Portrait"], name: str, caption: str) -> Figu
     groups = _group_by_algorithm(runs)
     rows: list[tuple[Any, ...]] = []
     with matplotlib.rc_context(STYLE):
-        canvas, axes = make_panels(len(LOSSES) * len(groups))
-        for start, loss in zip(range(0, len(axes), len(groups)), LOSSES, strict=True):
-            row = axes[start : start + len(groups)]
-            for axis, (algorithm, group) in zip(row, groups.items(), strict=True):
-                rows += _draw_loss_lines(axis, group, loss)
-                axis.set(xlabel="α: 0 at θ_s, 1 at the adapted solution", ylabel="loss (nats)")
-                set_title(axis, f"{LOSSES[loss]}, {name_of(algorithm)}")
-            _format_loss_axes(row)
+        drawn = list(itertools.product(LOSSES, groups.items()))
+        canvas, axes = make_panels(len(drawn))
+        for axis, (loss, (algorithm, group)) in zip(axes, drawn, strict=True):
+            rows += _draw_loss_lines(axis, group, loss)
+            axis.set(xlabel="α: 0 at θ_s, 1 at the adapted solution", ylabel="loss (nats)")
+            set_title(axis, f"{LOSSES[loss]}, {name_of(algorithm)}")
+        for start in range(0, len(axes), len(groups)):
+            _format_loss_axes(axes[start : start + len(groups)])
         add_legend(canvas, axes[0])
         columns = ["algorithm", "epoch", "measure", "alpha", "mean", "low", "high"]
         data = pd.DataFrame(rows, columns=columns)
@@ -205,10 +204,9 @@ def draw_densities(runs: list["Portrait"], name: str, caption: str) -> Figure:
     """Smoothed spectra: eigenvalues per unit, on a logarithmic scale.
 
     Panels are the stages of the first run, then those of the next; each has its own axis of
-    eigenvalues. Dots are the
-    largest eigenvalues in order, crosses those of the Gauss-Newton part, each a mean over tasks.
-    Their heights have no meaning: they stand in two rows, so that neither hides the other. The
-    caption is completed by this and by the n.
+    eigenvalues. Dots are the largest eigenvalues in order, crosses those of the Gauss-Newton part,
+    each a mean over tasks. Their heights have no meaning: they stand in two rows, so that neither
+    hides the other. The caption is completed by this and by the n.
 
     Args:
         runs: portraits of kind "spectrum".

@@ -120,16 +120,18 @@ def starting_head(net: nn.Module, weights: Tensor, inner_head: str = "learnt") -
     if inner_head not in ("zero", "shared"):
         raise ValueError(f"inner_head is {inner_head!r}: use 'learnt', 'zero' or 'shared'")
     parts = unflatten(net, weights)
-    for (name, parameter), is_head in zip(net.named_parameters(), in_head(net), strict=True):
-        if is_head and not parameter.requires_grad:
+    named = zip(net.named_parameters(), in_head(net), strict=True)
+    for i, ((name, parameter), is_head) in enumerate(named):
+        if not is_head:
+            continue
+        if not parameter.requires_grad:
             raise ValueError(
                 f"inner_head is {inner_head!r}, which replaces the head, and its {name!r} has "
                 "requires_grad=False: use inner_head='learnt', or let the head learn"
             )
-    for i, is_head in enumerate(in_head(net)):
-        if is_head and inner_head == "zero":
+        if inner_head == "zero":
             parts[i] = torch.zeros_like(parts[i])
-        elif is_head:
+        else:
             parts[i] = parts[i].mean(1, keepdim=True).expand_as(parts[i])
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
