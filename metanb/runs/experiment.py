@@ -156,7 +156,8 @@ def trained_net(settings: Settings, device: str = "auto") -> nn.Module:
     """The network at the end of a run, on the CPU; trained where its weights are not stored.
 
     Weights kept beside the run's record come first, then the checkpoint in the local store. Neither
-    needs the image set.
+    needs the image set. After finetuning the head is zero, with N outputs: the trained one, for all
+    meta-train classes, serves no task.
 
     Args:
         settings: of the run.

@@ -4,6 +4,10 @@ The tensors have the names of the network's `state_dict()`. The file's metadata 
 the epoch, as JSON under "metanb". The record's provenance lists the file's SHA-256; the file is
 checked against it when it is read. The safetensors format holds numbers alone: reading it runs no
 code.
+
+A network that was trained on all meta-train classes (finetuning) is kept without its head: one
+output per class is most of its numbers, and no task uses them. In its place is a head of zeros with
+N outputs.
 """
 
 import hashlib
@@ -21,6 +25,7 @@ from torch import Tensor, nn
 
 from metanb.labels import ALGORITHMS
 from metanb.maml.network import build_network
+from metanb.maml.per_task import in_head
 from metanb.runs import checkpoint, records, store
 from metanb.runs.records import Record, RecordError
 from metanb.settings import Settings, SettingsError
@@ -55,9 +60,10 @@ def keep_weights(record: Record) -> Path:
         if load_weights(record) is not None:
             return record.path / records.WEIGHTS
         state = _state_when_recorded(record)
+        kept = network_with(record.settings, state).state_dict()
         # One entry alone: safetensors writes several in random order, and the bytes would vary.
         origin = json.dumps({"run": record.settings.id, "epoch": record.epochs})
-        return records.attach_weights(record, bytes_of(state, {"metanb": origin}))
+        return records.attach_weights(record, bytes_of(kept, {"metanb": origin}))
 
 
 def keep_one_per_cell(runs: Iterable[Settings]) -> Iterator[str]:
@@ -132,7 +138,7 @@ def unpack_weights(
     try:
         state = tensors_of(content)
         network_with(settings, state)
-    except (SafetensorError, KeyError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"the content is not the network of {settings.id}") from error
     if wrong := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
         raise ValueError(f"the content is {', '.join(sorted(wrong))}, not torch.float32")
@@ -140,16 +146,17 @@ def unpack_weights(
 
 
 def network_with(settings: Settings, state: dict[str, Tensor]) -> nn.Module:
-    """The network of a run with given weights, on the CPU; it does not need the image set.
+    """The N-way network of a run with given weights, on the CPU; it does not need the image set.
 
-    Raises KeyError or RuntimeError for weights that do not fit.
+    After an algorithm that is not episodic its head is zero: that of the meta-train classes serves
+    no task. Raises RuntimeError for weights that do not fit.
     """
-    outputs = settings.ways
-    if not ALGORITHMS[settings.algorithm].episodic:  # one per meta-train class
-        outputs = settings.train_classes or state["head.bias"].numel()
     # The first weights, which are replaced below, leave torch's global random state as it is.
     with torch.random.fork_rng(devices=[]):
-        net = build_network(settings, settings.image_shape, outputs)
+        net = build_network(settings, settings.image_shape, settings.ways)
+    if not ALGORITHMS[settings.algorithm].episodic:
+        named = zip(net.named_parameters(), in_head(net), strict=True)
+        state = state | {name: torch.zeros_like(p) for (name, p), is_head in named if is_head}
     net.load_state_dict(state)
     return net
 
@@ -186,7 +193,7 @@ def _state_when_recorded(record: Record) -> dict[str, Tensor]:
         raise _mismatch_error(record, path, "is of another training than")
     try:
         network_with(record.settings, values["net"])
-    except (KeyError, RuntimeError) as error:
+    except RuntimeError as error:
         raise _mismatch_error(record, path, "does not hold the network of") from error
     return values["net"]
 
