@@ -21,7 +21,8 @@ from metanb.data.tasks import sample_tasks
 from metanb.labels import ALGORITHMS
 from metanb.landscape import hessian
 from metanb.maml import algorithms
-from metanb.runs import cohorts, experiment, machine, records, training
+from metanb.runs import checkpoint, cohorts, experiment, machine, records, training
+from metanb.runs import store as store_of_runs
 from metanb.settings import CHOICES, preset
 from tests.support.bad_days import shown
 from tests.support.cohorts import new_cohort
@@ -158,14 +159,16 @@ def test_every_kind_of_run_repeats_to_the_bit(tmp_path, monkeypatch, options):
         assert (run.curve("relative_move")["mean"] > 0).all()
 
 
-def test_finetuning_learns_all_classes_and_is_kept(store):
+def test_finetuning_learns_all_classes_and_its_body_is_kept(store):
     """The loss over all meta-train classes falls from about ln(classes); weights are read back."""
     options = {"filters": 8, "iterations": 60, "epoch_iterations": 20, "outer_lr": 0.01}
     settings = replace(TINY, algorithm="finetune", **options)
     run = experiment.run(settings, "cpu")
     net = experiment.trained_net(settings, "cpu")
     classes = len(image_sets.load_images("glyphs", "train").classes)
-    assert net.head.out_features == classes
+    state = checkpoint.read_checkpoint(store_of_runs.checkpoint_path(settings.id))["net"]
+    assert len(state["head.bias"]) == classes and net.head.out_features == settings.ways
+    assert torch.equal(net.blocks[3].weight, state["blocks.3.weight"])
     losses = run.curve("train_loss")["mean"]
     assert (
         losses.iloc[0] == pytest.approx(np.log(classes), abs=0.7)
