@@ -449,29 +449,36 @@ def speedup_over_best_peer(timings: pd.DataFrame, order: str) -> str:
     return ", ".join(f"{best[unit] / ms:.2f} ({unit})" for unit, ms in ours.items())
 
 
-def benchmark_values() -> dict[str, str]:
-    """Substitutions from the recorded benchmark, `results/bench.json`."""
-    result = json.loads((ROOT / "results" / "bench.json").read_text())
-    timings = pd.DataFrame(result["timings"])
-    gradients = timings[timings.unit.isin(list(units.UNITS))]
-    ours = gradients[gradients.candidate == units.OURS]
-    base = gradients[gradients.candidate == units.BASE]
-    table = report.timings_table(result)
-    hessian = table[table.unit.isin(list(units.HESSIANS))][
-        ["unit", "candidate", "ms", "times as fast", "error, single"]
-    ]
-    unit_rows = [[name, text] for name, (text, _) in units.UNITS.items()]
-    hessian_rows = [[name, units.HESSIANS[name]] for name in hessian.unit.unique()]
+def describe_benchmark(result: dict[str, Any]) -> str:
+    """When, where and how a benchmark was measured, as a sentence."""
     environment = result["environment"]
-    origin = (
+    return (
         f"Measured on {environment['date'][:10]} on {environment['device']} "
         f"with {environment['threads']} thread, torch {environment['torch']}: "
         f"{result['clock']}, {result['repeats']} rounds."
     )
+
+
+def benchmark_values() -> dict[str, str]:
+    """Substitutions from the recorded benchmarks: of gradients, and of Hessian norms."""
+    result, of_norms = (
+        json.loads((ROOT / "results" / name).read_text())
+        for name in ("bench.json", "bench-hessians.json")
+    )
+    timings = pd.DataFrame(result["timings"])
+    gradients = timings[timings.unit.isin(list(units.UNITS))]
+    ours = gradients[gradients.candidate == units.OURS]
+    base = gradients[gradients.candidate == units.BASE]
+    hessian = report.timings_table(of_norms)[
+        ["unit", "candidate", "ms", "times as fast", "error, single"]
+    ]
+    unit_rows = [[name, text] for name, (text, _) in units.UNITS.items()]
+    hessian_rows = [[name, units.HESSIANS[name]] for name in hessian.unit.unique()]
     return {
         "bench_units": markdown_table(["Unit", "Setting"], unit_rows),
         "bench_hessian_units": markdown_table(["Unit", "Network"], hessian_rows),
-        "bench_where": origin,
+        "bench_where": describe_benchmark(result),
+        "bench_hessian_where": describe_benchmark(of_norms),
         "bench_checked": format_value(units.CHECKED_TASKS),
         "bench_single": format_range(ours.error),
         "bench_single_base": format_range(base.error),

@@ -7,6 +7,7 @@ metanb's own, so that only the method differs.
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -178,12 +179,15 @@ def torch_func(net: nn.Module, tasks: Tasks, lr: float, steps: int, first_order:
     query_losses.mean().backward()
 
 
-def hessian_norm_pyhessian(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Largest |lambda| of one task's Hessian by PyHessian: power iteration, at most 20 products."""
+def hessian_norm_pyhessian(net: nn.Module, x: Tensor, y: Tensor, products: int) -> float:
+    """Largest |lambda| of one task's Hessian by PyHessian: power iteration.
+
+    It stops after this number of products, or where one changes the value by less than 1e-3.
+    """
     from pyhessian import hessian
 
     operator = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=x.is_cuda)
-    eigenvalues, _ = operator.eigenvalues(maxIter=20, tol=1e-3, top_n=1)
+    eigenvalues, _ = operator.eigenvalues(maxIter=products, tol=1e-3, top_n=1)
     return abs(eigenvalues[0])
 
 
@@ -244,7 +248,11 @@ def exact_norm(plain: nn.Module, x: Tensor, y: Tensor) -> float:
 
 # name -> (function, library it needs)
 HESSIAN_PEERS: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], float], str]] = {
-    "PyHessian, at most 20 iterations": (hessian_norm_pyhessian, "pyhessian"),
+    "PyHessian, at most 20 iterations": (partial(hessian_norm_pyhessian, products=20), "pyhessian"),
+    "PyHessian, at most 100 iterations": (
+        partial(hessian_norm_pyhessian, products=100),  # its defaults
+        "pyhessian",
+    ),
     "curvlinops + scipy eigsh": (hessian_norm_curvlinops, "curvlinops"),
 }
 
