@@ -63,9 +63,6 @@ def axe(page, *rules: str) -> list[str]:
 
     Contrast takes axe-core a minute on a long page, so it looks at one element per colouring.
     """
-    # colours, not changes of colour
-    page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
-    page.evaluate(AXE.read_text())
     options = {"resultTypes": ["violations"], "preload": False}
     violations = []
     if rules != (CONTRAST,):
@@ -86,31 +83,52 @@ def axe(page, *rules: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
-def test_page_works_and_is_accessible(page, name):
-    page.goto(address(name))
-    assert page.evaluate(EMPTY_PICTURES) == []
-    assert page.evaluate(BAD_FORMULAS) == []
-    assert axe(page) == []
+def add_axe(page) -> None:
+    """Let axe-core run in a page: it sees colours, and not changes of colour."""
+    page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
+    page.evaluate(AXE.read_text())
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
-def test_dark_page_is_legible(browser, name):
-    with tab(browser, DESKTOP, "dark") as page:
-        page.goto(address(name))
-        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-        assert axe(page, CONTRAST) == []
-        assert page.watch.complaints == []
+@pytest.fixture(scope="module", params=EVERYWHERE)
+def opened(browser, request):
+    """A page of the book, opened once for the tests that look at it; they set size and theme.
 
-
-@pytest.mark.parametrize("name", EVERYWHERE)
-def test_page_fits_a_phone(browser, name):
-    """Nothing scrolls sideways but boxes of their own, and a keyboard reaches these."""
+    It opens on a phone: the theme decides then which boxes a keyboard reaches.
+    """
     with tab(browser, PHONE) as page:
-        page.goto(address(name))
-        assert page.evaluate(WIDER_THAN_THE_PAGE) == []
-        assert axe(page, "scrollable-region-focusable", "target-size") == []
-        assert page.watch.complaints == []
+        page.goto(address(request.param))
+        add_axe(page)
+        yield page
+
+
+def show(page, size: tuple[int, int], theme: str) -> None:
+    """Give an open page another size and theme, as a reader's system does."""
+    width, height = size
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=theme)
+    page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
+
+
+def test_page_fits_a_phone(opened):
+    """Nothing scrolls sideways but boxes of their own, and a keyboard reaches these."""
+    show(opened, PHONE, "light")
+    assert opened.evaluate(WIDER_THAN_THE_PAGE) == []
+    assert axe(opened, "scrollable-region-focusable", "target-size") == []
+    assert opened.watch.complaints == []
+
+
+def test_page_works_and_is_accessible(opened):
+    show(opened, DESKTOP, "light")
+    assert opened.evaluate(EMPTY_PICTURES) == []
+    assert opened.evaluate(BAD_FORMULAS) == []
+    assert axe(opened) == []
+    assert opened.watch.complaints == []
+
+
+def test_dark_page_is_legible(opened):
+    show(opened, DESKTOP, "dark")
+    assert axe(opened, CONTRAST) == []
+    assert opened.watch.complaints == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -127,6 +145,7 @@ def test_a_pale_word_is_found(browser, theme):
     with tab(browser, DESKTOP, theme) as page:
         page.goto(address("book/api-measures"))
         page.evaluate(pale, theme)
+        add_axe(page)
         complaints = axe(page, CONTRAST)
         assert len(complaints) == 2
         assert "pale-1" in complaints[0] and "pale-2" in complaints[1]
