@@ -344,6 +344,13 @@ def test_types_of_ones_own_module(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_no_test_imports_from_another():
+    """What tests share is in tests/support/."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        imported = re.findall(r"^\s*(?:from|import) (tests\S*)", path.read_text(), re.MULTILINE)
+        assert all(name.startswith("tests.support") for name in imported), path
+
+
 def test_folders_import_downwards():
     """By import-linter, as pyproject.toml says; figures, verdicts and settings load no torch."""
     command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]

@@ -2,8 +2,6 @@
 
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,11 +13,10 @@ from metanb.claims.verdicts import Verdict
 from metanb.figures import ledger
 from metanb.grids import definitions, hours
 from metanb.grids.definitions import Planned
-from metanb.runs.records import Record
 from metanb.settings import preset
 from tests.support.fresh_process import require_no_torch
 from tests.support.paths import ROOT
-from tests.support.records import TIME, cell, record
+from tests.support.records import TIME, cell, record, timed
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import book_numbers
@@ -193,19 +190,6 @@ def test_accuracy_stands_beside_the_published_one(epochs, reached):
     )
 
 
-def timed(settings, seconds, device, epochs=120):
-    origin = {
-        "device": device,
-        "wall_seconds": seconds,
-        "cpu_seconds": seconds,
-        "resumed": 0,
-        "started": "2026-01-01T00:00:00+00:00",
-        "finished": (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).isoformat(),
-    }
-    measures = pd.DataFrame({"epoch": range(epochs + 1)})
-    return Record(settings, measures, origin, Path(settings.id))
-
-
 def test_the_cost_of_the_paper_by_device(monkeypatch):
     """Two runs of an hour share a GPU, one takes an hour of a core; the grid is their settings."""
     maml = preset("paper", "omniglot", 20)
@@ -271,10 +255,11 @@ def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
     )
 
 
-def test_number_pages_load_no_torch():
+def test_number_pages_load_no_torch_and_have_every_number():
     """All that they put into the book, in a process of its own."""
     code = (
-        "sys.path.insert(0, sys.argv[1]); import book_numbers, explorer; "
+        "sys.path.insert(0, sys.argv[1]); import book_numbers, explorer, findings; "
+        "values = findings.substitutions(); assert all(values.values()), values; "
         "book_numbers.substitutions(); "
         "recorded = book_numbers.committed_runs(); book_numbers.runs_page(recorded); "
         "explorer.curves_of_cells(recorded)"

@@ -18,10 +18,8 @@ from metanb.claims.run_stats import correlation_power
 from metanb.claims.verdicts import Verdict
 from metanb.grids.hours import Timings
 from metanb.settings import preset
-from tests.book.test_book_numbers import timed
-from tests.support.fresh_process import require_no_torch
 from tests.support.paths import ROOT
-from tests.support.records import TIME, cell
+from tests.support.records import TIME, cell, timed
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import findings
@@ -194,11 +192,3 @@ def test_gains_stand_beside_the_papers():
     lines = findings.gain_table(runs, rules.judge(runs)).splitlines()[2:]
     assert len(lines) == 2 and "94.05 % | 95.38 % | +1.33 points" in lines[0]
     assert "MAML, in the smaller version | whole | 0.1 | 80.00 % | 81.00 % | +1.00" in lines[1]
-
-
-def test_the_page_loads_no_torch_and_has_every_number():
-    code = (
-        "sys.path.insert(0, sys.argv[1]); import findings; "
-        "values = findings.substitutions(); assert all(values.values()), values"
-    )
-    require_no_torch(code, ROOT / "book" / "_ext")

@@ -16,8 +16,8 @@ from itertools import pairwise
 import pytest
 from bs4 import BeautifulSoup
 
-from tests.book.test_browser import WIDER_THAN_THE_PAGE, axe
-from tests.support.browser import DESKTOP, HTML, PHONE, address, tab
+from tests.support.axe import add_axe, axe
+from tests.support.browser import DESKTOP, HTML, PHONE, WIDER_THAN_THE_PAGE, address, tab
 from tests.support.paths import ROOT
 
 PAGE = "book/index"
@@ -296,6 +296,7 @@ def test_figure_is_accessible(browser, size, theme):
     with tab(browser, size, theme) as page:
         page.goto(address(PAGE))
         page.get_by_role("slider", name="Move through meta-training").press("End")
+        add_axe(page)
         assert axe(page) == []
         assert page.watch.complaints == []
 

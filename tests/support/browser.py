@@ -24,6 +24,12 @@ FLAGS = [
     "--disable-sync",
 ]
 DESKTOP, PHONE = (1400, 900), (390, 844)  # CSS pixels, width and height
+WIDER_THAN_THE_PAGE = """() => {
+    const page = document.scrollingElement;
+    return page.scrollWidth <= page.clientWidth ? [] : [...document.body.querySelectorAll('*')]
+        .filter(element => element.getBoundingClientRect().right > page.clientWidth + 1)
+        .map(element => element.outerHTML.slice(0, 100));
+}"""
 
 
 class Watch:

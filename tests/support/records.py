@@ -1,5 +1,6 @@
 """Records of runs that never ran, with curves given by the test, and what rules say of them."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,20 @@ def record(seed, curves=None, wobble=0.01, errors=None, **settings):
 
 def cell(curves, seeds=range(3), **settings):
     return [record(seed, curves, **settings) for seed in seeds]
+
+
+def timed(settings, seconds, device, epochs=120):
+    """A run of some seconds on a device, without curves."""
+    origin = {
+        "device": device,
+        "wall_seconds": seconds,
+        "cpu_seconds": seconds,
+        "resumed": 0,
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).isoformat(),
+    }
+    measures = pd.DataFrame({"epoch": range(epochs + 1)})
+    return Record(settings, measures, origin, Path(settings.id))
 
 
 def verdict(runs, claim, variant="", algorithm="maml"):
