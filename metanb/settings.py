@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from metanb.labels import ALGORITHMS, DATASETS, NETWORKS
@@ -278,12 +279,12 @@ class Settings:
         """Ways and shots, as readers write them."""
         return f"{self.ways}-way {self.shots}-shot"
 
-    @property
+    @cached_property
     def unseeded(self) -> "Settings":
         """These settings with seed and class_seed 0: equal for all runs of a cell."""
         return replace(self, seed=0, class_seed=0)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The run's name on disk: readable words, then a hash of the settings that are no defaults.
 
