@@ -76,14 +76,10 @@ def _describe_cell(cell: list[Record]) -> dict[str, Any]:
 
 def _describe_run(run: Record) -> dict[str, Any]:
     """One entry of a cell's `runs`."""
-    curves = {name: rows.set_index("epoch") for name, rows in run.measures.groupby("measure")}
-    epochs = range(run.epochs + 1)
 
     def join_column(column: str, digits: int) -> list[str]:
-        return [
-            _join_numbers(curves[name][column].reindex(epochs), digits) if name in curves else ""
-            for name in MEASURES
-        ]
+        curves = run.measures.pivot(index="epoch", columns="measure", values=column)
+        return [_join_numbers(curves[name], digits) if name in curves else "" for name in MEASURES]
 
     return {
         "id": run.settings.id,
