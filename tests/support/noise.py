@@ -79,5 +79,4 @@ def bare():
         patch.setattr(rules, "untrained", lambda run, measure: UNTRAINED[measure])
         for name in ("scale_of", "differences_from_scale"):
             patch.setattr(rules, name, cache(getattr(rules, name)))
-        patch.setattr(Settings, "unseeded", property(cache(Settings.unseeded.fget)))
         yield
