@@ -41,7 +41,7 @@ def add_axe(page) -> None:
 def axe(page, *rules: str) -> list[str]:
     """What axe-core finds that is serious or critical by these rules, or by all; one line each.
 
-    Contrast takes axe-core a minute on a long page, so it looks at one element per colouring.
+    Contrast takes axe-core half a minute on a long page, so it looks at one element per colouring.
     """
     options = {"resultTypes": ["violations"], "preload": False}
     violations = []
