@@ -3,12 +3,15 @@
 Files that the theme copies into a built book, and that no page needs, are removed again: source
 maps, translations, fonts in a second format, and the icons' script. The theme's style sheet draws
 the same icons from a font; the script is ten times as large and would delay a page's first paint.
+Notebooks to download lose their outputs, which their pages show.
 """
 
 import re
 import shutil
 from pathlib import Path
 from typing import Any
+
+import nbformat
 
 UNUSED = (
     "**/*.map",
@@ -70,6 +73,12 @@ def remove_unused(app: Any, exception: Exception | None) -> None:
         lighter = ICON_SCRIPT.sub("", text)
         if lighter != text:
             page.write_text(lighter)
+    for path in (html / "_sources").rglob("*.ipynb"):
+        notebook = nbformat.read(path, 4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, path)
 
 
 def setup(app: Any) -> dict[str, bool]:
