@@ -76,9 +76,10 @@ def _describe_cell(cell: list[Record]) -> dict[str, Any]:
 
 def _describe_run(run: Record) -> dict[str, Any]:
     """One entry of a cell's `runs`."""
+    table = run.measures.pivot(index="epoch", columns="measure", values=["mean", "sem"])
 
     def join_column(column: str, digits: int) -> list[str]:
-        curves = run.measures.pivot(index="epoch", columns="measure", values=column)
+        curves = table[column]
         return [_join_numbers(curves[name], digits) if name in curves else "" for name in MEASURES]
 
     return {

@@ -62,7 +62,7 @@ def _as_lines(match: re.Match[str]) -> str:
 
 
 def remove_unused(app: Any, exception: Exception | None) -> None:
-    """Sphinx's event `build-finished`: remove what no page needs from the built book."""
+    """Sphinx's event `build-finished`: remove what no page needs, and outputs of downloads."""
     if exception is not None or app.builder.format != "html":
         return
     html = Path(app.outdir)
@@ -74,11 +74,16 @@ def remove_unused(app: Any, exception: Exception | None) -> None:
         if lighter != text:
             page.write_text(lighter)
     for path in (html / "_sources").rglob("*.ipynb"):
-        notebook = nbformat.read(path, 4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        nbformat.write(notebook, path)
+        _strip_outputs(path)
+
+
+def _strip_outputs(path: Path) -> None:
+    """Take the outputs out of a notebook on disk."""
+    notebook = nbformat.read(path, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, path)
 
 
 def setup(app: Any) -> dict[str, bool]:

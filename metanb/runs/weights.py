@@ -60,10 +60,9 @@ def keep_weights(record: Record) -> Path:
         if load_weights(record) is not None:
             return record.path / records.WEIGHTS
         state = _state_when_recorded(record)
-        kept = network_with(record.settings, state).state_dict()
         # One entry alone: safetensors writes several in random order, and the bytes would vary.
         origin = json.dumps({"run": record.settings.id, "epoch": record.epochs})
-        return records.attach_weights(record, bytes_of(kept, {"metanb": origin}))
+        return records.attach_weights(record, bytes_of(state, {"metanb": origin}))
 
 
 def keep_one_per_cell(runs: Iterable[Settings]) -> Iterator[str]:
@@ -176,7 +175,7 @@ def _keep_lowest_seed(cell: list[Settings]) -> str:
 
 
 def _state_when_recorded(record: Record) -> dict[str, Tensor]:
-    """The weights in the run's checkpoint; it must be the one that the record was made from."""
+    """The weights to keep, from the run's checkpoint: the one that the record was made from."""
     path = store.checkpoint_path(record.settings.id)
     if not path.exists():
         raise NoWeightsError(
@@ -192,10 +191,9 @@ def _state_when_recorded(record: Record) -> dict[str, Tensor]:
     if (values["epoch"], values.get("saved")) != (record.epochs, record.provenance["finished"]):
         raise _mismatch_error(record, path, "is of another training than")
     try:
-        network_with(record.settings, values["net"])
+        return network_with(record.settings, values["net"]).state_dict()
     except RuntimeError as error:
         raise _mismatch_error(record, path, "does not hold the network of") from error
-    return values["net"]
 
 
 def _mismatch_error(record: Record, path: Path, relation: str) -> NoWeightsError:

@@ -10,10 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from tests.support.paths import HTML, PAGES, TOC
+from tests.support.paths import HTML, PAGES, ROOT, TOC
 
 EXTERNAL = re.compile(r"^\s*(https?:)?//", re.IGNORECASE)
 # Elements that load what they name as soon as the page opens. A link to elsewhere that a reader may
@@ -191,6 +192,18 @@ def test_a_chapter_says_first_what_it_found(soups, page):
     assert parts[2].get_text().strip().startswith("In short")
     assert len(parts[2].find_all("li")) >= 2
     assert article(soups, page).get_text().count("In short") == 1
+
+
+def test_notebooks_to_download_are_those_committed_without_outputs():
+    names = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert len(names) == len(list((HTML / "_sources" / "notebooks").glob("*.ipynb")))
+    for name in names:
+        committed, offered = (
+            nbformat.read(folder / "notebooks" / name, 4).cells
+            for folder in (ROOT, HTML / "_sources")
+        )
+        assert [cell.source for cell in offered] == [cell.source for cell in committed]
+        assert not any(cell.get("outputs") for cell in offered)
 
 
 def test_measures_are_saved_under_their_runs_id():

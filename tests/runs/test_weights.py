@@ -269,7 +269,14 @@ def no_tensors(record):
 
 
 def wider(record):
-    listed(record, save(weights.load_weights(record) | {"blocks.0.gamma": torch.zeros(7)}))
+    """In the head; in the body where the head that was kept is not read, after finetuning."""
+    name = "blocks.0.gamma" if record.settings == FINETUNED else "head.bias"
+    listed(record, save(weights.load_weights(record) | {name: torch.zeros(7)}))
+
+
+def headless(record):
+    body = weights.network_with(record.settings, weights.load_weights(record)).blocks
+    listed(record, save(body.state_dict()))
 
 
 def nameless(record):
@@ -280,7 +287,7 @@ def doubled(record):
     listed(record, save({name: t.double() for name, t in weights.load_weights(record).items()}))
 
 
-DAMAGES = [cut, flip, unlisted, no_tensors, wider, nameless, doubled]
+DAMAGES = [cut, flip, unlisted, no_tensors, wider, headless, nameless, doubled]
 
 
 @pytest.mark.parametrize("settings", [TINY, FINETUNED], ids=["maml", "finetuned"])
