@@ -19,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from metanb import __version__
 from metanb.runs import records
 from tests.support.paths import ROOT
 
@@ -61,13 +62,34 @@ def test_environment_yml_says_what_pyproject_says():
 
 
 def test_version_is_one():
-    version = PROJECT["version"]
-    assert importlib.metadata.version("metanb") == version, (
+    assert importlib.metadata.version("metanb") == __version__, (
         "installed from other sources: delete .venv and `make install`"
     )
     assert re.search(
-        rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+        rf"^## {re.escape(__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
     )
+
+
+def test_a_checkout_that_is_not_installed_runs(tmp_path):
+    """Where its dependencies are: the version comes from the package itself."""
+    hidden = (  # as if `pip install` had never been called
+        "import importlib.metadata as metadata\n"
+        "version = metadata.version\n"
+        "def without_metanb(name):\n"
+        "    if name == 'metanb':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return version(name)\n"
+        "metadata.version = without_metanb\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(hidden)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    script = (
+        "import torch; from metanb.runs import machine\n"
+        "print(machine.describe_environment(torch.device('cpu'))['metanb'])"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.strip() == __version__, done.stderr
 
 
 def test_installed_packages_satisfy_pyproject():
@@ -132,9 +154,7 @@ def test_citations_agree_with_the_project():
     bib = (ROOT / "book" / "metanb.bib").read_text()
     (paper,) = cff["references"]
     assert cff["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= cff.keys()
-    assert (
-        str(cff["version"]) == PROJECT["version"] and f"version = {{{PROJECT['version']}}}" in bib
-    )
+    assert str(cff["version"]) == __version__ and f"version = {{{__version__}}}" in bib
     assert cff["license"] == PROJECT["license"] and cff["authors"] == PROJECT["authors"]
     assert cff["title"] in bib.replace("{Towards", "Towards").replace("Learning}", "Learning")
     entry = re.search(
@@ -162,12 +182,9 @@ def test_a_wheel_holds_what_the_package_reads(tmp_path):
     }
     assert package <= held
     assert {"metanb/py.typed", "metanb/data/vinyals.csv"} <= held
-    licences = f"metanb-{PROJECT['version']}.dist-info/licenses/"
+    licences = f"metanb-{__version__}.dist-info/licenses/"
     assert {f"{licences}LICENSE", f"{licences}NOTICE"} <= held
-    assert {name.split("/")[0] for name in held} == {
-        "metanb",
-        f"metanb-{PROJECT['version']}.dist-info",
-    }
+    assert {name.split("/")[0] for name in held} == {"metanb", f"metanb-{__version__}.dist-info"}
 
     # Install it, and import every module from there; the libraries are those of this environment.
     installed = tmp_path / "installed"

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from metanb import __version__
 from metanb.settings import Settings
 
 # Libraries of CUDA that find no memory for themselves say so in words alone.
@@ -157,9 +158,9 @@ def is_interactive() -> bool:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, the device's name and the number of threads, as they are now."""
-    names = ("metanb", "torch", "torchvision", "higher", "numpy")
     return {
-        **{name: version(name) for name in names},
+        "metanb": __version__,
+        **{name: version(name) for name in ("torch", "torchvision", "higher", "numpy")},
         "python": platform.python_version(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
