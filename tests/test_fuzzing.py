@@ -4,6 +4,7 @@ A hundred mutations of each kind of file, by a fixed seed: bytes flipped, cut ou
 exchanged for others; never a traceback, and never another error than the one that names the file.
 """
 
+import gzip
 import io
 import json
 import shutil
@@ -64,11 +65,15 @@ def one_line(error: Exception) -> None:
     assert str(error) and "\n" not in str(error), repr(error)
 
 
-@pytest.mark.parametrize("file", [*records.FILES, records.LATER])
+@pytest.mark.parametrize("file", [*records.FILES, f"{records.MEASURES}.gz", records.LATER])
 def test_records(recorded, tmp_path, file):
-    source = recorded / SETTINGS.id
+    source = tmp_path / "source"
     copy = tmp_path / SETTINGS.id
-    shutil.copytree(source, copy)
+    shutil.copytree(recorded / SETTINGS.id, source)
+    (source / f"{records.MEASURES}.gz").write_bytes(
+        gzip.compress((source / records.MEASURES).read_bytes())
+    )
+    shutil.copytree(recorded / SETTINGS.id, copy)
     rows = [{"epoch": 2, "iteration": 2, "measure": "x", "mean": 1.0, "median": 1.0}]
     rows[0] |= {"std": 0.0, "sem": 0.0, "n": 2}
     later = json.dumps({"rows": rows, "origins": [{}]}).encode()

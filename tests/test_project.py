@@ -92,6 +92,15 @@ def test_a_checkout_that_is_not_installed_runs(tmp_path):
     assert done.stdout.strip() == __version__, done.stderr
 
 
+def test_tables_of_published_records_are_compressed():
+    """A run of the paper's length has 190 kB of numbers, a third of it compressed."""
+    folders = [path for path in (ROOT / "results").iterdir() if path.is_dir()]
+    assert len(folders) > 200
+    for folder in folders:
+        assert (folder / f"{records.MEASURES}.gz").is_file(), folder
+        assert not (folder / records.MEASURES).exists(), f"gzip -9n {folder / records.MEASURES}"
+
+
 def test_installed_packages_satisfy_pyproject():
     extras = PROJECT["optional-dependencies"]
     for line in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]:

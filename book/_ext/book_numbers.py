@@ -391,7 +391,7 @@ def runs_page(recorded: list[Record]) -> str:
         minutes = sum(run.minutes for run in timed) / len(timed)
         devices = " and ".join(sorted({run.kind for run in timed}))
         downloads = ", ".join(
-            f"{{download}}`{run.settings.id} <../results/{run.path.name}/measures.csv>`"
+            f"{{download}}`{run.settings.id} <../results/{run.path.name}/measures.csv.gz>`"
             for run in cell
         )
         length = f"{len(cell)} runs, each {format_minutes(minutes)} of one {devices}"

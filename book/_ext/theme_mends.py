@@ -24,7 +24,7 @@ UNUSED = (
 PARAMETERS = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', re.DOTALL)
 # a link to a run's measures, which all have one file name; the run's id is the link's text
 MEASURES = re.compile(
-    r'download="" (href="[^"]*/measures\.csv"><code[^>]*><span class="pre">)([\w-]+)(?=</span>)'
+    r'download="" (href="[^"]*/measures\.csv\.gz"><code[^>]*><span class="pre">)([\w-]+)(?=</span>)'
 )
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>')
 
@@ -40,7 +40,7 @@ def mend_body(
     """
     if "body" in context:
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
-        body = MEASURES.sub(r'download="\2.csv" \1\2', body)
+        body = MEASURES.sub(r'download="\2.csv.gz" \1\2', body)
         context["body"] = PARAMETERS.sub(_as_lines, body)
 
 

@@ -343,13 +343,22 @@
     return found;
   }
 
+  /** The text of a file, which may be compressed. */
+  function textOf(file) {
+    if (!file.name.endsWith(".gz")) return file.text();
+    const plain = new Response(file.stream().pipeThrough(new DecompressionStream("gzip")));
+    return plain.text().catch(() => {
+      throw new Error(`${file.name} is damaged: gzip cannot read it`);
+    });
+  }
+
   /** Open csv files, with a settings.json beside them or not. */
   async function openOwn(files) {
     const problem = $("problem");
     problem.hidden = true;
     try {
       const byPath = new Map(files);
-      const tables = files.filter(([path]) => path.endsWith(".csv"));
+      const tables = files.filter(([path]) => /\.csv(\.gz)?$/.test(path));
       if (!tables.length) throw new Error("No csv file there: open the measures.csv of a run, its folder, or a store");
       const runs = [];
       for (const [path, file] of tables) {
@@ -357,7 +366,7 @@
         const settingsFile = byPath.get(`${folder}/settings.json`);
         const settings = settingsFile ? JSON.parse(await settingsFile.text()) : null;
         const title = settings ? folder.split("/").at(-1) : path.split("/").at(-1);
-        runs.push({ name: title, settings, measures: readMeasures(await file.text(), path) });
+        runs.push({ name: title, settings, measures: readMeasures(await textOf(file), path) });
       }
       const added = addOwn(runs);
       if (!added.length) throw new Error("These runs are open already");

@@ -92,7 +92,7 @@ def _members_of_record(settings: Settings) -> dict[str, bytes]:
         names.append(records.WEIGHTS)
     if (record.path / records.LATER).exists():
         names.append(records.LATER)
-    return {f"{record.path.name}/{file}": (record.path / file).read_bytes() for file in names}
+    return {f"{record.path.name}/{file}": records.read_file(record.path, file) for file in names}
 
 
 def _find_archives(folder: Path, name: str) -> list[Path]:

@@ -2,21 +2,24 @@
 
     <id>/settings.json     what was run (metanb.settings.Settings)
     <id>/provenance.json   by whom and where: versions, device, dates, times, data digests
-    <id>/measures.csv      one row per epoch and measure: mean, median, std, sem, n
+    <id>/measures.csv      one row per epoch and measure: mean, median, std, sem, n; or the same,
+                           compressed, as measures.csv.gz
     <id>/weights.safetensors   of some runs: the trained weights (metanb.runs.weights)
     <id>/later.json        of some runs: measures taken later, of those weights (metanb.runs.later)
 
 The folder of a run that was stopped is <id>-to-<iterations>: it holds the epochs that were reached.
-Records are in two places: `results/` beside the package in a checkout (committed), and the local
-store.
+Records are in two places: `results/` beside the package in a checkout (committed, and therefore
+compressed), and the local store.
 """
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +33,8 @@ from metanb.labels import learn_names
 from metanb.runs import store
 from metanb.settings import Settings, from_dict
 
-FILES = ("settings.json", "provenance.json", "measures.csv")
+MEASURES = "measures.csv"
+FILES = ("settings.json", "provenance.json", MEASURES)
 WEIGHTS = "weights.safetensors"  # beside FILES, for some runs
 LATER = "later.json"  # likewise
 RECORD_NAME = re.compile(r"[A-Za-z0-9].*-s\d+-[0-9a-f]{8}(-to-\d+)?")  # of a record's folder
@@ -167,13 +171,13 @@ def _read_as(path: Path, name: str) -> Record:
     try:
         values = json.loads((path / "settings.json").read_text())
         provenance = json.loads((path / "provenance.json").read_text())
-        content = (path / "measures.csv").read_bytes()
+        content = read_file(path, MEASURES)
         if not (isinstance(values, dict) and isinstance(provenance, dict)):
             raise ValueError("settings.json and provenance.json must each hold one object")
         learn_names(values)
         settings = from_dict(values)
     # Bad UTF-8, bad JSON and a SettingsError are ValueErrors.
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise _damaged(path, str(error)) from error
 
     # Check that the provenance is complete, and that the measures are those that were recorded.
@@ -181,14 +185,14 @@ def _read_as(path: Path, name: str) -> Record:
     if missing:
         raise _damaged(path, f"provenance.json lacks {', '.join(missing)}")
     if hashlib.sha256(content).hexdigest() != provenance["measures_sha256"]:
-        raise _damaged(path, "measures.csv is not the file that was recorded")
+        raise _damaged(path, f"{MEASURES} is not the file that was recorded")
 
     # Check the columns, and that no epoch is missing.
     measures = pd.read_csv(io.BytesIO(content))
     columns = list(measures.columns)
     if columns != COLUMNS or set(measures.epoch) != set(range(measures.epoch.nunique())):
         raise _damaged(
-            path, f"measures.csv does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on"
+            path, f"{MEASURES} does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on"
         )
 
     # Add the measures that were taken later.
@@ -204,6 +208,22 @@ def _read_as(path: Path, name: str) -> Record:
     if name != _record_name(settings, record.epochs):
         raise _damaged(path, f"it holds {record.epochs} epochs of {settings.id}")
     return record
+
+
+def read_file(folder: Path, name: str) -> bytes:
+    """The content of one of a record's files; measures may be compressed.
+
+    Args:
+        folder: of the record.
+        name: of the file, such as "measures.csv".
+
+    Raises:
+        OSError, EOFError, zlib.error: the file is missing, or is damaged as a compressed file.
+    """
+    compressed = folder / f"{name}.gz"
+    if name == MEASURES and compressed.exists():
+        return gzip.decompress(compressed.read_bytes())
+    return (folder / name).read_bytes()
 
 
 def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -291,7 +311,7 @@ def write_record(
     contents = {
         "settings.json": _encode_json(settings.to_dict()),
         "provenance.json": _encode_json(provenance),
-        "measures.csv": content,
+        MEASURES: content,
     }
     last = max(row["epoch"] for row in rows)
     return put_record(folder, _record_name(settings, last), contents)

@@ -208,9 +208,9 @@ def test_notebooks_to_download_are_those_committed_without_outputs():
 
 def test_measures_are_saved_under_their_runs_id():
     page = BeautifulSoup((HTML / "book/runs.html").read_text(), "html.parser")
-    links = page.select('a.download[href$="measures.csv"]')
+    links = page.select('a.download[href$="measures.csv.gz"]')
     assert len(links) > 100
-    assert all(link["download"] == f"{link.get_text()}.csv" for link in links)
+    assert all(link["download"] == f"{link.get_text()}.csv.gz" for link in links)
 
 
 @pytest.mark.parametrize("name", [f"C{number}" for number in range(1, 9)])

@@ -39,8 +39,8 @@ PLAIN = {
 def recorded() -> dict[str, tuple[dict, dict]]:
     """All records, by the run's id: settings, and rows by measure and epoch, later ones, too."""
     runs = {}
-    for path in sorted((ROOT / "results").glob("*/measures.csv")):
-        with path.open() as file:
+    for path in sorted((ROOT / "results").glob("*/measures.csv.gz")):
+        with gzip.open(path, "rt") as file:
             rows = {(row["measure"], int(row["epoch"])): row for row in csv.DictReader(file)}
         if (later := path.parent / "later.json").exists():
             taken = json.loads(later.read_text())["rows"]
@@ -474,6 +474,20 @@ def test_a_csv_of_ones_own_is_drawn_beside_the_books(page, tmp_path):
     assert page.locator("#explore-problem").is_hidden()
     page.click("#explore-each summary")
     assert "0.6 ± 0.01" in page.inner_text("#explore-each")
+
+
+def test_a_compressed_csv_is_drawn_and_a_damaged_one_is_named(page, tmp_path):
+    visit(page, f"{address(PAGE)}#show=query_accuracy")
+    content = gzip.compress((own_files(tmp_path)[1] / "measures.csv").read_bytes())
+    (tmp_path / "mine.csv.gz").write_bytes(content)
+    (tmp_path / "torn.csv.gz").write_bytes(content[: len(content) // 2])
+    page.set_input_files("#explore-own input", tmp_path / "torn.csv.gz")
+    page.wait_for_function("!document.querySelector('#explore-problem').hidden")
+    assert "torn.csv.gz is damaged" in page.inner_text("#explore-problem")
+    page.set_input_files("#explore-own input", tmp_path / "mine.csv.gz")
+    page.wait_for_function("document.querySelector('#explore-dataset').value === 'Your own'")
+    row = page.locator("#explore-table tr", has_text="mine.csv.gz")
+    assert "0.6 (0.6 to 0.6)" in row.inner_text()
 
 
 def test_a_store_of_ones_own_is_dropped_on_the_page(page, tmp_path):

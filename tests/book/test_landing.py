@@ -1,6 +1,6 @@
 """The findings of the first page: true of the committed records, and refused when they are not.
 
-Evidence: measures.csv of the records, read here without metanb's own readers;
+Evidence: measures.csv.gz of the records, read here without metanb's own readers;
 and records that are changed until a finding is false.
 """
 
@@ -49,7 +49,7 @@ def test_coherence_of_first_order_maml_is_that_of_its_files(evidence):
     late = []
     for seed in range(5):
         folder = ROOT / "results" / preset("quick", "omniglot", algorithm="fomaml", seed=seed).id
-        table = pd.read_csv(folder / "measures.csv")
+        table = pd.read_csv(folder / "measures.csv.gz")
         values = table[table.measure == "trajectory_coherence"].sort_values("epoch")["mean"]
         late.append(values.to_numpy()[-3:].mean())  # a quarter of 12 epochs
     text = landing.find_agreement(evidence).text

@@ -7,6 +7,7 @@ print.
 
 import base64
 import csv
+import gzip
 import io
 import json
 import math
@@ -30,7 +31,7 @@ KEYS = [0, 2, 5, 7]  # frames of the strip
 
 
 def recorded(run: str, measure: str = "query_accuracy") -> list[dict]:
-    with (ROOT / "results" / run / "measures.csv").open() as file:
+    with gzip.open(ROOT / "results" / run / "measures.csv.gz", "rt") as file:
         return [row for row in csv.DictReader(file) if row["measure"] == measure]
 
 

@@ -1,5 +1,6 @@
 """Records: what is written is read back, and every way of being damaged is refused by name."""
 
+import gzip
 import json
 import os
 
@@ -38,6 +39,17 @@ def test_round_trip(tmp_path):
         record.curve("flatness")
     shown("A record is of an older version", f"Error: {error.value}")
     assert sorted(path.name for path in tmp_path.iterdir()) == [SETTINGS.id]
+
+
+def test_a_compressed_table_is_the_same_record(tmp_path):
+    record = write(tmp_path)
+    compress(record.path)
+    again = records.read_record(record.path)
+    pd.testing.assert_frame_equal(again.measures, record.measures)
+    assert again.provenance == record.provenance
+    # whoever trains it anew finds it, and leaves it as it is
+    assert records.find_record(SETTINGS) is None and write(tmp_path).path == record.path
+    assert not (record.path / "measures.csv").exists()
 
 
 def damage_csv(path):
@@ -86,7 +98,27 @@ def empty(path):
     (path / "provenance.json").write_text("null")
 
 
+def compress(path):
+    """Put measures.csv.gz in place of measures.csv, as `gzip -9n` does."""
+    table = path / "measures.csv"
+    (path / "measures.csv.gz").write_bytes(gzip.compress(table.read_bytes(), mtime=0))
+    table.unlink()
+
+
+def damage_compressed(path):
+    compress(path)
+    content = (path / "measures.csv.gz").read_bytes()
+    (path / "measures.csv.gz").write_bytes(content[: len(content) // 2])
+
+
+def no_compressed(path):
+    compress(path)
+    (path / "measures.csv.gz").write_bytes(b"epoch,iteration")
+
+
 DAMAGES = [
+    damage_compressed,
+    no_compressed,
     damage_csv,
     damage_number,
     damage_json,
