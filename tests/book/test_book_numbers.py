@@ -220,8 +220,25 @@ def test_what_runs_took_on_a_gpu_is_told_with_their_share():
     maml = preset("paper", "omniglot", 20)
     runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200", 10) for seed in range(2)]
     (line,) = book_numbers.gpu_table(runs).splitlines()[2:]
-    assert line.endswith("| NVIDIA H200 | 2 | 5,000 | 60 min | 2.0 | 30 min | 6.0 h |")
+    assert line.endswith(
+        "| NVIDIA H200 | 2 | 5,000 | 60 min | a process each | 2.0 | 30 min | 6.0 h |"
+    )
+    for run, together in zip(runs, (2, "3, 2"), strict=True):
+        run.provenance["together"] = together
+    assert "| as one batch | 2.0 |" in book_numbers.gpu_table(runs)
     assert len(book_numbers.gpu_table([timed(maml, 60.0, "AMD EPYC")]).splitlines()) == 2
+
+
+def test_a_whole_run_is_a_share_of_a_gpu_and_others_time_is_a_multiple():
+    """Three seeds in a batch, an hour for a tenth of the iterations: 200 minutes each."""
+    maml = preset("paper", "omniglot")
+    runs = [timed(replace(maml, seed=seed), 3600.0, "NVIDIA H200", 12) for seed in range(3)]
+    assert book_numbers.whole_run_values(runs) == {
+        "whole_run": "3.3 h",
+        "whole_run_together": "3",
+        "whole_run_gpu": "H200",
+        "whole_run_times": "4 to 5",  # 720 and 960 minutes over 200
+    }
 
 
 def test_best_peer_is_the_fastest_whose_gradient_is_right():
