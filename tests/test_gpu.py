@@ -39,7 +39,9 @@ GRADIENTS = [{"algorithm": "finetune"}] + [
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-@pytest.mark.parametrize("options", GRADIENTS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(
+    "options", GRADIENTS, ids=lambda options: "-".join(map(str, options.values()))
+)
 def test_everything_on_gives_the_cpus_gradients_in_double_precision(options, runs, monkeypatch):
     """Three in a row: the second and third are not those of the recording; the weights change."""
     monkeypatch.setattr(cohorts, "scale_pixels", lambda pixels: scale_pixels(pixels).double())

@@ -256,13 +256,13 @@ def read_records(*folders: Path) -> list[Record]:
     Folders that are not there have none, and what is not named like a record is none. Raises
     RecordError for a damaged record.
     """
-    every = (
+    recorded = (
         read_record(path)
         for folder in folders
         for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
         if path.is_dir() and RECORD_NAME.fullmatch(path.name)
     )
-    return sorted(keep_furthest(every), key=lambda record: record.settings.id)
+    return sorted(keep_furthest(recorded), key=lambda record: record.settings.id)
 
 
 def keep_furthest(records: Iterable[Record]) -> list[Record]:

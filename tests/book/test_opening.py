@@ -45,8 +45,8 @@ def figure():
     page = HTML / f"{PAGE}.html"
     if not page.exists():
         pytest.fail(f"{page} is not there: run `make book` first", pytrace=False)
-    (found,) = BeautifulSoup(page.read_text(), "html.parser").select("figure.metanb-opening")
-    return found
+    (opening,) = BeautifulSoup(page.read_text(), "html.parser").select("figure.metanb-opening")
+    return opening
 
 
 def percentages(text: str) -> list[int]:
@@ -163,7 +163,7 @@ def test_chart_shows_the_records_at_their_places(figure):
 
 def crossings(path: str, height: float) -> list[float]:
     """Where the edge of a region, drawn in relative steps, crosses a horizontal line."""
-    found = []
+    places = []
     for x, y, steps in re.findall(r"M(-?\d+) (-?\d+)l([^z]*)z", path):
         corner = (int(x), int(y))
         moves = [int(number) for number in re.findall(r"-?\d+", steps)]
@@ -173,8 +173,8 @@ def crossings(path: str, height: float) -> list[float]:
             corners.append(corner)
         for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
             if (y0 - height) * (y1 - height) < 0:
-                found.append(x0 + (x1 - x0) * (height - y0) / (y1 - y0))
-    return sorted(found)
+                places.append(x0 + (x1 - x0) * (height - y0) / (y1 - y0))
+    return sorted(places)
 
 
 def test_contours_are_where_the_loss_has_their_level(figure):

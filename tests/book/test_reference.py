@@ -41,7 +41,7 @@ def test_every_module_is_listed_once():
 def test_the_pages_follow_the_folders():
     """Folders stand in the order of the contract, each in one piece."""
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (layers,) = [one["layers"] for one in contract["contracts"] if one["type"] == "layers"]
+    (layers,) = [rule["layers"] for rule in contract["contracts"] if rule["type"] == "layers"]
     order = [name for layer in reversed(layers) for name in re.split(r" \| ", layer)]
     folders = list(dict.fromkeys(name.split(".")[0] for name in LISTED))
     places = [order.index(folder) for folder in folders if folder not in ("grids", "claims")]

@@ -77,8 +77,8 @@ def test_browser_and_index_spell_alike(page, served):
     [("regularizer", "regulariser"), ("generalization", "generalisation"), ("labeled", "labelled")],
 )
 def test_both_spellings_find_the_same_pages(page, served, american, british):
-    found = results(page, served, british)
-    assert set(results(page, served, american)) == set(found) and len(set(found)) > 3
+    pages = set(results(page, served, british))
+    assert set(results(page, served, american)) == pages and len(pages) > 3
 
 
 @pytest.mark.parametrize(

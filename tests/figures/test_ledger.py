@@ -188,8 +188,8 @@ def test_claim_forest_draws_each_judged_row_as_a_factor(rows, claim):
     alt = alt_text(figure)
     for row in expected:
         assert row.change in alt
-        (found,) = figure.data[np.isclose(figure.data.effect, math.exp(row.effect), rtol=1e-9)].runs
-        assert found == row.runs
+        (runs,) = figure.data[np.isclose(figure.data.effect, math.exp(row.effect), rtol=1e-9)].runs
+        assert runs == row.runs
     assert figure.data.scale.iloc[0] == "Paper settings, 1/10 length"
     assert figure.data.setting.iloc[-1].startswith("Glyphs")
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", figure.svg)

@@ -419,8 +419,8 @@ def test_a_loss_that_is_linear_has_norm_zero():
 def test_small_and_large_curvatures_keep_the_tolerance_in_single_precision(scale, generator):
     spectra = torch.tensor([[1.0, 3.0, -7.0, 2.0]], dtype=torch.float64)
     loss, params = quadratic(spectra, generator)
-    found = hessian_norms(lambda p: scale * loss(p), params.float())
-    assert float(found.norms) == pytest.approx(7 * scale, rel=1e-3)
+    spectrum = hessian_norms(lambda p: scale * loss(p), params.float())
+    assert float(spectrum.norms) == pytest.approx(7 * scale, rel=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e25])
