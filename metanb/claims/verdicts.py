@@ -18,6 +18,7 @@ import pandas as pd
 from metanb.claims.paper import BY_NAME
 from metanb.labels import name_of
 
+FULL_LENGTH = "full length"
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
 HOLM_MEANING = (
@@ -149,8 +150,10 @@ class Row:
 
     @property
     def shown_scale(self) -> str:
-        """The scale, and how far the runs got where they were stopped early."""
-        return f"{self.scale} settings, {self.reached}" if self.reached else self.scale
+        """The scale, and how far the runs got; the small scales are always whole."""
+        if self.reached or self.scale == "paper":
+            return f"{self.scale} settings, {self.reached or FULL_LENGTH}"
+        return self.scale
 
     @property
     def shown_p(self) -> str:
@@ -227,6 +230,26 @@ def _describe_form(rows: list[Row]) -> str:
         late = ", late over early" if first.unit == Unit.LOG_RATIO else ""
         sentence += f" {first.shown_unit.capitalize()}{late}: {shown}."
     return sentence
+
+
+def describe_reach(rows: Iterable[Row]) -> str:
+    """How far the runs of some rows got, in words; for each algorithm where these differ.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from metanb import preset
+        >>> from metanb.claims.rules import judge
+        >>> from metanb.runs.records import find_record
+        >>> runs = [find_record(preset("quick", "omniglot", seed=seed)) for seed in range(3)]
+        >>> row = judge(runs)[0]
+        >>> stopped = replace(row, algorithm="fomaml", reached="900 of 1,800 iterations")
+        >>> describe_reach([row]), describe_reach([row, stopped])
+        ('full length', 'full length under MAML, 900 of 1,800 iterations under first-order MAML')
+    """
+    reach = {name_of(row.algorithm): row.reached or FULL_LENGTH for row in rows}
+    if len(set(reach.values())) == 1:
+        return next(iter(reach.values()))
+    return ", ".join(f"{length} under {name}" for name, length in reach.items())
 
 
 def in_short(*sentences: str) -> str:

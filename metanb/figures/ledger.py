@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from metanb.claims.cells import SCALES
 from metanb.claims.paper import BY_NAME, CLAIMS, PAPER_GAIN
 from metanb.claims.rules import ORTHOGONAL, RELATIVE, SCALE_FREE
-from metanb.claims.verdicts import Row, Unit, Verdict
+from metanb.claims.verdicts import FULL_LENGTH, Row, Unit, Verdict
 from metanb.figures.style import STYLE, Figure, finish_figure
 from metanb.labels import ALGORITHMS, name_of
 
@@ -74,7 +74,7 @@ def describe_length(reached: str) -> str:
         ('1/12 length', 'full length')
     """
     if not reached:
-        return "full length"
+        return FULL_LENGTH
     done, whole = (int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", reached))
     share = Fraction(done, whole)
     return f"{share} length" if share.numerator == 1 else f"{float(share):.0%} of the length"
@@ -87,7 +87,7 @@ def describe_scale(rows: Sequence[Row]) -> str:
     """
     scale = f"{rows[0].scale.capitalize()} settings"
     lengths = list(dict.fromkeys(describe_length(row.reached) for row in rows))
-    if lengths == ["full length"] and rows[0].scale != "paper":
+    if lengths == [FULL_LENGTH] and rows[0].scale != "paper":
         return scale
     return f"{scale}, {' or '.join(lengths)}"
 

@@ -79,6 +79,21 @@ def test_a_finding_that_the_verdicts_contradict_does_not_hold(evidence, find, cl
     assert not find(landing.Evidence(evidence.records, rows)).holds
 
 
+def test_coherence_is_said_to_fall_at_full_length_only_where_accuracy_does_not(evidence):
+    (whole,) = (
+        row
+        for row in evidence.rows
+        if (row.claim, row.scale, row.reached) == ("C5", "paper", "")
+        and row.verdict == Verdict.CONTRARY
+    )
+    for claim, change in (("C5", {"reached": "5,000"}), ("C4", {"verdict": Verdict.REPRODUCED})):
+        rows = [
+            replace(row, **change) if (row.claim, row.ids) == (claim, whole.ids) else row
+            for row in evidence.rows
+        ]
+        assert not landing.find_coherence(landing.Evidence(evidence.records, rows)).holds
+
+
 def test_the_build_stops_with_the_findings_words(evidence, monkeypatch):
     false = landing.Finding("**Nothing is found.** In 0 of 0 settings.", holds=False)
     monkeypatch.setattr(landing, "FINDINGS", (lambda evidence: false,))
