@@ -49,6 +49,7 @@ def test_a_plugin_adds_one_to_the_command_line(tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     command = [sys.executable, "-m", "metanb", "train", "--device", "cpu", "--algorithm", "mine"]
     environment = {"METANB_STORE": str(tmp_path / "store"), "PATH": "/usr/bin:/bin"}
+    environment["OMP_NUM_THREADS"] = "1"  # two threads of a small network wait for each other
     done = subprocess.run(
         [*command, *options], capture_output=True, text=True, env=environment | {"HOME": "/tmp"}
     )
