@@ -3,9 +3,12 @@
 Files that the theme copies into a built book, and that no page needs, are removed again: source
 maps, translations, fonts in a second format, and the icons' script. The theme's style sheet draws
 the same icons from a font; the script is ten times as large and would delay a page's first paint.
-Notebooks to download lose their outputs, which their pages show.
+Notebooks to download lose their outputs, which their pages show. Large tables of figures are
+compressed, so that pages stay light.
 """
 
+import base64
+import gzip
 import re
 import shutil
 from pathlib import Path
@@ -26,6 +29,9 @@ PARAMETERS = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>',
 MEASURES = re.compile(
     r'download="" (href="[^"]*/measures\.csv\.gz"><code[^>]*><span class="pre">)([\w-]+)(?=</span>)'
 )
+# a table that a figure offers, in the page itself
+TABLE = re.compile(r'download="([\w.-]+\.csv)" href="data:text/csv;base64,([\w+/=]+)"')
+LARGE_TABLE = 40_000  # characters
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*/fontawesome\.js[^"]*"></script>')
 
 
@@ -35,13 +41,24 @@ def mend_body(
     """Sphinx's event `html-page-context`: correct roles and lists in a page's text.
 
     An entry of the bibliography gets a role that browsers still support. A run's measures are saved
-    under the run's id. The parameters of a long
-    signature become lines, in place of a definition list without terms.
+    under the run's id. A figure's large table is compressed. The parameters of a long signature
+    become lines, in place of a definition list without terms.
     """
     if "body" in context:
         body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
         body = MEASURES.sub(r'download="\2.csv.gz" \1\2', body)
+        body = TABLE.sub(_compress_large, body)
         context["body"] = PARAMETERS.sub(_as_lines, body)
+
+
+def _compress_large(match: re.Match[str]) -> str:
+    """A match of TABLE, compressed if it is large: `pandas.read_csv` and the explorer open both."""
+    name, encoded = match.groups()
+    if len(encoded) < LARGE_TABLE:
+        return match[0]
+    content = gzip.compress(base64.b64decode(encoded), mtime=0)
+    address = f"data:application/gzip;base64,{base64.b64encode(content).decode()}"
+    return f'download="{name}.gz" href="{address}"'
 
 
 def shorten_tab_title(

@@ -4,6 +4,8 @@ Evidence: the HTML, CSS and SVG files themselves, parsed by BeautifulSoup. Links
 disk.
 """
 
+import base64
+import gzip
 import re
 from collections import Counter
 from itertools import pairwise
@@ -211,6 +213,18 @@ def test_measures_are_saved_under_their_runs_id():
     links = page.select('a.download[href$="measures.csv.gz"]')
     assert len(links) > 100
     assert all(link["download"] == f"{link.get_text()}.csv.gz" for link in links)
+
+
+def test_large_tables_of_figures_are_compressed_and_hold_what_the_notebook_has():
+    notebook = (ROOT / "notebooks/2-flatness.ipynb").read_text()
+    page = (HTML / "notebooks/2-flatness.html").read_text()
+    form = r'download=\\?"large\.csv(?:\.gz)?\\?" href=\\?"data:([\w/]+);base64,([\w+/=]+)'
+    (kind, table), (kind_in_page, compressed) = (
+        re.search(form, text).groups() for text in (notebook, page)
+    )
+    assert (kind, kind_in_page) == ("text/csv", "application/gzip")
+    assert gzip.decompress(base64.b64decode(compressed)) == base64.b64decode(table)
+    assert len(compressed) < len(table) / 3
 
 
 @pytest.mark.parametrize("name", [f"C{number}" for number in range(1, 9)])
