@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from metanb.runs.experiment import run, run_all, trained_net
 
 __all__ = ["Record", "Settings", "preset", "run", "run_all", "trained_net"]
-# Said here alone: a checkout that is not installed has a version, too.
+# pyproject.toml reads the version from here, so a checkout that is not installed has it, too.
 __version__ = "0.1.0"
 
 

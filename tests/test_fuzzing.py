@@ -67,18 +67,14 @@ def one_line(error: Exception) -> None:
 
 @pytest.mark.parametrize("file", [*records.FILES, f"{records.MEASURES}.gz", records.LATER])
 def test_records(recorded, tmp_path, file):
-    source = tmp_path / "source"
     copy = tmp_path / SETTINGS.id
-    shutil.copytree(recorded / SETTINGS.id, source)
-    (source / f"{records.MEASURES}.gz").write_bytes(
-        gzip.compress((source / records.MEASURES).read_bytes())
-    )
     shutil.copytree(recorded / SETTINGS.id, copy)
     rows = [{"epoch": 2, "iteration": 2, "measure": "x", "mean": 1.0, "median": 1.0}]
     rows[0] |= {"std": 0.0, "sem": 0.0, "n": 2}
-    later = json.dumps({"rows": rows, "origins": [{}]}).encode()
-    content = later if file == records.LATER else (source / file).read_bytes()
-    for changed in mutations(content):
+    contents = {name: (copy / name).read_bytes() for name in records.FILES}
+    contents[f"{records.MEASURES}.gz"] = gzip.compress(contents[records.MEASURES])
+    contents[records.LATER] = json.dumps({"rows": rows, "origins": [{}]}).encode()
+    for changed in mutations(contents[file]):
         (copy / file).write_bytes(changed)
         try:
             records.read_record(copy)

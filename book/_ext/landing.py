@@ -120,16 +120,9 @@ def find_coherence(evidence: Evidence) -> Finding:
     rows = evidence.judged("C5") + evidence.judged("C6")
     together = sum(row.verdict in TOGETHER for row in rows)
     trend = count(rows, Verdict.TREND_ONLY)
-    overfitting = [
-        row
-        for row in evidence.judged("C5")
-        if row.verdict == Verdict.CONTRARY and "10 classes" in row.setting
-    ]
-    whole = [
-        row
-        for row in evidence.judged("C5")
-        if row.verdict == Verdict.CONTRARY and row.scale == "paper" and not row.reached
-    ]
+    turned = [row for row in evidence.judged("C5") if row.verdict == Verdict.CONTRARY]
+    overfitting = [row for row in turned if "10 classes" in row.setting]
+    whole = [row for row in turned if row.scale == "paper" and not row.reached]
     rising = [
         row.ids for row in evidence.rows if row.claim == "C4" and row.verdict == Verdict.NO_CASE
     ]

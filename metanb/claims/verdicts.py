@@ -152,8 +152,13 @@ class Row:
     def shown_scale(self) -> str:
         """The scale, and how far the runs got; the small scales are always whole."""
         if self.reached or self.scale == "paper":
-            return f"{self.scale} settings, {self.reached or FULL_LENGTH}"
+            return f"{self.scale} settings, {self.length}"
         return self.scale
+
+    @property
+    def length(self) -> str:
+        """How far the runs got, such as "5,000 of 60,000 iterations"; FULL_LENGTH if to the end."""
+        return self.reached or FULL_LENGTH
 
     @property
     def shown_p(self) -> str:
@@ -246,7 +251,7 @@ def describe_reach(rows: Iterable[Row]) -> str:
         >>> describe_reach([row]), describe_reach([row, stopped])
         ('full length', 'full length under MAML, 900 of 1,800 iterations under first-order MAML')
     """
-    reach = {name_of(row.algorithm): row.reached or FULL_LENGTH for row in rows}
+    reach = {name_of(row.algorithm): row.length for row in rows}
     if len(set(reach.values())) == 1:
         return next(iter(reach.values()))
     return ", ".join(f"{length} under {name}" for name, length in reach.items())
