@@ -416,8 +416,8 @@ SCALE_ROWS: dict[Scale, tuple[_PresetRow, ...]] = {
         _PresetRow({"meta_batch": 2}, dataset="mini-imagenet"),
     ),
     "smoke": (
-        _PresetRow({"filters": 16, "iterations": 60, "epoch_iterations": 10, "meta_batch": 4}),
-        _PresetRow({"test_tasks": 8, "test_queries": 5}),
+        _PresetRow({"filters": 16, "iterations": 60, "epoch_iterations": 15, "meta_batch": 4}),
+        _PresetRow({"test_tasks": 4, "test_queries": 5}),
     ),
 }
 

@@ -180,10 +180,10 @@ def describe_settings(traits: pd.DataFrame) -> str:
     if traits.empty or not set(names) <= set(traits.algorithm):
         return "**Elsewhere**: no setting with both algorithms is recorded."
     wide = traits.pivot(index=["data", "scale"], columns="algorithm").dropna()
-    first, other = (wide.xs(name, axis=1, level=1) for name in names)
-    ahead = int((first["coherence"] > other["coherence"]).sum())
-    decided = int((first["loss / ln N"] > DECIDED).sum())
-    in_head = int((first["head part"] > first["coherence"] / 2).sum())
+    first_order, maml = (wide.xs(name, axis=1, level=1) for name in names)
+    ahead = int((first_order["coherence"] > maml["coherence"]).sum())
+    decided = int((first_order["loss / ln N"] > DECIDED).sum())
+    in_head = int((first_order["head part"] > first_order["coherence"] / 2).sum())
     return (
         f"**Elsewhere**: of {len(wide)} settings, each scale counted by itself, first-order MAML "
         f"is more coherent than MAML in {ahead} and has decided in {decided}; in {in_head} the "

@@ -245,9 +245,9 @@ def _find_role(
     return MeasureRole(algorithm, measure, along, changes, least, greatest, role)
 
 
-def _moves(cell: list[Record], other: list[Record], measure: str) -> bool:
-    """Whether a measure moves from one intervention to the other, by the rule of the module."""
-    ends = np.array(values_at_the_end(pair_by_seed(cell, other), measure))
+def _moves(before: list[Record], after: list[Record], measure: str) -> bool:
+    """Whether a measure moves from one intervention to another, by the rule of the module."""
+    ends = np.array(values_at_the_end(pair_by_seed(before, after), measure))
     values, errors = ends[..., 0], ends[..., 1]  # [2, pairs]
     if _ratio(*values.mean(1)) <= TWOFOLD:
         return False
@@ -256,9 +256,9 @@ def _moves(cell: list[Record], other: list[Record], measure: str) -> bool:
     return _excludes_zero(interval(values[0] - values[1], shared=np.hypot(*errors)))
 
 
-def _ratio(value: float, other: float) -> float:
+def _ratio(before: float, after: float) -> float:
     """The greater of two values over the lesser; infinite where the lesser is not positive."""
-    least, greatest = sorted((value, other))
+    least, greatest = sorted((before, after))
     return greatest / least if least > 0 else math.inf
 
 

@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     UNCLEAR = "cannot tell: no gain and the paper's gain are both possible"
     POWERLESS = "cannot tell: too few runs to compare across them"
     NO_CASE = "not testable: accuracy does not fall"
-    TOO_COARSE = "not testable: a peak before the first epoch would not be seen"
+    TOO_COARSE = "not testable: the first epoch hides early peaks"
     TOO_SHORT = "not testable: too few epochs to see a fall"
     NO_BASELINE = "not testable: the finetuned baseline does not work"
     TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
@@ -338,14 +338,14 @@ def _cell_lines(rows: list[Row], width: int) -> Iterator[str]:
             yield line.replace("\0", " ")
 
 
-def changed_verdicts(rows: Iterable[Row], others: Iterable[Row]) -> str:
-    """In Markdown: each verdict of `others` that differs from that of `rows`.
+def changed_verdicts(rows: Iterable[Row], newer: Iterable[Row]) -> str:
+    """In Markdown: each verdict of `newer` that differs from that of `rows`.
 
-    Rows are compared by claim and algorithm; a row of `others` without a partner is left out.
+    Rows are compared by claim and algorithm; a row of `newer` without a partner is left out.
     """
     before = {(row.name, row.algorithm): row for row in rows}
     lines = []
-    for row in others:
+    for row in newer:
         old = before.get((row.name, row.algorithm))
         if old is not None and old.verdict != row.verdict:
             lines.append(

@@ -110,10 +110,10 @@ def _require_apart(splits: dict[str, dict[str, list[Path]]]) -> None:
     paths_by_size: dict[int, list[tuple[str, Path]]] = {}
     for split, classes in splits.items():
         for name, paths in classes.items():
-            if (other := split_of_class.setdefault(name, split)) != split:
+            if (earlier := split_of_class.setdefault(name, split)) != split:
                 raise DataError(
-                    f"class {name} is in {other} and in {split}: meta-test classes have to be new, "
-                    "so keep each class in one split"
+                    f"class {name} is in {earlier} and in {split}: meta-test classes have to be "
+                    "new, so keep each class in one split"
                 )
             for path in paths:
                 paths_by_size.setdefault(path.stat().st_size, []).append((split, path))

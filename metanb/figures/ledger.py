@@ -93,10 +93,11 @@ def describe_scale(rows: Sequence[Row]) -> str:
 
 
 def sort_rows(rows: Iterable[Row]) -> list[Row]:
-    """The paper's own settings first, Glyphs last; otherwise in their order."""
+    """The paper's own settings first, the longest runs before others, Glyphs last."""
 
-    def order(row: Row) -> tuple[bool, int]:
-        return row.dataset == "glyphs", -SCALES.index(row.scale) if row.scale in SCALES[:3] else 1
+    def order(row: Row) -> tuple[bool, int, bool]:
+        scale = -SCALES.index(row.scale) if row.scale in SCALES[:3] else 1
+        return row.dataset == "glyphs", scale, row.length != FULL_LENGTH
 
     return sorted(rows, key=order)
 
@@ -104,10 +105,10 @@ def sort_rows(rows: Iterable[Row]) -> list[Row]:
 def find_control(row: Row, rows: Iterable[Row]) -> Row | None:
     """The row of the same runs in the form that considers the weights' scale, if it is judged."""
     form = CONTROLS.get(row.claim)
-    for other in rows:
-        is_same = (other.claim, other.ids) == (row.claim, row.ids)
-        if is_same and other.variant == form and other.verdict.is_judged:
-            return other
+    for control in rows:
+        is_same = (control.claim, control.ids) == (row.claim, row.ids)
+        if is_same and control.variant == form and control.verdict.is_judged:
+            return control
     return None
 
 

@@ -68,7 +68,7 @@ def draw_opening(film: "Portrait", runs: Sequence["Record"]) -> str:
         A `<figure>`. Each map, with what it shows in words, and each mark in the chart has the
         attribute `data-frame`, the number of its stage; those of the strip have the class "key".
     """
-    others = [run for run in runs if run.settings != film.settings]
+    unfilmed = [run for run in runs if run.settings != film.settings]
     stages = film.values["stages"]
     square = _Square(np.array(film.values["at"]))
     keys = {round(place) for place in np.linspace(0, len(stages) - 1, STRIP)}
@@ -80,7 +80,7 @@ def draw_opening(film: "Portrait", runs: Sequence["Record"]) -> str:
     )
     return (
         f'<figure class="metanb-opening"><div class="views"><div class="frames">{maps}</div>'
-        f'<div class="chart">{_draw_chart(film, others, keys)}{_draw_slider(len(stages))}</div>'
+        f'<div class="chart">{_draw_chart(film, unfilmed, keys)}{_draw_slider(len(stages))}</div>'
         f"</div><figcaption>{_write_caption(film, runs)}</figcaption></figure>"
     )
 
@@ -200,8 +200,8 @@ def _describe_chart(film: "Portrait") -> str:
 def _write_caption(film: "Portrait", runs: Sequence["Record"]) -> str:
     """The caption of the figure, with its data."""
     settings = film.settings
-    others = sum(run.settings != settings for run in runs)
-    seeds = f" Thin lines: {others} runs with other seeds." if others else ""
+    unfilmed = sum(run.settings != settings for run in runs)
+    seeds = f" Thin lines: {unfilmed} runs with other seeds." if unfilmed else ""
     caption = (
         f"{name_of(settings.algorithm)} on {name_of(settings.dataset)}, {settings.setting}, "
         f"{scale_of(settings)} scale, seed {settings.seed}. "
@@ -389,7 +389,7 @@ def _write_text(x: float, y: float, text: str, kind: str = "") -> str:
 # ---- The chart
 
 
-def _draw_chart(film: "Portrait", others: Sequence["Record"], keys: set[int]) -> str:
+def _draw_chart(film: "Portrait", unfilmed: Sequence["Record"], keys: set[int]) -> str:
     """Accuracy before and after adapting, over meta-training, with a mark per stage."""
     table = tabulate_film(film)
     length = film.settings.iterations
@@ -402,7 +402,7 @@ def _draw_chart(film: "Portrait", others: Sequence["Record"], keys: set[int]) ->
         _write_text(_along(iteration, length), _BOTTOM + 34, f"{iteration:,}", kind)
         for iteration, kind in ((0, ""), (length // 2, ""), (length, "right"))
     )
-    curves = [record.curve("query_accuracy") for record in others]
+    curves = [record.curve("query_accuracy") for record in unfilmed]
     thin = "".join(
         f'<path class="other" d="{_write_line(curve.iteration, curve["mean"], length)}"/>'
         for curve in curves

@@ -149,13 +149,13 @@ def curves(
             set_title(axis, MEASURES[measure].label)
             if measure in known:
                 value, source = known[measure]
-                _draw_published(axis, value, source)
+                axis.axhline(value, color="0.5", linestyle=":", linewidth=1.5, label=source)
                 sentences.append(f"{MEASURES[measure].label}, {source}: {value:g}")
             # an axis of less than a power of ten gets more labels than its powers
             if measure in log:
                 axis.yaxis.set_major_formatter(_PlainLabels())
                 axis.yaxis.set_minor_formatter(_PlainLabels(minor_thresholds=(2, 0.5)))
-        add_legend(canvas, axes[0])
+        add_legend(canvas, *axes[: len(measures)])
         alt = f"Line charts over meta-training. {'; '.join(sentences)}."
         caption += _describe_curves(runs, measures, data) + (" Dotted: published." if known else "")
         return finish_panels(canvas, name, caption, alt, data)
@@ -208,20 +208,6 @@ def _draw_mean_and_range(
     )
     low, high = table.min(axis=1), table.max(axis=1)
     axis.fill_between(iterations, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _draw_published(axis: Any, value: float, source: str) -> None:
-    """A dotted line at a published value, with its source below it at the right edge."""
-    axis.axhline(value, color="0.5", linestyle=":", linewidth=1.5)
-    axis.annotate(
-        source,
-        xy=(1, value),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-    )
 
 
 def _describe_curves(runs: Sequence[Record], measures: Sequence[str], data: pd.DataFrame) -> str:

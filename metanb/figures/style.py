@@ -228,9 +228,14 @@ def set_title(axis: Any, title: str) -> None:
     axis.set_title(textwrap.fill(title, int(10 * inches)), fontsize=10)
 
 
-def add_legend(canvas: Canvas, axis: Any) -> None:
-    """Put the legend of an axis above all panels, clear of the lines, in rows that fit a phone."""
-    handles, labels = axis.get_legend_handles_labels()
+def add_legend(canvas: Canvas, *axes: Any) -> None:
+    """Put a legend of what the axes draw above all panels, clear of the lines, phone-wide."""
+    drawn = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    handles, labels = list(drawn.values()), list(drawn)
     lengths = [len(label) + HANDLE for label in labels]
     columns = len(labels)
     if sum(lengths) > LEGEND_WIDTH:

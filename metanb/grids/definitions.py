@@ -64,8 +64,8 @@ def base_runs(
     Example:
         >>> for settings in base_runs("smoke", "glyphs", 5, 1, seeds=[0, 1], algorithms=["maml"]):
         ...     print(settings.id)
-        glyphs-5w1s-maml-s0-86b39050
-        glyphs-5w1s-maml-s1-43c7d446
+        glyphs-5w1s-maml-s0-77069715
+        glyphs-5w1s-maml-s1-bc415453
     """
     seeds = list(seeds)
     cells = (preset(scale, dataset, ways, shots, algorithm=name) for name in algorithms)

@@ -68,7 +68,7 @@ def meta_train(
         chunk=chunk_size(settings, x.shape[-2:], theta.device),
         regulariser=settings.regulariser,
         gamma=settings.gamma,
-        other=direction,
+        direction=direction,
         theta=theta,
     )
     values = {"train_loss": outcome.losses}
@@ -118,7 +118,7 @@ def algorithm(name: str, entry: Algorithm) -> Callable[[Gradient], Gradient]:
         ...     theta.grad.div_(2)
         ...     return values
         >>> preset("smoke", "glyphs", algorithm="slowmaml").id
-        'glyphs-5w1s-slowmaml-s0-cfbce637'
+        'glyphs-5w1s-slowmaml-s0-a17c5d06'
         >>> del ALGORITHMS["slowmaml"], GRADIENTS["slowmaml"]  # and it is gone
     """
     require_free_name("an algorithm", name, GRADIENTS)

@@ -40,7 +40,7 @@ def meta_gradient(
     inner_head: str = "learnt",
     regulariser: str = "none",
     gamma: float = 0.0,
-    other: Tensor | None = None,
+    direction: Tensor | None = None,
     theta: Tensor | None = None,
 ) -> Outcome:
     """Add the gradient of the mean query loss after adaptation to the `.grad` of theta_s.
@@ -66,7 +66,7 @@ def meta_gradient(
         inner_head: the head that each inner loop starts from, see `starting_head`.
         regulariser: a key of `metanb.maml.regulariser.READINGS`; that module defines them.
         gamma: its strength.
-        other: e, [S, P], each of length 1; only `random` uses it.
+        direction: e, [S, P], each of length 1; only `random` uses it.
         theta: [S, P], differentiable; None: the net's parameters, of one run.
 
     Raises:
@@ -88,12 +88,12 @@ def meta_gradient(
         raise ValueError(f"{len(tasks)} tasks for {runs} runs: give as many for each")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}: at least 1 task at a time")
-    _check_regulariser(regulariser, gamma, other, first_order)
+    _check_regulariser(regulariser, gamma, direction, first_order)
     tasks_per_run = len(tasks) // runs
     regularise = READINGS[regulariser]
     learns = _which_learn(net, tasks.support_x.device)
-    if other is not None and learns is not None:
-        other = torch.where(learns, other, 0.0)
+    if direction is not None and learns is not None:
+        direction = torch.where(learns, direction, 0.0)
 
     def adapt_chunk(part: Tasks, start: Tensor, first_order: bool) -> Tensor:
         options: dict[str, Any] = {"adapts": adapts, "inner_loss": inner_loss, "start": start}
@@ -128,7 +128,7 @@ def meta_gradient(
                 adapted,
                 start,
                 _directions_for_tasks(mean_direction, len(part)),
-                None if other is None else _directions_for_tasks(other, len(part)),
+                None if direction is None else _directions_for_tasks(direction, len(part)),
                 gamma,
                 support_loss,
                 query_loss,
@@ -195,7 +195,7 @@ def chunk_size(settings: Settings, sides: Sequence[int], device: torch.device) -
 
 
 def _check_regulariser(
-    regulariser: str, gamma: float, other: Tensor | None, first_order: bool
+    regulariser: str, gamma: float, direction: Tensor | None, first_order: bool
 ) -> None:
     """Raise ValueError for a regulariser that is unknown, or that would have no effect."""
     if regulariser not in READINGS:
@@ -205,8 +205,8 @@ def _check_regulariser(
             f"regulariser is {regulariser!r} with gamma {gamma}: give a regulariser and a gamma "
             "above 0"
         )
-    if regulariser == "random" and other is None:
-        raise ValueError("regulariser is 'random' without a direction: give other, [S, P]")
+    if regulariser == "random" and direction is None:
+        raise ValueError("regulariser is 'random' without a direction: give direction, [S, P]")
     if first_order and regulariser in ("through", "outer"):
         raise ValueError(
             f"regulariser is {regulariser!r}, which has no effect in first order: use 'adapted' or "

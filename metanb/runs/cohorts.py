@@ -273,8 +273,9 @@ class Cohort:
         settings = self.settings
         theta = self.theta.requires_grad_()
         pixels = self.pool.images(inputs)
-        other = None if direction is None else direction.to(theta)
-        values, gradient = add_gradient(self.net, theta, pixels, labels, settings, other)
+        if direction is not None:
+            direction = direction.to(theta)
+        values, gradient = add_gradient(self.net, theta, pixels, labels, settings, direction)
         for row, slope in zip(self.weights, gradient, strict=True):
             row.grad = slope
         return values | {"slope": gradient.norm(dim=1)}

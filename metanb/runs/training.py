@@ -247,9 +247,9 @@ def _progress_bar(
     """
     settings = runs[0]
     if shown:
-        others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        rest = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
         length = f"{settings.iterations} iterations, {settings.epochs} epochs"
-        print(f"run {settings.id}{others}: {length}", file=sys.stderr)
+        print(f"run {settings.id}{rest}: {length}", file=sys.stderr)
     done = sum(max(0, state.epoch) for state in states)
     return tqdm(
         total=len(runs) * last * settings.epoch_iterations,

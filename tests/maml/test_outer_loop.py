@@ -34,7 +34,7 @@ def setup():
 def gradient(net, tasks, **options):
     net.zero_grad()
     if options.get("regulariser") == "random":
-        options.setdefault("other", direction(net))
+        options.setdefault("direction", direction(net))
     outcome = meta_gradient(net, tasks, 0.3, 2, **({"first_order": False, "chunk": 5} | options))
     return outcome, torch.cat([p.grad.flatten() for p in net.parameters()])
 
@@ -282,7 +282,7 @@ def test_the_control_goes_no_further_than_the_regulariser_where_that_goes_nowher
         lambda block: [torch.nn.init.normal_(p, std=0.3) for p in block.parameters(recurse=False)]
     )
     for name in ("adapted", "random"):
-        options = {"regulariser": name, "gamma": 0.5, "other": direction(net, seed)}
+        options = {"regulariser": name, "gamma": 0.5, "direction": direction(net, seed)}
         outcome, _ = gradient(net, single_task, **options)
         assert float(outcome.moves) < 1e-4
 
@@ -315,7 +315,7 @@ def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regula
             losses.append(supervised_gradient(net, x[run], y[run]).view(1))
         else:
             outcome = meta_gradient(
-                net, tasks[rows], 0.3, 2, **options, other=directions[run : run + 1]
+                net, tasks[rows], 0.3, 2, **options, direction=directions[run : run + 1]
             )
             losses.append(outcome.losses)
             moves.append(outcome.moves)
@@ -323,7 +323,9 @@ def test_runs_side_by_side_have_the_gradients_that_they_have_alone(order, regula
     if order == "finetune":
         together = supervised_gradient(nets[0], x[:3], y[:3], theta)
     else:
-        outcome = meta_gradient(nets[0], tasks, 0.3, 2, **options, other=directions, theta=theta)
+        outcome = meta_gradient(
+            nets[0], tasks, 0.3, 2, **options, direction=directions, theta=theta
+        )
         together = outcome.losses
         torch.testing.assert_close(outcome.moves, torch.cat(moves), rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(together, torch.cat(losses), rtol=1e-12, atol=0)
@@ -360,8 +362,8 @@ def test_no_regulariser_moves_what_is_frozen(regulariser):
     options |= {"first_order": False, "chunk": 2}
     frozen, constant = _TwoLayers(constant=False), _TwoLayers(constant=True)
     other = random_directions(1, 36, 3)
-    outcome = meta_gradient(frozen, tasks, 0.3, 2, other=other, **options)
-    expected = meta_gradient(constant, tasks, 0.3, 2, other=other[:, 24:], **options)
+    outcome = meta_gradient(frozen, tasks, 0.3, 2, direction=other, **options)
+    expected = meta_gradient(constant, tasks, 0.3, 2, direction=other[:, 24:], **options)
     for ours, theirs in zip(outcome, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(frozen.head.grad, constant.head.grad, rtol=1e-12, atol=1e-14)
