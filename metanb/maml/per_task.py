@@ -74,7 +74,8 @@ class PerTask(nn.Module):
                 return call(weights, x)
             if len(x) > 1 and self.size < LOOP_FROM:
                 return torch.func.vmap(call, randomness="different")(weights, x)
-            outputs = [call(tuple(w[task] for w in weights), x[task]) for task in range(len(x))]
+            by_task = zip(*(w.unbind() for w in weights), strict=True)
+            outputs = [call(of_task, images) for of_task, images in zip(by_task, x, strict=True)]
             return torch.stack(outputs)
 
     def patches(self, x: Tensor) -> Tensor:
