@@ -3,10 +3,8 @@
 One run's measures are compared with a plain loop by hand.
 """
 
-import os
+import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from itertools import combinations
@@ -26,10 +24,10 @@ from metanb.runs import store as store_of_runs
 from metanb.settings import CHOICES, preset
 from tests.support.bad_days import shown
 from tests.support.cohorts import new_cohort
+from tests.support.processes import Process
 
-TINY = preset(
-    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=2, test_tasks=5, test_queries=2
-)
+SMALL = {"filters": 4, "test_tasks": 3, "test_queries": 2}
+TINY = preset("smoke", "glyphs", ways=3, iterations=4, epoch_iterations=2, **SMALL)
 
 
 @pytest.fixture
@@ -60,8 +58,8 @@ def test_a_recorded_run_is_read_not_trained(store, monkeypatch):
 def test_measures_are_there_at_each_epoch(store):
     record = experiment.run(TINY, "cpu")
     by_epoch = record.measures.groupby("epoch").measure.agg(set)
-    assert list(by_epoch.index) == list(range(7))
-    assert by_epoch[0] | {"train_loss"} == by_epoch[6]
+    assert list(by_epoch.index) == [0, 1, 2]
+    assert by_epoch[0] | {"train_loss"} == by_epoch[2]
     assert np.isfinite(record.measures[["mean", "median", "std", "sem"]]).all().all()
     assert record.provenance["data"].keys() == {"train", "valid", "test"}
 
@@ -79,17 +77,11 @@ def test_measures_against_a_plain_loop(store):
     """Loss, accuracy, distance and gradients, task by task, without higher or chunks."""
     record = experiment.run(TINY, "cpu")
     net = experiment.trained_net(TINY, "cpu").double()
-    tasks = sample_tasks(
-        image_sets.load_images("glyphs", "test"),
-        5,
-        5,
-        1,
-        2,
-        np.random.default_rng([0, cohorts.TEST]),
-    )
+    rng = np.random.default_rng([0, cohorts.TEST])
+    tasks = sample_tasks(image_sets.load_images("glyphs", "test"), 3, 3, 1, 2, rng)
     expected = {"support_loss_before": [], "support_loss": [], "query_accuracy": [], "distance": []}
     gradients = []
-    for t in range(5):
+    for t in range(3):
         theta = dict(net.named_parameters())
         loss = F.cross_entropy(net(tasks.support_x[t].double()), tasks.support_y[t])
         slope = torch.autograd.grad(loss, list(theta.values()))
@@ -105,8 +97,8 @@ def test_measures_against_a_plain_loop(store):
         expected["distance"].append(TINY.inner_lr * gradients[-1].norm())
     for name, values in expected.items():
         last = record.curve(name).iloc[-1]
-        assert last["mean"] == pytest.approx(float(sum(values).detach() / 5), rel=1e-4), name
-        assert last["n"] == 5
+        assert last["mean"] == pytest.approx(float(sum(values).detach() / 3), rel=1e-4), name
+        assert last["n"] == 3
     inner = torch.stack(
         [a @ b for i, a in enumerate(gradients) for j, b in enumerate(gradients) if i != j]
     ).mean()
@@ -141,7 +133,7 @@ VARIANTS = (
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_every_kind_of_run_repeats_to_the_bit(tmp_path, monkeypatch, options):
-    settings = replace(TINY, iterations=4, **options)
+    settings = replace(TINY, iterations=2, **options)
     for folder in ("a", "b"):
         monkeypatch.setenv("METANB_STORE", str(tmp_path / folder))
         run = experiment.run(settings, "cpu")
@@ -161,7 +153,7 @@ def test_every_kind_of_run_repeats_to_the_bit(tmp_path, monkeypatch, options):
 
 def test_finetuning_learns_all_classes_and_its_body_is_kept(store):
     """The loss over all meta-train classes falls from about ln(classes); weights are read back."""
-    options = {"filters": 8, "iterations": 60, "epoch_iterations": 20, "outer_lr": 0.01}
+    options = {"ways": 5, "filters": 8, "iterations": 60, "epoch_iterations": 20, "outer_lr": 0.01}
     settings = replace(TINY, algorithm="finetune", **options)
     run = experiment.run(settings, "cpu")
     net = experiment.trained_net(settings, "cpu")
@@ -188,72 +180,50 @@ def test_few_classes_are_the_data_that_a_run_records(store):
 
 
 def _start(settings, folder):
-    options = [
-        f"--{name.replace('_', '-')}={getattr(settings, name)}"
-        for name in (
-            "dataset",
-            "filters",
-            "iterations",
-            "epoch_iterations",
-            "test_tasks",
-            "test_queries",
-        )
-    ]
-    environment = os.environ | {"METANB_STORE": str(folder)}
-    command = [
-        sys.executable,
-        "-m",
-        "metanb",
-        "train",
-        "--scale",
-        "smoke",
-        "--device",
-        "cpu",
-        *options,
-    ]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    names = ("dataset", "ways", "iterations", "epoch_iterations", *SMALL)
+    options = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in names]
+    return Process(folder, "train", "--scale", "smoke", "--device", "cpu", *options)
 
 
-def test_killed_twice_and_resumed_equals_unkilled(tmp_path):
-    settings = replace(TINY, iterations=30, epoch_iterations=6)
+def test_killed_at_four_moments_and_resumed_equals_unkilled(tmp_path):
+    settings = replace(TINY, iterations=24)
     checkpoint = tmp_path / "killed" / f"{settings.id}.pt"
+    chance = random.Random(0)
     saved = None
-    for _ in range(2):
+    for _ in range(4):
         process = _start(settings, tmp_path / "killed")
         while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == saved:
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.err
             time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.2))  # in an iteration, a measurement or a checkpoint
         process.send_signal(signal.SIGKILL)
         process.wait()
         saved = checkpoint.stat().st_mtime_ns
         assert not (tmp_path / "killed" / settings.id).exists()
     for folder in ("killed", "whole"):
         process = _start(settings, tmp_path / folder)
-        assert process.wait() == 0, process.communicate()
+        assert process.wait() == 0, process.err
     assert measures(tmp_path / "killed", settings) == measures(tmp_path / "whole", settings)
-    assert records.read_record(tmp_path / "killed" / settings.id).provenance["resumed"] == 2
+    assert records.read_record(tmp_path / "killed" / settings.id).provenance["resumed"] == 4
 
 
 def test_terminated_it_says_how_to_go_on(tmp_path):
-    settings = replace(TINY, iterations=6000, epoch_iterations=6)
+    settings = replace(TINY, iterations=6000)
     process = _start(settings, tmp_path)
     while not (tmp_path / f"{settings.id}.pt").exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.err
         time.sleep(0.01)
-    process.terminate()
-    shown("You press Ctrl-C, or a scheduler ends the job", process.communicate()[1])
-    assert process.returncode == 130
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 130
+    shown("You press Ctrl-C, or a scheduler ends the job", process.err)
     assert {path.suffix for path in tmp_path.iterdir()} == {".pt", ".lock"}
 
 
 def test_two_processes_share_one_run(tmp_path):
     processes = [_start(TINY, tmp_path) for _ in range(2)]
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0]
-    assert "it/s" not in outputs[0][1]  # no progress bar where nobody watches
+    assert [process.wait() for process in processes] == [0, 0], processes[0].err + processes[1].err
+    assert processes[0].out == processes[1].out != ""
+    assert "it/s" not in processes[0].err  # no progress bar where nobody watches
     assert len(list(tmp_path.glob("*/measures.csv"))) == 1
 
 
@@ -264,15 +234,15 @@ def test_divergence_names_the_iteration_and_keeps_the_checkpoint(store, monkeypa
     def diverges(*args, **kwargs):
         calls.append(1)
         outcome = honest(*args, **kwargs)
-        return outcome._replace(losses=outcome.losses * (float("nan") if len(calls) == 6 else 1.0))
+        return outcome._replace(losses=outcome.losses * (float("nan") if len(calls) == 4 else 1.0))
 
     monkeypatch.setattr(algorithms, "meta_gradient", diverges)
     with pytest.raises(
         experiment.DivergedError,
-        match=rf"{TINY.id}: loss is nan.*iteration 5.*inner_lr.*epoch 2 is kept",
+        match=rf"{TINY.id}: loss is nan.*iteration 3.*inner_lr.*epoch 1 is kept",
     ):
         experiment.run(TINY, "cpu")
-    assert torch.load(store / f"{TINY.id}.pt", weights_only=True)["epoch"] == 2
+    assert torch.load(store / f"{TINY.id}.pt", weights_only=True)["epoch"] == 1
     assert records.find_record(TINY) is None
 
 
@@ -316,7 +286,7 @@ def test_uncertain_measure_ends_the_run_by_name(store, monkeypatch):
 
 
 def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypatch, tmp_path):
-    settings = replace(TINY, final_tasks=130)
+    settings = replace(TINY, iterations=6, final_tasks=5)
     honest = training.measure_together
 
     def stops(*arguments):
@@ -347,45 +317,46 @@ def test_a_stopped_run_is_recorded_as_far_as_it_got_and_goes_on(store, monkeypat
     assert early.equals(stopped.measures[~is_final])
     assert list(stopped.curve("final_accuracy").index) == [2] and list(
         whole.curve("final_accuracy").index
-    ) == [6]
+    ) == [3]
     assert experiment.record_so_far(settings, "cpu").path == whole.path
 
 
 def test_a_run_until_an_iteration_is_the_whole_runs_beginning(store):
-    part = experiment.run(TINY, "cpu", until=5)  # epochs of 2: the third reaches it
-    assert part.epochs == 3 and part.path.name == f"{TINY.id}-to-6"
-    assert experiment.run(TINY, "cpu", until=6).path == part.path  # read, not trained
-    whole = experiment.run(TINY, "cpu")
+    settings = replace(TINY, iterations=8)
+    part = experiment.run(settings, "cpu", until=5)  # epochs of 2: the third reaches it
+    assert part.epochs == 3 and part.path.name == f"{settings.id}-to-6"
+    assert experiment.run(settings, "cpu", until=6).path == part.path  # read, not trained
+    whole = experiment.run(settings, "cpu")
     assert whole.finished and whole.upto(3).measures.equals(part.measures)
-    assert experiment.run(TINY, "cpu", until=4).path == whole.path
-    assert experiment.run(replace(TINY, seed=1), "cpu", until=1000).finished
+    assert experiment.run(settings, "cpu", until=4).path == whole.path
+    assert experiment.run(TINY, "cpu", until=1000).finished
 
 
-@pytest.mark.parametrize(
-    ("measure", "queries"), [("final_accuracy", 2), ("final_accuracy_finn", 1)]
-)
-def test_final_accuracy_against_a_plain_loop(store, measure, queries):
+def test_final_accuracies_against_a_plain_loop(store):
     """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
-    settings = replace(TINY, iterations=4, final_tasks=130)
+    settings = replace(TINY, iterations=2, final_tasks=130)
     record = experiment.run(settings, "cpu")
     net = experiment.trained_net(settings, "cpu").double()
     test = image_sets.load_images("glyphs", "test")
-    accuracies = []
-    for part, n in enumerate((60, 60, 10)):
-        tasks = sample_tasks(test, n, 5, 1, queries, np.random.default_rng([0, 3 + part]))
-        for x, y, query_x, query_y in zip(
-            tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True
-        ):
-            theta = dict(net.named_parameters())
-            slope = torch.autograd.grad(F.cross_entropy(net(x.double()), y), list(theta.values()))
-            moved = {
-                name: p - settings.inner_lr * g
-                for (name, p), g in zip(theta.items(), slope, strict=True)
-            }
-            output = torch.func.functional_call(net, moved, (query_x.double(),))
-            accuracies.append(float((output.argmax(1) == query_y).double().mean()))
-    last = record.curve(measure).iloc[-1]
-    assert last["n"] == 130 and last["mean"] == pytest.approx(np.mean(accuracies), abs=2e-3)
+    for measure, queries in (("final_accuracy", 2), ("final_accuracy_finn", 1)):
+        accuracies = []
+        for part, n in enumerate((60, 60, 10)):
+            tasks = sample_tasks(test, n, 3, 1, queries, np.random.default_rng([0, 3 + part]))
+            for x, y, query_x, query_y in zip(
+                tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True
+            ):
+                theta = dict(net.named_parameters())
+                loss = F.cross_entropy(net(x.double()), y)
+                slope = torch.autograd.grad(loss, list(theta.values()))
+                moved = {
+                    name: p - settings.inner_lr * g
+                    for (name, p), g in zip(theta.items(), slope, strict=True)
+                }
+                output = torch.func.functional_call(net, moved, (query_x.double(),))
+                accuracies.append(float((output.argmax(1) == query_y).double().mean()))
+        last = record.curve(measure).iloc[-1]
+        assert last["n"] == 130, measure
+        assert last["mean"] == pytest.approx(np.mean(accuracies), abs=2e-3), measure
 
 
 def test_finn_et_als_meta_test():
@@ -404,15 +375,11 @@ def test_unknown_device(store):
 
 
 def test_chunks_change_a_run_by_rounding_alone(tmp_path, monkeypatch):
-    """One task at a time gives the same measures.
-
-    Rounding grows with iterations, so only the first epochs are compared.
-    """
+    """One task at a time gives the same measures."""
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "whole"))
     whole = experiment.run(TINY, "cpu").measures
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "single"))
     monkeypatch.setattr(algorithms, "chunk_size", lambda *_: 1)
     single = experiment.run(TINY, "cpu").measures
-    early = whole.epoch <= 2
     assert not single.equals(whole)  # the chunks were others
-    assert np.allclose(whole[early]["mean"], single[early]["mean"], rtol=1e-3, atol=1e-4)
+    assert np.allclose(whole["mean"], single["mean"], rtol=1e-3, atol=1e-4)
