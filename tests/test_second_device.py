@@ -1,6 +1,7 @@
 """Whatever takes a device keeps to it: on a second device in software, beside the CPU."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,13 +10,14 @@ import torch
 from metanb.bench import peers, units
 from metanb.data.tasks import Tasks
 from metanb.labels import ALGORITHMS
-from metanb.landscape import portrait
+from metanb.landscape import hessian, portrait, solutions
 from metanb.landscape.lanczos import random_directions
 from metanb.maml.engine import Engine
 from metanb.maml.inner_loop import flatten
 from metanb.maml.network import ConvNet
 from metanb.maml.outer_loop import meta_gradient
 from metanb.runs import experiment, portraits
+from metanb.runs import store as run_store
 from metanb.settings import preset
 from tests.support.second_device import SECOND, Elsewhere, second_device
 
@@ -26,11 +28,11 @@ TINY = preset(
     filters=2,
     iterations=2,
     epoch_iterations=1,
-    test_tasks=3,
+    test_tasks=2,
     test_queries=2,
     inner_steps=2,
     test_steps=2,
-    final_tasks=3,
+    final_tasks=2,
 )
 GRADIENTS = [
     (28, algorithm, name)
@@ -47,6 +49,23 @@ def elsewhere(monkeypatch):
         monkeypatch.setattr(module, "resolve_device", lambda name: SECOND)
     with second_device():
         yield
+
+
+@pytest.fixture
+def few_products(monkeypatch):
+    """Hessian norms that are content with few products: each does the same on a device."""
+    monkeypatch.setitem(hessian.hessian_norms.__kwdefaults__, "tol", 0.3)
+    monkeypatch.setitem(hessian.hessian_norms.__kwdefaults__, "risk", 10.0)
+    monkeypatch.setattr(solutions, "ENDS_TOL", 0.3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with the runs whose weights the portraits of TINY need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METANB_STORE", str(tmp_path_factory.mktemp("trained")))
+        experiment.nets_after(TINY, (1, 2), "cpu")
+        return run_store.store_folder()
 
 
 def test_it_refuses_what_a_gpu_refuses():
@@ -67,6 +86,7 @@ def test_it_refuses_what_a_gpu_refuses():
         assert torch.equal(on_second[:, torch.tensor([1])].cpu(), on_cpu[:, :1])
 
 
+@pytest.mark.usefixtures("few_products")
 def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(tmp_path, monkeypatch, request):
     settings = replace(TINY, algorithm="finetune")
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "cpu"))
@@ -82,6 +102,7 @@ def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(tmp_path, monkey
     )
 
 
+@pytest.mark.usefixtures("few_products")
 def test_runs_side_by_side_stay_there_with_their_images(tmp_path, monkeypatch, request):
     """Two seeds in one batch, the images sent once; measured together, stopped, resumed."""
     options = {"algorithm": "fomaml", "adapts": "body", "regulariser": "random", "gamma": 0.1}
@@ -122,9 +143,11 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
 
 
 @pytest.mark.parametrize("kind", portraits.KINDS)
-def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, monkeypatch, request):
-    monkeypatch.setattr(portrait, "PRODUCTS", 6)
-    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+def test_portraits_are_drawn_there_as_on_the_cpu(kind, tmp_path, trained, monkeypatch, request):
+    for name, less in (("PRODUCTS", 6), ("DRAWN", 5), ("FILMED", 5)):
+        monkeypatch.setattr(portrait, name, less)
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    shutil.copytree(trained, tmp_path / "store")
     on_cpu = portraits.portrait(kind, TINY, "cpu")
     on_cpu.path.unlink()
     request.getfixturevalue("elsewhere")
