@@ -30,8 +30,10 @@ from metanb.runs import store as run_store
 from metanb.settings import preset
 from tests.support.bad_days import rows, shown
 from tests.support.command_line import call
+from tests.support.processes import Process
 
-TINY = {"filters": 4, "iterations": 2, "epoch_iterations": 1, "test_tasks": 4, "test_queries": 2}
+TINY = {"ways": 3, "filters": 4, "iterations": 2, "epoch_iterations": 1}
+TINY |= {"test_tasks": 2, "test_queries": 2}
 RUN, NEIGHBOUR = (preset("smoke", "glyphs", **TINY, seed=seed) for seed in (0, 1))
 OPTIONS = [
     word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))
@@ -281,33 +283,25 @@ def test_a_kill_or_a_power_cut_at_each_moment(metanb, store, undisturbed, tmp_pa
         )
 
 
-def start(store, *options):
-    command = [sys.executable, "-m", "metanb", *TRAIN, *options]
-    environment = os.environ | {"METANB_STORE": str(store)}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_two_processes_want_one_run(store, tmp_path):
     """The second says that it waits; when the first is killed, it goes on from there.
 
     The first is held up for this.
     """
-    settings = preset("smoke", "glyphs", **TINY | {"iterations": 15})
-    first = start(store, "--iterations", "15")
+    settings = preset("smoke", "glyphs", **TINY | {"iterations": 6})
+    first = Process(store, *TRAIN, "--iterations", 6)
     while not (store / f"{settings.id}.pt").exists():
-        assert first.poll() is None, first.communicate()
+        assert first.poll() is None, first.err
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)
-    second = start(store, "--iterations", "15")
-    lines = [second.stderr.readline() for _ in range(3)]
-    shown("Two processes want one run", lines[2].strip())
+    second = Process(store, *TRAIN, "--iterations", 6)
+    while second.err.count("\n") < 3:
+        assert second.poll() is None, second.err
+        time.sleep(0.01)
+    shown("Two processes want one run", second.err.splitlines()[2])
     assert first.poll() is None, "the first was done before it was held up"
     first.send_signal(signal.SIGKILL)
-    first.communicate()
-    out, err = second.communicate()
-    assert second.returncode == 0 and "record: " in out and err == ""
+    assert second.wait() == 0 and "record: " in second.out and second.err.count("\n") == 3
     record = records.read_record(store / settings.id)
     assert record.provenance["resumed"] == 1
     with pytest.MonkeyPatch.context() as patch:
