@@ -1,12 +1,12 @@
 """The command line as its user meets it: one-line errors, exit codes, results on stdout."""
 
-import contextlib
 import fcntl
 import io
 import json
 import os
 import pty
 import re
+import select
 import shutil
 import struct
 import subprocess
@@ -25,6 +25,7 @@ from tests.support.bad_days import shown
 from tests.support.command_line import call
 from tests.support.fresh_process import require_no_torch
 from tests.support.paths import ROOT
+from tests.support.processes import Process
 
 
 @pytest.mark.parametrize(
@@ -62,11 +63,11 @@ def test_train_tells_where_the_record_is(capsys, monkeypatch, tmp_path):
         "--filters",
         4,
         "--iterations",
-        4,
+        2,
         "--epoch-iterations",
         2,
         "--test-tasks",
-        3,
+        2,
         "--device",
         "cpu",
     ]
@@ -77,34 +78,34 @@ def test_train_tells_where_the_record_is(capsys, monkeypatch, tmp_path):
     assert (tmp_path / record / "measures.csv").is_file()
 
 
-def on_a_terminal(command, columns=80):
+def on_a_terminal(store, *arguments, columns=80):
     """Standard output of a command, and what it writes on a terminal that is its standard error."""
     terminal, its_end = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end) as process:
-        os.close(its_end)
-        shown = b""
-        with contextlib.suppress(OSError):  # what Linux says where a terminal ends
-            while part := os.read(terminal, 4096):
-                shown += part
-        out = process.stdout.read()
+    process = Process(store, *arguments, terminal=os.ttyname(its_end))
+    shown = b""
+    is_running = True
+    while is_running:
+        is_running = process.poll() is None  # what it wrote before its end is read after it
+        while select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 4096)
+    os.close(its_end)
     os.close(terminal)
-    assert process.returncode == 0
-    return out.decode(), shown.decode()
+    assert process.wait() == 0
+    return process.out, shown.decode()
 
 
-TINY = "--filters 4 --iterations 40 --epoch-iterations 20 --test-tasks 3 --final-tasks 3".split()
-TRAIN = [sys.executable, "-m", "metanb", "train", *TINY, "--device", "cpu"]
+TINY = "--filters 4 --iterations 4 --epoch-iterations 2 --test-tasks 2 --final-tasks 3".split()
+TRAIN = ["train", *TINY, "--device", "cpu"]
 
 
-def test_a_terminal_shows_a_bar_and_what_is_done(monkeypatch, tmp_path):
+def test_a_terminal_shows_a_bar_and_what_is_done(tmp_path):
     """At 80 columns the bar has at least 10; the run's id stands above it."""
-    monkeypatch.setenv("METANB_STORE", str(tmp_path))
-    out, shown = on_a_terminal(TRAIN)
+    out, shown = on_a_terminal(tmp_path, *TRAIN)
     lines = [line.strip("\x1b[A ") for line in re.split("[\r\n]+", shown)]
     bars = [line for line in lines if "%|" in line]
     assert lines[0] == "loading PyTorch, which takes seconds"
-    assert re.fullmatch(r"run glyphs-5w1s-maml-s0-\w{8}: 40 iterations, 2 epochs", lines[1])
+    assert re.fullmatch(r"run glyphs-5w1s-maml-s0-\w{8}: 4 iterations, 2 epochs", lines[1])
     assert {bar.split(":")[0].strip() for bar in bars} == {"training", "measuring"}
     assert min(len(bar.split("|")[1]) for bar in bars) >= 10 and max(map(len, bars)) <= 80
     *table, last = out.splitlines()
@@ -113,22 +114,21 @@ def test_a_terminal_shows_a_bar_and_what_is_done(monkeypatch, tmp_path):
 
 def test_a_log_has_no_bar(monkeypatch, tmp_path):
     """Nor if a notebook that is open in Jupyter starts the command."""
-    monkeypatch.setenv("METANB_STORE", str(tmp_path))
     monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
-    done = subprocess.run(TRAIN, capture_output=True, text=True, check=True)
-    assert "\r" not in done.stderr and "%" not in done.stderr
-    assert [line.split()[0] for line in done.stderr.splitlines()] == ["loading", "run"]
+    process = Process(tmp_path, *TRAIN)
+    assert process.wait() == 0 and "\r" not in process.err and "%" not in process.err
+    assert [line.split()[0] for line in process.err.splitlines()] == ["loading", "run"]
 
 
 def test_data_check_shows_on_a_terminal_how_far_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("METANB_DATA", str(tmp_path))
-    command = [sys.executable, "-m", "metanb", "data", "check", "glyphs"]
-    out, shown = on_a_terminal(command)
+    command = ["data", "check", "glyphs"]
+    out, shown = on_a_terminal(tmp_path, *command)
     for split in ("train", "valid", "test"):
         assert re.search(rf"reading glyphs-\S*{split}: +\d+%\|", shown)
     assert "%|" not in out and "glyphs: train " in out
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == out and done.stderr == ""
+    process = Process(tmp_path, *command)
+    assert process.wait() == 0 and process.out == out and process.err == ""
 
 
 MODULES = "metanb.cli, metanb.claims.rules, metanb.claims.verdicts, metanb.runs.records"

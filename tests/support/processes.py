@@ -22,13 +22,16 @@ class Process:
     Args:
         store: METANB_STORE; the other variables are those of this process.
         arguments: of the command line.
+        terminal: the path of a terminal that is its standard error; None: a file.
     """
 
-    def __init__(self, store: Path, *arguments: Any) -> None:
+    def __init__(self, store: Path, *arguments: Any, terminal: str | None = None) -> None:
         self._folder = TemporaryDirectory()
         self._streams = [Path(self._folder.name, name) for name in ("out", "err")]
         for stream in self._streams:
             stream.touch()
+        if terminal is not None:
+            self._streams[1] = Path(terminal)
         environment = os.environ | {"METANB_STORE": str(store)}
         options = (environment, self._streams, list(map(str, arguments)))
         self._process = _context.Process(target=_run, args=options, daemon=True)
@@ -41,7 +44,7 @@ class Process:
 
     @property
     def err(self) -> str:
-        """Standard error, so far."""
+        """Standard error, so far, where it is a file."""
         return self._streams[1].read_text()
 
     def poll(self) -> int | None:
