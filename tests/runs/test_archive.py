@@ -19,9 +19,8 @@ from metanb.runs.archive import ArchiveError
 from metanb.settings import preset
 from tests.support.bad_days import shown
 
-TINY = preset(
-    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2
-)
+SMALL = {"filters": 4, "test_tasks": 2, "test_queries": 2}
+TINY = preset("smoke", "glyphs", ways=3, iterations=9, epoch_iterations=3, **SMALL)
 STOPPED = replace(TINY, seed=1)
 
 
@@ -247,7 +246,7 @@ def test_kept_weights_go_with_their_records(stores, tmp_path, monkeypatch):
     assert {path.relative_to(second): path.read_bytes() for path in _kept(second)} == first
     assert len(first) == 2 and not run_store.checkpoint_path(TINY.id).exists()
     monkeypatch.setattr(training, "train_together", None)  # calling it would raise
-    for settings, epoch in ((TINY, 4), (STOPPED, 2)):
+    for settings, epoch in ((TINY, 3), (STOPPED, 2)):
         state = experiment.nets_after(settings, [epoch], "cpu")[epoch].state_dict()
         assert all(torch.equal(state[name], expected[settings][name]) for name in state)
 
@@ -366,7 +365,7 @@ def test_weights_in_archives_of_an_earlier_version_serve_to_measure(stores, tmp_
 
 def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkeypatch, made):
     trained, later = (
-        net.state_dict() for net in experiment.nets_after(STOPPED, [2, 4], "cpu").values()
+        net.state_dict() for net in experiment.nets_after(STOPPED, [2, 3], "cpu").values()
     )
     # the run is where it was stopped
     shutil.copytree(made[0], tmp_path / "first", dirs_exist_ok=True)
@@ -381,7 +380,7 @@ def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkey
         patch.setattr(training, "train_together", None)
         state = experiment.nets_after(STOPPED, [2], "cpu")[2].state_dict()
     assert all(torch.equal(state[name], trained[name]) for name in trained)
-    state = experiment.nets_after(STOPPED, [2, 4], "cpu")[4].state_dict()  # the rest from the start
+    state = experiment.nets_after(STOPPED, [2, 3], "cpu")[3].state_dict()  # the rest from the start
     assert all(torch.equal(state[name], later[name]) for name in later)
     weights_file = f"{STOPPED.id}-to-6.pt"
     lone = _rezip(tmp_path / "lone.zip", {weights_file: _members(path)[weights_file]})

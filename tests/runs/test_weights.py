@@ -32,7 +32,7 @@ from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.command_line import call
 
-SMALL = {"filters": 4, "test_tasks": 4, "test_queries": 2}
+SMALL = {"ways": 3, "filters": 4, "test_tasks": 2, "test_queries": 2}
 TINY = preset("smoke", "glyphs", iterations=12, epoch_iterations=3, **SMALL)
 STOPPED = replace(TINY, seed=1)  # after 6 of its 12 iterations
 FINETUNED = replace(TINY, iterations=3, algorithm="finetune")
