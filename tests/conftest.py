@@ -17,7 +17,7 @@ from tests.support.browser import browser, page, served  # noqa: F401  fixtures
 LONG = {
     "test_runs_live_with_other_parameters",
     "test_flatness_runs_by_plain_papermill",
-    "test_grid_killed_at_four_moments_and_asked_again",
+    "test_grid_killed_twice_and_asked_again",
     "test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed",
     "test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds",
     "test_runs_side_by_side_stay_there_with_their_images",

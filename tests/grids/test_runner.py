@@ -22,9 +22,8 @@ from metanb.runs import store as run_store
 from metanb.settings import preset, scale_of
 from tests.support.bad_days import shown
 
-TINY = preset(
-    "smoke", "glyphs", filters=4, iterations=12, epoch_iterations=3, test_tasks=4, test_queries=2
-)
+SMALL = {"filters": 4, "test_tasks": 2, "test_queries": 2}
+TINY = preset("smoke", "glyphs", ways=3, iterations=6, epoch_iterations=3, **SMALL)
 
 
 @pytest.fixture
@@ -150,9 +149,9 @@ def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(store, tmp_path
     assert failure.startswith(planned[1].settings.id) and "damaged" in failure
 
 
-def test_grid_killed_at_four_moments_and_asked_again(store, tmp_path, monkeypatch):
+def test_grid_killed_twice_and_asked_again(store, tmp_path, monkeypatch):
     """After SIGKILL at random moments of its work, the record is that of an undisturbed run."""
-    settings = replace(TINY, iterations=48, epoch_iterations=4)
+    settings = replace(TINY, iterations=8, epoch_iterations=1)
     planned = [Planned("a", settings)]
     script = (
         "import sys, json; from metanb.grids import definitions, runner; "
@@ -164,10 +163,10 @@ def test_grid_killed_at_four_moments_and_asked_again(store, tmp_path, monkeypatc
     rng = random.Random(0)
     path = store / f"{settings.id}.pt"
     saved = None
-    for _ in range(4):
+    for _ in range(2):
         process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
         while not path.exists() or path.stat().st_mtime_ns == saved:
-            assert process.poll() is None, "the run is too short to be killed four times"
+            assert process.poll() is None, "the run is too short to be killed twice"
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.2))  # in an iteration, a measurement or a checkpoint
         os.killpg(process.pid, signal.SIGKILL)
@@ -176,7 +175,7 @@ def test_grid_killed_at_four_moments_and_asked_again(store, tmp_path, monkeypatc
     assert states(planned, []) == ["begun"]
     assert runner.run_grid(planned, 1, "cpu", lambda line: None) == []
     resumed = records.find_record(settings)
-    assert resumed.provenance["resumed"] == 4
+    assert resumed.provenance["resumed"] == 2
     assert {path.suffix for path in store.iterdir()} == {".pt", ".lock", ""}  # no scraps
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
     assert experiment.run(settings, "cpu").measures.equals(resumed.measures)
@@ -266,13 +265,14 @@ def test_paper_is_well_formed():
 
 
 def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
+    longer = replace(TINY, iterations=12)
     monkeypatch.setattr(run_store, "record_folders", lambda: [store])
     monkeypatch.setitem(
         definitions.GRIDS,
         "paper",
-        lambda: [Planned("a", replace(TINY, seed=seed)) for seed in range(2)],
+        lambda: [Planned("a", replace(longer, seed=seed)) for seed in range(2)],
     )
-    experiment.run(TINY, "cpu", until=6)
+    experiment.run(longer, "cpu", until=6)
     monkeypatch.setattr(Timings, "estimate", lambda *_: Estimate(40.0))
     for until, n, epochs in ((6, 1, 2), (9, 0, 4)):
         done = CliRunner().invoke(cli, ["grid", "paper", "--list", "--until", str(until)])
@@ -306,8 +306,8 @@ def test_claims_prints_the_ledger(store, monkeypatch):
     monkeypatch.setattr(run_store, "record_folders", lambda: [store])
     done = CliRunner().invoke(cli, ["claims"])
     assert done.exit_code == 1 and "metanb grid quick" in done.output
-    for seed in range(3):
-        experiment.run(replace(TINY, seed=seed), "cpu")
+    runs = [replace(TINY, seed=seed, iterations=12) for seed in range(3)]  # 4 epochs, the least
+    experiment.run_all(runs, "cpu", together=3)
     done = CliRunner().invoke(cli, ["claims"])
     assert done.exit_code == 0 and "C1, first peak" in done.output and "Holm" in done.output
     done = CliRunner().invoke(cli, ["claims", "--json", "--records", str(store)])
