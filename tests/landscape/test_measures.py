@@ -16,7 +16,6 @@ from metanb.maml.inner_loop import flatten, logits, losses
 from metanb.maml.network import ConvNet
 from metanb.maml.per_task import quarters_of_body
 from metanb.settings import preset
-from tests.support.losses import dense_eigenvalues
 
 WAYS, TASKS = 3, 10  # more tasks than are measured at once
 
@@ -163,21 +162,33 @@ def test_adaptive_sharpness_is_the_norm_of_the_rescaled_dense_hessian():
         )
 
 
-def test_flatness_is_measured_where_the_tasks_end():
-    """Both measures of flatness are means over dense Hessians, where the plain loop ends."""
-    net, two_tasks, run_settings = new_net(), tasks(1)[:2], settings(inner_lr=0.2)
-    stats = measure(net, two_tasks, two_tasks, run_settings)
+@pytest.fixture(scope="module")
+def at_the_ends():
+    """A network and two tasks; where the plain loop takes these; the dense Hessians there."""
+    net, two_tasks = new_net(), tasks(1)[:2]
     theta = flatten(net).detach().expand(2, -1)
-    _, vectors = by_hand(net, two_tasks, theta, run_settings.inner_lr, 1)
+    _, vectors = by_hand(net, two_tasks, theta, 0.2, 1)
     ends = theta + vectors["displacement"].detach()
-    norms, sharpnesses = [], []
+    hessians = []
     for t in range(2):
         task = two_tasks[t : t + 1]
         hessian = torch.autograd.functional.hessian(
             lambda p, task=task: losses(net, p[None], task.support_x, task.support_y)[0], ends[t]
         )
-        norms.append(np.linalg.norm(hessian.numpy(), 2))
-        sharpnesses.append(np.linalg.norm((ends[t][:, None] * hessian * ends[t]).numpy(), 2))
+        hessians.append(hessian.numpy())
+    return net, two_tasks, ends.numpy(), hessians
+
+
+def test_flatness_is_measured_where_the_tasks_end(at_the_ends):
+    """Both measures of flatness are means over dense Hessians, where the plain loop ends."""
+    net, two_tasks, ends, hessians = at_the_ends
+    names = ["hessian_norm", "adaptive_sharpness"]
+    stats = measure(net, two_tasks, two_tasks, settings(inner_lr=0.2), names)
+    norms = [np.linalg.norm(hessian, 2) for hessian in hessians]
+    sharpnesses = [
+        np.linalg.norm(end[:, None] * hessian * end, 2)
+        for end, hessian in zip(ends, hessians, strict=True)
+    ]
     # its tolerance is 1e-3
     assert stats["hessian_norm"].mean == pytest.approx(np.mean(norms), rel=2e-3)
     assert stats["adaptive_sharpness"].mean == pytest.approx(np.mean(sharpnesses), rel=2e-3)
@@ -188,7 +199,6 @@ def test_measures_within_a_task_are_those_of_plain_gradients():
     """Support and query gradient at theta_s by autograd; spread and curvature step by step."""
     net, four_tasks = new_net(), tasks(1)[:4]
     run_settings = settings(inner_lr=0.3, test_steps=3)
-    stats = measure(net, four_tasks, four_tasks, run_settings)
     theta = flatten(net).detach()
 
     def loss(params, x, y):
@@ -218,8 +228,8 @@ def test_measures_within_a_task_are_those_of_plain_gradients():
         curvatures = []
         for params in adapted_path(task, y)[:-1]:
             g = gradient(params, x, y)
-            h = torch.autograd.functional.hessian(lambda p, x=x, y=y: loss(p, x, y), params)
-            curvatures.append(g @ h @ g / (g @ g))
+            _, hg = torch.autograd.functional.hvp(lambda p, x=x, y=y: loss(p, x, y), params, g)
+            curvatures.append(g @ hg / (g @ g))
         values["path_curvature"].append(torch.stack(curvatures).mean())
 
         accuracies = []
@@ -229,6 +239,7 @@ def test_measures_within_a_task_are_those_of_plain_gradients():
             answers = logits(net, end[None], task.query_x)[0].argmax(1)
             accuracies.append((answers == permuted[task.query_y[0]]).double().mean().item())
         values["permutation_spread"].append(torch.tensor(np.std(accuracies, ddof=1)))
+    stats = measure(net, four_tasks, four_tasks, run_settings, list(values))
     for name, by_task in values.items():
         # accuracies are taken in float32
         tolerance = 1e-6 if name == "permutation_spread" else 1e-9
@@ -238,26 +249,23 @@ def test_measures_within_a_task_are_those_of_plain_gradients():
     assert stats["permutation_spread"].mean > 0
 
 
-def test_ends_of_the_spectrum_are_those_of_dense_hessians():
-    net, two_tasks, run_settings = new_net(), tasks(1)[:2], settings(inner_lr=0.2)
-    stats = measure(net, two_tasks, two_tasks, run_settings)
-    theta = flatten(net).detach().expand(2, -1)
-    ends = theta + by_hand(net, two_tasks, theta, 0.2, 1)[1]["displacement"].detach()
-    spectra = dense_eigenvalues(
-        lambda p: losses(net, p, two_tasks.support_x, two_tasks.support_y), ends
-    )
-    margin = ENDS_TOL * float(spectra.abs().amax(1).mean())
-    assert stats["hessian_largest"].mean == pytest.approx(float(spectra[:, -1].mean()), abs=margin)
-    assert stats["hessian_smallest"].mean == pytest.approx(float(spectra[:, 0].mean()), abs=margin)
+def test_ends_of_the_spectrum_are_those_of_dense_hessians(at_the_ends):
+    net, two_tasks, _, hessians = at_the_ends
+    names = ["hessian_smallest", "hessian_largest"]
+    stats = measure(net, two_tasks, two_tasks, settings(inner_lr=0.2), names)
+    spectra = np.linalg.eigvalsh(np.stack(hessians))
+    margin = ENDS_TOL * np.abs(spectra).max(1).mean()
+    assert stats["hessian_largest"].mean == pytest.approx(spectra[:, -1].mean(), abs=margin)
+    assert stats["hessian_smallest"].mean == pytest.approx(spectra[:, 0].mean(), abs=margin)
     assert spectra[:, 0].mean() < -2 * margin  # there is a negative end to find
 
 
 def test_shares_of_coherence_by_block_add_up_to_the_bodys():
-    net = new_net()
-    stats = measure(net, tasks(1), tasks(1), settings())
-    names = [f"trajectory_coherence_body{i}" for i in (1, 2, 3, 4)]
+    net, body = new_net(), "trajectory_coherence_body"
+    names = [f"{body}{i}" for i in (1, 2, 3, 4)]
+    stats = measure(net, tasks(1), tasks(1), settings(), [*names, body])
     shares = [stats[name].mean for name in names]
-    assert sum(shares) == pytest.approx(stats["trajectory_coherence_body"].mean)
+    assert sum(shares) == pytest.approx(stats[body].mean)
     assert len(set(shares)) == 4
     sizes = [sum(p.numel() for p in block.parameters()) for block in net.blocks]
     slices = quarters_of_body(net)
