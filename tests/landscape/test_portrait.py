@@ -13,7 +13,7 @@ from metanb.runs import experiment, training
 from metanb.settings import preset
 
 TINY = preset(
-    "smoke", "glyphs", filters=4, test_tasks=5, test_queries=2, inner_steps=2, test_steps=3
+    "smoke", "glyphs", filters=3, test_tasks=5, test_queries=2, inner_steps=2, test_steps=3
 )
 
 
@@ -30,7 +30,8 @@ def both():
 @pytest.fixture(scope="module")
 def measured(both):
     tasks = both[0].tasks
-    return [measure(stage.net, tasks, tasks, TINY) for stage in both]
+    names = ["support_loss_before", "support_loss", "query_loss", "query_accuracy", "distance"]
+    return [measure(stage.net, tasks, tasks, TINY, names) for stage in both]
 
 
 def test_stage_keeps_each_inner_step(both):

@@ -82,7 +82,7 @@ def assert_same(ours, theirs, relative) -> None:
 
 
 @pytest.mark.parametrize("shape", [OMNIGLOT, SMALL_IMAGENET], ids=str)
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("adapts", PARTS, ids=str)
 def test_meta_gradient_is_that_of_one_task_at_a_time(shape, steps, first_order, adapts):
