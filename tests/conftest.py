@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.browser import browser, page, served  # noqa: F401  fixtures
 
-# Tests of half a minute or more, which need no other test of their file.
+# Tests of a quarter of a minute or more, which need no other test of their file.
 LONG = {
     "test_runs_live_with_other_parameters",
     "test_flatness_runs_by_plain_papermill",
@@ -21,7 +21,6 @@ LONG = {
     "test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed",
     "test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds",
     "test_runs_side_by_side_stay_there_with_their_images",
-    "test_portraits_are_drawn_there_as_on_the_cpu",
     "test_types",
     "test_types_of_ones_own_module",
 }
