@@ -37,7 +37,7 @@ from tests.support.processes import Process
         (["train", "--scale", "fast"], ["fast", "smoke"]),
         (["train", "--device", "tpu"], ["tpu", "cpu"]),
         (["train", "--device", "cpu:foo"], ["cpu:foo", "auto"]),
-        (["train", "--iterations", "7"], ["iterations=7", "epoch_iterations=10"]),
+        (["train", "--iterations", "7"], ["iterations=7", "epoch_iterations=15"]),
         (["train", "--dataset", "mini-imagenet"], ["mini-imagenet"]),
         (["data", "fetch", "imagenet"], ["imagenet", "mini-imagenet"]),
         (["run", "nowhere.ipynb"], ["nowhere.ipynb"]),
