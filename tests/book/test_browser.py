@@ -73,7 +73,7 @@ def test_a_pale_word_is_found(browser, theme):
         const page = theme === 'dark' ? '#222' : '#fff';
         const article = document.querySelector('article');
         article.insertAdjacentHTML('beforeend',
-            `<p id="pale-1" style="color:${colour};background:${page}">word</p>
+            `<p id="pale-1" style="color:${colour};background:${page}">word<br></p>
             <div style="background:#777"><p><b id="pale-2" style="color:#888">word</b></p></div>`);
     }"""
     with tab(browser, DESKTOP, theme) as page:
