@@ -13,6 +13,7 @@ import re
 from functools import cache
 from statistics import fmean
 
+import numpy as np
 import pytest
 
 from metanb.grids.definitions import BEGINNING
@@ -101,17 +102,21 @@ def test_curves_are_those_of_the_records():
         for run in cell["runs"]:
             rows = recorded()[run["id"]][1]
             epochs = 1 + max(epoch for _, epoch in rows)
-            for name, means, errors in zip(names, run["means"], run["errors"], strict=True):
-                by_epoch = {epoch: row for (measure, epoch), row in rows.items() if measure == name}
-                values = [float(text) for text in means.split()]
-                sems = [float(text) for text in errors.split()]
-                assert len(values) == len(sems) == (epochs if by_epoch else 0)
-                for epoch, (value, sem) in enumerate(zip(values, sems, strict=True)):
-                    row = by_epoch.get(epoch, {"mean": "nan", "sem": "nan"})
-                    assert value == pytest.approx(float(row["mean"]), rel=5.1e-4, nan_ok=True)
-                    assert sem == pytest.approx(float(row["sem"]), rel=5.1e-2, nan_ok=True)
-                    if epoch in by_epoch:
-                        assert cell["iterations"][epoch] == int(row["iteration"])
+            iterations = [
+                (epoch, int(row["iteration"]))
+                for (measure, epoch), row in rows.items()
+                if measure in names
+            ]
+            assert all(cell["iterations"][epoch] == count for epoch, count in iterations)
+            for curves, key, error in (("means", "mean", 5.1e-4), ("errors", "sem", 5.1e-2)):
+                shown, true = [], []
+                for name, text in zip(names, run[curves], strict=True):
+                    kept = [rows.get((name, epoch)) for epoch in range(epochs)]
+                    values = text.split()
+                    assert len(values) == (epochs if any(kept) else 0)
+                    shown += map(float, values)
+                    true += [float(row[key]) if row else np.nan for row in kept[: len(values)]]
+                np.testing.assert_allclose(shown, true, rtol=error, atol=1e-12)
 
 
 def test_every_measure_that_is_a_curve_is_there():
@@ -421,10 +426,16 @@ def test_curves_follow_the_theme_at_once(page):
 
 def test_phone_needs_no_sideways_scrolling(browser):
     with tab(browser, PHONE) as page:
-        visit(page, address(PAGE))
+        firsts = [
+            cell["runs"][0]["id"]
+            for cell in drawn()["cells"]
+            if (cell["dataset"], cell["setting"]) == ("Omniglot", "5-way 1-shot")
+        ]
+        visit(page, f"{address(PAGE)}#runs={','.join(firsts)}")
         page.locator("#explore-cells summary").click()
-        for name in page.locator("#explore-cells label").all_inner_texts():
-            box(page, name.strip()).check()
+        boxes = page.locator("#explore-cells label input")
+        assert boxes.evaluate_all("boxes => boxes.every(box => box.checked)")
+        assert boxes.count() == len(firsts) > 9
         open_each(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
         assert page.locator("#explore-plot0 canvas").bounding_box()["width"] <= PHONE[0]
