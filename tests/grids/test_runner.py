@@ -98,7 +98,7 @@ def test_command_trains_the_very_settings(which, monkeypatch):
 def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, monkeypatch):
     lines = []
     good = [Planned("a", replace(TINY, seed=seed)) for seed in (0, 1)]
-    bad = Planned("a", preset("smoke", "mini-imagenet", iterations=10))
+    bad = Planned("a", preset("smoke", "mini-imagenet"))
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
     failed = runner.run_grid([good[0], bad, good[1]], 2, "cpu", lines.append)
     assert (
@@ -316,7 +316,7 @@ def test_claims_prints_the_ledger(store, monkeypatch):
 
 def test_a_failing_grid_ends_in_one_line_and_not_zero(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
-    bad = preset("smoke", "mini-imagenet", iterations=10)
+    bad = preset("smoke", "mini-imagenet")
     monkeypatch.setitem(
         definitions.GRIDS, "quick", lambda: [Planned("absent", bad), Planned("there", TINY)]
     )
