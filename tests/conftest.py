@@ -21,9 +21,9 @@ LONG = {
     "test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed",
     "test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds",
     "test_runs_side_by_side_stay_there_with_their_images",
-    "test_types",
-    "test_types_of_ones_own_module",
 }
+# Notebooks that train for half a minute, from end to end by one worker.
+TRAINING = ("notebooks/1-maml.ipynb", "notebooks/9-your-own.ipynb")
 
 
 def _is_long(nodeid):
@@ -31,8 +31,12 @@ def _is_long(nodeid):
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests begin first, so that all workers end together."""
-    items.sort(key=lambda item: not _is_long(item.nodeid))  # otherwise in their order
+    """Long tests and notebooks begin first, so that all workers end together."""
+
+    def is_late(item):
+        return not (_is_long(item.nodeid) or item.nodeid.startswith(TRAINING))
+
+    items.sort(key=is_late)  # otherwise in their order
 
 
 @pytest.hookimpl(optionalhook=True)  # xdist may be off

@@ -128,13 +128,13 @@ def test_a_meta_gradient_is_that_of_the_cpu(side, algorithm, regulariser):
     options = {"first_order": algorithm == "fomaml", "chunk": 2, "regulariser": regulariser}
     options |= {"gamma": 0.0 if regulariser == "none" else 0.01}
     if regulariser == "random":
-        options["other"] = random_directions(1, flatten(net).numel(), 0).float()
+        options["direction"] = random_directions(1, flatten(net).numel(), 0).float()
     expected = meta_gradient(net, tasks, 0.1, 2, **options)
     with second_device() as device:
         moved = copy.deepcopy(net).to(device)
         moved.zero_grad()
         if regulariser == "random":
-            options["other"] = options["other"].to(device)
+            options["direction"] = options["direction"].to(device)
         outcome = meta_gradient(moved, tasks.to(device), 0.1, 2, **options)
         assert outcome.losses.device == device
         torch.testing.assert_close(outcome.losses.cpu(), expected.losses)

@@ -59,7 +59,7 @@ def test_surfaces_label_their_levels_and_carry_their_data():
         [portrait(bowl(1)), portrait(bowl(3), "fomaml")], "support_loss", "plane", "Look."
     )
     words = parsed(figure)
-    stages = ("untrained", "iteration 30")
+    stages = ("untrained", "iteration 45")
     assert {f"{name}, {at}" for name in ("MAML", "first-order MAML") for at in stages} <= set(words)
     assert {"0.3", "1", "3", "10"} <= set(words)  # of the lines
     assert "60° apart" in figure.alt and figure.alt.count("2 and 2 long") == 4
@@ -141,7 +141,7 @@ def test_spectra():
         at = np.linspace(-1, 3, 50) * scale
         density = 1e4 * np.exp(-np.abs(at) / scale)
         stage = {
-            "epoch": 6,
+            "epoch": 4,
             "density_at": at.tolist(),
             "density": density.tolist(),
             "smallest": [-scale],
@@ -174,7 +174,7 @@ def test_spectra():
 
 def test_a_table_by_stage_has_a_row_a_run_and_stage():
     runs = [
-        portrait({"unit": 2, "stages": [{"epoch": 0, "x": 1.0}, {"epoch": 6, "x": 3.0}]}, *options)
+        portrait({"unit": 2, "stages": [{"epoch": 0, "x": 1.0}, {"epoch": 4, "x": 3.0}]}, *options)
         for options in (("maml", 0), ("fomaml", 4))
     ]
     table = views.table_by_stage(runs, lambda run, stage: {"x": stage["x"] * run.values["unit"]})
@@ -189,7 +189,7 @@ def test_a_table_by_stage_has_a_row_a_run_and_stage():
 
 def test_means_are_over_runs_and_changes_have_a_verb():
     runs = [
-        portrait({"stages": [{"epoch": 0, "x": x}, {"epoch": 6, "x": y}]}, algorithm, seed)
+        portrait({"stages": [{"epoch": 0, "x": x}, {"epoch": 4, "x": y}]}, algorithm, seed)
         for algorithm, seed, x, y in (
             ("maml", 0, 4.0, 1.0),
             ("maml", 1, 2.0, 2.0),
@@ -209,7 +209,7 @@ def test_means_are_over_runs_and_changes_have_a_verb():
 def test_numbers_of_a_line():
     loss = {"mean": [5.0, 3.0, 4.0]}
     support = {"mean": [2.0, 1.0, 7.0]}
-    stage = {"epoch": 6, "query_loss": loss, "support_loss": support, "distance": 1.5}
+    stage = {"epoch": 4, "query_loss": loss, "support_loss": support, "distance": 1.5}
     run = portrait({"alpha": [0.5, 1.0, 2.0], "stages": [stage]})
     assert views.summarise_line(run, stage) == {
         "best alpha": 1,

@@ -67,13 +67,13 @@ def test_missing_by_hand(tmp_path):
     def record(settings, epochs):
         return records.Record(settings, pd.DataFrame({"epoch": range(epochs + 1)}), {}, tmp_path)
 
-    # 6 epochs of 10 iterations
+    # 4 epochs of 15 iterations
     settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]
     planned = [Planned("a", run) for run in settings]
-    recorded = [record(settings[0], 6), record(settings[1], 2)]
+    recorded = [record(settings[0], 4), record(settings[1], 2)]
     assert progress.find_missing(planned, recorded) == settings[1:]
-    assert progress.find_missing(planned, recorded, until=20) == settings[2:]
-    assert progress.find_missing(planned, recorded, until=21) == settings[1:]
+    assert progress.find_missing(planned, recorded, until=30) == settings[2:]
+    assert progress.find_missing(planned, recorded, until=31) == settings[1:]
 
 
 def test_texts_of_jobs_beside_the_records_are_no_records(store):

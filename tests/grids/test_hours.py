@@ -218,16 +218,16 @@ def test_runs_that_shared_as_wanted_are_preferred():
 
 
 def test_what_is_left_by_hand():
-    settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]  # 6 epochs
-    recorded = [record(settings[0], 360), record(settings[1], 120, epochs=2)]  # a minute an epoch
+    settings = [preset("smoke", "glyphs", seed=seed) for seed in range(3)]  # 4 epochs
+    recorded = [record(settings[0], 240), record(settings[1], 120, epochs=2)]  # a minute an epoch
     timings = Timings(recorded)
-    assert timings.time_left(settings, recorded, CORE).minutes == pytest.approx(0 + 4 + 6)
-    assert timings.time_left(settings[2:], recorded, CORE, until=20).minutes == pytest.approx(2)
-    nothing = timings.time_left(settings[:1], recorded, CORE, until=20)
+    assert timings.time_left(settings, recorded, CORE).minutes == pytest.approx(0 + 2 + 4)
+    assert timings.time_left(settings[2:], recorded, CORE, until=30).minutes == pytest.approx(2)
+    nothing = timings.time_left(settings[:1], recorded, CORE, until=30)
     assert nothing.minutes == 0 and nothing.describe_elapsed(2) == "about 0.0 min left"
     left = timings.time_left(settings, recorded, CORE)
-    assert left.describe(2) == "about 10 min of one CPU core, 5.0 min with 2 at a time"
-    assert left.describe_elapsed(2) == "about 5.0 min left"
+    assert left.describe(2) == "about 6.0 min of one CPU core, 3.0 min with 2 at a time"
+    assert left.describe_elapsed(2) == "about 3.0 min left"
 
 
 def test_a_gpu_is_told_with_those_who_share_it_and_what_is_unknown():
