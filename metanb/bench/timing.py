@@ -165,14 +165,14 @@ def time_hessian_norms(unit: str, device: torch.device, repeats: int) -> list[Ti
     params = adapt(net, tasks, settings.inner_lr, settings.inner_steps, first_order=True).detach()
     chunk = task_stats.tasks_at_once(device, bytes_per_task(net, params, tasks))
 
-    def compute_ours() -> list[float]:
+    def compute_ours(**options: Any) -> list[float]:
         norms: list[float] = []
         for part, rows in zip(tasks.split(chunk), params.split(chunk), strict=True):
 
             def loss(params: Tensor, part: Tasks = part) -> Tensor:
                 return losses(net, params, part.support_x, part.support_y)
 
-            norms += hessian.hessian_norms(loss, rows).norms.tolist()
+            norms += hessian.hessian_norms(loss, rows, **options).norms.tolist()
         return norms
 
     # For the peers: each task's adapted network, in plain layers, with its support set.
@@ -186,7 +186,10 @@ def time_hessian_norms(unit: str, device: torch.device, repeats: int) -> list[Ti
     def compute_by_peer(peer: Callable[..., float]) -> list[float]:
         return [peer(*solution) for solution in solutions]
 
-    calls: dict[str, Callable[[], list[float]]] = {units.OURS: compute_ours}
+    calls: dict[str, Callable[[], list[float]]] = {
+        units.OURS: compute_ours,
+        units.NO_BOUND: partial(compute_ours, risk=1.0),
+    }
     for name, (peer, library) in peers.HESSIAN_PEERS.items():
         if peers.is_installed(library):
             calls[name] = partial(compute_by_peer, peer)

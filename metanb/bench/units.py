@@ -27,6 +27,7 @@ HESSIANS = {
 
 # Names of candidates; the peers' are keys of peers.PEERS and peers.HESSIAN_PEERS.
 OURS = "metanb"
+NO_BOUND = "metanb, risk=1"  # Hessian norms without a bound on what the start hides, as the peers
 PLAIN = "metanb, plain layers"  # the same network as a module that knows nothing of tasks
 BASE = "higher, one task at a time"
 HESSIAN_BASE = "PyHessian, at most 20 iterations"

@@ -52,7 +52,7 @@ def test_result_is_plain_and_readable(tmp_path):
     assert result["measuring"] > 0
     assert result["best_gflops"] > 1 and result["environment"]["device"]
     errors = {(row["unit"], row["candidate"]): row["error"] for row in result["timings"]}
-    assert errors["H", units.OURS] < 2e-3
+    assert errors["H", units.OURS] < 2e-3 and errors["H", units.NO_BOUND] < 0.1
 
 
 def test_a_killed_benchmark_leaves_what_it_timed(tmp_path, monkeypatch):
