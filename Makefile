@@ -6,8 +6,8 @@ SHELL := bash
 .PHONY: help install book test clean
 
 PYTHON ?= python3
-# Three workers of one thread each: one often waits for a kernel or a browser; tests/conftest.py says which tests stay together, and which come first.
-PYTEST_ARGS ?= -q -n 3 --dist loadscope --no-loadscope-reorder
+# Two workers of one thread each (three are slower on two cores); tests/conftest.py says which tests stay together, and which come first.
+PYTEST_ARGS ?= -q -n 2 --dist loadscope --no-loadscope-reorder
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INDEX := _build/html/index.html
