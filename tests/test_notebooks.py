@@ -204,7 +204,10 @@ def test_a_mistyped_type_is_told_before_the_kernel_starts(capsys, monkeypatch, t
 def test_an_interrupted_notebook_says_so(number, tmp_path):
     """Stopped for real, in its second cell; run anew, its output has no such note."""
     begun = tmp_path / "begun"
-    slow = f"import os, time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(int(os.environ['NAP']))"
+    slow = (
+        "import os, time\ntime.sleep(1)\n"  # meanwhile the notebook hears that the cell began
+        f"open({str(begun)!r}, 'w').close()\ntime.sleep(int(os.environ['NAP']))"
+    )
     path = write(tmp_path / "a.ipynb", "print('first')", slow, "print('last')")
     command = [sys.executable, "-m", "metanb", "run", path, "-o", tmp_path / "out.ipynb"]
     environment = os.environ | {"NAP": "60"}
