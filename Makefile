@@ -6,7 +6,8 @@ SHELL := bash
 .PHONY: help install book test clean
 
 PYTHON ?= python3
-# Two workers of one thread each (three are slower on two cores); tests/conftest.py says which tests stay together, and which come first.
+# Two workers of one thread each: on two cores three are slower.
+# tests/conftest.py says which tests stay together, and which come first.
 PYTEST_ARGS ?= -q -n 2 --dist loadscope --no-loadscope-reorder
 BIN := .venv/bin
 INSTALLED := .venv/.installed

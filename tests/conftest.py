@@ -32,11 +32,7 @@ def _is_long(nodeid):
 
 def pytest_collection_modifyitems(items):
     """Long tests and notebooks begin first, so that all workers end together."""
-
-    def is_late(item):
-        return not (_is_long(item.nodeid) or item.nodeid.startswith(TRAINING))
-
-    items.sort(key=is_late)  # otherwise in their order
+    items.sort(key=lambda item: not (_is_long(item.nodeid) or item.nodeid.startswith(TRAINING)))
 
 
 @pytest.hookimpl(optionalhook=True)  # xdist may be off

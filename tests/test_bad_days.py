@@ -31,9 +31,9 @@ from metanb.settings import preset
 from tests.support.bad_days import rows, shown
 from tests.support.command_line import call
 from tests.support.processes import Process
+from tests.support.runs import SMALL
 
-TINY = {"ways": 3, "filters": 4, "iterations": 2, "epoch_iterations": 1}
-TINY |= {"test_tasks": 2, "test_queries": 2}
+TINY = SMALL | {"iterations": 2, "epoch_iterations": 1}
 RUN, NEIGHBOUR = (preset("smoke", "glyphs", **TINY, seed=seed) for seed in (0, 1))
 OPTIONS = [
     word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))

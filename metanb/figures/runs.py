@@ -155,7 +155,7 @@ def curves(
             if measure in log:
                 axis.yaxis.set_major_formatter(_PlainLabels())
                 axis.yaxis.set_minor_formatter(_PlainLabels(minor_thresholds=(2, 0.5)))
-        add_legend(canvas, *axes[: len(measures)])
+        add_legend(canvas, *axes)
         alt = f"Line charts over meta-training. {'; '.join(sentences)}."
         caption += _describe_curves(runs, measures, data) + (" Dotted: published." if known else "")
         return finish_panels(canvas, name, caption, alt, data)

@@ -21,9 +21,9 @@ from metanb.runs import checkpoint, experiment, records
 from metanb.runs import store as run_store
 from metanb.settings import preset, scale_of
 from tests.support.bad_days import shown
+from tests.support.runs import SMALL
 
-SMALL = {"filters": 4, "test_tasks": 2, "test_queries": 2}
-TINY = preset("smoke", "glyphs", ways=3, iterations=6, epoch_iterations=3, **SMALL)
+TINY = preset("smoke", "glyphs", iterations=6, epoch_iterations=3, **SMALL)
 
 
 @pytest.fixture

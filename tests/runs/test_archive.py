@@ -18,9 +18,9 @@ from metanb.runs import store as run_store
 from metanb.runs.archive import ArchiveError
 from metanb.settings import preset
 from tests.support.bad_days import shown
+from tests.support.runs import SMALL
 
-SMALL = {"filters": 4, "test_tasks": 2, "test_queries": 2}
-TINY = preset("smoke", "glyphs", ways=3, iterations=9, epoch_iterations=3, **SMALL)
+TINY = preset("smoke", "glyphs", iterations=9, epoch_iterations=3, **SMALL)
 STOPPED = replace(TINY, seed=1)
 
 

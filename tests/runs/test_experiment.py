@@ -25,9 +25,10 @@ from metanb.settings import CHOICES, preset
 from tests.support.bad_days import shown
 from tests.support.cohorts import new_cohort
 from tests.support.processes import Process
+from tests.support.runs import SMALL
 
-SMALL = {"filters": 4, "test_tasks": 3, "test_queries": 2}
-TINY = preset("smoke", "glyphs", ways=3, iterations=4, epoch_iterations=2, **SMALL)
+VARIED = SMALL | {"test_tasks": 3, "iterations": 4, "epoch_iterations": 2}
+TINY = preset("smoke", "glyphs", **VARIED)
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_few_classes_are_the_data_that_a_run_records(store):
 
 
 def _start(settings, folder):
-    names = ("dataset", "ways", "iterations", "epoch_iterations", *SMALL)
+    names = ("dataset", *VARIED)
     options = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in names]
     return Process(folder, "train", "--scale", "smoke", "--device", "cpu", *options)
 

@@ -18,9 +18,9 @@ from metanb.runs import checkpoint, experiment, portraits, records, training
 from metanb.runs import store as run_store
 from metanb.runs.portraits import portrait
 from metanb.settings import preset
+from tests.support.runs import SMALL
 
-SMALL = {"filters": 4, "test_tasks": 2, "test_queries": 2}
-TINY = preset("smoke", "glyphs", ways=3, iterations=8, epoch_iterations=2, **SMALL)
+TINY = preset("smoke", "glyphs", iterations=8, epoch_iterations=2, **SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.cohorts import new_cohort
 from tests.support.processes import Process
+from tests.support.runs import SMALL
 
-SMALL = {"filters": 4, "test_tasks": 2, "test_queries": 2}
-TINY = preset("smoke", "glyphs", ways=3, iterations=4, epoch_iterations=2, **SMALL)
+TINY = preset("smoke", "glyphs", iterations=4, epoch_iterations=2, **SMALL)
 KINDS = [{"algorithm": "finetune"}, {"train_classes": 6}] + [
     {"algorithm": order, "regulariser": name, "gamma": 0.0 if name == "none" else 0.3}
     for order in ("maml", "fomaml")

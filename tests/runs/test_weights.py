@@ -31,8 +31,8 @@ from metanb.runs.records import RecordError
 from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.command_line import call
+from tests.support.runs import SMALL
 
-SMALL = {"ways": 3, "filters": 4, "test_tasks": 2, "test_queries": 2}
 TINY = preset("smoke", "glyphs", iterations=12, epoch_iterations=3, **SMALL)
 STOPPED = replace(TINY, seed=1)  # after 6 of its 12 iterations
 FINETUNED = replace(TINY, iterations=3, algorithm="finetune")
