@@ -93,7 +93,7 @@ def describe_scale(rows: Sequence[Row]) -> str:
 
 
 def sort_rows(rows: Iterable[Row]) -> list[Row]:
-    """The paper's own settings first, the longest runs before others, Glyphs last."""
+    """The paper's own settings first, whole runs before stopped ones, Glyphs last."""
 
     def order(row: Row) -> tuple[bool, int, bool]:
         scale = -SCALES.index(row.scale) if row.scale in SCALES[:3] else 1
