@@ -8,6 +8,7 @@ index holds it once.
 
 import json
 import re
+from functools import cache
 from typing import Any
 
 from sphinx.search import SearchEnglish
@@ -52,6 +53,7 @@ function splitQuery(query) {
 """
 
 
+@cache  # the book's words come again and again
 def to_british(word: str) -> str:
     """A word in small letters and in British spelling.
 

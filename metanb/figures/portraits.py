@@ -243,8 +243,9 @@ def _draw_density(axis: Any, stage: dict[str, Any]) -> None:
     face = (*area_colour, 0.3)
     axis.fill_between(eigenvalues, density, 1e-4, facecolor=face, edgecolor=area_colour)
     for key, height, mark, label in TOPS:
-        heights = [height] * SHOWN
-        axis.plot(stage[key][:SHOWN], heights, mark, color=mark_colour, markersize=4, label=label)
+        tops = stage[key][:SHOWN]  # a task of few images has fewer of the Gauss-Newton part
+        heights = [height] * len(tops)
+        axis.plot(tops, heights, mark, color=mark_colour, markersize=4, label=label)
     axis.axvline(0, color="#888888", linewidth=0.8)
 
 
