@@ -73,11 +73,18 @@ def describe_length(reached: str) -> str:
         >>> describe_length("5,000 of 60,000 iterations"), describe_length("")
         ('1/12 length', 'full length')
     """
-    if not reached:
+    share = _share_reached(reached)
+    if share == 1:
         return FULL_LENGTH
-    done, whole = (int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", reached))
-    share = Fraction(done, whole)
     return f"{share} length" if share.numerator == 1 else f"{float(share):.0%} of the length"
+
+
+def _share_reached(reached: str) -> Fraction:
+    """The share of their full length that runs have reached, from the words in a row."""
+    if not reached:
+        return Fraction(1)
+    done, whole = (int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", reached))
+    return Fraction(done, whole)
 
 
 def describe_scale(rows: Sequence[Row]) -> str:
@@ -93,11 +100,11 @@ def describe_scale(rows: Sequence[Row]) -> str:
 
 
 def sort_rows(rows: Iterable[Row]) -> list[Row]:
-    """The paper's own settings first, whole runs before stopped ones, Glyphs last."""
+    """The paper's own settings first, the longest of them at the top, and Glyphs last."""
 
-    def order(row: Row) -> tuple[bool, int, bool]:
+    def order(row: Row) -> tuple[bool, int, Fraction]:
         scale = -SCALES.index(row.scale) if row.scale in SCALES[:3] else 1
-        return row.dataset == "glyphs", scale, row.length != FULL_LENGTH
+        return row.dataset == "glyphs", scale, -_share_reached(row.reached)
 
     return sorted(rows, key=order)
 

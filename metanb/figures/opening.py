@@ -68,6 +68,7 @@ def draw_opening(film: "Portrait", runs: Sequence["Record"]) -> str:
         A `<figure>`. Each map, with what it shows in words, and each mark in the chart has the
         attribute `data-frame`, the number of its stage; those of the strip have the class "key".
     """
+    filmed = [run for run in runs if run.settings == film.settings]
     unfilmed = [run for run in runs if run.settings != film.settings]
     stages = film.values["stages"]
     square = _Square(np.array(film.values["at"]))
@@ -81,7 +82,7 @@ def draw_opening(film: "Portrait", runs: Sequence["Record"]) -> str:
     return (
         f'<figure class="metanb-opening"><div class="views"><div class="frames">{maps}</div>'
         f'<div class="chart">{_draw_chart(film, unfilmed, keys)}{_draw_slider(len(stages))}</div>'
-        f"</div><figcaption>{_write_caption(film, runs)}</figcaption></figure>"
+        f"</div><figcaption>{_write_caption(film, filmed, unfilmed)}</figcaption></figure>"
     )
 
 
@@ -197,11 +198,12 @@ def _describe_chart(film: "Portrait") -> str:
     )
 
 
-def _write_caption(film: "Portrait", runs: Sequence["Record"]) -> str:
+def _write_caption(
+    film: "Portrait", filmed: Sequence["Record"], unfilmed: Sequence["Record"]
+) -> str:
     """The caption of the figure, with its data."""
     settings = film.settings
-    unfilmed = sum(run.settings != settings for run in runs)
-    seeds = f" Thin lines: {unfilmed} runs with other seeds." if unfilmed else ""
+    seeds = f" Thin lines: {len(unfilmed)} runs with other seeds." if unfilmed else ""
     caption = (
         f"{name_of(settings.algorithm)} on {name_of(settings.dataset)}, {settings.setting}, "
         f"{scale_of(settings)} scale, seed {settings.seed}. "
@@ -209,7 +211,7 @@ def _write_caption(film: "Portrait", runs: Sequence["Record"]) -> str:
         f"tasks. Contours: the support loss of task 1, {STEP:g} nats apart up to {HIGHEST:g}; the "
         "stronger the colour, the lower the loss. A map is the plane through the three points, "
         f"and all maps have one scale. Accuracy: mean over {film.values['n']} new tasks.{seeds}"
-        f"{_compare_with_record(film, runs)}"
+        f"{_compare_with_record(film, filmed)}"
     )
     caption = escape(caption).replace("θ_s", "θ<sub>s</sub>")
     csv = tabulate_film(film).to_csv(index=False, float_format="%.4g", lineterminator="\n")
@@ -217,13 +219,12 @@ def _write_caption(film: "Portrait", runs: Sequence["Record"]) -> str:
     return f"<strong>{escape(describe_change(film))}</strong> {caption} {link}"
 
 
-def _compare_with_record(film: "Portrait", runs: Sequence["Record"]) -> str:
+def _compare_with_record(film: "Portrait", filmed: Sequence["Record"]) -> str:
     """How far the accuracy of the drawn weights is from the run's record, where it is recorded."""
     gaps = [
         abs(stage["accuracy_after"] - run.curve("query_accuracy")["mean"][stage["epoch"]])
-        for run in runs
+        for run in filmed
         for stage in film.values["stages"]
-        if run.settings == film.settings
     ]
     if not gaps:
         return ""

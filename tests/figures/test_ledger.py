@@ -143,6 +143,17 @@ def test_overview_begins_with_the_papers_settings_and_ends_with_glyphs(html):
     assert algorithms == ["MAML", "first-order MAML"] * 2 + ["MAML"] * 2
 
 
+def test_the_longest_runs_of_a_scale_come_first(rows):
+    row = next(row for row in rows if row.scale == "paper")
+    words = ("5,000 of 60,000 iterations", "", "33,500 of 60,000 iterations")
+    ordered = summary.sort_rows(replace(row, reached=reached) for reached in words)
+    assert [summary.describe_length(row.reached) for row in ordered] == [
+        "full length",
+        "56% of the length",
+        "1/12 length",
+    ]
+
+
 def test_a_claim_that_its_control_does_not_bear_out_has_half_a_mark(rows, html):
     c1 = {
         (row.scale, row.algorithm): row
