@@ -40,10 +40,11 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
         colours: of lines; colour-blind readers can tell them apart, too.
         cells: in the order of `metanb.claims.cells.group_into_cells`. In words: dataset, setting,
             scale, algorithm and variant (the settings that differ from the scale's). Then
-            iterations, those of the epochs 0, 1, ...; and runs. Per run: id, seed, means and errors
-            (standard errors of the means over tasks). Means and errors are one string per measure,
-            in the order of `measures`, with one number per epoch; an unrecorded measure is an empty
-            string.
+            iterations, those of the epochs 0, 1, ...; and runs, each with its id and its seed.
+        means, errors: means over tasks, and their standard errors. For each of `measures` a list
+            of all runs' curves, in the order of `cells` and their runs. A curve is one string with
+            one number per epoch; of an unrecorded measure it is empty. Curves of one measure begin
+            alike, so the data pack better than by run.
     """
     measures = []
     for name, measure in MEASURES.items():
@@ -51,10 +52,18 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
         capitalised = label[0].upper() + label[1:]
         measures.append({"name": name, "label": capitalised, "log": measure.log})
     palette = sns.color_palette("colorblind").as_hex()
+    cells = group_into_cells(records)
+    tables = [
+        run.measures.pivot(index="epoch", columns="measure", values=["mean", "sem"])
+        for cell in cells
+        for run in cell
+    ]
     return {
         "measures": measures,
         "colours": [colour for colour in palette if colour not in PALE],
-        "cells": [_describe_cell(cell) for cell in group_into_cells(records)],
+        "cells": [_describe_cell(cell) for cell in cells],
+        "means": _join_curves([table["mean"] for table in tables], DIGITS),
+        "errors": _join_curves([table["sem"] for table in tables], ERROR_DIGITS),
     }
 
 
@@ -70,24 +79,16 @@ def _describe_cell(cell: list[Record]) -> dict[str, Any]:
         "algorithm": name_of(settings.algorithm),
         "variant": ", ".join(f"{name}={format_value(value)}" for name, value in changes.items()),
         "iterations": [epoch * settings.epoch_iterations for epoch in epochs],
-        "runs": [_describe_run(run) for run in cell],
+        "runs": [{"id": run.settings.id, "seed": run.settings.seed} for run in cell],
     }
 
 
-def _describe_run(run: Record) -> dict[str, Any]:
-    """One entry of a cell's `runs`."""
-    table = run.measures.pivot(index="epoch", columns="measure", values=["mean", "sem"])
-
-    def join_column(column: str, digits: int) -> list[str]:
-        curves = table[column]
-        return [_join_numbers(curves[name], digits) if name in curves else "" for name in MEASURES]
-
-    return {
-        "id": run.settings.id,
-        "seed": run.settings.seed,
-        "means": join_column("mean", DIGITS),
-        "errors": join_column("sem", ERROR_DIGITS),
-    }
+def _join_curves(runs: list[pd.DataFrame], digits: int) -> list[list[str]]:
+    """`means` or `errors` of runs, from a table each: a row per epoch, a column per measure."""
+    return [
+        [_join_numbers(curves[name], digits) if name in curves else "" for curves in runs]
+        for name in MEASURES
+    ]
 
 
 def _join_numbers(values: pd.Series, digits: int) -> str:

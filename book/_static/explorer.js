@@ -25,6 +25,9 @@
   const data = await unpack(window.METANB_RUNS);
   const measures = new Map(data.measures.map((measure, place) => [measure.name, { ...measure, place }]));
   const cells = data.cells;
+  cells.flatMap((cell) => cell.runs).forEach((run, number) => { // the data hold curves by measure
+    for (const kind of ["means", "errors"]) run[kind] = data[kind].map((ofRuns) => ofRuns[number]);
+  });
   const cellOf = new Map(cells.flatMap((cell) => cell.runs.map((run) => [run.id, cell]))); // by the id of a run
   const own = new Set();
   const DATA = ["dataset", "setting", "scale"];

@@ -178,12 +178,12 @@ def test_runs_live_with_other_parameters(name, tmp_path):
         for key, value in (SHARED | values).items()
         for word in ("-p", key, json.dumps(value).strip('"'))
     ]
-    store, made = tmp_path / "store", tmp_path / "out.ipynb"
+    store, executed = tmp_path / "store", tmp_path / "out.ipynb"
     notebook = ROOT / "notebooks" / f"{name}.ipynb"
-    process = Process(store, "run", notebook, *options, "-o", made)
+    process = Process(store, "run", notebook, *options, "-o", executed)
     assert process.wait() == 0, process.err
     assert len(list(store.glob("*/measures.csv"))) == runs
-    assert code_cells(made)[-1].outputs[0].text.startswith("verified")
+    assert code_cells(executed)[-1].outputs[0].text.startswith("verified")
 
 
 def test_every_notebook_that_trains_is_run_live():
