@@ -616,9 +616,6 @@ def _make_row(
     is_whole = cell[0].finished and not is_beginning(settings)
     if is_beginning(settings):
         settings = begun_run(settings)
-    reached = ""
-    if not is_whole:
-        reached = f"{cell[0].iterations:,} of {settings.iterations:,} iterations"
     scale = scale_of(settings)
     if scale == "smoke":
         verdict = Verdict.SMOKE
@@ -630,7 +627,8 @@ def _make_row(
         apart=_describe_differences(settings),
         algorithm=settings.algorithm,
         scale=scale,
-        reached=reached,
+        iterations=settings.iterations if is_whole else cell[0].iterations,
+        full_iterations=settings.iterations,
         effect=effect.mean,
         low=effect.low,
         high=effect.high,

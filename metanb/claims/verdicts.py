@@ -94,7 +94,8 @@ class Row:
         apart: every other setting in which the cell differs from its scale's.
         algorithm: the algorithm's key.
         scale: smoke, quick, paper or custom.
-        reached: how far the runs got, if not to the end, such as "2,000 of 60,000 iterations".
+        iterations: of meta-training that the runs have made.
+        full_iterations: those that they make in all.
         effect: the effect, in `unit`; NaN without runs to compare.
         low: lower end of the effect's 95 % interval, over runs and tasks or, where `detail` says
             so, over runs alone.
@@ -119,7 +120,8 @@ class Row:
     apart: str
     algorithm: str
     scale: str
-    reached: str
+    iterations: int
+    full_iterations: int
     effect: float
     low: float
     high: float
@@ -147,6 +149,13 @@ class Row:
     def anchor(self) -> str:
         """The row's name in an address."""
         return re.sub(r"\W+", "-", f"{self.name}-{self.ids[0]}".lower())
+
+    @property
+    def reached(self) -> str:
+        """How far the runs got, such as "2,000 of 60,000 iterations"; "" if to the end."""
+        if self.iterations == self.full_iterations:
+            return ""
+        return f"{self.iterations:,} of {self.full_iterations:,} iterations"
 
     @property
     def shown_scale(self) -> str:
@@ -247,7 +256,7 @@ def describe_reach(rows: Iterable[Row]) -> str:
         >>> from metanb.runs.records import find_record
         >>> runs = [find_record(preset("quick", "omniglot", seed=seed)) for seed in range(3)]
         >>> row = judge(runs)[0]
-        >>> stopped = replace(row, algorithm="fomaml", reached="900 of 1,800 iterations")
+        >>> stopped = replace(row, algorithm="fomaml", iterations=900)
         >>> describe_reach([row]), describe_reach([row, stopped])
         ('full length', 'full length under MAML, 900 of 1,800 iterations under first-order MAML')
     """
@@ -356,7 +365,7 @@ def changed_verdicts(rows: Iterable[Row], newer: Iterable[Row]) -> str:
 
 
 def rows_as_json(rows: Iterable[Row]) -> str:
-    """The ledger for machines: a list of objects with the fields of Row.
+    """The ledger for machines: a list of objects with the fields of Row, and `reached`.
 
     A number that is not finite becomes null.
     """
@@ -365,6 +374,8 @@ def rows_as_json(rows: Iterable[Row]) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     objects = [
-        {name: replace_non_finite(value) for name, value in asdict(row).items()} for row in rows
+        {name: replace_non_finite(value) for name, value in asdict(row).items()}
+        | {"reached": row.reached}
+        for row in rows
     ]
     return json.dumps(objects, indent=1)

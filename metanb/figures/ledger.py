@@ -63,37 +63,25 @@ _SHORT_CLAIMS = {
 }
 
 
-def describe_length(reached: str) -> str:
-    """How much of their full length runs have reached, in words.
-
-    Args:
-        reached: as `metanb.claims.verdicts.Row.reached` says it; "" for runs that are complete.
-
-    Example:
-        >>> describe_length("5,000 of 60,000 iterations"), describe_length("")
-        ('1/12 length', 'full length')
-    """
-    share = _share_reached(reached)
+def describe_length(row: Row) -> str:
+    """How much of their full length the runs of a row have made, in words: "1/12 length"."""
+    share = _share_made(row)
     if share == 1:
         return FULL_LENGTH
     return f"{share} length" if share.numerator == 1 else f"{float(share):.0%} of the length"
 
 
-def _share_reached(reached: str) -> Fraction:
-    """The share of their full length that runs have reached, from the words in a row."""
-    if not reached:
-        return Fraction(1)
-    done, whole = (int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", reached))
-    return Fraction(done, whole)
+def _share_made(row: Row) -> Fraction:
+    return Fraction(row.iterations, row.full_iterations)
 
 
 def describe_scale(rows: Sequence[Row]) -> str:
-    """The scale of rows that share it, and how much of their length their runs have reached.
+    """The scale of rows that share it, and how much of their length their runs have made.
 
     Complete runs of the small scales need no words.
     """
     scale = f"{rows[0].scale.capitalize()} settings"
-    lengths = list(dict.fromkeys(describe_length(row.reached) for row in rows))
+    lengths = list(dict.fromkeys(describe_length(row) for row in rows))
     if lengths == [FULL_LENGTH] and rows[0].scale != "paper":
         return scale
     return f"{scale}, {' or '.join(lengths)}"
@@ -104,7 +92,7 @@ def sort_rows(rows: Iterable[Row]) -> list[Row]:
 
     def order(row: Row) -> tuple[bool, int, Fraction]:
         scale = -SCALES.index(row.scale) if row.scale in SCALES[:3] else 1
-        return row.dataset == "glyphs", scale, -_share_reached(row.reached)
+        return row.dataset == "glyphs", scale, -_share_made(row)
 
     return sorted(rows, key=order)
 

@@ -86,7 +86,7 @@ def test_coherence_is_said_to_fall_at_full_length_only_where_accuracy_does_not(e
         if (row.claim, row.scale, row.reached) == ("C5", "paper", "")
         and row.verdict == Verdict.CONTRARY
     )
-    for claim, change in (("C5", {"reached": "5,000"}), ("C4", {"verdict": Verdict.REPRODUCED})):
+    for claim, change in (("C5", {"iterations": 5_000}), ("C4", {"verdict": Verdict.REPRODUCED})):
         rows = [
             replace(row, **change) if (row.claim, row.ids) == (claim, whole.ids) else row
             for row in evidence.rows

@@ -269,7 +269,8 @@ def test_table_and_json():
     shown = verdicts.verdict_table(rows)
     assert len(shown) == len(rows) and list(shown.verdict) == [row.verdict for row in rows]
     read = json.loads(verdicts.rows_as_json(rows))
-    assert [entry["claim"] for entry in read] == [row.claim for row in rows]
+    for name in ("claim", "reached", "iterations"):
+        assert [entry[name] for entry in read] == [getattr(row, name) for row in rows]
     (lonely,) = (
         entry for entry in read if entry["setting"] == "20-way 1-shot" and entry["claim"] == "C8"
     )
@@ -317,7 +318,8 @@ def test_effects_are_shown_in_their_unit(unit, shown):
 
 def test_changed_verdicts_are_those_that_differ():
     rows = [row for row in rules.judge([record(s, {}) for s in range(3)]) if row.claim == "C1"]
-    later = [replace(row, scale="paper", reached="5,000 of 60,000 iterations") for row in rows]
+    stopped = {"scale": "paper", "iterations": 5_000, "full_iterations": 60_000}
+    later = [replace(row, **stopped) for row in rows]
     assert verdicts.changed_verdicts(rows, later) == "No verdict is another one there."
     later[0] = replace(later[0], verdict=Verdict.REPRODUCED)
     assert rows[0].verdict == Verdict.NOT_SEEN
