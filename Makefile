@@ -4,12 +4,15 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install book test clean
+.PHONY: tests-without-book
 
 PYTHON ?= python3
 # Two workers of one thread each: on two cores three are slower.
 # tests/conftest.py says which tests stay together, and which come first.
 PYTEST_ARGS ?= -q -n 2 --dist loadscope --no-loadscope-reorder
 BIN := .venv/bin
+PYTEST = OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' $(BIN)/python -m pytest $(PYTEST_ARGS) \
+    --nbval --nbval-sanitize-with tests/nbval.cfg --doctest-modules
 INSTALLED := .venv/.installed
 INDEX := _build/html/index.html
 LIVE := book/on-this-machine.ipynb
@@ -29,7 +32,7 @@ $(INSTALLED): pyproject.toml
 # The page "On this machine": one notebook, trained live into a store of its own, so that no earlier run is read instead.
 # One thread: these networks are too small for two.
 $(LIVE): $(INSTALLED) notebooks/2-flatness.ipynb $(shell find metanb -name '*.py')
-	@rm -rf .live
+	@rm -rf .live/runs
 	OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/runs' $(BIN)/metanb run notebooks/2-flatness.ipynb \
 	    -p dataset glyphs -p scale smoke -p seeds '[0, 1, 2]' -o .live/2-flatness.ipynb
 	@mv .live/2-flatness.ipynb $@
@@ -47,9 +50,14 @@ book: $(INSTALLED) $(LIVE) ## build the book strictly: _build/html/index.html
 	@test -s $(INDEX) || { echo "$(INDEX) is missing although the build reported success" >&2; exit 1; }
 	@echo "The book: $(CURDIR)/$(INDEX)"
 
-test: book ## make book, then run all tests, the notebooks' outputs among them
+# The build takes one core; meanwhile the other tests begin.
+test: $(INSTALLED) ## make book, then run all tests, the notebooks' outputs among them
 	@rm -rf .live/test
-	@OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-sanitize-with tests/nbval.cfg --doctest-modules metanb tests notebooks
+	@$(MAKE) --no-print-directory -j2 book tests-without-book
+	@$(PYTEST) tests/book
+
+tests-without-book: $(INSTALLED)
+	@$(PYTEST) --ignore=tests/book metanb tests notebooks
 
 clean: ## remove what make made: the book, its live page and its runs, .venv
 	rm -rf _build .live $(LIVE) .venv

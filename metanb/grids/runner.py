@@ -3,12 +3,12 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import fields
 from datetime import UTC, datetime
+from subprocess import DEVNULL, PIPE, Popen
 from time import monotonic
 
 from metanb.grids import hours, progress
@@ -154,7 +154,7 @@ class _Processes:
         self._device = device
         self._together = together
         self._until = until
-        self._children: dict[Batch, subprocess.Popen[str]] = {}
+        self._children: dict[Batch, Popen[str]] = {}
         self._threads = ThreadPoolExecutor(processes)  # each waits for one process
 
     def __enter__(self) -> "_Processes":
@@ -185,13 +185,13 @@ class _Processes:
         else:
             arguments = _batch_command(self._device, self._together, self._until)
             text = json.dumps([settings.to_dict() for settings in batch])
-        child = subprocess.Popen(
+        child = Popen(
             arguments,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdin=PIPE,
+            stdout=DEVNULL,
+            stderr=PIPE,
         )
         self._children[batch] = child
         _, errors = child.communicate(text)

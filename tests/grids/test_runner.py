@@ -21,6 +21,7 @@ from metanb.runs import checkpoint, experiment, records
 from metanb.runs import store as run_store
 from metanb.settings import preset, scale_of
 from tests.support.bad_days import shown
+from tests.support.processes import Child
 from tests.support.runs import SMALL
 
 TINY = preset("smoke", "glyphs", iterations=6, epoch_iterations=3, **SMALL)
@@ -30,6 +31,12 @@ TINY = preset("smoke", "glyphs", iterations=6, epoch_iterations=3, **SMALL)
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
     return tmp_path / "store"
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Runs are trained in forked processes, which saves the seconds that loading torch takes."""
+    monkeypatch.setattr(runner, "Popen", Child)
 
 
 def states(planned, recorded):
@@ -95,7 +102,7 @@ def test_command_trains_the_very_settings(which, monkeypatch):
     assert asked == [(settings, "cpu", None), (settings, "cpu", 700)]
 
 
-def test_grid_makes_the_records_of_run_and_tells_of_failures(store, tmp_path, monkeypatch):
+def test_grid_makes_the_records_of_run_and_tells_of_failures(store, forked, tmp_path, monkeypatch):
     lines = []
     good = [Planned("a", replace(TINY, seed=seed)) for seed in (0, 1)]
     bad = Planned("a", preset("smoke", "mini-imagenet"))
@@ -133,7 +140,9 @@ def test_batches_hold_what_differs_by_seeds_alone_in_the_grids_order():
     assert (runner.together_on("cpu"), runner.together_on("cuda:1")) == (1, runner.TOGETHER)
 
 
-def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(store, tmp_path, monkeypatch):
+def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(
+    store, forked, tmp_path, monkeypatch
+):
     """Two runs of one batch, of which one has a damaged record; and a batch of one."""
     planned = [Planned("a", replace(TINY, seed=seed, iterations=3)) for seed in range(3)]
     planned.append(Planned("a", replace(TINY, iterations=3, filters=5)))
@@ -181,7 +190,9 @@ def test_grid_killed_twice_and_asked_again(store, tmp_path, monkeypatch):
     assert experiment.run(settings, "cpu").measures.equals(resumed.measures)
 
 
-def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(store, tmp_path, monkeypatch):
+def test_a_spent_budget_stops_the_runs_and_records_how_far_they_got(
+    store, forked, tmp_path, monkeypatch
+):
     longer = replace(TINY, iterations=30_000, final_tasks=5)
     planned = [Planned("a", longer), Planned("a", replace(longer, seed=1))]
     lines = []
@@ -314,7 +325,7 @@ def test_claims_prints_the_ledger(store, monkeypatch):
     assert {row["claim"] for row in json.loads(done.output)} >= {"C1", "C2", "C3", "C4", "C5", "C6"}
 
 
-def test_a_failing_grid_ends_in_one_line_and_not_zero(store, tmp_path, monkeypatch, capsys):
+def test_a_failing_grid_ends_in_one_line_and_not_zero(store, forked, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
     bad = preset("smoke", "mini-imagenet")
     monkeypatch.setitem(

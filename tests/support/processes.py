@@ -5,6 +5,7 @@ They are forked from one process that has loaded torch, which takes seconds of e
 
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,16 +23,19 @@ class Process:
     Args:
         store: METANB_STORE; the other variables are those of this process.
         arguments: of the command line.
+        text: what it finds on standard input.
         terminal: the path of a terminal that is its standard error; None: a file.
     """
 
-    def __init__(self, store: Path, *arguments: Any, terminal: str | None = None) -> None:
+    def __init__(
+        self, store: Path, *arguments: Any, text: str = "", terminal: str | None = None
+    ) -> None:
         self._folder = TemporaryDirectory()
-        self._streams = [Path(self._folder.name, name) for name in ("out", "err")]
-        for stream in self._streams:
-            stream.touch()
+        self._streams = [Path(self._folder.name, name) for name in ("in", "out", "err")]
+        for stream, content in zip(self._streams, (text, "", ""), strict=True):
+            stream.write_text(content)
         if terminal is not None:
-            self._streams[1] = Path(terminal)
+            self._streams[2] = Path(terminal)
         environment = os.environ | {"METANB_STORE": str(store)}
         options = (environment, self._streams, list(map(str, arguments)))
         self._process = _context.Process(target=_run, args=options, daemon=True)
@@ -40,12 +44,12 @@ class Process:
     @property
     def out(self) -> str:
         """Standard output, so far."""
-        return self._streams[0].read_text()
+        return self._streams[1].read_text()
 
     @property
     def err(self) -> str:
         """Standard error, so far, where it is a file."""
-        return self._streams[1].read_text()
+        return self._streams[2].read_text()
 
     def poll(self) -> int | None:
         """The exit code; None before the end, and the signal's number below 0 after a kill."""
@@ -62,10 +66,38 @@ class Process:
         os.kill(self._process.pid, number)
 
 
+class Child:
+    """Stands for `subprocess.Popen` where metanb starts itself: a forked process instead.
+
+    Args:
+        command: begins with `python -m metanb`.
+        env: the variables, METANB_STORE among them.
+    """
+
+    returncode: int | None = None
+
+    def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
+        self._store = Path(env["METANB_STORE"])
+        self._arguments = command[3:]
+        self._process: Process | None = None
+
+    def communicate(self, text: str | None = None) -> tuple[None, str]:
+        """Run from now to the end; nothing of standard output, and the standard error."""
+        self._process = Process(self._store, *self._arguments, text=text or "")
+        self.returncode = self._process.wait()
+        return None, self._process.err
+
+    def terminate(self) -> None:
+        """Send SIGTERM, if it has begun and has not ended."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+
 def _run(environment: dict[str, str], streams: list[Path], arguments: list[str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    for number, stream in enumerate(streams, start=1):
-        os.dup2(os.open(stream, os.O_WRONLY), number)
+    for number, stream in enumerate(streams):
+        os.dup2(os.open(stream, os.O_WRONLY if number else os.O_RDONLY), number)
+    sys.stdin = open(0)
     sys.argv = ["metanb", *arguments]
     main()
