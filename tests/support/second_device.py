@@ -7,14 +7,14 @@ operation on tensors of both devices is an error, as it is on a GPU. Rounding, s
 GPU are not simulated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 SECOND = torch.device("meta")  # the one device without hardware that autograd supports
 _aten = torch.ops.aten
@@ -67,7 +67,7 @@ def second_device() -> Iterator[torch.device]:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+    tensors = [x for x in _flatten([args, *kwargs.values()]) if isinstance(x, Tensor)]
     is_second = [isinstance(x, Elsewhere) for x in tensors]
     packet = func.overloadpacket
     if packet not in CROSSING:
@@ -81,17 +81,44 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if packet is not _aten.empty and (device := kwargs.get("device")) is not None:
         on_second = torch.device(device) == SECOND
         kwargs = kwargs | {"device": torch.device("cpu")}
-    plain_args, plain_kwargs = tree_map_only(Elsewhere, lambda x: x.inner, (args, kwargs))
-    result = func(*plain_args, **plain_kwargs)
-    written = _written(func, args, kwargs)
+    plain_kwargs = {name: _map(_inner, value) for name, value in kwargs.items()}
+    result = func(*_map(_inner, args), **plain_kwargs)
+    written = _written(func)
     if written is not None:  # in place, or into `out`: the very tensor that was handed in
-        return written
-    return tree_map_only(Tensor, Elsewhere, result) if on_second else result
+        place, name = written
+        return kwargs[name] if name in kwargs else args[place]
+    return _map(_elsewhere, result) if on_second else result
 
 
-def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-    """The argument that an operation writes to and returns."""
-    for i, argument in enumerate(func._schema.arguments):
+# torch's own functions for nested arguments take most of an operation's time
+def _flatten(values: Any) -> Iterator[Any]:
+    """What is in lists and tuples, however nested."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flatten(value)
+        else:
+            yield value
+
+
+def _map(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same lists and tuples, with each item changed."""
+    if isinstance(value, list | tuple):
+        return type(value)([_map(change, item) for item in value])
+    return change(value)
+
+
+def _inner(value: Any) -> Any:
+    return value.inner if isinstance(value, Elsewhere) else value
+
+
+def _elsewhere(value: Any) -> Any:
+    return Elsewhere(value) if isinstance(value, Tensor) else value
+
+
+@cache
+def _written(func: Any) -> tuple[int, str] | None:
+    """Place and name of the argument that an operation writes to and returns."""
+    for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            return kwargs[argument.name] if argument.name in kwargs else args[i]
+            return place, argument.name
     return None
