@@ -160,7 +160,8 @@ def without_coherence(outcomes: Iterable[PredictionRow], measure: str) -> str:
     rows = accuracy_without(outcomes, measure)
     if not rows:
         return ""
-    effects = "; ".join(f"{row.change} by {short_name(row)}" for row in rows)
+    names = name_interventions(rows)
+    effects = "; ".join(f"{row.change} by {names[row]}" for row in rows)
     algorithms = " and ".join(sorted({name_of(row.algorithm) for row in rows}))
     many = len(rows) > 1
     return (
@@ -252,8 +253,9 @@ def accuracy_without_coherence(outcomes: Iterable[PredictionRow]) -> str:
     rows = accuracy_without(outcomes, "trajectory_coherence")
     if not rows:
         return ""
-    stays = [short_name(row) for row in rows if row.outcome == Outcome.PREDICTED]
-    others = [short_name(row) for row in rows if row.outcome != Outcome.PREDICTED]
+    names = name_interventions(rows)
+    stays = [names[row] for row in rows if row.outcome == Outcome.PREDICTED]
+    others = [names[row] for row in rows if row.outcome != Outcome.PREDICTED]
     margin = f"within ± {predictions.MARGIN:g} points"
     text = " Without most of the coherence, "
     if stays:
@@ -265,9 +267,14 @@ def accuracy_without_coherence(outcomes: Iterable[PredictionRow]) -> str:
     return f"{text}."
 
 
-def short_name(row: PredictionRow) -> str:
-    """An intervention as a sentence names it."""
-    return f"the {row.prediction.intervention.removesuffix(' at meta-test')}"
+def name_interventions(rows: Sequence[PredictionRow]) -> dict[PredictionRow, str]:
+    """Interventions as a sentence names them, with their settings where these differ."""
+    differ = len({(row.dataset, row.setting) for row in rows}) > 1
+    return {
+        row: f"the {row.prediction.intervention.removesuffix(' at meta-test')}"
+        + (f" ({name_of(row.dataset)}, {row.setting})" if differ else "")
+        for row in rows
+    }
 
 
 def belief_in_finetuning(rows: Sequence[Row]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from metanb.grids.interventions import BASE, INTERVENTIONS, intervention_runs
+from metanb.grids.interventions import BASE, BY_NAME, INTERVENTIONS, ON_20_WAYS, intervention_runs
 from metanb.settings import Scale, Settings, preset
 
 # The regulariser's strength, by N: under `adapted` it first moves theta~_i by about 15 % of its
@@ -236,7 +236,7 @@ def quick_grid() -> list[Planned]:
         head 6
         baseline 2
         beginning 2
-        interventions 30
+        interventions 33
     """
     adapted_alone = {"maml": ("adapted",), "fomaml": ("adapted",)}
     runs: list[Planned] = []
@@ -433,13 +433,20 @@ def _plan_inner_loss(planned: Iterable[Planned], seed: int) -> list[Planned]:
 
 
 def _plan_interventions(seed: int) -> list[Planned]:
-    """One seed of all interventions on Omniglot 5-way 1-shot, and of their base."""
+    """One seed of the interventions on Omniglot, and of their base.
+
+    5-way 1-shot has them all. 20-way 1-shot, where a run takes several times as long, has those of
+    ON_20_WAYS under first-order MAML, and three seeds.
+    """
     setting: tuple[Scale, str, int, int] = ("quick", "omniglot", 5, 1)
-    return [
-        planned
+    runs = [
+        settings
         for intervention in (BASE, *INTERVENTIONS)
         for algorithm in ("fomaml", "maml")
-        for planned in _plan(
-            "interventions", intervention_runs(*setting, [seed], algorithm, intervention)
-        )
+        for settings in intervention_runs(*setting, [seed], algorithm, intervention)
     ]
+    if seed < 3:
+        setting = ("quick", "omniglot", 20, 1)
+        for name in (BASE.name, *ON_20_WAYS):
+            runs += intervention_runs(*setting, [seed], "fomaml", BY_NAME[name])
+    return _plan("interventions", runs)

@@ -14,6 +14,8 @@ from metanb.settings import Scale, Settings, preset
 PARTS = 3  # epochs of a run: its measures are compared at its end
 FINAL_TASKS = 600  # for accuracy at the end
 STEP_SIZES = (0.05, 0.1, 0.2, 0.8)  # of the inner loop, beside the usual 0.4
+# what takes most of first-order MAML's coherence away, and is asked at 20-way 1-shot, too
+ON_20_WAYS = ("centred head at meta-test", "zero head")
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,18 @@ def test_only_interventions_that_take_coherence_away_count():
     assert f"accuracy does not stay {margin} under the zero head." in belief
 
 
+def test_interventions_are_named_with_their_settings_where_these_differ():
+    small = outcome("final_accuracy", Expectation.STAYS, Outcome.PREDICTED)
+    large = replace(small, setting="20-way 1-shot", outcome=Outcome.REFUTED)
+    assert findings.name_interventions([small]) == {small: "the zero head"}
+    taken = outcome("trajectory_coherence", Expectation.COLLAPSES, Outcome.PREDICTED)
+    text = findings.accuracy_without_coherence(
+        [small, large, taken, replace(taken, setting="20-way 1-shot")]
+    )
+    assert "points under the zero head (Omniglot, 5-way 1-shot), and not under" in text
+    assert "under the zero head (Omniglot, 20-way 1-shot) ([why" in text
+
+
 def test_lengths_and_seeds_are_counted():
     runs = at_paper_settings({}) + at_paper_settings({}, algorithm="fomaml", epochs=8)
     text = findings.lengths(runs)
