@@ -34,6 +34,7 @@ from metanb.claims.cells import (
     late_values,
     pair_by_seed,
 )
+from metanb.claims.companions import MeasureRole, Role, find_roles
 from metanb.claims.paper import CLAIMS, PAPER, PAPER_GAIN
 from metanb.claims.predictions import Expectation, Outcome, PredictionRow
 from metanb.claims.run_stats import correlation_power, fitted_change, interval
@@ -41,6 +42,7 @@ from metanb.claims.verdicts import MIN_RUNS, Row, Verdict
 from metanb.grids import definitions
 from metanb.grids.definitions import Planned, base_runs
 from metanb.grids.hours import CORE, TimeLeft, Timings, format_minutes, kind_of
+from metanb.grids.interventions import BY_NAME, intervention_runs
 from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record, keep_furthest
 from metanb.settings import Settings, preset, scale_of
@@ -48,6 +50,15 @@ from metanb.settings import Settings, preset, scale_of
 PAPER_DATA = ("omniglot", "mini-imagenet")
 SCALES = {"paper": "at the paper's settings", "quick": "in the smaller version"}
 GPUS = {"NVIDIA H200": "H200", "NVIDIA A100-SXM4-80GB": "A100"}  # the columns of prices
+MAIN = ("omniglot", 5, 1)  # data, ways and shots that have all interventions
+# What interventions are asked about, as a sentence names it.
+SUBJECTS = {
+    "hessian_norm": "flatness (the Hessian norm)",
+    "support_loss": "the support loss",
+    "distance": "the distance from θ_s",
+    "trajectory_coherence": "trajectory coherence",
+    "gradient_coherence": "gradient coherence",
+}
 GAIN_SETTING = ("omniglot", 20, 1)  # data, ways and shots of the paper's figure for C8
 # Where accuracy and coherence are seen to rise together over epochs.
 TOGETHER = (Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.POWERLESS, Verdict.REPRODUCED)
@@ -328,12 +339,50 @@ def belief_in_gain(rows: Sequence[Row]) -> str:
     return text + f"Our change in the same setting: {'; '.join(phrases)}."
 
 
-def beliefs(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) -> str:
+def main_roles(recorded: Iterable[Record]) -> list[MeasureRole]:
+    """What each measure in SUBJECTS is to accuracy, by the interventions in the main setting."""
+    runs = keep_furthest(recorded)
+    base = base_runs("quick", *MAIN, [0], ["maml", "fomaml"])
+    planned = [
+        settings
+        for algorithm in ("maml", "fomaml")
+        for intervention in BY_NAME.values()
+        for settings in intervention_runs("quick", *MAIN, [0], algorithm, intervention)
+    ]
+    changed, plain = (
+        [run for run in runs if run.settings.unseeded in {settings.unseeded for settings in plan}]
+        for plan in (planned, base)
+    )
+    return find_roles(changed, plain, list(SUBJECTS))
+
+
+def belief_in_causes(roles: Iterable[MeasureRole]) -> str:
+    """Which measures move while accuracy stays, and are no causes of it; by algorithm."""
+    ruled_out: dict[str, list[str]] = {}
+    for role in roles:
+        if role.role in (Role.COMPANION, Role.NEITHER):
+            ruled_out.setdefault(role.algorithm, []).append(SUBJECTS[role.measure])
+    if not ruled_out:
+        return ""
+    dataset, ways, shots = MAIN
+    phrases = [f"under {name_of(key)} {', '.join(names)}" for key, names in ruled_out.items()]
+    return (
+        f"**What is no cause of accuracy?** On {name_of(dataset)}, {ways}-way {shots}-shot, "
+        "interventions move these more than twofold while accuracy stays within "
+        f"± {predictions.MARGIN:g} points: {'; '.join(phrases)}. "
+        "[Chapter 8](../notebooks/8-causes.ipynb) has the interventions, and what they leave open."
+    )
+
+
+def beliefs(
+    rows: Sequence[Row], outcomes: Sequence[PredictionRow], roles: Iterable[MeasureRole]
+) -> str:
     """What a reader may believe now, an item per question."""
     texts = [
         belief_in_flatness(rows),
         belief_in_worse(rows),
         belief_in_coherence(rows, outcomes),
+        belief_in_causes(roles),
         belief_in_finetuning(rows),
         belief_in_gain(rows),
     ]
@@ -590,7 +639,7 @@ def substitutions() -> dict[str, str]:
     rows = [row for row in judged_rows() if row.dataset in PAPER_DATA]
     outcomes = judged_predictions()
     return {
-        "discussion_beliefs": beliefs(rows, outcomes),
+        "discussion_beliefs": beliefs(rows, outcomes, main_roles(recorded)),
         "discussion_claims": claim_results(rows, outcomes),
         "discussion_lengths": capitalise(lengths(recorded)),
         "discussion_rising": still_rising(recorded),

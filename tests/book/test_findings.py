@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from metanb.claims import predictions, rules
+from metanb.claims.companions import Role
 from metanb.claims.paper import PAPER_GAIN
 from metanb.claims.predictions import Expectation, Outcome, Prediction, PredictionRow
 from metanb.claims.run_stats import correlation_power
@@ -137,6 +138,20 @@ def test_interventions_are_named_with_their_settings_where_these_differ():
     )
     assert "points under the zero head (Omniglot, 5-way 1-shot), and not under" in text
     assert "under the zero head (Omniglot, 20-way 1-shot) ([why" in text
+
+
+def test_what_moves_while_accuracy_stays_is_said_to_be_no_cause():
+    """On the committed records: as chapter 8 has it, and nothing where nothing moves."""
+    roles = findings.main_roles(findings.committed_runs())
+    assert [role.measure for role in roles] == [m for m in findings.SUBJECTS for _ in range(2)]
+    of_maml = [role for role in roles if role.algorithm == "maml"]
+    told = findings.belief_in_causes(of_maml)
+    assert "under MAML" in told and "first-order" not in told
+    for role in of_maml:
+        is_ruled_out = role.role in (Role.COMPANION, Role.NEITHER)
+        assert (findings.SUBJECTS[role.measure] in told) == is_ruled_out
+    moving = [replace(role, role=Role.OPEN) for role in roles]
+    assert findings.belief_in_causes(moving) == ""
 
 
 def test_lengths_and_seeds_are_counted():
