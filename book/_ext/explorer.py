@@ -9,7 +9,7 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ PAGE = "book/explore"
 DATA = "explorer-data.js"  # written at build time
 SCRIPTS = ("uplot/uPlot.iife.min.js", DATA, "explorer-panel.js", "explorer.js")
 STYLES = ("uplot/uPlot.min.css", "explorer.css")
-DIGITS = 4  # significant digits of means
+DIGITS = 4  # significant digits of means, at most
 ERROR_DIGITS = 2  # significant digits of standard errors
 PALE = ("#fbafe4", "#ece133")  # colours of the palette that fade on white
 
@@ -41,7 +41,8 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
         cells: in the order of `metanb.claims.cells.group_into_cells`. In words: dataset, setting,
             scale, algorithm and variant (the settings that differ from the scale's). Then
             iterations, those of the epochs 0, 1, ...; and runs, each with its id and its seed.
-        means, errors: means over tasks, and their standard errors. For each of `measures` a list
+        means, errors: means over tasks, and their standard errors; a mean is rounded by less than
+            a twentieth of its error, or to four digits. For each of `measures` a list
             of all runs' curves, in the order of `cells` and their runs. A curve is one string with
             one number per epoch; of an unrecorded measure it is empty. Curves of one measure begin
             alike, so the data pack better than by run.
@@ -62,8 +63,8 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
         "measures": measures,
         "colours": [colour for colour in palette if colour not in PALE],
         "cells": [_describe_cell(cell) for cell in cells],
-        "means": _join_curves([table["mean"] for table in tables], DIGITS),
-        "errors": _join_curves([table["sem"] for table in tables], ERROR_DIGITS),
+        "means": _join_curves(tables, "mean", _format_mean),
+        "errors": _join_curves(tables, "sem", lambda _, error: f"{error:.{ERROR_DIGITS}g}"),
     }
 
 
@@ -83,21 +84,41 @@ def _describe_cell(cell: list[Record]) -> dict[str, Any]:
     }
 
 
-def _join_curves(runs: list[pd.DataFrame], digits: int) -> list[list[str]]:
-    """`means` or `errors` of runs, from a table each: a row per epoch, a column per measure."""
+def _join_curves(
+    runs: list[pd.DataFrame], part: str, write: Callable[[float, float], str]
+) -> list[list[str]]:
+    """`means` or `errors` of runs.
+
+    Args:
+        runs: a table each: a row per epoch, two columns per measure, of its mean and of its sem.
+        part: "mean" or "sem", as the table's columns have it.
+        write: a number from a mean and its standard error.
+    """
     return [
-        [_join_numbers(curves[name], digits) if name in curves else "" for curves in runs]
+        [
+            _join_numbers(run["mean", name], run["sem", name], write) if name in run[part] else ""
+            for run in runs
+        ]
         for name in MEASURES
     ]
 
 
-def _join_numbers(values: pd.Series, digits: int) -> str:
+def _join_numbers(means: pd.Series, errors: pd.Series, write: Callable[[float, float], str]) -> str:
     """Numbers in as few characters as possible, separated by spaces; a missing one is NaN."""
-    texts = (f"{value:.{digits}g}" if math.isfinite(value) else "NaN" for value in values)
-    texts = (text.replace("e-0", "e-") for text in texts)  # 1e-05 as 1e-5
+    texts = map(write, means, errors)
+    texts = ("NaN" if "n" in text else text.replace("e-0", "e-") for text in texts)  # 1e-05 as 1e-5
     return " ".join(
         text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text for text in texts
     )
+
+
+def _format_mean(mean: float, error: float) -> str:
+    """A mean to a tenth of its error's first digit, and to DIGITS digits at most."""
+    digits = DIGITS
+    if mean and math.isfinite(mean) and error > 0:
+        first, last = (math.floor(math.log10(abs(value))) for value in (mean, error))
+        digits = min(DIGITS, max(1, first - last + 2))
+    return f"{mean:.{digits}g}"
 
 
 def write_data(app: Any) -> None:

@@ -184,5 +184,6 @@ def _known(
     for scale in get_args(Scale):
         for intervention in BY_NAME.values():
             (run,) = intervention_runs(scale, dataset, ways, shots, [0], algorithm, intervention)
-            known[run] = scale, intervention
+            # a change to what the setting has anyway is its base, which comes first
+            known.setdefault(run, (scale, intervention))
     return known

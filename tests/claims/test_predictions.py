@@ -23,7 +23,7 @@ from metanb.claims.predictions import (
 )
 from metanb.claims.run_stats import interval
 from metanb.grids.definitions import quick_grid
-from metanb.grids.interventions import BY_NAME, find_intervention, intervention_runs
+from metanb.grids.interventions import BY_NAME, ON_20_WAYS, find_intervention, intervention_runs
 from metanb.labels import MEASURES
 from metanb.runs.records import PROVENANCE, write_record
 from metanb.settings import preset
@@ -159,9 +159,13 @@ def test_interventions_are_no_cells_of_the_claims():
 
 def test_the_grid_has_every_intervention_that_is_predicted():
     planned = [run.settings for run in quick_grid() if run.group == "interventions"]
-    names = Counter(find_intervention(settings)[1].name for settings in planned)
-    assert names == dict.fromkeys(BY_NAME, 2 * len(SEEDS))
-    assert {p.intervention for p in PREDICTIONS} == set(names)
+    names = Counter((s.ways, find_intervention(s)[1].name) for s in planned)
+    assert {name: n for (ways, name), n in names.items() if ways == 5} == dict.fromkeys(
+        BY_NAME, 2 * len(SEEDS)
+    )
+    asked = ("base", *ON_20_WAYS)
+    assert {name: n for (ways, name), n in names.items() if ways == 20} == dict.fromkeys(asked, 3)
+    assert {p.intervention for p in PREDICTIONS} == set(BY_NAME)
     for prediction in PREDICTIONS:
         assert prediction.measure in {"final_accuracy", *MEASURES}
     assert len(set(PREDICTIONS)) == len(PREDICTIONS)
