@@ -14,7 +14,9 @@ from typing import Any
 from metanb.cli import main
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["metanb.cli", "metanb.runs.experiment", "torch._dynamo"])
+_context.set_forkserver_preload(
+    ["metanb.cli", "metanb.notebooks", "metanb.runs.experiment", "torch._dynamo"]
+)
 
 
 class Process:
