@@ -53,9 +53,9 @@ GPUS = {"NVIDIA H200": "H200", "NVIDIA A100-SXM4-80GB": "A100"}  # the columns o
 MAIN = ("omniglot", 5, 1)  # data, ways and shots that have all interventions
 # What interventions are asked about, as a sentence names it.
 SUBJECTS = {
-    "hessian_norm": "flatness (the Hessian norm)",
-    "support_loss": "the support loss",
-    "distance": "the distance from θ_s",
+    "hessian_norm": "the flatness of adapted solutions (Hessian norm)",
+    "support_loss": "their support loss",
+    "distance": "the distance from where they began",
     "trajectory_coherence": "trajectory coherence",
     "gradient_coherence": "gradient coherence",
 }
@@ -365,13 +365,18 @@ def belief_in_causes(roles: Iterable[MeasureRole]) -> str:
     if not ruled_out:
         return ""
     dataset, ways, shots = MAIN
-    phrases = [f"under {name_of(key)} {', '.join(names)}" for key, names in ruled_out.items()]
+    phrases = [f"under {name_of(key)} {enumerate_words(names)}" for key, names in ruled_out.items()]
     return (
         f"**What is no cause of accuracy?** On {name_of(dataset)}, {ways}-way {shots}-shot, "
         "interventions move these more than twofold while accuracy stays within "
         f"± {predictions.MARGIN:g} points: {'; '.join(phrases)}. "
         "[Chapter 8](../notebooks/8-causes.ipynb) has the interventions, and what they leave open."
     )
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """Words as a sentence lists them: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def beliefs(
