@@ -54,8 +54,8 @@ MAIN = ("omniglot", 5, 1)  # data, ways and shots that have all interventions
 # What interventions are asked about, as a sentence names it.
 SUBJECTS = {
     "hessian_norm": "the flatness of adapted solutions (Hessian norm)",
-    "support_loss": "their support loss",
-    "distance": "the distance from where they began",
+    "support_loss": "the support loss after adapting",
+    "distance": "the distance from the start",
     "trajectory_coherence": "trajectory coherence",
     "gradient_coherence": "gradient coherence",
 }
