@@ -270,10 +270,10 @@ def accuracy_without_coherence(outcomes: Iterable[PredictionRow]) -> str:
     margin = f"within ± {predictions.MARGIN:g} points"
     text = " Without most of the coherence, "
     if stays:
-        text += f"accuracy stays {margin} under {' and '.join(stays)}"
+        text += f"accuracy stays {margin} under {enumerate_words(stays)}"
     if others:
         text += ", and not " if stays else f"accuracy does not stay {margin} "
-        text += f"under {' and '.join(others)}"
+        text += f"under {enumerate_words(others)}"
         text += " ([why that does not decide](../notebooks/8-causes.ipynb))" if stays else ""
     return f"{text}."
 

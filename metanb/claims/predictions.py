@@ -45,6 +45,7 @@ from metanb.settings import scale_of
 
 MARGIN = 3.0  # percentage points of accuracy
 HALF = 0.5
+INNER_STEPS = tuple(f"inner step {size:g}" for size in STEP_SIZES)  # names of interventions
 NO_EFFECT = Interval(np.nan, -np.inf, np.inf, 1.0)  # where no seed has all step sizes
 FIRST_ORDER = ("fomaml",)
 BOTH = ("maml", "fomaml")
@@ -117,10 +118,7 @@ PREDICTIONS = (
     Prediction("sharpness-aware and coherent", "hessian_norm", Expectation.FALLS),
     *_changed("sharpness-aware and coherent", "trajectory_coherence", Expectation.RISES),
     Prediction("base", "hessian_norm", Expectation.FOLLOWS),
-    *(
-        Prediction(f"inner step {size:g}", "final_accuracy", Expectation.STAYS)
-        for size in STEP_SIZES
-    ),
+    *(Prediction(name, "final_accuracy", Expectation.STAYS) for name in INNER_STEPS),
 )
 
 
@@ -268,7 +266,8 @@ def _judge_prediction(
 ) -> PredictionRow | None:
     """The row of one prediction in one place, where its cell and the base's are.
 
-    None if they have no seed in common.
+    None if they have no seed in common, or if the rule takes several step sizes and only the base's
+    is there.
     """
     dataset, setting, scale, algorithm = place
     pairs = pair_by_seed(cells[prediction.intervention], cells[BASE.name])
@@ -276,6 +275,8 @@ def _judge_prediction(
         return None
     after, base = values_at_the_end(pairs, prediction.measure)
     if prediction.expected == Expectation.FOLLOWS:
+        if not any(name in cells for name in INNER_STEPS):
+            return None
         slopes, errors, compared = _slopes(cells, prediction.measure)
         effect = interval(slopes, shared=errors) if slopes else NO_EFFECT
         runs = len(slopes)
@@ -344,7 +345,7 @@ def _slopes(
     Returns:
         The slopes, their standard errors over tasks, and the runs.
     """
-    names = [BASE.name, *(f"inner step {size:g}" for size in STEP_SIZES)]
+    names = [BASE.name, *INNER_STEPS]
     by_seed: dict[int, list[Record]] = {}
     for name in names:
         for run in cells.get(name, []):
