@@ -350,8 +350,8 @@ def main_roles(recorded: Iterable[Record]) -> list[MeasureRole]:
         for settings in intervention_runs("quick", *MAIN, [0], algorithm, intervention)
     ]
     changed, plain = (
-        [run for run in runs if run.settings.unseeded in {settings.unseeded for settings in plan}]
-        for plan in (planned, base)
+        [run for run in runs if run.settings.unseeded in cells]
+        for cells in ({settings.unseeded for settings in plan} for plan in (planned, base))
     )
     return find_roles(changed, plain, list(SUBJECTS))
 
