@@ -42,10 +42,10 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
             scale, algorithm and variant (the settings that differ from the scale's). Then
             iterations, those of the epochs 0, 1, ...; and runs, each with its id and its seed.
         means, errors: means over tasks, and their standard errors; a mean is rounded by less than
-            a twentieth of its error, or to four digits. For each of `measures` a list
-            of all runs' curves, in the order of `cells` and their runs. A curve is one string with
-            one number per epoch; of an unrecorded measure it is empty. Curves of one measure begin
-            alike, so the data pack better than by run.
+            a twentieth of its error, or to four digits. For each of `measures` a list of all runs'
+            curves, in the order of `cells` and their runs. A curve is one string with one number
+            per epoch; of an unrecorded measure it is empty. Curves of one measure begin alike, so
+            the data pack better than by run.
     """
     measures = []
     for name, measure in MEASURES.items():
@@ -54,17 +54,18 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
         measures.append({"name": name, "label": capitalised, "log": measure.log})
     palette = sns.color_palette("colorblind").as_hex()
     cells = group_into_cells(records)
-    tables = [
+    pivots = (
         run.measures.pivot(index="epoch", columns="measure", values=["mean", "sem"])
         for cell in cells
         for run in cell
-    ]
+    )
+    tables = [(table["mean"], table["sem"]) for table in pivots]
     return {
         "measures": measures,
         "colours": [colour for colour in palette if colour not in PALE],
         "cells": [_describe_cell(cell) for cell in cells],
-        "means": _join_curves(tables, "mean", _format_mean),
-        "errors": _join_curves(tables, "sem", lambda _, error: f"{error:.{ERROR_DIGITS}g}"),
+        "means": _join_curves(tables, _format_mean),
+        "errors": _join_curves(tables, lambda _, error: f"{error:.{ERROR_DIGITS}g}"),
     }
 
 
@@ -85,19 +86,19 @@ def _describe_cell(cell: list[Record]) -> dict[str, Any]:
 
 
 def _join_curves(
-    runs: list[pd.DataFrame], part: str, write: Callable[[float, float], str]
+    runs: list[tuple[pd.DataFrame, pd.DataFrame]], write: Callable[[float, float], str]
 ) -> list[list[str]]:
     """`means` or `errors` of runs.
 
     Args:
-        runs: a table each: a row per epoch, two columns per measure, of its mean and of its sem.
-        part: "mean" or "sem", as the table's columns have it.
+        runs: two tables each, of means and of standard errors: a row per epoch, a column per
+            measure.
         write: a number from a mean and its standard error.
     """
     return [
         [
-            _join_numbers(run["mean", name], run["sem", name], write) if name in run[part] else ""
-            for run in runs
+            _join_numbers(means[name], errors[name], write) if name in means else ""
+            for means, errors in runs
         ]
         for name in MEASURES
     ]
@@ -105,8 +106,10 @@ def _join_curves(
 
 def _join_numbers(means: pd.Series, errors: pd.Series, write: Callable[[float, float], str]) -> str:
     """Numbers in as few characters as possible, separated by spaces; a missing one is NaN."""
-    texts = map(write, means, errors)
-    texts = ("NaN" if "n" in text else text.replace("e-0", "e-") for text in texts)  # 1e-05 as 1e-5
+    texts = (
+        "NaN" if text in ("nan", "inf", "-inf") else text for text in map(write, means, errors)
+    )
+    texts = (text.replace("e-0", "e-") for text in texts)  # 1e-05 as 1e-5
     return " ".join(
         text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text for text in texts
     )
