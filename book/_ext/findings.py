@@ -34,7 +34,7 @@ from metanb.claims.cells import (
     late_values,
     pair_by_seed,
 )
-from metanb.claims.companions import MeasureRole, Role, find_roles
+from metanb.claims.companions import SUBJECTS, MeasureRole, Role, find_roles
 from metanb.claims.paper import CLAIMS, PAPER, PAPER_GAIN
 from metanb.claims.predictions import Expectation, Outcome, PredictionRow
 from metanb.claims.run_stats import correlation_power, fitted_change, interval
@@ -42,7 +42,6 @@ from metanb.claims.verdicts import MIN_RUNS, Row, Verdict
 from metanb.grids import definitions
 from metanb.grids.definitions import Planned, base_runs
 from metanb.grids.hours import CORE, TimeLeft, Timings, format_minutes, kind_of
-from metanb.grids.interventions import BY_NAME, intervention_runs
 from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record, keep_furthest
 from metanb.settings import Settings, preset, scale_of
@@ -50,15 +49,8 @@ from metanb.settings import Settings, preset, scale_of
 PAPER_DATA = ("omniglot", "mini-imagenet")
 SCALES = {"paper": "at the paper's settings", "quick": "in the smaller version"}
 GPUS = {"NVIDIA H200": "H200", "NVIDIA A100-SXM4-80GB": "A100"}  # the columns of prices
-MAIN = ("omniglot", 5, 1)  # data, ways and shots that have all interventions
-# What interventions are asked about, as a sentence names it.
-SUBJECTS = {
-    "hessian_norm": "the flatness of adapted solutions (Hessian norm)",
-    "support_loss": "the support loss after adapting",
-    "distance": "the distance from the start",
-    "trajectory_coherence": "trajectory coherence",
-    "gradient_coherence": "gradient coherence",
-}
+# The data, ways and shots with most runs and with all interventions: chapters begin with them.
+MAIN = ("omniglot", 5, 1)
 GAIN_SETTING = ("omniglot", 20, 1)  # data, ways and shots of the paper's figure for C8
 # Where accuracy and coherence are seen to rise together over epochs.
 TOGETHER = (Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.POWERLESS, Verdict.REPRODUCED)
@@ -341,19 +333,15 @@ def belief_in_gain(rows: Sequence[Row]) -> str:
 
 def main_roles(recorded: Iterable[Record]) -> list[MeasureRole]:
     """What each measure in SUBJECTS is to accuracy, by the interventions in the main setting."""
-    runs = keep_furthest(recorded)
-    base = base_runs("quick", *MAIN, [0], ["maml", "fomaml"])
-    planned = [
-        settings
-        for algorithm in ("maml", "fomaml")
-        for intervention in BY_NAME.values()
-        for settings in intervention_runs("quick", *MAIN, [0], algorithm, intervention)
+    base = {settings.unseeded for settings in base_runs("quick", *MAIN, [0], ["maml", "fomaml"])}
+    of_main = [
+        run
+        for run in recorded
+        if (run.settings.dataset, run.settings.ways, run.settings.shots) == MAIN
+        and scale_of(run.settings) == "quick"
     ]
-    changed, plain = (
-        [run for run in runs if run.settings.unseeded in cells]
-        for cells in ({settings.unseeded for settings in plan} for plan in (planned, base))
-    )
-    return find_roles(changed, plain, list(SUBJECTS))
+    plain = [run for run in of_main if run.settings.unseeded in base]
+    return find_roles(of_main, plain, list(SUBJECTS))
 
 
 def belief_in_causes(roles: Iterable[MeasureRole]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from book_numbers import committed_runs, judged_rows
-from findings import TOGETHER, reproduced_share, share_words
+from findings import MAIN, TOGETHER, reproduced_share, share_words
 from sphinx.errors import ExtensionError
 
 from metanb.claims import rules
@@ -22,8 +22,6 @@ from metanb.labels import name_of
 from metanb.runs.records import Record
 from metanb.settings import preset
 
-# the setting of which the book has most runs: its chapters begin with it
-MAIN = ("omniglot", 5, 1)
 CENTRED = "centred head at meta-test"
 
 

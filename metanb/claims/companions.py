@@ -170,11 +170,11 @@ class MeasureRole:
 
 # what the measures stand for in a sentence
 SUBJECTS = {
-    "trajectory_coherence": "Trajectory coherence",
-    "gradient_coherence": "Gradient coherence",
-    "hessian_norm": "Flatness (Hessian norm)",
-    "support_loss": "Loss (support loss, adapted)",
-    "distance": "Distance from θ_s",
+    "trajectory_coherence": "trajectory coherence",
+    "gradient_coherence": "gradient coherence",
+    "hessian_norm": "flatness (Hessian norm)",
+    "support_loss": "loss (support loss, adapted)",
+    "distance": "distance from θ_s",
 }
 
 
@@ -277,10 +277,11 @@ def role_sentences(roles: Iterable[MeasureRole]) -> list[str]:
     by_measure: dict[str, list[MeasureRole]] = {}
     for role in roles:
         by_measure.setdefault(role.measure, []).append(role)
-    return [
-        f"**{SUBJECTS.get(measure, label_of(measure))}**: {_describe_roles(group)}."
-        for measure, group in by_measure.items()
-    ]
+    sentences = []
+    for measure, group in by_measure.items():
+        subject = SUBJECTS.get(measure, label_of(measure))
+        sentences.append(f"**{subject[0].upper()}{subject[1:]}**: {_describe_roles(group)}.")
+    return sentences
 
 
 def _describe_roles(roles: Sequence[MeasureRole]) -> str:

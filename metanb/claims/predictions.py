@@ -38,14 +38,13 @@ import pandas as pd
 from metanb.claims.cells import final_accuracy, group_into_cells, pair_by_seed
 from metanb.claims.run_stats import Interval, interval
 from metanb.claims.verdicts import MIN_RUNS
-from metanb.grids.interventions import BASE, BY_NAME, STEP_SIZES, find_intervention
+from metanb.grids.interventions import BASE, BY_NAME, INNER_STEPS, find_intervention
 from metanb.labels import MEASURES, name_of
 from metanb.runs.records import Record, keep_furthest, keep_new
 from metanb.settings import scale_of
 
 MARGIN = 3.0  # percentage points of accuracy
 HALF = 0.5
-INNER_STEPS = tuple(f"inner step {size:g}" for size in STEP_SIZES)  # names of interventions
 NO_EFFECT = Interval(np.nan, -np.inf, np.inf, 1.0)  # where no seed has all step sizes
 FIRST_ORDER = ("fomaml",)
 BOTH = ("maml", "fomaml")

@@ -13,7 +13,8 @@ from metanb.settings import Scale, Settings, preset
 
 PARTS = 3  # epochs of a run: its measures are compared at its end
 FINAL_TASKS = 600  # for accuracy at the end
-STEP_SIZES = (0.05, 0.1, 0.2, 0.8)  # of the inner loop, beside the usual 0.4
+# by name, the step sizes of the inner loop beside the usual 0.4
+INNER_STEPS = {f"inner step {size:g}": size for size in (0.05, 0.1, 0.2, 0.8)}
 # what takes most of first-order MAML's coherence away, and is asked at 20-way 1-shot, too
 ON_20_WAYS = ("centred head at meta-test", "zero head")
 
@@ -109,10 +110,8 @@ INTERVENTIONS = (
         "the two together",
     ),
     *(
-        Intervention(
-            f"inner step {size:g}", {"inner_lr": size}, "Andriushchenko et al. 2023", _ANOTHER_STEP
-        )
-        for size in STEP_SIZES
+        Intervention(name, {"inner_lr": size}, "Andriushchenko et al. 2023", _ANOTHER_STEP)
+        for name, size in INNER_STEPS.items()
     ),
 )
 BY_NAME = {each.name: each for each in (BASE, *INTERVENTIONS)}
