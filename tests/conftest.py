@@ -1,6 +1,6 @@
 """One thread, here and in processes that tests start; and which tests workers take first.
 
-Another number of threads changes a run's last bits.
+Another number of threads changes a run's last bits. Kernels of notebooks are forked.
 """
 
 import os
@@ -9,9 +9,13 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
+from jupyter_client.provisioning import local_provisioner
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.support import kernels
 from tests.support.browser import browser, page, served  # noqa: F401  fixtures
+
+local_provisioner.launch_kernel = kernels.launch
 
 # Tests of a quarter of a minute or more, which need no other test of their file.
 LONG = {

@@ -19,8 +19,8 @@ import pytest
 
 from metanb.figures import svg
 from metanb.grids import definitions
+from tests.support.command_line import call
 from tests.support.paths import ROOT
-from tests.support.processes import Process
 
 NOTEBOOKS = sorted(
     (ROOT / "notebooks").glob("*.ipynb"), key=lambda path: int(path.name.partition("-")[0])
@@ -176,7 +176,7 @@ LIVE = {
 
 
 @pytest.mark.parametrize("name", LIVE)
-def test_runs_live_with_other_parameters(name, tmp_path):
+def test_runs_live_with_other_parameters(name, capsys, monkeypatch, tmp_path):
     values, runs = LIVE[name]
     options = [
         word
@@ -187,8 +187,10 @@ def test_runs_live_with_other_parameters(name, tmp_path):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SHORT))
     nbformat.write(notebook, tmp_path / "in.ipynb")
-    process = Process(store, "run", tmp_path / "in.ipynb", *options, "-o", executed)
-    assert process.wait() == 0, process.err
+    monkeypatch.setenv("METANB_STORE", str(store))
+    arguments = ["run", tmp_path / "in.ipynb", *options, "-o", executed]
+    code, _, err = call(capsys, monkeypatch, *arguments)
+    assert code == 0, err
     assert len(list(store.glob("*/measures.csv"))) == runs
     assert code_cells(executed)[-1].outputs[0].text.startswith("verified")
 

@@ -1,6 +1,7 @@
 """The command line in processes of its own, to be stopped and killed.
 
-They are forked from one process that has loaded torch, which takes seconds of each otherwise.
+They are forked from one process that has loaded torch, which takes seconds of each otherwise;
+so are the kernels of notebooks (`tests.support.kernels`).
 """
 
 import multiprocessing
@@ -13,9 +14,17 @@ from typing import Any
 
 from metanb.cli import main
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["metanb.cli", "metanb.notebooks", "metanb.runs.experiment", "torch._dynamo"]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "metanb.cli",
+        "metanb.notebooks",
+        "metanb.runs.experiment",
+        "torch._dynamo",
+        "metanb.figures.runs",
+        "scipy.stats",
+        "ipykernel.kernelapp",
+    ]
 )
 
 
@@ -40,7 +49,7 @@ class Process:
             self._streams[2] = Path(terminal)
         environment = os.environ | {"METANB_STORE": str(store)}
         options = (environment, self._streams, list(map(str, arguments)))
-        self._process = _context.Process(target=_run, args=options, daemon=True)
+        self._process = CONTEXT.Process(target=_run, args=options, daemon=True)
         self._process.start()
 
     @property
