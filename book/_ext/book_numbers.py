@@ -444,9 +444,9 @@ def gradient_table(timings: pd.DataFrame, order: str) -> str:
 def speedup_over_best_peer(timings: pd.DataFrame, order: str) -> str:
     """How many times as fast metanb is as the fastest peer whose gradient is right, by unit."""
     right = timings[(timings.order == order) & ~(timings.error64 > units.WRONG)]
-    ours = right[right.candidate == units.OURS].set_index("unit").ms
+    own = right[right.candidate == units.OURS].set_index("unit").ms
     best = right[~right.candidate.isin([units.OURS, units.PLAIN])].groupby("unit").ms.min()
-    return ", ".join(f"{best[unit] / ms:.2f} ({unit})" for unit, ms in ours.items())
+    return ", ".join(f"{best[unit] / ms:.2f} ({unit})" for unit, ms in own.items())
 
 
 def describe_benchmark(result: dict[str, Any]) -> str:
@@ -467,7 +467,7 @@ def benchmark_values() -> dict[str, str]:
     )
     timings = pd.DataFrame(result["timings"])
     gradients = timings[timings.unit.isin(list(units.UNITS))]
-    ours = gradients[gradients.candidate == units.OURS]
+    own = gradients[gradients.candidate == units.OURS]
     base = gradients[gradients.candidate == units.BASE]
     hessian = report.timings_table(of_norms)[
         ["unit", "candidate", "ms", "times as fast", "error, single"]
@@ -480,11 +480,11 @@ def benchmark_values() -> dict[str, str]:
         "bench_where": describe_benchmark(result),
         "bench_hessian_where": describe_benchmark(of_norms),
         "bench_checked": format_value(units.CHECKED_TASKS),
-        "bench_single": format_range(ours.error),
+        "bench_single": format_range(own.error),
         "bench_single_base": format_range(base.error),
         "bench_measuring": f"{result['measuring']:.1%}",
         "bench_rate": f"{result['best_gflops']:.0f}",
-        "bench_share": f"{ours.share.min():.0%} to {ours.share.max():.0%}",
+        "bench_share": f"{own.share.min():.0%} to {own.share.max():.0%}",
         "bench_second": gradient_table(timings, "second"),
         "bench_first": gradient_table(timings, "first"),
         "bench_best_second": speedup_over_best_peer(timings, "second"),

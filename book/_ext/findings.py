@@ -109,7 +109,7 @@ def claim_results(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) -> str
         outcomes: what came of the predictions, the control of C5 and C6.
     """
     items = []
-    told: list[str] = []  # what interventions do, said once
+    sentences: list[str] = []  # what interventions do, said once
     for claim in CLAIMS:
         of_claim = [row for row in rows if row.claim == claim.name]
         verdicts = at_both_scales([row for row in of_claim if row.as_in_paper])
@@ -119,8 +119,10 @@ def claim_results(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) -> str
             item += f" {CONTROL_PHRASES[claim.name]}, {at_both_scales(controls)}."
         if claim.name in ("C5", "C6"):
             text = without_coherence(outcomes, claim.measure)
-            item += " The same interventions take this coherence away." if text in told else text
-            told += [text] if text else []
+            item += (
+                " The same interventions take this coherence away." if text in sentences else text
+            )
+            sentences += [text] if text else []
         items.append(item)
     return "\n".join(items)
 
@@ -210,12 +212,12 @@ def belief_in_worse(rows: Sequence[Row]) -> str:
     c4 = [row for row in rows if row.claim == "C4"]
     plain = [row for row in c4 if row.as_in_paper]
     judged = [row for row in plain if row.verdict.is_judged]
-    asked = sum(row.verdict != Verdict.TOO_FEW for row in plain)
+    cells = sum(row.verdict != Verdict.TOO_FEW for row in plain)
     text = "**Does flatness go with generalisation?** "
     if not judged:
-        return text + f"Accuracy falls in none of {asked} cells, so nothing here tests it."
+        return text + f"Accuracy falls in none of {cells} cells, so nothing here tests it."
     at_paper = sum(row.scale == "paper" for row in judged)
-    text += f"Accuracy falls in {len(judged)} of {asked} cells, {at_paper or 'none'} of them at "
+    text += f"Accuracy falls in {len(judged)} of {cells} cells, {at_paper or 'none'} of them at "
     text += f"the paper's settings. There the Hessian norm falls on in {share_words(judged)}"
     scale_free = [row for row in c4 if row.variant == rules.SCALE_FREE and row.verdict.is_judged]
     text += f", the scale-free measure in {share_words(scale_free)}"
@@ -226,18 +228,18 @@ def belief_in_worse(rows: Sequence[Row]) -> str:
 
 def belief_in_coherence(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) -> str:
     """C5 and C6: a shared trend or more, what happens where accuracy falls, and interventions."""
-    both = [row for row in rows if row.claim in ("C5", "C6") and row.verdict.is_judged]
-    if not both:
+    judged = [row for row in rows if row.claim in ("C5", "C6") and row.verdict.is_judged]
+    if not judged:
         return ""
-    together = sum(row.verdict in TOGETHER for row in both)
-    whole = sum(row.verdict == Verdict.REPRODUCED for row in both)
+    together = sum(row.verdict in TOGETHER for row in judged)
+    whole = sum(row.verdict == Verdict.REPRODUCED for row in judged)
     text = (
         f"**Does coherence go with accuracy?** The two rise together over epochs in {together} of "
-        f"{len(both)} tests, and in {whole or 'none'} of these also from epoch to epoch and from "
+        f"{len(judged)} tests, and in {whole or 'none'} of these also from epoch to epoch and from "
         "run to run."
     )
     falling = {row.ids for row in rows if row.claim == "C4" and row.verdict.is_judged}
-    there = [row for row in both if row.ids in falling]
+    there = [row for row in judged if row.ids in falling]
     if there:
         verdicts = [
             f"{claim} is {verdicts_in_words(of_claim)}".removesuffix(" in the one cell")
@@ -258,14 +260,14 @@ def accuracy_without_coherence(outcomes: Iterable[PredictionRow]) -> str:
         return ""
     names = name_interventions(rows)
     stays = [names[row] for row in rows if row.outcome == Outcome.PREDICTED]
-    others = [names[row] for row in rows if row.outcome != Outcome.PREDICTED]
+    changes = [names[row] for row in rows if row.outcome != Outcome.PREDICTED]
     margin = f"within ± {predictions.MARGIN:g} points"
     text = " Without most of the coherence, "
     if stays:
         text += f"accuracy stays {margin} under {enumerate_words(stays)}"
-    if others:
+    if changes:
         text += ", and not " if stays else f"accuracy does not stay {margin} "
-        text += f"under {enumerate_words(others)}"
+        text += f"under {enumerate_words(changes)}"
         text += " ([why that does not decide](../notebooks/8-causes.ipynb))" if stays else ""
     return f"{text}."
 
@@ -294,10 +296,10 @@ def belief_in_finetuning(rows: Sequence[Row]) -> str:
     if not works:
         return text + "."
     apart = sum(row.verdict == Verdict.REPRODUCED for row in works)
-    both = sum(row.verdict == Verdict.BOTH_ORTHOGONAL for row in works)
-    text += f"; in {apart + both} of these its trajectories are nearly orthogonal"
-    if both:
-        text += f", but in {both} of them meta-training's are so, too"
+    alike = sum(row.verdict == Verdict.BOTH_ORTHOGONAL for row in works)
+    text += f"; in {apart + alike} of these its trajectories are nearly orthogonal"
+    if alike:
+        text += f", but in {alike} of them meta-training's are so, too"
     return text + "."
 
 
@@ -567,9 +569,9 @@ def settling_table(recorded: Sequence[Record]) -> str:
         for question in QUESTIONS
     }
     runs = seeds_for_power()
-    both = ("maml", "fomaml")
+    algorithms = ("maml", "fomaml")
     lists[f"Do runs that are more coherent end more accurate (C5, C6)? {runs} seeds of 5-way"] = (
-        base_runs("paper", "omniglot", 5, 1, range(runs), both)
+        base_runs("paper", "omniglot", 5, 1, range(runs), algorithms)
     )
     lists["All of the paper's grid"] = [run.settings for run in planned]
     finished = [run for run in keep_furthest(recorded) if run.finished]

@@ -101,7 +101,7 @@ def find_flatness(evidence: Evidence) -> Finding:
 def find_few_classes(evidence: Evidence) -> Finding:
     """C4, where accuracy falls."""
     plain = evidence.judged("C4")
-    both = [*plain, *evidence.judged("C4", rules.SCALE_FREE)]
+    judged = [*plain, *evidence.judged("C4", rules.SCALE_FREE)]
     row = plain[0]
     text = (
         "**Flatter does not mean better.** Where training on few classes makes accuracy on new "
@@ -109,7 +109,7 @@ def find_few_classes(evidence: Evidence) -> Finding:
         "over the second half of training. On the measure without the weights' size the fall is "
         "not seen."
     )
-    holds = [each.verdict for each in both] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
+    holds = [row.verdict for row in judged] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
     return Finding(text, holds)
 
 
@@ -169,7 +169,7 @@ def find_agreement(evidence: Evidence) -> Finding:
 
 def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
     """C7 and C8."""
-    both = count(evidence.judged("C7"), Verdict.BOTH_ORTHOGONAL)
+    orthogonal = count(evidence.judged("C7"), Verdict.BOTH_ORTHOGONAL)
     gains = evidence.judged("C8")
     own = [row for row in gains if row.scale == "paper" and row.paper]
     row = own[0]
@@ -178,9 +178,9 @@ def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
         f"In {len(gains)} comparisons its gain is never seen. In the paper's own setting, after "
         f"{row.reached} of {name_of(row.algorithm)}, it is {row.change}; the paper's "
         f"{PAPER_GAIN:+.2f} is neither seen nor ruled out. Finetuning's trajectories are "
-        f"nearly orthogonal, as the paper says, but so are MAML's ({both} settings)."
+        f"nearly orthogonal, as the paper says, but so are MAML's ({orthogonal} settings)."
     )
-    holds = not count(gains, Verdict.REPRODUCED) and both > 0
+    holds = not count(gains, Verdict.REPRODUCED) and orthogonal > 0
     return Finding(text, holds and row.verdict == Verdict.UNCLEAR)
 
 

@@ -256,8 +256,8 @@ def judge_predictions_apart(
     """
     book, own = ([run for run in runs if scale_of(run.settings) != "smoke"] for runs in (book, own))
     added = {run.settings.id for run in keep_new(own, book)}
-    both = judge_predictions([*book, *own]) if added else []
-    return judge_predictions(book), [row for row in both if not added.isdisjoint(row.ids)]
+    joint = judge_predictions([*book, *own]) if added else []
+    return judge_predictions(book), [row for row in joint if not added.isdisjoint(row.ids)]
 
 
 def _judge_prediction(

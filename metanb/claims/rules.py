@@ -212,8 +212,8 @@ def _judge_baselines(cells: list[list[Record]]) -> Iterator[Row]:
                     usual = preset(scale, *task)
                     usual_way = {name: getattr(usual, name) for name in AT_META_TEST}
                     partner = replace(partner, **usual_way)
-                both = cut_to_common_epoch(cell, by_settings.get(partner, []))
-                yield _judge_orthogonality(*both, algorithm)
+                pair = cut_to_common_epoch(cell, by_settings.get(partner, []))
+                yield _judge_orthogonality(*pair, algorithm)
 
 
 def _judge_regularisers(cells: list[list[Record]]) -> Iterator[Row]:

@@ -74,15 +74,15 @@ def _book_runs() -> list[Record]:
 
 def _choose_reference(run: Record, committed: Sequence[Record]) -> list[Record]:
     """The book's plain runs of the nearest setting and scale, of one data set."""
-    ours = run.settings
+    settings = run.settings
     plain = [
         record
         for record in committed
         if not differences_from_scale(record.settings) and scale_of(record.settings) != "smoke"
     ]
     wanted = [
-        (ours.dataset, ours.ways, ours.shots),
-        ("omniglot", ours.ways, ours.shots),
+        (settings.dataset, settings.ways, settings.shots),
+        ("omniglot", settings.ways, settings.shots),
         ("omniglot", 5, 1),
     ]
     for task in wanted:
@@ -91,7 +91,7 @@ def _choose_reference(run: Record, committed: Sequence[Record]) -> list[Record]:
             for record in plain
             if (record.settings.dataset, record.settings.ways, record.settings.shots) == task
         ]
-        for scale in (scale_of(ours), "quick", "paper"):
+        for scale in (scale_of(settings), "quick", "paper"):
             of_scale = [record for record in of_task if scale_of(record.settings) == scale]
             if of_scale:
                 return of_scale

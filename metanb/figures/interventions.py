@@ -52,12 +52,12 @@ def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) ->
         caption: what to see.
     """
     algorithms = list(dict.fromkeys(table.algorithm))
-    names = [each for each in dict.fromkeys(table.intervention) if each != "base"]
+    names = [name for name in dict.fromkeys(table.intervention) if name != "base"]
     columns = ["algorithm", "intervention", "pairs", measure, "gain", "low", "high"]
     data = table[columns].reset_index(drop=True)
     with matplotlib.rc_context(STYLE):
         # narrow enough that a phone hardly shrinks it; a name of two lines takes more room
-        labels = [textwrap.fill(each, NAME_WIDTH) for each in names]
+        labels = [textwrap.fill(name, NAME_WIDTH) for name in names]
         lines = sum(1 + 0.6 * label.count("\n") for label in labels)
         canvas = Canvas(figsize=(4.6, (0.26 * lines + 0.9) * len(algorithms)), layout="constrained")
         panels = canvas.subplots(len(algorithms), 2, squeeze=False, sharex="col", sharey=True)

@@ -114,7 +114,7 @@ INTERVENTIONS = (
         for name, size in INNER_STEPS.items()
     ),
 )
-BY_NAME = {each.name: each for each in (BASE, *INTERVENTIONS)}
+BY_NAME = {intervention.name: intervention for intervention in (BASE, *INTERVENTIONS)}
 
 
 def intervention_runs(
