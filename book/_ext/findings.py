@@ -6,8 +6,8 @@ condition on the records, so that other records give other words.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -364,13 +364,94 @@ def belief_in_causes(roles: Iterable[MeasureRole]) -> str:
     )
 
 
+def pair_inner_losses(recorded: Iterable[Record], rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Verdicts with the mean as inner loss, each beside that of like runs with the sum.
+
+    The rows are those that are judged with one of the two at least.
+    """
+    settings = {run.settings.id: run.settings for run in recorded}
+    by_loss: dict[str, dict[tuple[str, Settings], Row]] = {"mean": {}, "sum": {}}
+    for row in rows:
+        own = settings[row.ids[0]]
+        by_loss[own.inner_loss][row.name, replace(own.unseeded, inner_loss="mean")] = row
+    return [
+        (row, by_loss["sum"][key])
+        for key, row in by_loss["mean"].items()
+        if key in by_loss["sum"]
+        and (row.verdict.is_judged or by_loss["sum"][key].verdict.is_judged)
+    ]
+
+
+def belief_in_inner_loss(pairs: Iterable[tuple[Row, Row]]) -> str:
+    """How many verdicts in the paper's form another inner loss leaves, and which it changes."""
+    pairs = [pair for pair in pairs if pair[0].as_in_paper]
+    if not pairs:
+        return ""
+    differ = [mean for mean, summed in pairs if mean.verdict != summed.verdict]
+    text = (
+        "**Does the choice of inner loss matter?** The sum of Finn's code in place of the mean "
+        f"leaves {len(pairs) - len(differ)} of {len(pairs)} verdicts as they are"
+    )
+    if differ:
+        claims = enumerate_words(sorted({row.claim for row in differ}))
+        text += f", and changes some of {claims}"
+    return f"{text} ([both](inner-losses))."
+
+
+def inner_loss_table(pairs: Sequence[tuple[Row, Row]]) -> str:
+    """The verdicts with both inner losses, in the paper's form of each claim and its control."""
+    lines = []
+    for claim in CLAIMS:
+        of_claim = [pair for pair in pairs if pair[0].claim == claim.name]
+        forms = {
+            claim.name: [pair for pair in of_claim if pair[0].as_in_paper],
+            f"{claim.name}, control": [pair for pair in of_claim if is_control(pair[0])],
+        }
+        for name, of_form in forms.items():
+            if of_form:
+                same = sum(mean.verdict == summed.verdict for mean, summed in of_form)
+                words = [verdicts_in_words(side) for side in zip(*of_form, strict=True)]
+                lines.append([name, *words, f"{same} of {len(of_form)}"])
+    return markdown_table(["Claim", "With the mean", "With the sum", "Same verdict"], lines)
+
+
+def inner_loss_accuracy(recorded: Iterable[Record], pairs: Iterable[tuple[Row, Row]]) -> str:
+    """By how many points the sum changes late accuracy, over cells by algorithm, in words."""
+    by_id = {run.settings.id: run for run in recorded}
+    changes: dict[str, list[float]] = {}
+    counts = set()
+    for mean, summed in pairs:
+        if mean.name == "C1":  # one row per cell
+            cell, reference = ([by_id[i] for i in row.ids] for row in (summed, mean))
+            paired = pair_by_seed(cell, reference)
+            counts.add(len(paired))
+            after, before = (
+                late_values(runs, "query_accuracy") for runs in zip(*paired, strict=True)
+            )
+            change = 100 * float(np.mean(after - before))
+            changes.setdefault(name_of(mean.algorithm), []).append(change)
+    phrases = [
+        f"under {name} by {_range_of(values, '{:+.1f}')} points" for name, values in changes.items()
+    ]
+    return f"{' and '.join(phrases)} (means over {_range_of(counts, '{}')} seeds per cell)"
+
+
+def _range_of(values: Collection[float], form: str) -> str:
+    """The least and the greatest value, once if they read the same."""
+    least, greatest = form.format(min(values)), form.format(max(values))
+    return least if least == greatest else f"{least} to {greatest}"
+
+
 def enumerate_words(words: Sequence[str]) -> str:
     """Words as a sentence lists them: "a, b and c"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def beliefs(
-    rows: Sequence[Row], outcomes: Sequence[PredictionRow], roles: Iterable[MeasureRole]
+    rows: Sequence[Row],
+    outcomes: Sequence[PredictionRow],
+    roles: Iterable[MeasureRole],
+    inner_losses: Iterable[tuple[Row, Row]],
 ) -> str:
     """What a reader may believe now, an item per question."""
     texts = [
@@ -380,6 +461,7 @@ def beliefs(
         belief_in_causes(roles),
         belief_in_finetuning(rows),
         belief_in_gain(rows),
+        belief_in_inner_loss(inner_losses),
     ]
     return "\n".join(f"- {text}" for text in texts if text)
 
@@ -633,14 +715,17 @@ def substitutions() -> dict[str, str]:
     recorded = committed_runs()
     rows = [row for row in judged_rows() if row.dataset in PAPER_DATA]
     outcomes = judged_predictions()
+    inner_losses = pair_inner_losses(recorded, rows)
     return {
-        "discussion_beliefs": beliefs(rows, outcomes, main_roles(recorded)),
+        "discussion_beliefs": beliefs(rows, outcomes, main_roles(recorded), inner_losses),
         "discussion_claims": claim_results(rows, outcomes),
         "discussion_lengths": capitalise(lengths(recorded)),
         "discussion_rising": still_rising(recorded),
         "discussion_seeds": seeds(rows),
         "discussion_devices": capitalise(devices(recorded)),
         "discussion_gains": gain_table(recorded, rows),
+        "discussion_inner_losses": inner_loss_table(inner_losses),
+        "discussion_inner_loss_accuracy": inner_loss_accuracy(recorded, inner_losses),
         "discussion_monotone": monotone(recorded),
         "discussion_settling": settling_table(recorded),
         "one_a100": gpu_time(recorded, "NVIDIA A100-SXM4-80GB"),
