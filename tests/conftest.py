@@ -26,8 +26,15 @@ LONG = {
     "test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds",
     "test_runs_side_by_side_stay_there_with_their_images",
 }
-# Notebooks that train for half a minute, from end to end by one worker.
-TRAINING = ("notebooks/1-maml.ipynb", "notebooks/9-your-own.ipynb")
+# Files that take half a minute or more, each from end to end by one worker.
+LONG_FILES = (
+    "notebooks/1-maml.ipynb",
+    "notebooks/9-your-own.ipynb",
+    "tests/book/test_browser.py",
+    "tests/grids/test_runner.py",
+    "tests/runs/test_training.py",
+    "tests/test_second_device.py",
+)
 
 
 def _is_long(nodeid):
@@ -35,8 +42,8 @@ def _is_long(nodeid):
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests and notebooks begin first, so that all workers end together."""
-    items.sort(key=lambda item: not (_is_long(item.nodeid) or item.nodeid.startswith(TRAINING)))
+    """Long tests and files begin first, so that all workers end together."""
+    items.sort(key=lambda item: not (_is_long(item.nodeid) or item.nodeid.startswith(LONG_FILES)))
 
 
 @pytest.hookimpl(optionalhook=True)  # xdist may be off
