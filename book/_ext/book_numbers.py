@@ -35,7 +35,7 @@ BEFORE = ROOT / "book" / "verdicts-before.csv"
 # words of that table that are called otherwise today, and what they are called
 RENAMED = {
     "not reproduced: the opposite": {Verdict.CONTRARY},
-    "partly": {Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.BOTH_ORTHOGONAL},
+    "partly": {Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.NOT_SET_APART},
 }
 CLAIMS = [f"C{number}" for number in range(1, 9)]
 CLAIM_PAGES = {
@@ -64,15 +64,16 @@ VERDICT_MEANINGS = {
     ),
     "trend only": (
         "C5 and C6: accuracy and coherence drift together over meta-training, as any two measures "
-        "do that both change with it. Their changes from epoch to epoch do not go together."
+        "do that both change with it. Their changes from epoch to epoch are not seen to go "
+        "together, which with few runs is weak evidence."
     ),
     "within runs only": (
         "C5 and C6: they go together within each run, also from epoch to epoch. But the more "
         "coherent runs are not the more accurate ones."
     ),
-    "both orthogonal": (
-        "C7: finetuning's trajectories are nearly orthogonal. Meta-training's are not seen to be "
-        "otherwise, so nothing sets finetuning apart."
+    "not set apart": (
+        "C7: finetuning's trajectories are nearly orthogonal. Meta-training's are not seen to lie "
+        f"above {rules.ORTHOGONAL:g}, so this bound does not set finetuning apart."
     ),
     "not reproduced": (
         "The interval contains *no effect*. That does not prove that there is none. For C7 it "
@@ -510,16 +511,15 @@ def accuracy_as_published(cell: list[Record]) -> str:
 
 
 def accuracy_table(recorded: list[Record]) -> str:
-    """Accuracy on further meta-test tasks at the paper's scale, beside the published figures.
-
-    The published figures are those of MAML.
-    """
+    """Accuracy on further meta-test tasks at the paper's scale, beside the published figures."""
     lines = []
     for cell in group_into_cells(run for run in recorded if scale_of(run.settings) == "paper"):
         settings = cell[0].settings
-        published = PUBLISHED.get((settings.dataset, settings.ways, settings.shots))
-        if settings.algorithm == "finetune" or settings.regulariser != "none" or published is None:
+        task = settings.dataset, settings.ways, settings.shots
+        is_plain = settings.algorithm != "finetune" and settings.regulariser == "none"
+        if not is_plain or ("maml", *task) not in PUBLISHED:
             continue
+        published = PUBLISHED.get((settings.algorithm, *task))
         ends = [run.curve("final_accuracy").iloc[-1] for run in cell]
         percents = [100 * end["mean"] for end in ends]
         mean = f"{sum(percents) / len(percents):.1f} %"
@@ -536,7 +536,7 @@ def accuracy_table(recorded: list[Record]) -> str:
                 format_value(len(cell)),
                 format_value(int(ends[0].n)),
                 accuracy_as_published(cell),
-                f"{published:g} %" if settings.algorithm == "maml" else "–",
+                f"{published[0]:g} ± {published[1]:g} %" if published else "–",
             ]
         )
     if not lines:
@@ -645,7 +645,7 @@ def format_whole_grid(left: TimeLeft) -> tuple[str, str]:
     if left.unknown == left.runs:
         return "unknown", "unknown"
     if left.unknown:
-        note = small_print(f"{left.unknown} of {left.runs} runs unknown")
+        note = small_print(f"{left.unknown} of the {left.runs} runs left were never timed")
         return f"over {time}{note}", f"over {device_hours}"
     if left.bases != {"like runs"}:
         return f"≈ {time}", f"≈ {device_hours}"
@@ -731,6 +731,8 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
         values[f"verdict_{name}"] = headline(by_claim[claim], form)
     reproduced = [row for row in rows if row.verdict == Verdict.REPRODUCED]
     too_few = sum(row.verdict == Verdict.TOO_FEW for row in rows)
+    planned = {run.settings.id for run in definitions.quick_grid()}
+    finished = {run.settings.id for run in recorded if run.finished}
     return values | {
         "overview": ledger.overview(rows, CLAIM_PAGES, "ledger.html"),
         "verdict_words": verdict_words(),
@@ -739,7 +741,13 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
         "holm": HOLM_MEANING,
         "holm_seen": format_value(sum(row.p_holm <= 0.05 for row in reproduced)),
         "reproduced": format_value(len(reproduced)),
-        "ledger_missing": format_value(too_few or "none"),
+        "ledger_missing": (
+            f"{too_few} rows with fewer than three runs have no verdict yet and are not listed."
+            if too_few
+            else "Every row has at least three runs."
+        ),
+        "quick_planned": format_value(len(planned)),
+        "quick_unrecorded": format_value(len(planned) - len(planned & finished) or "none"),
         "paper_missing": paper_missing(recorded, rows),
         "paper_reach": paper_reach(recorded, rows),
     }

@@ -201,7 +201,7 @@ def belief_in_flatness(rows: Sequence[Row]) -> str:
             f"measure in {share_words(scale_free)}"
         )
         explained = reproduced_share(scale_free) < reproduced_share(plain) / 2
-        phrases.append(phrase + (", so growing weights can explain it" if explained else ""))
+        phrases.append(phrase + (", so growing weights may be why" if explained else ""))
     if not phrases:
         return ""
     return f"**Are adapted solutions flatter?** {capitalise('; '.join(phrases))}."
@@ -246,7 +246,10 @@ def belief_in_coherence(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) 
             for claim in ("C5", "C6")
             if (of_claim := [row for row in there if row.claim == claim])
         ]
-        text += f" Where accuracy falls, {' and '.join(verdicts)}."
+        text += (
+            f" Where accuracy falls late in training, {' and '.join(verdicts)}, over all epochs; "
+            "[chapter 5](../notebooks/5-overfitting.ipynb) has the halves."
+        )
     text += accuracy_without_coherence(outcomes)
     if not whole:
         text += " Nothing here shows that coherence is more than a companion of training."
@@ -296,7 +299,7 @@ def belief_in_finetuning(rows: Sequence[Row]) -> str:
     if not works:
         return text + "."
     apart = sum(row.verdict == Verdict.REPRODUCED for row in works)
-    alike = sum(row.verdict == Verdict.BOTH_ORTHOGONAL for row in works)
+    alike = sum(row.verdict == Verdict.NOT_SET_APART for row in works)
     text += f"; in {apart + alike} of these its trajectories are nearly orthogonal"
     if alike:
         text += f", but in {alike} of them meta-training's are so, too"
@@ -330,7 +333,7 @@ def belief_in_gain(rows: Sequence[Row]) -> str:
             f"{row.change} under {name_of(row.algorithm)} {SCALES[row.scale]}{reached}, "
             f"{conclusion}"
         )
-    return text + f"Our change in the same setting: {'; '.join(phrases)}."
+    return text + f"Our change on the same task: {'; '.join(phrases)}."
 
 
 def main_roles(recorded: Iterable[Record]) -> list[MeasureRole]:
@@ -347,7 +350,7 @@ def main_roles(recorded: Iterable[Record]) -> list[MeasureRole]:
 
 
 def belief_in_causes(roles: Iterable[MeasureRole]) -> str:
-    """Which measures move while accuracy stays, and are no causes of it; by algorithm."""
+    """Which measures move while accuracy stays, and are no main causes of it; by algorithm."""
     ruled_out: dict[str, list[str]] = {}
     for role in roles:
         if role.role in (Role.COMPANION, Role.NEITHER):
@@ -357,7 +360,7 @@ def belief_in_causes(roles: Iterable[MeasureRole]) -> str:
     dataset, ways, shots = MAIN
     phrases = [f"under {name_of(key)} {enumerate_words(names)}" for key, names in ruled_out.items()]
     return (
-        f"**What is no cause of accuracy?** On {name_of(dataset)}, {ways}-way {shots}-shot, "
+        f"**What is no main cause of accuracy?** On {name_of(dataset)}, {ways}-way {shots}-shot, "
         "interventions move these more than twofold while accuracy stays within "
         f"± {predictions.MARGIN:g} points: {'; '.join(phrases)}. "
         "[Chapter 8](../notebooks/8-causes.ipynb) has the interventions, and what they leave open."
@@ -532,11 +535,16 @@ def devices(recorded: Iterable[Record]) -> str:
         )
         if kinds:
             counted = " and ".join(
-                f"{n} runs on {'CPUs' if kind == CORE else f'an {kind}'}"
-                for kind, n in kinds.most_common()
+                f"{n} runs {_describe_machines(kind)}" for kind, n in kinds.most_common()
             )
             phrases.append(f"{place} {counted}")
     return "; ".join(phrases)
+
+
+def _describe_machines(kind: str) -> str:
+    """Where runs of a kind were made: "on CPUs", or "partly on CPUs and partly on an ..."."""
+    names = ["CPUs" if name == CORE else f"an {name}" for name in kind.split(", ")]
+    return "on " + names[0] if len(names) == 1 else " and ".join(f"partly on {n}" for n in names)
 
 
 def gain_table(recorded: Sequence[Record], rows: Sequence[Row]) -> str:
@@ -662,7 +670,12 @@ def settling_table(recorded: Sequence[Record]) -> str:
         [text, format_value(len(settings)), *prices(timings, settings, finished)]
         for text, settings in lists.items()
     ]
-    head = ["Question", "Runs", *(f"Hours of one {gpu}" for gpu in GPUS.values()), f"One {CORE}"]
+    head = [
+        "Question",
+        "Runs planned",
+        *(f"Hours of one {gpu}" for gpu in GPUS.values()),
+        f"One {CORE}",
+    ]
     return markdown_table(head, lines)
 
 
@@ -680,7 +693,7 @@ def format_hours(left: TimeLeft) -> str:
     hours = left.minutes / 60
     text = f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
     if left.unknown:
-        note = small_print(f"{left.unknown} of {left.runs} runs unknown")
+        note = small_print(f"{left.unknown} of the {left.runs} runs left were never timed")
         return f"over {text}{note}"
     return text if left.bases == {"like runs"} else f"≈ {text}"
 

@@ -183,9 +183,11 @@ def describe_settings(traits: pd.DataFrame) -> str:
     first_order, maml = (wide.xs(name, axis=1, level=1) for name in names)
     ahead = int((first_order["coherence"] > maml["coherence"]).sum())
     decided = int((first_order["loss / ln N"] > DECIDED).sum())
+    one_answer = int((first_order["one answer"] > 0.5).sum())
     in_head = int((first_order["head part"] > first_order["coherence"] / 2).sum())
     return (
         f"**Elsewhere**: of {len(wide)} settings, each scale counted by itself, first-order MAML "
-        f"is more coherent than MAML in {ahead} and has decided in {decided}; in {in_head} the "
-        "head has more than half of its coherence."
+        f"is more coherent than MAML in {ahead} and has decided in {decided}. It gives more than "
+        f"half of a task's images one answer in {one_answer}, and in {in_head} the head has more "
+        "than half of its coherence."
     )

@@ -13,7 +13,8 @@ A measure *goes with accuracy* if the 95 % interval of their correlation over th
 runs, mean over runs, excludes 0. It *moves* between two interventions if it changes more than
 TWOFOLD and by more than chance: the 95 % interval of the difference at the same seeds, over runs
 and tasks, excludes 0. The difference is that of logarithms if all values are positive. Accuracy
-*stays* if the whole 95 % interval of its change lies within +-MARGIN.
+*stays* if the whole 95 % interval of its change lies within +-MARGIN: that rules out a main cause,
+and no small one.
 
 Two further questions need no further run. Between trained networks of one setting, which measure
 goes with accuracy? And if meta-training were stopped where a measure is best, how much accuracy
@@ -67,8 +68,8 @@ STOPPED_BY = {
 class Role(StrEnum):
     """What a measure is to accuracy, by the rules of the module; each is its own text."""
 
-    COMPANION = "a companion, no cause"
-    NEITHER = "neither cause nor companion"
+    COMPANION = "a companion, no main cause"
+    NEITHER = "neither main cause nor companion"
     OPEN = "not ruled out as a cause"
     UNTESTED = "not tested"
 
@@ -148,20 +149,29 @@ class MeasureRole:
         )
 
     @property
+    def shown_range(self) -> str:
+        """From where to where the measure moves while accuracy stays; "–" if it does not."""
+        if self.role not in (Role.COMPANION, Role.NEITHER):
+            return "–"
+        values = [change.value for change in self.changes if change.moved and change.stays]
+        ends = [*values, self.base] if values else [self.least.value, self.greatest.value]
+        return f"{min(ends):.3g} to {max(ends):.3g}"
+
+    @property
     def evidence(self) -> str:
         """What the role rests on, in a clause."""
-        if self.role in (Role.COMPANION, Role.NEITHER):
-            ends = (
-                f"{change.value:.3g} (*{change.intervention}*)"
-                for change in (self.least, self.greatest)
-            )
-            return f"it goes from {' to '.join(ends)} while accuracy stays"
         if self.role == Role.UNTESTED:
-            return "no intervention moves it more than twofold and by more than chance"
-        farthest = max(
-            (change for change in self.changes if change.moved),
-            key=lambda change: _ratio(change.value, self.base),
-        )
+            return "no intervention here moves it more than twofold and by more than chance"
+        moved = [change for change in self.changes if change.moved]
+        if self.role != Role.OPEN:
+            moved = [change for change in moved if change.stays]
+            if not moved:
+                ends = (
+                    f"{change.value:.3g} (*{change.intervention}*)"
+                    for change in (self.least, self.greatest)
+                )
+                return f"it goes from {' to '.join(ends)} while accuracy stays"
+        farthest = max(moved, key=lambda change: _ratio(change.value, self.base))
         return (
             f"*{farthest.intervention}* moves it from {self.base:.3g} to {farthest.value:.3g} "
             f"and accuracy by {farthest.shown_gain}"
@@ -303,7 +313,7 @@ def role_table(roles: Iterable[MeasureRole]) -> pd.DataFrame:
                 f"{role.along.mean:.2f} ({role.along.low:.2f} to {role.along.high:.2f})"
             ),
             "base": f"{role.base:.3g}",
-            "while accuracy stays": f"{role.least.value:.3g} to {role.greatest.value:.3g}",
+            "while accuracy stays": role.shown_range,
             "role": role.role.value,
         }
         for role in roles

@@ -156,12 +156,19 @@ class PredictionRow:
     ids: tuple[str, ...]
 
     @property
+    def shown_ends(self) -> str:
+        """The measure before and after; "–" where the effect is a slope over several step sizes."""
+        if self.prediction.expected == Expectation.FOLLOWS:
+            return "–"
+        return f"{self.before:.3g}, {self.after:.3g}"
+
+    @property
     def change(self) -> str:
         """The effect as people read it, with its interval if there are several pairs."""
         formats = {
             Expectation.STAYS: ("{} points", "+.1f"),
             Expectation.COLLAPSES: ("× {}", ".2f"),
-            Expectation.FOLLOWS: ("{}", ".2f"),
+            Expectation.FOLLOWS: ("slope {}", ".2f"),
         }
         form, number = formats.get(self.prediction.expected, ("{}", "+.3g"))
         effect = form.format(f"{self.effect:{number}}")
@@ -400,7 +407,7 @@ def prediction_table(rows: Sequence[PredictionRow]) -> pd.DataFrame:
         "predicted": [
             f"{label_of(row.prediction.measure)} {row.prediction.expected}" for row in rows
         ],
-        "before, after": [f"{row.before:.3g}, {row.after:.3g}" for row in rows],
+        "before, after": [row.shown_ends for row in rows],
         "effect, 95 % interval": [row.change for row in rows],
         "pairs": [str(row.runs) for row in rows],
         "outcome": [row.outcome.value for row in rows],
@@ -434,8 +441,35 @@ def describe_predictions(rows: Sequence[PredictionRow]) -> str:
         f"{kind}: {outcomes.count(Outcome.PREDICTED)} of {len(outcomes)}"
         for kind, outcomes in kinds.items()
     ]
-    first = f"**Chapter 7's predictions**, {len(rows)} of them: {', '.join(counts)}."
-    return f"{first} Kind by kind, as predicted: {'; '.join(by_kind)}." if by_kind else first
+    text = f"**The predictions**, {len(rows)} of them: {', '.join(counts)}."
+    if by_kind:
+        text += f" Kind by kind, as predicted: {'; '.join(by_kind)}."
+    if empty := _empty_predictions(tested):
+        text += (
+            f" In {len(empty)} of those that accuracy stays, the intervention is not seen to move "
+            "what it is meant to move, so they show nothing."
+        )
+    return text
+
+
+def _empty_predictions(rows: Sequence[PredictionRow]) -> list[PredictionRow]:
+    """Those that accuracy stays, and does, under interventions that are seen to move nothing."""
+
+    def key(row: PredictionRow) -> tuple[str, ...]:
+        return row.prediction.intervention, row.algorithm, row.dataset, row.setting, row.scale
+
+    moving = (Expectation.COLLAPSES, Expectation.RISES, Expectation.FALLS)
+    outcomes: dict[tuple[str, ...], set[Outcome]] = {}
+    for row in rows:
+        if row.prediction.expected in moving:
+            outcomes.setdefault(key(row), set()).add(row.outcome)
+    return [
+        row
+        for row in rows
+        if row.prediction.expected == Expectation.STAYS
+        and row.outcome == Outcome.PREDICTED
+        and outcomes.get(key(row)) == {Outcome.OPEN}
+    ]
 
 
 def predictions_in_lines(rows: Iterable[PredictionRow], width: int = 80) -> str:

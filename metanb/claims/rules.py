@@ -461,7 +461,7 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
                          over runs
         CONTRARY         finetuning's interval lies above ORTHOGONAL
         NOT_SEEN         finetuning's interval holds ORTHOGONAL
-        BOTH_ORTHOGONAL  meta-training's interval does not lie above ORTHOGONAL: nothing sets
+        NOT_SET_APART    meta-training's interval does not lie above ORTHOGONAL: nothing sets
                          finetuning apart
         REPRODUCED       otherwise: the intervals are apart, with ORTHOGONAL between them
 
@@ -496,7 +496,7 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
         verdict = Verdict.NOT_SEEN
     else:
         is_apart = meta_trained.low > ORTHOGONAL
-        verdict = Verdict.REPRODUCED if is_apart else Verdict.BOTH_ORTHOGONAL
+        verdict = Verdict.REPRODUCED if is_apart else Verdict.NOT_SET_APART
     effect = finetuned
     if verdict == Verdict.REPRODUCED:
         effect = effect._replace(p=max(finetuned.p, meta_trained.p))

@@ -22,8 +22,8 @@ FULL_LENGTH = "full length"
 MIN_RUNS = 3  # fewer seeds give no interval worth the name, and no verdict
 
 HOLM_MEANING = (
-    "Holm's p-values allow for the number of rows: among all rows where it is at most 0.05, "
-    "the chance that even one effect is only noise is at most 5 %."
+    "Holm's p-values allow for the number of rows: in a ledger of pure noise, the chance that even "
+    "one of them is at most 0.05 is at most 5 %."
 )
 
 
@@ -33,7 +33,7 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced"
     TREND_ONLY = "trend only"
     WITHIN_RUNS = "within runs only"
-    BOTH_ORTHOGONAL = "both orthogonal"
+    NOT_SET_APART = "not set apart"
     CONTRARY = "reversed"
     NOT_SEEN = "not reproduced"
     UNCLEAR = "cannot tell: no gain and the paper's gain are both possible"
@@ -67,7 +67,7 @@ _WORST_FIRST = (
     Verdict.POWERLESS,
     Verdict.TREND_ONLY,
     Verdict.WITHIN_RUNS,
-    Verdict.BOTH_ORTHOGONAL,
+    Verdict.NOT_SET_APART,
     Verdict.REPRODUCED,
     *_UNJUDGED,
 )

@@ -32,7 +32,7 @@ MARKS = {
     Verdict.REPRODUCED: ("reproduced", '<circle r="6"/>'),
     Verdict.TREND_ONLY: ("trend only", _HALF),
     Verdict.WITHIN_RUNS: ("within runs only", _HALF),
-    Verdict.BOTH_ORTHOGONAL: ("both orthogonal", _HALF),
+    Verdict.NOT_SET_APART: ("not set apart", _HALF),
     Verdict.NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
     Verdict.CONTRARY: ("reversed", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
     Verdict.UNCLEAR: _CANNOT_TELL,

@@ -347,7 +347,9 @@ def format_minutes(minutes: float) -> str:
         return "unknown"
     if minutes < 2 * HOUR:
         return f"{minutes:.1f} min" if minutes < 10 else f"{minutes:.0f} min"
-    return f"{minutes / HOUR:.1f} h" if minutes < 2 * DAY else f"{minutes / DAY:.1f} days"
+    if minutes < 2 * DAY:
+        return f"{minutes / HOUR:.1f} h"
+    return f"{minutes / DAY:.1f} days" if minutes < 10 * DAY else f"{minutes / DAY:,.0f} days"
 
 
 @dataclass(frozen=True)

@@ -106,4 +106,5 @@ def test_settings_count_where_both_algorithms_are():
     assert first["head part"] == pytest.approx(0.27) and first["one answer"] == 0.75
     text = describe_settings(traits)
     assert describe_settings(traits_by_setting([])).endswith("is recorded.")
-    assert "of 1 settings" in text and "MAML in 1 and has decided in 1; in 1 the head" in text
+    assert "of 1 settings" in text and "MAML in 1 and has decided in 1. It gives" in text
+    assert "images one answer in 1, and in 1 the head has" in text

@@ -93,6 +93,17 @@ def test_a_companion_moves_while_accuracy_stays():
     assert flat.role == Role.COMPANION and flat.along.mean < -0.9
     assert (flat.least.intervention, flat.greatest.intervention) == ("zero head", "shared head")
     assert flat.base == 2.0 and flat.better_but_worse == ()
+    # from the base, a change less than twofold or one with which accuracy falls does not count
+    assert flat.shown_range == "2 to 8" and "*shared head* moves it from 2 to 8" in flat.evidence
+
+
+def test_two_interventions_that_differ_move_a_measure_too():
+    """Neither is twofold from the base, which is 2."""
+    apart = role(zero_head=(1.1, 0.81), shared_head=(3.3, 0.79))
+    assert apart.role == Role.COMPANION and apart.shown_range == "1.1 to 3.3"
+    assert apart.evidence == (
+        "it goes from 1.1 (*zero head*) to 3.3 (*shared head*) while accuracy stays"
+    )
 
 
 def test_what_does_not_go_with_accuracy_is_neither():
@@ -102,7 +113,7 @@ def test_what_does_not_go_with_accuracy_is_neither():
 
 def test_what_moves_with_accuracy_alone_is_not_ruled_out():
     steep = role(shared_head=(8.0, 0.6), zero_head=(2.4, 0.8))
-    assert steep.role == Role.OPEN
+    assert steep.role == Role.OPEN and steep.shown_range == "–"
     assert "*shared head* moves it from 2 to 8 and accuracy by -20.0 points" in steep.evidence
     assert role(zero_head=(2.4, 0.8)).role == Role.UNTESTED
 
@@ -142,13 +153,13 @@ def test_flatter_and_worse_speaks_against_flatness():
 def test_roles_in_words():
     roles = [role(shared_head=(8.0, 0.8))]
     assert role_sentences(roles) == [
-        "**Flatness (Hessian norm)**: **a companion, no cause**; under first-order MAML it goes "
-        "from 2 (*base*) to 8 (*shared head*) while accuracy stays."
+        "**Flatness (Hessian norm)**: **a companion, no main cause**; under first-order MAML "
+        "*shared head* moves it from 2 to 8 and accuracy by +0.0 points (+0.0 to +0.0)."
     ]
     others = [replace(roles[0], algorithm="maml", role=Role.UNTESTED), *roles]
     (sentence,) = role_sentences(others)
-    assert "under MAML **not tested**: no intervention moves it" in sentence
-    assert "; under first-order MAML **a companion, no cause**: it goes" in sentence
+    assert "under MAML **not tested**: no intervention here moves it" in sentence
+    assert "; under first-order MAML **a companion, no main cause**: *shared head*" in sentence
     (line,) = role_table(roles).to_dict("records")
     assert line["while accuracy stays"] == "2 to 8" and line["role"] == Role.COMPANION
     assert line["r with accuracy, over meta-training"].startswith("-1.00 (")

@@ -49,7 +49,7 @@ SEEN = (
     Verdict.REPRODUCED,
     Verdict.TREND_ONLY,
     Verdict.WITHIN_RUNS,
-    Verdict.BOTH_ORTHOGONAL,
+    Verdict.NOT_SET_APART,
     Verdict.POWERLESS,
 )
 

@@ -28,8 +28,8 @@ def test_orthogonality():
         return beside_maml(coherent(ours, algorithm="finetune", **baseline) + theirs).verdict
 
     assert judged(0.01, coherent(0.3)) == Verdict.REPRODUCED
-    assert judged(0.01, coherent(0.01)) == Verdict.BOTH_ORTHOGONAL
-    assert judged(0.01, coherent(0.03)) == Verdict.BOTH_ORTHOGONAL  # apart, and near 0 all the same
+    assert judged(0.01, coherent(0.01)) == Verdict.NOT_SET_APART
+    assert judged(0.01, coherent(0.03)) == Verdict.NOT_SET_APART  # apart, and near 0 all the same
     assert judged(0.2, coherent(0.3)) == Verdict.CONTRARY
     assert judged(0.05, coherent(0.3)) == Verdict.NOT_SEEN
     assert judged(0.01, []) == Verdict.TOO_FEW
@@ -56,7 +56,7 @@ def test_orthogonality_of_a_baseline_that_does_not_work_is_not_testable(level, b
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        ((0.009, 0.010, 0.011), (0.01, 0.2, 0.3), Verdict.BOTH_ORTHOGONAL),  # not for sure
+        ((0.009, 0.010, 0.011), (0.01, 0.2, 0.3), Verdict.NOT_SET_APART),  # not for sure
         ((0.0, 0.04, 0.08), (0.89, 0.9, 0.91), Verdict.NOT_SEEN),
         ((0.009, 0.010, 0.011), (0.2, 0.3, 0.4), Verdict.REPRODUCED),
         ((0.0, 0.01, 0.02), (0.89, 0.9, 0.91), Verdict.REPRODUCED),
@@ -102,7 +102,7 @@ def test_noise_does_not_set_finetuning_apart(ours, theirs):
                         Bare(replace(QUICK, seed=seed, algorithm=algorithm), curves)
                     )
             names.append(rules._judge_orthogonality(runs["finetune"], runs["maml"], "maml").verdict)
-    assert set(names) <= {Verdict.REPRODUCED, Verdict.BOTH_ORTHOGONAL}
+    assert set(names) <= {Verdict.REPRODUCED, Verdict.NOT_SET_APART}
     assert names.count(Verdict.REPRODUCED) / CELLS < LEVEL + ERRORS
 
 
@@ -134,7 +134,7 @@ def test_orthogonal_compares_with_the_same_settings_only():
     ("ours", "theirs", "expected"),
     [
         (0.001, 0.001, Verdict.REPRODUCED),
-        (0.001, 0.2, Verdict.BOTH_ORTHOGONAL),
+        (0.001, 0.2, Verdict.NOT_SET_APART),
         (0.1, 0.001, Verdict.NOT_SEEN),
     ],
 )

@@ -271,8 +271,19 @@ def test_a_sentence_counts_the_outcomes_kind_by_kind():
             name, trajectory_coherence=0.01, gradient_coherence=0.01, final_accuracy=accuracy
         )
     assert describe_predictions(judge_predictions(runs)) == (
-        "**Chapter 7's predictions**, 6 of them: 5 as predicted, 1 not as predicted. "
+        "**The predictions**, 6 of them: 5 as predicted, 1 not as predicted. "
         "Kind by kind, as predicted: "
         "trajectory coherence falls to less than half: 2 of 2; "
         "gradient coherence falls to less than half: 2 of 2; accuracy stays: 1 of 2."
     )
+
+
+@pytest.mark.parametrize(("coherence", "shows_nothing"), [(0.2, True), (0.4, False)])
+def test_that_accuracy_stays_shows_nothing_where_nothing_is_moved(coherence, shows_nothing):
+    """Agreement weights are meant to raise trajectory coherence, which is 0.2."""
+    runs = made_up("base", trajectory_coherence=0.2, final_accuracy=0.5)
+    changed = coherence + 0.01 * np.array([-2, -1, 0, 1, 2])
+    runs += made_up("agreement weights", trajectory_coherence=changed, final_accuracy=0.5)
+    text = describe_predictions(judge_predictions(runs))
+    assert "accuracy stays: 1 of 1" in text
+    assert ("In 1 of those that accuracy stays" in text) == shows_nothing

@@ -113,7 +113,7 @@ def test_orthogonality_is_compared_at_the_epoch_that_both_have_reached():
     }
     ours = [run.upto(6) for run in cell(rising, algorithm="finetune")]
     name = verdict(ours + cell(rising), "C7", "fresh head, beside MAML", "finetune")
-    assert name == Verdict.BOTH_ORTHOGONAL
+    assert name == Verdict.NOT_SET_APART
 
 
 def test_curves_with_gaps_or_without_numbers_are_refused_by_name():
