@@ -213,6 +213,14 @@ class Settings:
                 f"inner_head={self.inner_head!r} belongs to meta-training, not to algorithm="
                 f"{self.algorithm!r}: give a test_head"
             )
+        heads = {name: getattr(self, name) for name in ("head_init", "inner_head", "test_head")}
+        for name, head in heads.items():
+            # Such a head scores all classes alike, whatever the body does: no step moves the body.
+            if self.adapts == "body" and head in ("zero", "shared"):
+                raise SettingsError(
+                    f"adapts='body' with {name}={head!r} moves nothing: adapt the head too, or "
+                    f"leave {name} out"
+                )
         if (self.regulariser == "none") != (self.gamma == 0):
             raise SettingsError(
                 f"regulariser={self.regulariser!r} with gamma={self.gamma:g}: give a regulariser "

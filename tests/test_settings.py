@@ -148,3 +148,17 @@ def test_scale_of_knows_presets_and_custom():
     assert scale_of(preset("quick", "omniglot", filters=64)) == "custom"
     with pytest.raises(SettingsError, match="'fast'.*'quick'"):
         preset("fast")
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("head_init", "zero"),
+        ("inner_head", "zero"),
+        ("inner_head", "shared"),
+        ("test_head", "zero"),
+    ],
+)
+def test_a_body_that_no_step_can_move_is_refused(name, head):
+    with pytest.raises(SettingsError, match=f"adapts='body' with {name}='{head}' moves nothing"):
+        preset("smoke", adapts="body", **{name: head})

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from metanb.landscape.lanczos import LandscapeError
 from metanb.landscape.task_stats import Stat, summarise
 
 
@@ -37,7 +38,7 @@ def trajectory_coherence(displacements: Tensor, part: slice = slice(None)) -> tu
             the whole sum to the whole.
 
     Raises:
-        ValueError: fewer than 2 tasks moved.
+        metanb.landscape.lanczos.LandscapeError: fewer than 2 tasks moved.
 
     Example:
         >>> import torch
@@ -62,7 +63,7 @@ def effective_rank(displacements: Tensor) -> Stat:
         displacements: theta~_i - theta_s, [T, P].
 
     Raises:
-        ValueError: fewer than 2 tasks moved.
+        metanb.landscape.lanczos.LandscapeError: fewer than 2 tasks moved.
 
     Example:
         >>> import torch
@@ -110,14 +111,14 @@ def gradient_coherence(gradients: Tensor) -> Stat:
 
 
 def _directions(displacements: Tensor) -> Tensor:
-    """The unit displacements of the tasks that moved, float64; ValueError if fewer than 2 did."""
+    """The unit displacements of the tasks that moved, float64; LandscapeError if < 2 did."""
     norms = displacements.detach().double().norm(dim=1, keepdim=True)
     is_moved = norms[:, 0] != 0  # true for NaN, which shows in the result
     n_moved = int(is_moved.sum())
     if n_moved < 2:
-        raise ValueError(
-            f"{n_moved} of {len(displacements)} tasks moved: "
-            "trajectory coherence is over pairs, it needs 2"
+        raise LandscapeError(
+            f"{n_moved} of {len(displacements)} tasks moved: trajectory coherence is over pairs, "
+            "it needs 2"
         )
     return displacements.detach().double()[is_moved] / norms[is_moved]
 

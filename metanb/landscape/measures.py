@@ -360,7 +360,8 @@ def measure_together(
         stats.append({name: task_stats.summarise(rows[run]) for name, rows in values.items()})
         if stats_over_tasks:
             of_run = Vectors(**{name: rows[run] for name, rows in vectors.items()}, **parts)
-            stats[run] |= {name: compute(of_run) for name, compute in stats_over_tasks.items()}
+            for name, summarise_run in stats_over_tasks.items():
+                stats[run][name] = _require_stat(name, summarise_run(of_run))
 
     # Measures that are not over meta-test tasks.
     if VALID in wanted:
@@ -375,12 +376,21 @@ def measure_together(
 
 def _require_one_per_task(name: str, values: Tensor, at: Solutions) -> Tensor:
     """The values, detached; raise ValueError unless there is one per task."""
-    if values.shape != (len(at.tasks),):
+    is_tensor = isinstance(values, Tensor)
+    if not is_tensor or values.shape != (len(at.tasks),):
+        shown = list(values.shape) if is_tensor else f"a {type(values).__name__}"
         raise ValueError(
-            f"measure {name!r} gave {list(values.shape)} for {len(at.tasks)} tasks: give one value "
-            "per task, [T]"
+            f"measure {name!r} gave {shown} for {len(at.tasks)} tasks: give one value per task, a "
+            "tensor [T]"
         )
     return values.detach()
+
+
+def _require_stat(name: str, stat: Stat) -> Stat:
+    """The statistic; raise ValueError if it is something else."""
+    if not isinstance(stat, Stat):
+        raise ValueError(f"measure {name!r} gave a {type(stat).__name__}: give a Stat")
+    return stat
 
 
 def _weight_norms(weights: list[Tensor]) -> dict[str, Stat]:

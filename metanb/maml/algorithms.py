@@ -158,7 +158,8 @@ def add_gradient(
     With `sam_radius` the gradient is that at theta + sam_radius g / norm(g), where g is the
     gradient at theta (SAM, Foret et al. 2021; on MAML's outer step, Abbas et al. 2022).
 
-    Arguments and errors are those of `Gradient` and `find_gradient`.
+    Arguments and errors are those of `Gradient` and `find_gradient`; ValueError for an algorithm
+    that gives no values or no gradient.
 
     Returns:
         The algorithm's values at theta, and the gradient, [S, P].
@@ -166,7 +167,15 @@ def add_gradient(
     add = find_gradient(settings)
     values = add(net, theta, x, y, settings, direction)
     gradient = theta.grad
-    assert gradient is not None  # the loss depends on the weights
+    if not isinstance(values, dict) or "train_loss" not in values:
+        raise ValueError(
+            f"algorithm={settings.algorithm!r} returned {values!r}: return a dict of values per "
+            "run, train_loss among them"
+        )
+    if gradient is None:
+        raise ValueError(
+            f"algorithm={settings.algorithm!r} left theta.grad empty: call backward on the loss"
+        )
     if settings.sam_radius:
         # Each run climbs along its own gradient; a gradient of zeros leaves it where it is.
         uphill = settings.sam_radius * unit(gradient)

@@ -1,4 +1,4 @@
-"""Whether a network keeps tasks apart: what the inner loop asks of a network of one's own."""
+"""What the inner loop asks of a network of one's own: above all, that it keeps tasks apart."""
 
 from __future__ import annotations
 
@@ -6,8 +6,49 @@ import torch
 from torch import nn
 
 from metanb.data.tasks import Tasks
-from metanb.maml.inner_loop import Adapts, Loss, adapt, logits
+from metanb.maml.inner_loop import Adapts, Loss, adapt, flatten, logits
 from metanb.maml.per_task import NetworkError
+
+_RANDOM = (
+    "{} answers one task in two ways: it draws random numbers, as dropout does in training mode; "
+    "call .eval() on it"
+)
+
+
+def check_outputs(net: nn.Module, image_shape: tuple[int, ...], outputs: int) -> None:
+    """Try a network that was built for a run: are its outputs as many as it was asked for?
+
+    Args:
+        net: the untrained network.
+        image_shape: channels, height, width.
+        outputs: of the head.
+
+    Raises:
+        NetworkError: outputs are of another number, not finite, or drawn at random.
+
+    Example:
+        >>> check_outputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), (1, 2, 2), 5)
+    """
+    name = type(net).__name__
+    images = torch.rand(1, 4, *image_shape)
+    weights = flatten(net).detach()[None]
+    with torch.no_grad():
+        answer, again = (logits(net, weights, images)[0] for _ in range(2))
+    if answer.shape != (4, outputs):
+        raise NetworkError(
+            f"{name} gives outputs of shape {list(answer.shape)} for 4 images: it needs "
+            f"[4, {outputs}], the number of outputs that its builder is called with"
+        )
+    _require_finite(name, answer)
+    if not torch.equal(answer, again):
+        raise NetworkError(_RANDOM.format(name))
+
+
+def _require_finite(name: str, answer: torch.Tensor) -> None:
+    if not answer.isfinite().all():
+        raise NetworkError(
+            f"{name} gives outputs that are not finite: look for a division or a log"
+        )
 
 
 def check_network(
@@ -34,7 +75,8 @@ def check_network(
         The largest relative difference of the query outputs: about the rounding error.
 
     Raises:
-        NetworkError: tasks mix; the network answers at random; or it cannot adapt, see `adapt`.
+        NetworkError: tasks mix; outputs are not finite; the network answers at random; or it cannot
+            adapt, see `adapt`.
         ValueError: fewer than two tasks.
 
     Example:
@@ -69,13 +111,11 @@ def check_network(
         ) from error
     scale = float(apart.abs().max().clamp_min(torch.finfo(apart.dtype).tiny))
     tolerance = torch.finfo(apart.dtype).eps ** 0.5
+    _require_finite(name, apart)
     if float((answer(tasks[0:1]) - apart[:1]).abs().max()) > tolerance * scale:
-        raise NetworkError(
-            f"{name} answers one task in two ways: it draws random numbers, as dropout does in "
-            "training mode; call .eval() on it"
-        )
+        raise NetworkError(_RANDOM.format(name))
     difference = float((together - apart).abs().max()) / scale
-    if difference > tolerance:
+    if not difference <= tolerance:
         raise NetworkError(
             f"{name} mixes tasks: adapted together and apart, outputs differ by {difference:.2g} "
             f"of their size; {remedy}"

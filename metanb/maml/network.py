@@ -81,14 +81,20 @@ def build_network(settings: Settings, image_shape: tuple[int, ...], outputs: int
         outputs: of the head.
 
     Raises:
-        SettingsError: the network is one's own, and it is not registered here.
+        SettingsError: the network is one's own, and it is not registered here, or its builder
+            returns none.
     """
     if settings.network not in BUILDERS:
         raise SettingsError(
             f"network={settings.network!r} is one's own: register it first, or name its file with "
             "--plugin"
         )
-    return BUILDERS[settings.network](image_shape, outputs, settings)
+    net = BUILDERS[settings.network](image_shape, outputs, settings)
+    if not isinstance(net, nn.Module):
+        raise SettingsError(
+            f"network={settings.network!r}: its builder returned {net!r}: return an nn.Module"
+        )
+    return net
 
 
 class Patches(NamedTuple):

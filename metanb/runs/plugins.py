@@ -36,7 +36,7 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except PluginError:
         raise
-    except Exception as error:  # whatever the file does
+    except (Exception, SystemExit) as error:  # whatever the file does
         sys.modules.pop(name, None)
         raise PluginError(f"plugin {path}: {type(error).__name__}: {error}") from error
     LOADED[path.name] = digest

@@ -27,6 +27,7 @@ from metanb.landscape.lanczos import LandscapeError
 from metanb.landscape.measures import accuracies_after_adapting, measure_together
 from metanb.landscape.solutions import without_common_answer
 from metanb.landscape.task_stats import Stat
+from metanb.maml.check import check_outputs
 from metanb.maml.engine import Engine, precision
 from metanb.maml.inner_loop import flatten
 from metanb.maml.network import build_network
@@ -103,7 +104,12 @@ def train_together(
             # Untrained networks are measured first. Then all runs train one epoch together: each
             # trains its own next epoch.
             untrained = [state for state in active if state.epoch < 0]
-            members = tuple(untrained or active)
+            # A cohort has one set of buffers: runs with others of their own take their turn later.
+            members = tuple(
+                state
+                for state in untrained or active
+                if _same_buffers(state.net, (untrained or active)[0].net)
+            )
             if cohort is None or cohort.states != members:
                 cohort = None  # frees its memory before the next cohort asks for the same
                 sets = [images[state.settings] for state in members]
@@ -224,11 +230,23 @@ def new_network(settings: Settings, train: ImageSet) -> nn.Module:
 
     Its head has N outputs; if the algorithm is not episodic, one output per meta-train class. The
     seed of the settings decides the weights; torch's global random state stays as it is.
+
+    Raises:
+        metanb.maml.per_task.NetworkError: it does not give one output per class, see
+            `check_outputs`.
     """
     outputs = settings.ways if ALGORITHMS[settings.algorithm].episodic else len(train.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return build_network(settings, train.images.shape[2:], outputs)
+        net = build_network(settings, train.images.shape[2:], outputs)
+        check_outputs(net, train.images.shape[2:], outputs)
+        return net
+
+
+def _same_buffers(net: nn.Module, reference: nn.Module) -> bool:
+    """Whether two networks of one design have equal buffers, such as random ones."""
+    pairs = zip(net.buffers(), reference.buffers(), strict=True)
+    return all(torch.equal(buffer, expected) for buffer, expected in pairs)
 
 
 def _report_set_aside(failure: RunFailure, n_runs: int) -> None:

@@ -150,8 +150,9 @@ def network_with(settings: Settings, state: dict[str, Tensor]) -> nn.Module:
     After an algorithm that is not episodic its head is zero: that of the meta-train classes serves
     no task. Raises RuntimeError for weights that do not fit.
     """
-    # The first weights, which are replaced below, leave torch's global random state as it is.
+    # As when the run began, for buffers that no file keeps; the first weights are replaced below.
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
         net = build_network(settings, settings.image_shape, settings.ways)
     if not ALGORITHMS[settings.algorithm].episodic:
         named = zip(net.named_parameters(), in_head(net), strict=True)

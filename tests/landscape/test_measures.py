@@ -372,8 +372,17 @@ def test_measures_of_ones_own_are_checked():
     try:
         with pytest.raises(ValueError, match=r"'wrong_shape' gave \[8, \d+\] for 8 tasks"):
             measure(new_net(), tasks(1), tasks(1), settings(), ["wrong_shape"])
+        measures.PER_TASK["wrong_shape"] = lambda at: [0.0] * 8
+        with pytest.raises(ValueError, match="'wrong_shape' gave a list for 8 tasks"):
+            measure(new_net(), tasks(1), tasks(1), settings(), ["wrong_shape"])
     finally:
         del measures.PER_TASK["wrong_shape"], MEASURES["wrong_shape"]
+    measures.over_tasks("no_stat", Measure("x"))(lambda vectors: 0.0)
+    try:
+        with pytest.raises(ValueError, match="'no_stat' gave a float: give a Stat"):
+            measure(new_net(), tasks(1), tasks(1), settings(), ["no_stat"])
+    finally:
+        del measures.OVER_TASKS["no_stat"], MEASURES["no_stat"]
 
 
 def test_some_measures_are_those_of_all():

@@ -11,6 +11,7 @@ import pytest
 from metanb import preset, run
 from metanb.labels import ALGORITHMS, Algorithm
 from metanb.maml.algorithms import GRADIENTS, algorithm, meta_train
+from metanb.runs import plugins
 from tests.support.bad_days import shown
 
 TINY = {"filters": 4, "iterations": 4, "epoch_iterations": 2, "test_tasks": 4, "test_queries": 2}
@@ -37,6 +38,27 @@ def test_names_are_checked(twin):
     for name, words in (("maml", "already"), (twin, "already"), ("My algorithm", "small letters")):
         with pytest.raises(ValueError, match=words):
             algorithm(name, Algorithm("x"))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "words"),
+    [
+        (lambda *arguments: None, "'mamltwin' returned None: return a dict .* train_loss"),
+        (lambda *arguments: {"train_loss": 1.0}, "'mamltwin' left theta.grad empty"),
+    ],
+)
+def test_what_an_algorithm_leaves_out_is_named(twin, tmp_path, monkeypatch, gradient, words):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    monkeypatch.setitem(GRADIENTS, twin, gradient)
+    with pytest.raises(ValueError, match=words):
+        run(preset("smoke", "glyphs", **TINY, algorithm=twin), "cpu")
+
+
+def test_a_plugin_that_ends_the_process_is_an_error(tmp_path):
+    plugin = tmp_path / "ends.py"
+    plugin.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(plugins.PluginError, match="ends.py: SystemExit: 0"):
+        plugins.load_plugin(plugin)
 
 
 def test_a_plugin_adds_one_to_the_command_line(tmp_path):

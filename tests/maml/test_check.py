@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from metanb.data.tasks import Tasks
-from metanb.maml.check import check_network
+from metanb.maml.check import check_network, check_outputs
 from metanb.maml.network import ConvNet
 from metanb.maml.per_task import NetworkError
 from tests.support.bad_days import shown
@@ -61,6 +61,38 @@ def test_dropout_in_training_mode_is_found():
     with pytest.raises(NetworkError, match=r"random numbers.*\.eval\(\)"):
         check_network(net, make_tasks())
     assert check_network(net.eval(), make_tasks()) < 1e-6
+
+
+class Answers(nn.Module):
+    """A linear head, and something done to its outputs."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 5)
+        self.change = change
+
+    def forward(self, x):  # noqa: D102
+        return self.change(self.head(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda y: y[:, :3], r"outputs of shape \[4, 3\] for 4 images: it needs \[4, 5\]"),
+        (lambda y: y[0], r"outputs of shape \[5\] for 4 images"),
+        (lambda y: y / 0 * 0, "outputs that are not finite"),
+        (lambda y: y + torch.rand_like(y), "draws random numbers"),
+    ],
+)
+def test_outputs_of_another_kind_are_refused_before_training(change, words):
+    check_outputs(Answers(lambda y: y), (1, 2, 2), 5)
+    with pytest.raises(NetworkError, match=f"Answers .*{words}"):
+        check_outputs(Answers(change), (1, 2, 2), 5)
+
+
+def test_outputs_that_are_no_numbers_do_not_pass():
+    with pytest.raises(NetworkError, match="not finite"):
+        check_network(Answers(lambda y: y * torch.nan), make_tasks(4, 4))
 
 
 def test_one_task_is_too_few():

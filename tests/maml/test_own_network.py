@@ -8,12 +8,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
-from metanb import preset, run, trained_net
+from metanb import preset, run, run_all, trained_net
 from metanb.labels import ALGORITHMS, NETWORKS, learn_names
+from metanb.landscape.measures import measure
 from metanb.maml.network import BUILDERS, build_convnet, network
-from metanb.runs import records, weights
+from metanb.runs import experiment, records, weights
 from metanb.runs.store import checkpoint_path, store_folder
 from metanb.settings import SettingsError
 from tests.support.bad_days import shown
@@ -90,6 +92,41 @@ def test_records_of_what_is_not_registered_are_read_and_not_trained(own, tmp_pat
             run(preset("smoke", "glyphs", **TINY, algorithm="unheard"), "cpu")
     finally:
         del ALGORITHMS["unheard"]
+
+
+class RandomFeatures(nn.Module):
+    """A head on cosines of random projections, which are drawn with the network."""
+
+    def __init__(self, outputs, persistent) -> None:
+        super().__init__()
+        projections = torch.randn(28 * 28, 16) / 10
+        self.register_buffer("projections", projections, persistent=persistent)
+        self.head = nn.Linear(16, outputs)
+
+    def forward(self, x):  # noqa: D102
+        return self.head((x.flatten(1) @ self.projections).cos())
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_each_run_of_a_batch_has_its_own_random_buffers(own, tmp_path, monkeypatch, persistent):
+    """As alone; and the trained network answers as the record says."""
+    BUILDERS["small"] = lambda _, outputs, settings: RandomFeatures(outputs, persistent)
+    runs = [preset("smoke", "glyphs", **TINY, network="small", seed=seed) for seed in (0, 1)]
+    together = run_all(runs, "cpu", together=2)
+    tasks = experiment.meta_test_tasks(runs[1])
+    stat = measure(trained_net(runs[1]), tasks, tasks, runs[1], ["query_loss"])["query_loss"]
+    recorded = together[1].curve("query_loss")["mean"].iloc[-1]
+    assert stat.mean == pytest.approx(recorded, rel=1e-6)
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "alone"))
+    alone = run_all(runs, "cpu", together=1)
+    for record, expected in zip(together, alone, strict=True):
+        assert np.allclose(record.measures["mean"], expected.measures["mean"], rtol=1e-4)
+
+
+def test_a_builder_that_returns_no_network_is_named(own):
+    BUILDERS["small"] = lambda *arguments: None
+    with pytest.raises(SettingsError, match="'small': its builder returned None: return an nn"):
+        run(preset("smoke", "glyphs", **TINY, network="small"), "cpu")
 
 
 def test_what_is_mistyped_is_refused(own):
