@@ -185,8 +185,8 @@ def ledger(tmp_path, monkeypatch):
     book, own = tmp_path / "results", tmp_path / "own"
     own.mkdir()
     for pattern in (
-        "glyphs-5w1s-maml-s0-*",
-        "glyphs-5w1s-maml-s1-*",
+        preset("quick", "glyphs").id,
+        preset("quick", "glyphs", seed=1).id,
         "omniglot-5w1s-maml-adapted-s0-*",
     ):
         record = min((ROOT / "results").glob(pattern))
@@ -233,7 +233,7 @@ def test_claims_names_the_choices(arguments, words, capsys, monkeypatch, ledger)
 
 def put_into(folder, settings, name):
     """A record of these settings, with the curves of one of the book's."""
-    source = records.read_record(next((ROOT / "results").glob(name)))
+    source = records.read_record(ROOT / "results" / name)
     rows = source.measures[source.measures.epoch <= settings.epochs].to_dict("records")
     values = {k: v for k, v in source.provenance.items() if k != "measures_sha256"}
     return records.write_record(settings, rows, values, folder)
@@ -242,8 +242,9 @@ def put_into(folder, settings, name):
 def test_ones_own_runs_are_marked_and_smoke_is_left_out(capsys, monkeypatch, ledger):
     """By hand: the book has two seeds of the cell, the store has the third, and a smoke run."""
     before = json.loads(call(capsys, monkeypatch, "claims", "--json")[1])
-    put_into(ledger, preset("quick", "glyphs", seed=2), "glyphs-5w1s-maml-s2-*")
-    put_into(ledger, preset("smoke", "glyphs"), "glyphs-5w1s-maml-s2-*")
+    third = preset("quick", "glyphs", seed=2)
+    put_into(ledger, third, third.id)
+    put_into(ledger, preset("smoke", "glyphs"), third.id)
     _, out, err = call(capsys, monkeypatch, "claims", "C2", "--dataset", "glyphs")
     assert re.findall("^Glyphs.*", out, re.M) == [
         "Glyphs, 5-way 1-shot, MAML, quick",

@@ -149,7 +149,8 @@ def is_interactive() -> bool:
     A notebook that papermill or nbval executes is not, and neither is a command with redirected
     output, though a notebook started it.
     """
-    in_kernel = "ipykernel" in sys.modules
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    in_kernel = kernel is not None and kernel.IPKernelApp.initialized()
     return sys.stderr.isatty() or (in_kernel and "JPY_SESSION_NAME" in os.environ)
 
 

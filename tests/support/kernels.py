@@ -4,7 +4,6 @@ One that starts from nothing takes some 5 seconds until a notebook's first cell 
 """
 
 import os
-import signal
 import sys
 import time
 from typing import Any
@@ -13,10 +12,10 @@ import pandas as pd
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client import launcher
 
-from tests.support.processes import CONTEXT
+from tests.support.processes import Forked
 
 
-class Kernel:
+class Kernel(Forked):
     """Stands for the `subprocess.Popen` of a kernel.
 
     Args:
@@ -28,35 +27,9 @@ class Kernel:
     stdin = stdout = stderr = None
 
     def __init__(self, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
-        self._process = CONTEXT.Process(
-            target=_serve, args=(arguments, folder, environment), daemon=True
-        )
-        self._process.start()
-        assert self._process.pid is not None
-        self.pid = self._process.pid
+        super().__init__(_serve, arguments, folder, environment)
         while os.getpgid(self.pid) != self.pid:  # signals go to its group: it must be its own
             time.sleep(0.01)
-
-    def poll(self) -> int | None:
-        """The exit code; None before the end."""
-        return self._process.exitcode
-
-    def wait(self) -> int | None:
-        """The exit code, at the end."""
-        self._process.join()
-        return self._process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal to the process."""
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-        self.send_signal(signal.SIGTERM)
 
 
 def launch(

@@ -8,14 +8,15 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from metanb.cli import main
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
     [
         "metanb.cli",
         "metanb.notebooks",
@@ -28,8 +29,36 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-class Process:
-    """`metanb` with some arguments, which runs from now on.
+class Forked:
+    """A forked process that runs from now on, with the methods of `subprocess.Popen`.
+
+    Args:
+        target: what it runs.
+        arguments: of `target`.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._process = _context.Process(target=target, args=arguments, daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code; None before the end, and the signal's number below 0 after a kill."""
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        """The exit code, at the end."""
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, such as SIGKILL, to the process."""
+        os.kill(self.pid, number)
+
+
+class Process(Forked):
+    """`metanb` with some arguments.
 
     Args:
         store: METANB_STORE; the other variables are those of this process.
@@ -48,9 +77,7 @@ class Process:
         if terminal is not None:
             self._streams[2] = Path(terminal)
         environment = os.environ | {"METANB_STORE": str(store)}
-        options = (environment, self._streams, list(map(str, arguments)))
-        self._process = CONTEXT.Process(target=_run, args=options, daemon=True)
-        self._process.start()
+        super().__init__(_run, environment, self._streams, list(map(str, arguments)))
 
     @property
     def out(self) -> str:
@@ -61,20 +88,6 @@ class Process:
     def err(self) -> str:
         """Standard error, so far, where it is a file."""
         return self._streams[2].read_text()
-
-    def poll(self) -> int | None:
-        """The exit code; None before the end, and the signal's number below 0 after a kill."""
-        return self._process.exitcode
-
-    def wait(self) -> int | None:
-        """The exit code, at the end."""
-        self._process.join()
-        return self._process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal, such as SIGKILL, to the process."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
 
 
 class Child:
