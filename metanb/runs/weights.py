@@ -1,6 +1,7 @@
-"""Trained weights kept beside a run's record: `<record>/weights.safetensors`, float32 tensors.
+"""Trained weights kept beside a run's record: `<record>/weights.safetensors`.
 
-The tensors have the names of the network's `state_dict()`. The file's metadata has the run's id and
+The tensors have the names, dtypes and shapes of the network's `state_dict()`; weights that are tied
+in the network are there once under each name. The file's metadata has the run's id and
 the epoch, as JSON under "metanb". The record's provenance lists the file's SHA-256; the file is
 checked against it when it is read. The safetensors format holds numbers alone: reading it runs no
 code.
@@ -49,7 +50,8 @@ def keep_weights(record: Record) -> Path:
         The file of the weights.
 
     Raises:
-        NoWeightsError: the store has no checkpoint of the run, or one of another epoch or training.
+        NoWeightsError: the store has no checkpoint of the run, or one of another epoch or training;
+            or the network holds something that the format does not.
         RecordError: the record, the checkpoint, or weights that are kept already are damaged.
         metanb.files.DiskError: the record's folder cannot be written.
         filelock.Timeout: another process is training the run.
@@ -60,9 +62,7 @@ def keep_weights(record: Record) -> Path:
         if load_weights(record) is not None:
             return record.path / records.WEIGHTS
         state = _state_when_recorded(record)
-        # One entry alone: safetensors writes several in random order, and the bytes would vary.
-        origin = json.dumps({"run": record.settings.id, "epoch": record.epochs})
-        return records.attach_weights(record, bytes_of(state, {"metanb": origin}))
+        return records.attach_weights(record, _pack_weights(record, state))
 
 
 def keep_one_per_cell(runs: Iterable[Settings]) -> Iterator[str]:
@@ -136,11 +136,12 @@ def unpack_weights(
         raise ValueError("the content does not match weights_sha256 in provenance.json")
     try:
         state = tensors_of(content)
-        network_with(settings, state)
+        expected = network_with(settings, state).state_dict()
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"the content is not the network of {settings.id}") from error
-    if wrong := {str(tensor.dtype) for tensor in state.values()} - {"torch.float32"}:
-        raise ValueError(f"the content is {', '.join(sorted(wrong))}, not torch.float32")
+    for name, tensor in state.items():
+        if tensor.dtype != expected[name].dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, not {expected[name].dtype}")
     return state
 
 
@@ -195,6 +196,27 @@ def _state_when_recorded(record: Record) -> dict[str, Tensor]:
         return network_with(record.settings, values["net"]).state_dict()
     except RuntimeError as error:
         raise _mismatch_error(record, path, "does not hold the network of") from error
+
+
+def _pack_weights(record: Record, state: dict[str, Any]) -> bytes:
+    """The content of the file of weights. Raises NoWeightsError for what the format cannot hold."""
+    copies: dict[str, Tensor] = {}
+    for name, value in state.items():
+        try:
+            # A copy: the format refuses tensors that share memory or are not contiguous.
+            copies[name] = value.clone(memory_format=torch.contiguous_format)
+            bytes_of({name: copies[name]})
+        except (AttributeError, KeyError, ValueError, RuntimeError) as error:
+            is_tensor = isinstance(value, Tensor)
+            kind = f"{value.dtype}, {value.layout}" if is_tensor else type(value).__name__
+            path = store.checkpoint_path(record.settings.id)
+            raise NoWeightsError(
+                f"the weights of record {record.path} cannot be kept: {name} ({kind}) is nothing "
+                f"that safetensors holds; keep a copy of checkpoint {path} instead"
+            ) from error
+    # One entry alone: safetensors writes several in random order, and the bytes would vary.
+    origin = json.dumps({"run": record.settings.id, "epoch": record.epochs})
+    return bytes_of(copies, {"metanb": origin})
 
 
 def _mismatch_error(record: Record, path: Path, relation: str) -> NoWeightsError:

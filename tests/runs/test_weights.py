@@ -18,13 +18,15 @@ from click.testing import CliRunner
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import nn
 
 from metanb import trained_net
 from metanb.cli import cli
 from metanb.data import image_sets
 from metanb.grids import definitions
 from metanb.grids.definitions import Planned
-from metanb.labels import DATASETS
+from metanb.labels import DATASETS, NETWORKS
+from metanb.maml.network import BUILDERS, network
 from metanb.runs import checkpoint, experiment, portraits, records, training, weights
 from metanb.runs import store as run_store
 from metanb.runs.records import RecordError
@@ -188,7 +190,89 @@ def test_shapes_of_images_are_those_of_the_sets(dataset):
     assert shape == DATASETS[dataset].shape
 
 
+class OwnNetwork(nn.Module):
+    """A linear network behind a layer that a test decides; it may compute in float64."""
+
+    def __init__(self, layer, outputs):
+        super().__init__()
+        self.layer = layer
+        self.head = nn.Linear(28 * 28, outputs)
+
+    def forward(self, x):
+        """Logits, [B, outputs]."""
+        return self.head(self.layer(x.to(self.head.weight.dtype)).flatten(1))
+
+
+def normalised(outputs):
+    return OwnNetwork(nn.BatchNorm2d(1), outputs).eval()  # num_batches_tracked is a whole number
+
+
+def float64(outputs):
+    return OwnNetwork(nn.Identity(), outputs).double()
+
+
+def tied(outputs):
+    net = OwnNetwork(nn.Sequential(nn.Linear(28, 28), nn.Linear(28, 28)), outputs)
+    net.layer[1].weight = net.layer[0].weight
+    return net
+
+
+def channels_last(outputs):
+    convolutions = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1))
+    return OwnNetwork(convolutions, outputs).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def train_own(tmp_path, monkeypatch):
+    """To train a network of one's own, out of its number of outputs, in an empty store."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "own"))
+    monkeypatch.setattr(run_store, "record_folders", lambda: [run_store.store_folder()])
+
+    def train(build):
+        network("mine")(lambda image_shape, outputs, settings: build(outputs))
+        return experiment.run(replace(TINY, iterations=3, network="mine"), "cpu")
+
+    yield train
+    BUILDERS.pop("mine", None)
+    NETWORKS.pop("mine", None)
+
+
+@pytest.mark.parametrize("build", [normalised, float64, tied, channels_last])
+def test_weights_of_any_kind_are_kept_and_read(train_own, build, only_weights):
+    record = train_own(build)
+    expected = trained(record.settings)
+    weights.keep_weights(record)
+    run_store.checkpoint_path(record.settings.id).unlink()
+    kept = weights.load_weights(record_of(record.settings))
+    assert same(kept, expected)
+    assert {name: t.dtype for name, t in kept.items()} == {n: t.dtype for n, t in expected.items()}
+    only_weights()
+    assert same(trained_net(record.settings, "cpu").state_dict(), expected)
+
+
 # Refusals
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(
+    ("buffer", "kind"),
+    [
+        (torch.zeros(2, dtype=torch.complex128), "torch.complex128, torch.strided"),
+        (torch.eye(2).to_sparse(), "torch.float32, torch.sparse_coo"),
+    ],
+)
+def test_weights_that_the_format_cannot_hold_are_refused_by_name(train_own, buffer, kind):
+    def build(outputs):
+        net = OwnNetwork(nn.Identity(), outputs)
+        net.layer.register_buffer("mine", buffer.clone())
+        return net
+
+    record = train_own(build)
+    with pytest.raises(weights.NoWeightsError, match=rf"layer.mine \({kind}\)") as error:
+        weights.keep_weights(record)
+    assert str(record.path) in str(error.value) and "\n" not in str(error.value)
+    assert sorted(file.name for file in record.path.iterdir()) == sorted(records.FILES)
+    assert "weights_sha256" not in record_of(record.settings).provenance
 
 
 def no_checkpoint(path):
