@@ -9,6 +9,7 @@ Everything about a run is named after its id, see `metanb.settings.Settings.id`:
 """
 
 import os
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -69,5 +70,9 @@ def run_of(name: str) -> str:
 
     Args:
         name: a run's id, or <id>-to-<iterations> of a run that was stopped.
+
+    Example:
+        >>> run_of("apple-to-orange-5w1s-maml-s0-6effa944-to-30")  # the data set is one's own
+        'apple-to-orange-5w1s-maml-s0-6effa944'
     """
-    return name.partition("-to-")[0]
+    return re.sub(r"-to-\d+$", "", name)

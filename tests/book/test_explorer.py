@@ -47,7 +47,7 @@ def recorded() -> dict[str, tuple[dict, dict]]:
             taken = json.loads(later.read_text())["rows"]
             rows |= {(row["measure"], row["epoch"]): row for row in taken}
         settings = json.loads((path.parent / "settings.json").read_text())
-        runs[path.parent.name.partition("-to-")[0]] = settings, rows
+        runs[re.sub(r"-to-\d+$", "", path.parent.name)] = settings, rows
     return runs
 
 

@@ -103,6 +103,27 @@ def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
     assert not (second / stopped).exists()
 
 
+def test_runs_of_a_data_set_with_to_in_its_name_come_out_elsewhere(stores, tmp_path):
+    content = "1x28x28-0123456789abcdef"
+    whole, stopped = (
+        replace(settings, dataset="apple-to-orange", content=content)
+        for settings in (TINY, STOPPED)
+    )
+    for settings, glyphs in ((whole, TINY), (stopped, STOPPED)):
+        record = records.find_record(glyphs, 0)
+        rows = record.measures.to_dict("records")
+        records.write_record(settings, rows, record.provenance, stores("first"))
+        shutil.copy(run_store.checkpoint_path(glyphs.id), run_store.checkpoint_path(settings.id))
+    (path,) = archive.pack_runs([whole, stopped], tmp_path / "out", "fruit")
+    second = stores("second")
+    assert archive.unpack_runs(path) == [
+        f"record {second / whole.id}",
+        f"record {second / stopped.id}-to-6",
+        f"checkpoint {second / stopped.id}.pt, epoch 2",
+    ]
+    assert {path.stem for path in second.glob("*.lock")} == {whole.id, stopped.id}
+
+
 def test_a_run_that_was_killed_before_its_record_is_packed(stores, tmp_path):
     shutil.rmtree(stores("first") / TINY.id)
     (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
