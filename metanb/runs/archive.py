@@ -73,20 +73,20 @@ def pack_runs(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
 
 
 def _members_of_run(settings: Settings) -> dict[str, bytes]:
-    """What the store has of a run: the files of its record, or its checkpoint, or both."""
-    members = _members_of_record(settings)
+    """What the store has of a run: the files of its records, or its checkpoint, or both."""
+    members: dict[str, bytes] = {}
+    # The shortest first: unpacked behind a longer one, a record would be left out.
+    for _, folder in sorted(records.records_of_run(store.store_folder(), settings).items()):
+        members |= _members_of_record(folder)
     path = store.checkpoint_path(settings.id)
     if path.exists() and records.find_record(settings) is None:
         members[path.name] = path.read_bytes()
     return members
 
 
-def _members_of_record(settings: Settings) -> dict[str, bytes]:
-    """The files of a run's furthest record in the store, with its weights if they are kept."""
-    folders = records.records_of_run(store.store_folder(), settings)
-    if not folders:
-        return {}
-    record = records.read_record(folders[max(folders)])
+def _members_of_record(folder: Path) -> dict[str, bytes]:
+    """The files of the record in a folder, with its weights if they are kept."""
+    record = records.read_record(folder)
     names = list(records.FILES)
     if weights.load_weights(record) is not None:
         names.append(records.WEIGHTS)

@@ -8,6 +8,8 @@
     <id>/later.json        of some runs: measures taken later, of those weights (metanb.runs.later)
 
 The folder of a run that was stopped is <id>-to-<iterations>: it holds the epochs that were reached.
+It gives way to a longer record of the run, unless it has one of the two files that cannot be made
+again from that.
 Records are in two places: `results/` beside the package in a checkout (committed, and therefore
 compressed), and the local store.
 """
@@ -294,7 +296,7 @@ def write_record(
     """Write a record into `folder`, whole or not at all, and read it back.
 
     A record that reaches as far stays as it is; records of the same run that reach less are
-    removed.
+    removed, unless they have weights or measures that were taken later.
 
     Args:
         settings: what was run.
@@ -320,13 +322,14 @@ def write_record(
 def put_record(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
     """Put a record's files as the folder `name` into `folder`, whole or not at all.
 
-    The folder appears under its name at once, and then a shorter record of the run disappears from
-    its own at once: a kill leaves nothing torn. The caller holds the run's lock.
+    The folder appears under its name at once, and then a shorter record of the run, see
+    `write_record`, disappears from its own at once: a kill leaves nothing torn. The caller holds
+    the run's lock.
 
     Args:
         folder: of records.
         name: of the record's folder.
-        contents: FILES and, where weights are kept, WEIGHTS, which the caller has checked.
+        contents: FILES and, where they are kept, WEIGHTS, which the caller has checked, and LATER.
 
     Returns:
         The furthest record of the run in `folder`.
@@ -354,9 +357,12 @@ def put_record(folder: Path, name: str, contents: dict[str, bytes]) -> Record:
                 os.rename(scratch, folder / name)
                 paths[record.epochs] = folder / name
 
-            # Remove the shorter ones, each renamed first: it disappears at once.
+            # Remove the shorter ones, each renamed first: it disappears at once. Kept weights and
+            # later measures stay, because the longer record does not have them.
             furthest = paths.pop(max(paths))
             for path in paths.values():
+                if (path / WEIGHTS).exists() or (path / LATER).exists():
+                    continue
                 old = path.with_name(f".{path.name}.old")
                 os.rename(path, old)
                 shutil.rmtree(old)

@@ -103,6 +103,23 @@ def test_runs_come_out_elsewhere_and_go_on_there(stores, tmp_path, made):
     assert not (second / stopped).exists()
 
 
+def test_a_shorter_record_with_weights_is_packed_beside_the_longer_one(stores, tmp_path):
+    shorter = records.find_record(STOPPED, 0)
+    weights.keep_weights(shorter)
+    longer = experiment.run(STOPPED, "cpu")
+    (path,) = archive.pack_runs([STOPPED], tmp_path / "out", "tiny")
+    second = stores("second")
+    assert archive.unpack_runs(path) == [
+        f"record {second / shorter.path.name}",
+        f"record {second / longer.path.name}",
+    ]
+    for record in (shorter, longer):
+        for file in record.path.iterdir():
+            assert (second / record.path.name / file.name).read_bytes() == file.read_bytes()
+    kept = weights.find_weights(STOPPED, shorter.epochs)
+    assert kept.path == second / shorter.path.name and weights.load_weights(kept)
+
+
 def test_runs_of_a_data_set_with_to_in_its_name_come_out_elsewhere(stores, tmp_path):
     content = "1x28x28-0123456789abcdef"
     whole, stopped = (

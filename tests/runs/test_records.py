@@ -179,6 +179,25 @@ def test_a_stopped_run_is_told_apart_and_gives_way_to_a_longer_one(tmp_path, mon
         records.read_records(elsewhere)
 
 
+@pytest.mark.parametrize("file", [records.WEIGHTS, records.LATER])
+def test_a_shorter_record_with_weights_or_later_measures_stays(tmp_path, monkeypatch, file):
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    provenance = dict.fromkeys(PROVENANCE, "x")
+    stopped = records.write_record(SETTINGS, rows(epochs=2), provenance, tmp_path)
+    if file == records.WEIGHTS:
+        records.attach_weights(stopped, b"weights")
+    else:
+        records.add_later(stopped, [rows(epochs=2)[-1] | {"measure": "mine"}], {})
+    before = {path: path.read_bytes() for path in stopped.path.iterdir()}
+    whole = write(tmp_path)
+    assert {path: path.read_bytes() for path in stopped.path.iterdir()} == before
+    assert file in {path.name for path in before}
+    # Who asks for the run gets the longer one.
+    assert records.find_record(SETTINGS, 1).path == whole.path
+    assert [record.path for record in records.read_records(tmp_path)] == [whole.path]
+    assert write(tmp_path).path == whole.path and stopped.path.exists()
+
+
 def test_what_a_kill_leaves_is_cleared_and_what_is_no_record_is_let_be(tmp_path, monkeypatch):
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
     shorter = records.write_record(
