@@ -14,7 +14,7 @@ from torch import nn
 
 from metanb.data.tasks import Tasks
 from metanb.maml.engine import Engine, choose_engine
-from metanb.runs import checkpoint, cohorts, records, store, training, weights
+from metanb.runs import checkpoint, cohorts, plugins, records, store, training, weights
 
 # callers know it as experiment.DivergedError
 from metanb.runs.cohorts import DivergedError as DivergedError
@@ -28,6 +28,7 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
 
     A run that was interrupted goes on from its last epoch. On the same CPU it ends with the very
     numbers of an uninterrupted one. A second process that asks for a run in progress waits for it.
+    A line on standard error says if a plugin was edited after the run was recorded or interrupted.
 
     Args:
         settings: what to run.
@@ -84,7 +85,9 @@ def run_all(
     # Group the missing runs by cell: the runs of a cell differ by seeds alone.
     cells: dict[Settings, list[Settings]] = {}
     for settings in dict.fromkeys(runs):
-        if records.find_record(settings, settings.epoch_of(until)) is None:
+        if record := records.find_record(settings, settings.epoch_of(until)):
+            plugins.report_edited(f"record {record.path}", record.provenance, record.anew)
+        else:
             cells.setdefault(settings.unseeded, []).append(settings)
 
     # Train each cell, batch by batch.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # By a file's name, the first 16 hex digits of its SHA-256.
 LOADED: dict[str, str] = {}
@@ -46,3 +49,21 @@ def describe() -> dict[str, str]:
     """What a record says of the files that were loaded; nothing where there is none."""
     files = "; ".join(f"{name} {digest}" for name, digest in LOADED.items())
     return {"plugins": files} if files else {}
+
+
+def report_edited(made: str, provenance: Mapping[str, Any], anew: str) -> None:
+    """Report on standard error if a record or a checkpoint is from other content of a loaded file.
+
+    Args:
+        made: the record or the checkpoint, as a message names it.
+        provenance: of it.
+        anew: how to have the run trained anew.
+    """
+    listed = re.findall(r"([^;,]+) ([0-9a-f]{16})", provenance.get("plugins", ""))
+    edited = {name.strip() for name, digest in listed if LOADED.get(name.strip(), digest) != digest}
+    if edited:
+        print(
+            f"{made} was made before {', '.join(sorted(edited))} was edited: {anew}, or choose "
+            "another name for the network or the algorithm",
+            file=sys.stderr,
+        )

@@ -222,6 +222,8 @@ def _load_state(
     path = store.checkpoint_path(settings.id)
     if path.exists():
         state.load(path)
+        anew = "the run goes on from there; delete it to start anew"
+        plugins.report_edited(f"checkpoint {path}", state.origin, anew)
     return state
 
 
