@@ -1,6 +1,8 @@
 """Files that are whole or absent, and locks: everything that metanb keeps is written here."""
 
+import glob
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
+
+SCRATCH_ENDING = re.compile(r"\.metanb-\d+")  # with the number of the process that writes
 
 
 class DiskError(OSError):
@@ -38,6 +42,17 @@ def write_synced(path: Path, content: bytes) -> None:
         _sync(stream)
 
 
+def scratch_path(path: Path) -> Path:
+    """Return where this process writes what is to become the file `path`: a hidden file beside it.
+
+    Scratch files of `path` that killed processes left are removed. The caller holds the lock.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.metanb-*"):
+        if SCRATCH_ENDING.fullmatch(leftover.suffix):
+            leftover.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.metanb-{os.getpid()}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a stream whose content replaces the file `path` when the block ends.
@@ -48,11 +63,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DiskError: the content cannot be written; the old file stays.
     """
-    scratch = path.with_suffix(f".{os.getpid()}")
-    # Remove the scratch files of processes that were killed while they wrote.
-    for leftover in path.parent.glob(f"{path.stem}.[0-9]*"):
-        if leftover.suffix[1:].isdigit():
-            leftover.unlink(missing_ok=True)
+    scratch = scratch_path(path)
     try:
         with writing(path):
             with open(scratch, "wb") as stream:

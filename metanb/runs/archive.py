@@ -265,7 +265,7 @@ def _put_checkpoint(run_id: str, content: bytes) -> str:
     """Put a checkpoint into the store, unless the one there is as far; return a line about it."""
     path = store.checkpoint_path(run_id)
     with store.lock_run(run_id):
-        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch = files.scratch_path(path)
         try:
             with files.writing(path):
                 files.write_synced(scratch, content)

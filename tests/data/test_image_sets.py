@@ -217,7 +217,7 @@ def test_a_damaged_cache_is_rebuilt(
     assert again.digest == first.digest and again.classes == first.classes
     assert (npy.read_bytes(), npy.with_suffix(".json").read_bytes()) == whole
     shown("The cache of images is damaged", "".join(capsys.readouterr()))
-    assert not list(npy.parent.glob("*.[0-9]*"))
+    assert not list(npy.parent.glob("*.metanb-*"))
 
 
 def test_a_damaged_cache_without_its_tree_is_an_error(tree: Path) -> None:
@@ -266,7 +266,8 @@ def test_wrong_counts_and_bad_images(tree: Path) -> None:
     assert "has 6 characters, not 5: unknown Delta/character01 (1 in all)" in one_line(error)
 
     extra.rmdir()
-    assert not list((tree / "cache").glob("*.npy")) and not list((tree / "cache").glob("*.[0-9]*"))
+    for pattern in ("*.npy", "*.metanb-*"):
+        assert not list((tree / "cache").glob(pattern))
     load_images("omniglot", "train", root=tree)
 
 

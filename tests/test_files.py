@@ -1,0 +1,37 @@
+"""Files that are whole or absent: what is replaced, and what beside it is left alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+from metanb import files
+
+
+def test_neighbours_of_a_replaced_file_stay(tmp_path):
+    """Names that a user may choose, which begin like the file's own."""
+    names = ["mine.2024", "mine.svg", ".mine.pdf.1", ".mine.pdf.metanb-notes", ".mine[1].pdf"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    for name in ("mine.pdf", "mine[1].pdf"):
+        files.replace(tmp_path / name, b"figure")
+        assert (tmp_path / name).read_bytes() == b"figure"
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "mine.pdf", "mine[1].pdf"}
+    assert all((tmp_path / name).read_text() == name for name in names)
+
+
+@pytest.mark.parametrize("name", ["mine.pdf", "mine[1].pdf", "mine"])
+def test_what_a_killed_process_left_is_removed(tmp_path, name):
+    killed = (
+        "import os, sys; from pathlib import Path; from metanb import files\n"
+        "with files.replacing(Path(sys.argv[1])) as stream:\n"
+        "    stream.write(b'half')\n"
+        "    stream.flush()\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    assert subprocess.run([sys.executable, "-c", killed, path]).returncode == -9
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
+    files.replace(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
