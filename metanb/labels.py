@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OWN_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")  # of an algorithm or a network of one's own
+OWN_MEASURE = re.compile(r"[a-z][a-z0-9_]{0,59}")  # of a measure of one's own
 
 
 @dataclass(frozen=True)
@@ -120,18 +121,25 @@ MEASURES = {
 }
 
 
-def require_free_name(kind: str, name: str, taken: Collection[str]) -> None:
+def require_free_name(
+    kind: str, name: str, taken: Collection[str], pattern: re.Pattern[str] = OWN_NAME
+) -> None:
     """Raise ValueError unless something of one's own may be registered under a name.
 
     Args:
         kind: what it is, for the message.
         name: small letters and digits.
         taken: the names that are in use.
+        pattern: that the name has to match.
     """
+    # A decorator without its parentheses gives a function for the name.
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        raise ValueError(
+            f"{kind} {name!r} does not match {pattern.pattern}: use small letters and digits, a "
+            "letter first"
+        )
     if name in taken:
         raise ValueError(f"there is {kind} {name!r} already: choose another name")
-    if not OWN_NAME.fullmatch(name):
-        raise ValueError(f"{kind} {name!r}: use small letters and digits, as in 'reptile'")
 
 
 def learn_names(settings: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
-from metanb.labels import MEASURES, Measure
+from metanb.labels import MEASURES, OWN_MEASURE, Measure, require_free_name
 from metanb.landscape import coherence, hessian, task_stats
 from metanb.landscape.solutions import Solutions, adapt_at_test, starting_points_together
 from metanb.landscape.task_stats import Stat
@@ -40,6 +40,8 @@ OVER_TASKS: dict[str, StatOverTasks] = {}
 # Measures with a definition of their own, below: of the network, and on meta-validation tasks.
 OF_NETWORK = ("body_norm", "head_norm")
 VALID = "valid_accuracy"
+# Measures that a run records besides these: of its training, and after its last epoch.
+OF_RUNS = ("train_loss", "relative_move", "final_accuracy", "final_accuracy_finn")
 PERMUTATIONS = 5  # of a task's labels, at most: cyclic shifts that are evenly spread
 
 Function = TypeVar("Function", ValuesPerTask, StatOverTasks)
@@ -55,7 +57,7 @@ def per_task(name: str, entry: Measure | None = None) -> Callable[[ValuesPerTask
         entry: what figures call it; None: its name.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or is not made of small letters, digits and underscores.
 
     Example:
         >>> @per_task("gradient_norm_example", Measure("norm of the support gradient", log=True))
@@ -84,8 +86,7 @@ def known_measures() -> list[str]:
 def _register(
     name: str, entry: Measure | None, table: dict[str, Function]
 ) -> Callable[[Function], Function]:
-    if name in known_measures():
-        raise ValueError(f"there is a measure {name!r} already: choose another name")
+    require_free_name("a measure", name, [*known_measures(), *OF_RUNS], OWN_MEASURE)
 
     def register(function: Function) -> Function:
         table[name] = function

@@ -190,7 +190,7 @@ def _read_as(path: Path, name: str) -> Record:
         raise _damaged(path, f"{MEASURES} is not the file that was recorded")
 
     # Check the columns, and that no epoch is missing.
-    measures = pd.read_csv(io.BytesIO(content))
+    measures = _read_table(content)
     columns = list(measures.columns)
     if columns != COLUMNS or set(measures.epoch) != set(range(measures.epoch.nunique())):
         raise _damaged(
@@ -226,6 +226,14 @@ def read_file(folder: Path, name: str) -> bytes:
     if name == MEASURES and compressed.exists():
         return gzip.decompress(compressed.read_bytes())
     return (folder / name).read_bytes()
+
+
+def _read_table(content: bytes) -> pd.DataFrame:
+    """The table of measures in a file's content; a measure may be called "null" or "NA"."""
+    numbers = [column for column in COLUMNS if column != "measure"]
+    return pd.read_csv(
+        io.BytesIO(content), keep_default_na=False, na_values=dict.fromkeys(numbers, "")
+    )
 
 
 def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from metanb.landscape.solutions import ENDS_TOL, starting_points, without_common
 from metanb.maml.inner_loop import flatten, logits, losses
 from metanb.maml.network import ConvNet
 from metanb.maml.per_task import quarters_of_body
+from metanb.runs import training
 from metanb.settings import preset
 
 WAYS, TASKS = 3, 10  # more tasks than are measured at once
@@ -383,6 +384,18 @@ def test_measures_of_ones_own_are_checked():
             measure(new_net(), tasks(1), tasks(1), settings(), ["no_stat"])
     finally:
         del measures.OVER_TASKS["no_stat"], MEASURES["no_stat"]
+
+
+@pytest.mark.parametrize("register", [measures.per_task, measures.over_tasks])
+def test_names_of_measures_are_checked(register):
+    for name in ("", "NA", "my measure", "a,b", "1st", "x" * 61, 5, None, lambda at: at.gradient):
+        with pytest.raises(ValueError, match="a measure .*: use small letters") as error:
+            register(name)
+        assert "\n" not in str(error.value)
+    taken = ["train_loss", "relative_move", *training.FINAL_MEASURES, *measures.known_measures()]
+    for name in taken:
+        with pytest.raises(ValueError, match=f"there is a measure '{name}' already"):
+            register(name)
 
 
 def test_some_measures_are_those_of_all():

@@ -41,6 +41,16 @@ def test_round_trip(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [SETTINGS.id]
 
 
+def test_measures_keep_names_that_pandas_takes_for_missing(tmp_path):
+    renamed = [row | {"measure": {"distance": "null"}.get(row["measure"], "NA")} for row in rows()]
+    renamed[0]["sem"] = float("nan")
+    provenance = dict.fromkeys(PROVENANCE, "x")
+    record = records.write_record(SETTINGS, renamed, provenance, tmp_path)
+    assert list(record.measures.measure) == ["null", "NA"] * 3
+    assert record.curve("null")["sem"].isna().tolist() == [True, False, False]
+    assert record.curve("NA")["mean"].tolist() == pytest.approx([1 / 3] * 3)
+
+
 def test_a_compressed_table_is_the_same_record(tmp_path):
     record = write(tmp_path)
     compress(record.path)
