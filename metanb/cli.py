@@ -3,7 +3,6 @@
 Modules that import torch take seconds to load, so each command imports what it needs.
 """
 
-import json
 import os
 import signal
 import sys
@@ -17,13 +16,22 @@ import click
 
 from metanb.bench import units as bench_units
 from metanb.data import image_sets
-from metanb.files import DiskError
+from metanb.files import DiskError, parse_json
 from metanb.grids import definitions, progress
 from metanb.grids.definitions import Planned
 from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, DATASETS
 from metanb.runs import records, store
-from metanb.settings import CHOICES, RANGES, Scale, Settings, from_dict, preset, scale_of
+from metanb.settings import (
+    CHOICES,
+    RANGES,
+    Scale,
+    Settings,
+    SettingsError,
+    from_dict,
+    preset,
+    scale_of,
+)
 
 SHOWN_MEASURES = [
     "query_accuracy",
@@ -174,13 +182,14 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
 
     Raises:
         click.UsageError: the file holds no settings, or options name settings too.
+        SettingsError: a setting has an impossible value.
     """
     options = sorted(given) + ["scale"] * bool(scale)
     if options:
         flag = options[0].replace("_", "-")
         raise click.UsageError(f"--runs names every setting: leave out --{flag}")
     try:
-        values = json.load(file)
+        values = parse_json(file.read())
         runs = values if isinstance(values, list) else [values]
         if not runs or not all(isinstance(run, dict) for run in runs):
             raise ValueError("it holds no settings")
@@ -188,7 +197,10 @@ def _read_runs(file: TextIO, scale: Scale | None, given: Mapping[str, Any]) -> l
         raise click.UsageError(
             f"--runs {file.name}: {error}: give a record's settings.json, or a JSON list of several"
         ) from None
-    return [from_dict(run) for run in runs]
+    try:
+        return [from_dict(run) for run in runs]
+    except SettingsError as error:
+        raise SettingsError(f"--runs {file.name}: {error}") from None
 
 
 @cli.command("grid")

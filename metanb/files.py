@@ -1,13 +1,14 @@
 """Files that are whole or absent, and locks: everything that metanb keeps is written here."""
 
 import glob
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -30,6 +31,24 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path} ({error.strerror or error}): make room, or name another folder "
             "(for runs METANB_STORE, for images METANB_DATA); existing files are intact"
         ) from error
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Return what a JSON text says.
+
+    Raises ValueError for bad JSON, bad UTF-8, and lists or objects that are nested too deeply.
+
+    Example:
+        >>> parse_json(b"[1, 2]")
+        [1, 2]
+        >>> parse_json("[" * 100_000)
+        Traceback (most recent call last):
+        ValueError: lists or objects are nested too deeply
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -21,6 +21,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import DeadKernelError
 from papermill.execute import ERROR_MARKER_TAG
 
+from metanb.files import parse_json
+
 # What a type is called, alone and in a list.
 _NOUNS: dict[type, tuple[str, str]] = {
     bool: ("true or false", "true or false"),
@@ -67,7 +69,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         NotebookError: the file is no notebook.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # bad UTF-8, too
         raise NotebookError(f"{path} is no notebook: it is no JSON ({error})") from None
     if not isinstance(content, dict) or "nbformat" not in content:

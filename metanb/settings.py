@@ -362,8 +362,8 @@ def _check_value(setting: Field[Any], value: Any) -> None:
     """Raise SettingsError unless the value is one of the field's choices, or in its range."""
     kind = type(setting.default)
     if choices := setting.metadata.get("choices"):
-        # False == 0 and True == 1, so `in` alone takes a number for a switch.
-        if value not in choices or isinstance(value, bool) != (kind is bool):
+        # False == 0 and True == 1, so `in` alone takes a number for a switch; it fails for a list.
+        if not isinstance(value, kind) or value not in choices:
             raise SettingsError(
                 f"{setting.name}={value!r} is not one of {', '.join(map(repr, choices))}"
             )

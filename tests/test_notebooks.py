@@ -177,6 +177,7 @@ WHOLE = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [CELL]}
         "[1]",
         '{"a": ',
         "",
+        "[" * 100_000,
         '{"nbformat": 4}',
         '{"nbformat": 4, "cells": [1]}',
         json.dumps(WHOLE | {"metadata": {"kernelspec": "python3"}}),

@@ -135,7 +135,7 @@ def _read_cache(path: Path, stamp: str, verify: bool) -> Content | None:
     Size and shape are compared with the record, and the digest if the cache is small or `verify`.
     """
     try:
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        record = files.parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
         recorded = record["decoder"], record["stamp"], record["bytes"]
         if recorded != (DECODER, stamp, path.stat().st_size):
             return None

@@ -194,7 +194,7 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-        checksums = json.loads(members.pop(MANIFEST))
+        checksums = files.parse_json(members.pop(MANIFEST))
     except UNREADABLE as error:
         raise ArchiveError(f"archive {path} is damaged ({error}): copy it again") from error
     if _checksums(members) != checksums:
@@ -214,7 +214,7 @@ def _check_weights(record_name: str, members: dict[str, bytes], path: Path) -> N
     if member not in members:
         return
     try:
-        provenance = json.loads(members[f"{record_name}/provenance.json"])
+        provenance = files.parse_json(members[f"{record_name}/provenance.json"])
         settings = _settings_of_record(record_name, members)
         weights.unpack_weights(members[member], settings, provenance)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -255,7 +255,7 @@ def _put_record(record_name: str, members: dict[str, bytes]) -> str:
     with store.lock_run(store.run_of(record_name)):
         record = records.put_record(store.store_folder(), record_name, contents)
         if weights_file is not None and not (record.path / records.WEIGHTS).exists():
-            packed = json.loads(contents["provenance.json"])
+            packed = files.parse_json(contents["provenance.json"])
             if all(record.provenance[key] == packed[key] for key in TRAINING):
                 records.attach_weights(record, weights_file)
     return f"record {record.path}"
@@ -280,7 +280,7 @@ def _put_checkpoint(run_id: str, content: bytes) -> str:
 
 def _settings_of_record(record_name: str, members: Mapping[str, bytes]) -> Settings:
     """The settings in a packed record."""
-    return from_dict(json.loads(members[f"{record_name}/{records.FILES[0]}"]))
+    return from_dict(files.parse_json(members[f"{record_name}/{records.FILES[0]}"]))
 
 
 def _owner(member: str) -> str:

@@ -160,7 +160,7 @@ def _read_portrait(path: Path, kind: str, settings: Settings) -> Portrait:
     Raises RecordError for a file that is torn, changed, or of other settings.
     """
     try:
-        content = json.loads(path.read_text())
+        content = files.parse_json(path.read_text())
         if not isinstance(content, dict) or content.keys() != KEYS:
             raise ValueError(f"it does not hold {', '.join(sorted(KEYS))}")
         if content.pop("sha256") != _digest(content):

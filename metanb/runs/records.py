@@ -171,8 +171,8 @@ def _read_as(path: Path, name: str) -> Record:
     """Read and check the record in a folder that has this name, or is to have it."""
     # Read the three files.
     try:
-        values = json.loads((path / "settings.json").read_text())
-        provenance = json.loads((path / "provenance.json").read_text())
+        values = files.parse_json((path / "settings.json").read_text())
+        provenance = files.parse_json((path / "provenance.json").read_text())
         content = read_file(path, MEASURES)
         if not (isinstance(values, dict) and isinstance(provenance, dict)):
             raise ValueError("settings.json and provenance.json must each hold one object")
@@ -248,14 +248,21 @@ def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
     except OSError as error:
         raise _damaged_later(path, str(error)) from error
     try:
-        later = json.loads(content)
+        later = files.parse_json(content)
         rows, origins = later["rows"], later["origins"]
+        if not (isinstance(rows, list) and isinstance(origins, list)):
+            raise ValueError("rows and origins are not lists")
         if not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
             raise ValueError(f"rows do not hold {', '.join(COLUMNS)}")
         numbers = [row[column] for row in rows for column in COLUMNS if column != "measure"]
         if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError("rows do not hold numbers")
-        return {"rows": rows, "origins": list(origins)}
+        names = [row["measure"] for row in rows]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("rows do not hold names of measures")
+        if len(set(names)) < len(names):
+            raise ValueError("a measure is there twice")
+        return {"rows": rows, "origins": origins}
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged_later(path, str(error)) from error
 

@@ -198,6 +198,7 @@ DAMAGE = {
     "half a record": lambda npy: npy.with_suffix(".json").write_text(
         npy.with_suffix(".json").read_text()[:40]
     ),
+    "nested record": lambda npy: npy.with_suffix(".json").write_text("[" * 100_000),
     "old decoder": lambda npy: amend(npy, decoder=cache.DECODER - 1),
     "other stamp": lambda npy: amend(npy, stamp="of other sources"),
     "other classes": lambda npy: amend(npy, classes=["Beta/character01", "Omega/character02"]),

@@ -335,6 +335,10 @@ def _no_object(members, record):
     return {f"{record}/provenance.json": b"[]"}
 
 
+def _nested(members, record):
+    return {f"{record}/provenance.json": b"[" * 100_000}
+
+
 def _pickled(members, record):
     """Code in place of numbers, with the checksum to go with it."""
     stream = io.BytesIO()
@@ -347,7 +351,7 @@ def _pickled(members, record):
     }
 
 
-UNFIT = [_other_bytes, _other_settings, _unlisted, _no_object, _pickled, None]
+UNFIT = [_other_bytes, _other_settings, _unlisted, _no_object, _nested, _pickled, None]
 
 
 @pytest.mark.parametrize("change", UNFIT)

@@ -131,7 +131,24 @@ def test_later_measures_move_between_machines(record, parameters, tmp_path, monk
     assert moved.curve("n_parameters")["mean"].iloc[0] == parameters
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"rows": 3}', b'{"rows": [{}], "origins": []}'])
+ROW = dict.fromkeys(records.COLUMNS, 2) | {"measure": "mine"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b'{"rows": 3}',
+        b'{"rows": [{}], "origins": []}',
+        b'{"rows": {}, "origins": []}',
+        *(
+            json.dumps({"rows": rows, "origins": []}).encode()
+            for rows in ([ROW | {"measure": ["x"]}], [ROW | {"measure": None}], [ROW, ROW])
+        ),
+    ],
+)
 def test_a_damaged_file_is_named(record, content):
     (record.path / records.LATER).write_bytes(content)
     with pytest.raises(RecordError, match=r"later.json is damaged: .*delete the file") as error:

@@ -105,12 +105,16 @@ def no_object(_):
     return "[]"
 
 
+def nested(_):
+    return "[" * 100_000
+
+
 def empty(_):
     return ""
 
 
 @pytest.mark.parametrize(
-    "damage", [cut, digit, other_run, entry_lost, other_kind, no_object, empty]
+    "damage", [cut, digit, other_run, entry_lost, other_kind, no_object, nested, empty]
 )
 def test_damaged_portrait_is_refused_by_name(path, drawn, damage):
     assert damage(drawn) != drawn

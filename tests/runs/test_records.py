@@ -104,6 +104,19 @@ def not_text(path):
     (path / "settings.json").write_bytes(b"\xff\xfe")
 
 
+def list_for_word(path):
+    values = json.loads((path / "settings.json").read_text())
+    (path / "settings.json").write_text(json.dumps(values | {"algorithm": ["maml"]}))
+
+
+def nested_settings(path):
+    (path / "settings.json").write_text("[" * 100_000)
+
+
+def nested_provenance(path):
+    (path / "provenance.json").write_text('{"metanb": ' + "[" * 100_000)
+
+
 def empty(path):
     (path / "provenance.json").write_text("null")
 
@@ -138,6 +151,9 @@ DAMAGES = [
     missing,
     missing_settings,
     not_text,
+    list_for_word,
+    nested_settings,
+    nested_provenance,
     empty,
 ]
 

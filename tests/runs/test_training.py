@@ -27,6 +27,7 @@ from metanb.runs import store as run_store
 from metanb.settings import preset
 from tests.support.bad_days import shown
 from tests.support.cohorts import new_cohort
+from tests.support.command_line import call
 from tests.support.processes import Process
 from tests.support.runs import SMALL
 
@@ -346,7 +347,7 @@ def test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_th
         assert np.allclose(killed.measures["mean"], whole.measures["mean"], rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "3", '["a"]', "{", "\xff"])
+@pytest.mark.parametrize("content", ["", "[]", "3", '["a"]', "{", "\xff", "[" * 100_000])
 def test_a_list_of_runs_that_is_none(tmp_path, capsys, monkeypatch, content):
     path = tmp_path / "runs.json"
     path.write_text(content, encoding="latin-1")
@@ -355,6 +356,15 @@ def test_a_list_of_runs_that_is_none(tmp_path, capsys, monkeypatch, content):
         main()
     assert stop.value.code == 2
     shown("A list of runs is no list of runs", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("setting", ["algorithm", "network", "dataset", "adapts", "ways"])
+def test_a_list_where_a_word_belongs(tmp_path, capsys, monkeypatch, setting):
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps({setting: ["maml"]}))
+    code, _, err = call(capsys, monkeypatch, "train", "--runs", path)
+    assert code == 1 and err.startswith(f"Error: --runs {path}: {setting}=['maml'] ")
+    assert err.count("\n") == 1
 
 
 def test_runs_of_a_list_take_no_further_settings(tmp_path, capsys, monkeypatch):
