@@ -16,7 +16,7 @@ import click
 
 from metanb.bench import units as bench_units
 from metanb.data import image_sets
-from metanb.files import DiskError, parse_json
+from metanb.files import parse_json
 from metanb.grids import definitions, progress
 from metanb.grids.definitions import Planned
 from metanb.grids.interventions import find_intervention
@@ -700,7 +700,7 @@ def check_command(dataset: tuple[str, ...]) -> None:
     for name in dataset or DATASETS:
         try:
             click.echo(f"{name}: {image_sets.check_images(name)}")
-        except (image_sets.DataError, DiskError) as error:
+        except (image_sets.DataError, OSError) as error:
             failed = True
             click.echo(f"{name}: {error}", err=True)
     sys.exit(1 if failed else 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OWN_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")  # of an algorithm or a network of one's own
+OWN_DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # a folder of images of one's own
 OWN_MEASURE = re.compile(r"[a-z][a-z0-9_]{0,59}")  # of a measure of one's own
 
 

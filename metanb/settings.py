@@ -13,7 +13,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from metanb.labels import ALGORITHMS, DATASETS, NETWORKS
+from metanb.labels import ALGORITHMS, DATASETS, NETWORKS, OWN_DATASET
 
 TestHead = Literal["fresh", "shared", "zero", "centred"]
 InnerHead = Literal["learnt", "zero", "shared"]
@@ -70,7 +70,7 @@ class Settings:
 
     dataset: str = _text(
         "glyphs",
-        r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}",
+        OWN_DATASET.pattern,
         f"the image set: {', '.join(DATASETS)}, or a folder of your own under METANB_DATA",
     )
     content: str = _text(

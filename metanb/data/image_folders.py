@@ -11,7 +11,9 @@ grey if all of them are, else RGB.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -41,12 +43,13 @@ def origin(root: Path, name: str, split: str) -> Origin:
     """
     folder = root / name
     stamp = hashlib.sha256()
-    for of_split in SPLIT_FOLDERS:
-        for paths in list_classes(folder, of_split).values():
-            for path in paths:
-                state = path.stat()
-                line = f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n"
-                stamp.update(line.encode())
+    with _naming_files():
+        for of_split in SPLIT_FOLDERS:
+            for paths in list_classes(folder, of_split).values():
+                for path in paths:
+                    state = path.stat()
+                    line = f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n"
+                    stamp.update(line.encode())
     return Origin(
         f"folder-{name}-{split}", stamp.hexdigest()[:16], partial(folder_source, folder, split)
     )
@@ -61,8 +64,9 @@ def folder_source(folder: Path, split: str) -> Source:
         DataError: a split or a class has no images, a class or an image is in two splits, or an
             image is unreadable.
     """
-    splits = {name: list_classes(folder, name) for name in SPLIT_FOLDERS}
-    _require_apart(splits)
+    with _naming_files():
+        splits = {name: list_classes(folder, name) for name in SPLIT_FOLDERS}
+        _require_apart(splits)
     everything = [path for classes in splits.values() for of in classes.values() for path in of]
     side, mode = _choose_shape(everything)
     classes = splits[split]
@@ -78,7 +82,7 @@ def list_classes(folder: Path, split: str) -> dict[str, list[Path]]:
     """List the image files of each class of a split, both sorted.
 
     Raises:
-        DataError: the split is not there, or a class has no images.
+        DataError: the split is not there, a class has no images, or a name is not UTF-8.
     """
     places = [folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()]
     if not places:
@@ -88,6 +92,7 @@ def list_classes(folder: Path, split: str) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     for class_folder in sorted(places[0].iterdir()):
         if class_folder.is_dir() and not class_folder.name.startswith("."):
+            _require_utf8(class_folder)
             paths = [
                 path
                 for path in sorted(class_folder.iterdir())
@@ -98,10 +103,32 @@ def list_classes(folder: Path, split: str) -> dict[str, list[Path]]:
                     f"{class_folder} has no images ({', '.join(FORMATS)}): put some there, or "
                     "remove it"
                 )
+            for path in paths:
+                _require_utf8(path)
             classes[class_folder.name] = paths
     if not classes:
         raise DataError(f"{places[0]} has no classes: put one folder of images per class there")
     return classes
+
+
+@contextmanager
+def _naming_files() -> Iterator[None]:
+    """Turn an OSError inside, as of a link that leads nowhere, into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename} ({error.strerror}): put a whole copy there, or remove it"
+        ) from error
+
+
+def _require_utf8(path: Path) -> None:
+    """Raise DataError for a name whose bytes are no UTF-8: it cannot be hashed or recorded."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise DataError(f"{shown} has a name that is not UTF-8: rename it") from None
 
 
 def _require_apart(splits: dict[str, dict[str, list[Path]]]) -> None:

@@ -24,6 +24,7 @@ import platformdirs
 from metanb.data import glyphs, image_folders, mini_imagenet, omniglot
 from metanb.data.cache import Content, Origin, digest_of, pad_classes, read_or_build
 from metanb.data.cache import DataError as DataError  # callers know it as image_sets.DataError
+from metanb.labels import OWN_DATASET
 
 SPLITS = ("train", "valid", "test")
 # What a split is made from, by data set: a function of the data root, the split and a seed.
@@ -256,6 +257,11 @@ def _read_split(root: Path, dataset: str, split: str, seed: int, verify: bool = 
     """
     if dataset in ORIGINS:
         origin = ORIGINS[dataset](root, split, seed)
+    elif not OWN_DATASET.fullmatch(dataset):
+        raise DataError(
+            f"data set {dataset!r} does not match {OWN_DATASET.pattern}: give its folder under the "
+            "data root such a name"
+        )
     elif image_folders.is_image_folder(root / dataset):
         origin = image_folders.origin(root, dataset, split)
     else:

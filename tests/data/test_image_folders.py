@@ -3,6 +3,7 @@
 Evidence: pixels known from how the files were made.
 """
 
+import os
 import shutil
 import struct
 from collections import Counter
@@ -22,8 +23,9 @@ from metanb.data.image_sets import (
 )
 from metanb.data.tasks import draw_images, draw_tasks, sample_tasks
 from metanb.runs.training import with_content
-from metanb.settings import preset
+from metanb.settings import SettingsError, preset
 from tests.support.bad_days import shown
+from tests.support.command_line import call
 
 SIZES = {"train": {"a": 3, "b": 5, "c": 4}, "valid": {"d": 3, "e": 3}, "test": {"f": 4, "g": 3}}
 
@@ -217,6 +219,11 @@ def test_large_images_shrink_to_the_largest_side(root):
     assert (images[..., 4:-4] == np.array([255, 0, 0]).reshape(3, 1, 1)).all()
 
 
+def latin(folder):
+    """The path of "café.png" in a folder, as a disk has it that was written in Latin-1."""
+    return folder / os.fsdecode("café.png".encode("latin-1"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -246,6 +253,18 @@ def test_large_images_shrink_to_the_largest_side(root):
             ),
             "0.gif .*animated",
         ),
+        (
+            lambda folder: (folder / "train/a/z.png").symlink_to("nowhere"),
+            r"cannot read .*a/z.png \(No such file .*remove it",
+        ),
+        (
+            lambda folder: shutil.copy(folder / "train/a/0.png", latin(folder / "train/a")),
+            r"a/caf\\xe9.png has a name that is not UTF-8: rename it",
+        ),
+        (
+            lambda folder: shutil.copytree(folder / "train/a", latin(folder / "valid")),
+            r"valid/caf\\xe9.png has a name that is not UTF-8: rename it",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(root, spoil, words):
@@ -264,6 +283,31 @@ def test_an_image_too_large_to_be_true_is_named(root, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(DataError, match=r"unreadable image .*exceeds limit"):
             load_images("greys", "train", root=root)
+
+
+@pytest.mark.parametrize("name", ["bird.s", "-birds", "b" * 41, "greys/", ""])
+def test_a_name_that_no_run_may_have_is_refused(root, name):
+    if name not in ("greys/", ""):
+        shutil.copytree(root / "greys", root / name)
+    for read in (check_images, content_of):
+        with pytest.raises(DataError, match=f"data set '{name}' does not match .* such a name"):
+            read(name, root)
+    with pytest.raises(SettingsError, match="does not match"):
+        preset("smoke", name)
+
+
+@pytest.mark.parametrize("fault", ["link", "bytes", "name"])
+def test_check_goes_on_after_a_set_with_a_fault(root, fault, capsys, monkeypatch):
+    monkeypatch.setenv("METANB_DATA", str(root))
+    first = "bird.s" if fault == "name" else "birds"
+    shutil.copytree(root / "greys", root / first)
+    if fault == "link":
+        (root / first / "train/a/z.png").symlink_to("nowhere")
+    if fault == "bytes":
+        shutil.copy(root / first / "train/a/0.png", latin(root / first / "train/a"))
+    code, out, err = call(capsys, monkeypatch, "data", "check", first, "greys")
+    assert code == 1 and err.startswith(f"{first}: ") and err.count("\n") == 1
+    assert out.splitlines()[1].startswith("greys: train 3 x 3-5 (")
 
 
 def test_no_such_data_set(root):
