@@ -27,8 +27,8 @@ def describe_interventions(names: Sequence[str]) -> str:
         KeyError: an unknown name.
 
     Example:
-        >>> print(describe_interventions(["coherent"]))
-        - *coherent* (the paper's regulariser): the outer loss rewards displacements that agree.
+        >>> print(describe_interventions(["sharpness-aware and coherent"]))
+        - *sharpness-aware and coherent* (both together): the two together.
     """
     sharing: dict[str, list[str]] = {}
     for name in names:
