@@ -7,6 +7,7 @@ number in the book is typed by hand.
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from html import escape
@@ -231,7 +232,7 @@ def ledger_table(rows: list[Row]) -> str:
     head = ["Form", "Cell", "Verdict", "Effect, 95 % interval", "Runs", "p, Holm", "Paper"]
     # The paper gives a figure for few claims: leave the last column out where it has none.
     width = len(head) if any(row.paper for row in shown) else -1
-    lines = [ledger_row(row, head[:width]) for row in shown]
+    lines = [ledger_row(row, len(head[:width])) for row in shown]
     return folded_table(count_verdicts(shown), head[:width], lines, "metanb-ledger")
 
 
@@ -240,34 +241,32 @@ def folded_table(summary: str, head: list[str], lines: list[str], kind: str = ""
 
     Args:
         summary: what stands on the fold.
-        head: of the columns.
+        head: of the columns, eight at most.
         lines: the rows, as `table_row` gives them.
         kind: a further class of the table.
     """
     heads = "".join(f'<th scope="col">{name}</th>' for name in head)
     classes = " ".join(filter(None, ["table", "metanb-cards", kind]))
+    # What the cells of a card are called, for the style sheet: said once, not in each cell.
+    labels = ";".join(f"--label-{i}:'{name}'" for i, name in enumerate(head, 1))
     return (
         f'<details class="metanb-fold"><summary>{summary}</summary>'
-        f'<table class="{classes}"><thead><tr>{heads}</tr></thead>'
+        f'<table class="{classes}" style="{labels}"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></details>"
     )
 
 
-def table_row(head: list[str], cells: list[str], attributes: str = "") -> str:
-    """A row of `folded_table`: a cell's column stands in `data-label`.
+def table_row(cells: Iterable[str], attributes: str = "") -> str:
+    """A row of `folded_table`.
 
     Args:
-        head: of the columns.
-        cells: as HTML; further ones than the head has are left out.
+        cells: as HTML.
         attributes: of the row, as HTML.
     """
-    columns = "".join(
-        f'<td data-label="{label}">{cell}</td>' for label, cell in zip(head, cells, strict=False)
-    )
-    return f"<tr{attributes}>{columns}</tr>"
+    return f"<tr{attributes}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def ledger_row(row: Row, head: list[str]) -> str:
+def ledger_row(row: Row, width: int) -> str:
     """A row of the ledger's table, with as many cells as its head."""
     name, shape = ledger.MARKS[row.verdict]
     scale = row.shown_scale if row.reached else f"{row.scale} settings"
@@ -291,7 +290,7 @@ def ledger_row(row: Row, head: list[str]) -> str:
         row.shown_p,
         row.paper or "–",
     ]
-    return table_row(head, columns, f' id="{row.anchor}"{data}')
+    return table_row(columns[:width], f' id="{row.anchor}"{data}')
 
 
 def verdict_words() -> str:
@@ -374,7 +373,7 @@ def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
         turned.setdefault((row.name, verdict_before, row.verdict), []).append(cell)
     head = ["Claim", "Then", "Now", "Rows", "Which"]
     lines = [
-        table_row(head, [*key, format_value(len(cells)), f"<small>{'; '.join(cells)}</small>"])
+        table_row([*key, format_value(len(cells)), f"<small>{'; '.join(cells)}</small>"])
         for key, cells in turned.items()
     ]
     summary = f"{sum(map(len, turned.values()))} of {compared} verdicts changed."
@@ -759,7 +758,7 @@ def predictions_table(rows: list[predictions.PredictionRow]) -> str:
     if table.empty:
         return "No run of an intervention is recorded yet."
     head = [name[0].upper() + name[1:] for name in table]
-    lines = [table_row(head, [escape(cell) for cell in line]) for line in table.to_numpy().tolist()]
+    lines = [table_row(map(escape, line)) for line in table.to_numpy().tolist()]
     outcomes = Counter(table.outcome).most_common()
     summary = f"{len(table)} predictions: {', '.join(f'{n} {name}' for name, n in outcomes)}"
     return folded_table(summary, head, lines)

@@ -127,12 +127,13 @@ def _format_mean(mean: float, error: float) -> str:
 def write_data(app: Any) -> None:
     """Sphinx's event `builder-inited`: write the data into the built book, and nowhere else.
 
-    It is packed, gzip in base64: a page that is read from a folder may load a script and no file.
+    It is packed, gzip in base 85, whose letters a script holds as they are: a page that is read
+    from a folder may load a script and no file.
     """
     if app.builder.format == "html":
         curves = curves_of_cells(committed_runs())
         text = json.dumps(curves, separators=(",", ":"), ensure_ascii=False)
-        packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+        packed = base64.b85encode(gzip.compress(text.encode(), mtime=0)).decode()
         target = Path(app.outdir) / "_static" / DATA
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(f'window.METANB_RUNS="{packed}";\n', encoding="utf-8")

@@ -14,9 +14,18 @@
     return;
   }
 
-  /** The object that a script holds as JSON, gzip, base64. */
+  /** The object that a script holds as JSON, gzip, base 85: five letters are four bytes. */
   async function unpack(packed) {
-    const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+    const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~";
+    const digits = new Map([...letters].map((letter, digit) => [letter, digit]));
+    const padded = packed.padEnd(5 * Math.ceil(packed.length / 5), "~");
+    const view = new DataView(new ArrayBuffer((4 * padded.length) / 5));
+    for (let start = 0; start < padded.length; start += 5) {
+      let value = 0;
+      for (let i = 0; i < 5; i++) value = 85 * value + digits.get(padded[start + i]);
+      view.setUint32((4 * start) / 5, value);
+    }
+    const bytes = new Uint8Array(view.buffer, 0, view.byteLength - (padded.length - packed.length));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return JSON.parse(await new Response(stream).text());
   }

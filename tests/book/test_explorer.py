@@ -57,7 +57,7 @@ def drawn() -> dict:
     if not DATA.exists():
         pytest.fail(f"{DATA} is not there: run `make book` first", pytrace=False)
     packed = DATA.read_text().removeprefix('window.METANB_RUNS="').rstrip('";\n')
-    return json.loads(gzip.decompress(base64.b64decode(packed)))
+    return json.loads(gzip.decompress(base64.b85decode(packed)))
 
 
 def visit(page, url: str) -> None:
@@ -382,7 +382,7 @@ def test_mean_ends_where_the_first_run_was_stopped(browser):
     for curves in (*data["means"], *data["errors"]):
         curves[number] = " ".join(curves[number].split()[:6])
     with tab(browser) as page:
-        packed = base64.b64encode(gzip.compress(json.dumps(data).encode())).decode()
+        packed = base64.b85encode(gzip.compress(json.dumps(data).encode())).decode()
         script = f'window.METANB_RUNS="{packed}";'
         page.route(
             "**/explorer-data.js*",
