@@ -302,7 +302,7 @@ def belief_in_finetuning(rows: Sequence[Row]) -> str:
     alike = sum(row.verdict == Verdict.NOT_SET_APART for row in works)
     text += f"; in {apart + alike} of these its trajectories are nearly orthogonal"
     if alike:
-        text += f", but in {alike} of them meta-training's are so, too"
+        text += f", but in {alike} of them meta-training's are not seen to be less so"
     return text + "."
 
 
@@ -534,7 +534,7 @@ def devices(recorded: Iterable[Record]) -> str:
             kind_of(run.provenance["device"]) for run in runs if scale_of(run.settings) == scale
         )
         if kinds:
-            counted = " and ".join(
+            counted = ", ".join(
                 f"{n} runs {_describe_machines(kind)}" for kind, n in kinds.most_common()
             )
             phrases.append(f"{place} {counted}")

@@ -233,6 +233,18 @@ def test_what_was_stopped_is_priced_from_its_start():
     assert (both, left) == ("3.0", "1.5")  # 1.5 hours a run on average
 
 
+def test_machines_are_told_by_their_kind():
+    names = ("AMD EPYC (AVX2)", "NVIDIA H200", "NVIDIA H200, AMD EPYC (AVX2)", "Intel(R) Xeon(R)")
+    runs = [
+        replace(run, provenance=run.provenance | {"device": name})
+        for run, name in zip(cell({}, range(4)), names, strict=True)
+    ]
+    assert findings.devices(runs) == (
+        "in the smaller version 2 runs on CPUs, 1 runs on an NVIDIA H200, "
+        "1 runs partly on CPUs and partly on an NVIDIA H200"
+    )
+
+
 def test_gains_stand_beside_the_papers():
     base = cell({"query_accuracy": np.full(12, 0.80)}, ways=20, wobble=0)
     with_it = cell(
