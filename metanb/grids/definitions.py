@@ -230,7 +230,7 @@ def quick_grid() -> list[Planned]:
         >>> for group, n in Counter(run.group for run in runs).items():
         ...     print(group, n)
         base 12
-        few-classes 7
+        few-classes 8
         regulariser 8
         inner-loss 12
         head 6
@@ -409,7 +409,7 @@ def _plan_few_classes(seed: int) -> list[Planned]:
     runs = _plan("few-classes", few_class_runs(*setting, (10, 20), [seed]))
     if seed < 3:
         runs += _plan("few-classes", few_class_runs(*setting, (5, 100), [seed]))
-        runs += _plan("few-classes", few_class_runs(*setting, (5, 20, 100), [seed], "maml"))
+        runs += _plan("few-classes", few_class_runs(*setting, (5, 10, 20, 100), [seed], "maml"))
     return runs
 
 
