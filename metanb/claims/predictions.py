@@ -157,9 +157,14 @@ class PredictionRow:
 
     @property
     def shown_ends(self) -> str:
-        """The measure before and after; "–" where the effect is a slope over several step sizes."""
+        """The measure before and after, accuracy in per cent, as its effect is in points.
+
+        "–" where the effect is a slope over several step sizes.
+        """
         if self.prediction.expected == Expectation.FOLLOWS:
             return "–"
+        if self.prediction.expected == Expectation.STAYS:
+            return f"{100 * self.before:.1f} %, {100 * self.after:.1f} %"
         return f"{self.before:.3g}, {self.after:.3g}"
 
     @property

@@ -181,7 +181,7 @@ def test_the_table_says_what_was_predicted_and_what_came():
         "algorithm": "first-order MAML",
         "data": "Omniglot, 5-way 1-shot, quick",
         "predicted": "accuracy stays",
-        "before, after": "0.8, 0.79",
+        "before, after": "80.0 %, 79.0 %",
         "effect, 95 % interval": "-1.0 points (-1.0 to -1.0)",
         "pairs": "5",
         "outcome": "as predicted",
