@@ -140,12 +140,8 @@ def accuracy_without(outcomes: Iterable[PredictionRow], measure: str) -> list[Pr
         measure: the coherence.
     """
     outcomes = list(outcomes)
-
-    def key(row: PredictionRow) -> tuple[str, ...]:
-        return row.prediction.intervention, row.algorithm, row.dataset, row.setting, row.scale
-
     taken = {
-        key(row)
+        row.comparison
         for row in outcomes
         if row.prediction.measure == measure
         and row.prediction.expected == Expectation.COLLAPSES
@@ -154,7 +150,7 @@ def accuracy_without(outcomes: Iterable[PredictionRow], measure: str) -> list[Pr
     return [
         row
         for row in outcomes
-        if key(row) in taken
+        if row.comparison in taken
         and row.prediction.measure == "final_accuracy"
         and row.prediction.expected == Expectation.STAYS
     ]
@@ -377,12 +373,9 @@ def pair_inner_losses(recorded: Iterable[Record], rows: Iterable[Row]) -> list[t
     for row in rows:
         own = settings[row.ids[0]]
         by_loss[own.inner_loss][row.name, replace(own.unseeded, inner_loss="mean")] = row
-    return [
-        (row, by_loss["sum"][key])
-        for key, row in by_loss["mean"].items()
-        if key in by_loss["sum"]
-        and (row.verdict.is_judged or by_loss["sum"][key].verdict.is_judged)
-    ]
+    means, sums = by_loss.values()
+    pairs = [(row, sums[key]) for key, row in means.items() if key in sums]
+    return [pair for pair in pairs if any(row.verdict.is_judged for row in pair)]
 
 
 def belief_in_inner_loss(pairs: Iterable[tuple[Row, Row]]) -> str:
@@ -514,9 +507,8 @@ def seeds(rows: Iterable[Row]) -> str:
     for scale, place in SCALES.items():
         counts = [row.runs for row in rows if row.scale == scale and row.verdict.is_judged]
         if counts:
-            least, most = min(counts), max(counts)
-            runs = f"{least}" if least == most else f"{least} to {most}"
-            phrases.append(f"{runs} runs {place}")
+            most = max(counts)
+            phrases.append(f"{_range_of(counts, '{}')} runs {place}")
             power = 100 * correlation_power(most, rules.STRONG)
             phrases[-1] += (
                 f" (a true correlation of {rules.STRONG:g} between {most} runs is seen in "

@@ -106,9 +106,9 @@ def find_flatness(evidence: Evidence) -> Finding:
         f"Curvature falls over meta-training in {share_words(falls)} settings. On a measure that "
         f"the weights' size cannot change, it falls in {share_words(small)} of the smaller "
         f"settings (it rises in {count(small, Verdict.CONTRARY)}) and in {share_words(large)} of "
-        "the paper's own. The distance to the adapted "
-        f"solution grows in {share_words(further)}, yet over the weights' norm it shrinks in "
-        f"{back} of {len(relative)} of the paper's own."
+        "the paper's own. The distance to the adapted solution grows in "
+        f"{share_words(further)}, yet over the weights' norm it shrinks in {back} of "
+        f"{len(relative)} of the paper's own."
     )
     most = [reproduced_share(rows) > 0.5 for rows in (falls, large, further)]
     holds = all(most) and reproduced_share(small) <= 0.5 and back > len(relative) / 2
@@ -217,8 +217,8 @@ def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
         f"{name_of(row.algorithm)}, at a strength of our choice; the paper's {PAPER_GAIN:+.2f} is "
         "neither seen nor ruled out. Finetuning's trajectories are nearly orthogonal, as the paper "
         f"says, in all {orthogonal} comparisons whose baseline works, with a fresh head. In "
-        f"{not_apart} of them "
-        "meta-training's coherence is not shown to be higher than what we call orthogonal."
+        f"{not_apart} of them meta-training's coherence is not shown to be higher than what we "
+        "call orthogonal."
     )
     holds = not count(gains, Verdict.REPRODUCED) and not_apart > 0
     holds &= orthogonal == len(evidence.judged("C7"))

@@ -149,11 +149,21 @@ class MeasureRole:
         )
 
     @property
+    def moves(self) -> list[Change]:
+        """The changes by which the measure moves from the base: those that the role rests on.
+
+        For a companion and for what is neither, those with which accuracy stays. There are none
+        where the measure moves between two interventions alone.
+        """
+        needs_accuracy = self.role in (Role.COMPANION, Role.NEITHER)
+        return [c for c in self.changes if c.moved and (c.stays or not needs_accuracy)]
+
+    @property
     def shown_range(self) -> str:
         """From where to where the measure moves while accuracy stays; "–" if it does not."""
         if self.role not in (Role.COMPANION, Role.NEITHER):
             return "–"
-        values = [change.value for change in self.changes if change.moved and change.stays]
+        values = [change.value for change in self.moves]
         ends = [*values, self.base] if values else [self.least.value, self.greatest.value]
         return f"{min(ends):.3g} to {max(ends):.3g}"
 
@@ -162,16 +172,13 @@ class MeasureRole:
         """What the role rests on, in a clause."""
         if self.role == Role.UNTESTED:
             return "no intervention here moves it more than twofold and by more than chance"
-        moved = [change for change in self.changes if change.moved]
-        if self.role != Role.OPEN:
-            moved = [change for change in moved if change.stays]
-            if not moved:
-                ends = (
-                    f"{change.value:.3g} (*{change.intervention}*)"
-                    for change in (self.least, self.greatest)
-                )
-                return f"it goes from {' to '.join(ends)} while accuracy stays"
-        farthest = max(moved, key=lambda change: _ratio(change.value, self.base))
+        if not self.moves:
+            ends = (
+                f"{change.value:.3g} (*{change.intervention}*)"
+                for change in (self.least, self.greatest)
+            )
+            return f"it goes from {' to '.join(ends)} while accuracy stays"
+        farthest = max(self.moves, key=lambda change: _ratio(change.value, self.base))
         return (
             f"*{farthest.intervention}* moves it from {self.base:.3g} to {farthest.value:.3g} "
             f"and accuracy by {farthest.shown_gain}"

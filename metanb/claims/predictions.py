@@ -156,6 +156,17 @@ class PredictionRow:
     ids: tuple[str, ...]
 
     @property
+    def comparison(self) -> tuple[str, ...]:
+        """The intervention, and where it is compared: the same for all measures."""
+        return (
+            self.prediction.intervention,
+            self.algorithm,
+            self.dataset,
+            self.setting,
+            self.scale,
+        )
+
+    @property
     def shown_ends(self) -> str:
         """The measure before and after, accuracy in per cent, as its effect is in points.
 
@@ -459,21 +470,17 @@ def describe_predictions(rows: Sequence[PredictionRow]) -> str:
 
 def _empty_predictions(rows: Sequence[PredictionRow]) -> list[PredictionRow]:
     """Those that accuracy stays, and does, under interventions that are seen to move nothing."""
-
-    def key(row: PredictionRow) -> tuple[str, ...]:
-        return row.prediction.intervention, row.algorithm, row.dataset, row.setting, row.scale
-
     moving = (Expectation.COLLAPSES, Expectation.RISES, Expectation.FALLS)
     outcomes: dict[tuple[str, ...], set[Outcome]] = {}
     for row in rows:
         if row.prediction.expected in moving:
-            outcomes.setdefault(key(row), set()).add(row.outcome)
+            outcomes.setdefault(row.comparison, set()).add(row.outcome)
     return [
         row
         for row in rows
         if row.prediction.expected == Expectation.STAYS
         and row.outcome == Outcome.PREDICTED
-        and outcomes.get(key(row)) == {Outcome.OPEN}
+        and outcomes.get(row.comparison) == {Outcome.OPEN}
     ]
 
 

@@ -104,12 +104,9 @@ def train_together(
             # Untrained networks are measured first. Then all runs train one epoch together: each
             # trains its own next epoch.
             untrained = [state for state in active if state.epoch < 0]
+            waiting = untrained or active
             # A cohort has one set of buffers: runs with others of their own take their turn later.
-            members = tuple(
-                state
-                for state in untrained or active
-                if _same_buffers(state.net, (untrained or active)[0].net)
-            )
+            members = tuple(s for s in waiting if _same_buffers(s.net, waiting[0].net))
             if cohort is None or cohort.states != members:
                 cohort = None  # frees its memory before the next cohort asks for the same
                 sets = [images[state.settings] for state in members]
