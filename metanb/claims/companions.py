@@ -305,9 +305,9 @@ def _describe_roles(roles: Sequence[MeasureRole]) -> str:
     """The roles of one measure in words; a role that all algorithms share is said once."""
     parts = {f"under {name_of(role.algorithm)}": role for role in roles}
     if len({role.role for role in roles}) == 1:
-        evidence = "; ".join(f"{where} {role.evidence}" for where, role in parts.items())
+        evidence = "; ".join(f"{place} {role.evidence}" for place, role in parts.items())
         return f"**{roles[0].role}**; {evidence}"
-    return "; ".join(f"{where} **{role.role}**: {role.evidence}" for where, role in parts.items())
+    return "; ".join(f"{place} **{role.role}**: {role.evidence}" for place, role in parts.items())
 
 
 def role_table(roles: Iterable[MeasureRole]) -> pd.DataFrame:
@@ -392,11 +392,11 @@ def points_lost(run: Record, measure: str | None) -> float:
         measure: a key of STOPPED_BY; None: the last epoch.
     """
     accuracies = curve(run, "query_accuracy")
-    chosen = len(accuracies) - 1
+    stop = len(accuracies) - 1
     if measure is not None:
         values = list(curve(run, measure))
-        chosen = values.index(STOPPED_BY[measure](values))
-    return float(100 * (accuracies.max() - accuracies[chosen]))
+        stop = values.index(STOPPED_BY[measure](values))
+    return float(100 * (accuracies.max() - accuracies[stop]))
 
 
 def stopping_table(cells: Iterable[Sequence[Record]]) -> pd.DataFrame:

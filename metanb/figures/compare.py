@@ -44,7 +44,7 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
     varied = [
         name
         for name in values[0]
-        if name not in named and any(chosen[name] != values[0][name] for chosen in values)
+        if name not in named and any(run[name] != values[0][name] for run in values)
     ]
 
     def label(run: Record) -> str:

@@ -174,16 +174,16 @@ def count_activations(net: nn.Module, image: Tensor) -> int:
 def require_mappable(module: nn.Module) -> None:
     """Raise NetworkError for a layer that cannot be mapped over tasks."""
     for name, layer in module.named_modules():
-        where = f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
+        label = f"layer {name!r} ({type(layer).__name__})" if name else type(layer).__name__
         if isinstance(layer, nn.RNNBase):
             raise NetworkError(
-                f"{where} is one fused kernel, which cannot be mapped over tasks: use "
+                f"{label} is one fused kernel, which cannot be mapped over tasks: use "
                 f"nn.{type(layer).__name__}Cell in a loop over time"
             )
         updates = getattr(layer, "track_running_stats", False) and layer.training
         if updates and getattr(layer, "running_mean", None) is not None:
             raise NetworkError(
-                f"{where} updates running statistics, which tasks would share: call .eval() on it "
+                f"{label} updates running statistics, which tasks would share: call .eval() on it "
                 "to freeze them, or build it with track_running_stats=False"
             )
 
