@@ -586,8 +586,11 @@ def paper_missing(recorded: list[Record], rows: list[Row]) -> str:
         settings = run.settings
         if settings.seed != 0 or settings.unseeded in judged:
             continue
-        is_plain = settings.regulariser == "none"
-        method = name_of(settings.algorithm) if is_plain else "the regulariser"
+        method = name_of(settings.algorithm)
+        if settings.regulariser != "none":
+            method = "the regulariser"
+        elif settings.inner_loss == "sum":
+            method += " with the sum as inner loss"
         methods = missing.setdefault(f"{name_of(settings.dataset)} {settings.setting}", [])
         if method not in methods:
             methods.append(method)

@@ -637,6 +637,10 @@ QUESTIONS = (
         "Is finetuning nearly orthogonal (C7)?",
         lambda run: run.group == "base" and run.settings.algorithm == "finetune",
     ),
+    Question(
+        "Does the choice of inner loss matter at full length?",
+        lambda run: run.group == "inner-loss",
+    ),
 )
 
 

@@ -273,6 +273,15 @@ def test_paper_is_well_formed():
         (run.dataset, run.ways, run.shots) == ("omniglot", 20, 1) for run in settings if run.gamma
     )
     assert "mini-imagenet-5w1s-fomaml-s0" in settings[4].id
+    summed = [run for run in settings if run.inner_loss == "sum"]
+    assert Counter(run.algorithm for run in summed) == dict.fromkeys(
+        ("maml", "fomaml", "finetune"), 5
+    )
+    assert {replace(run, inner_loss="mean") for run in summed} == {
+        run
+        for run in settings
+        if (run.dataset, run.ways, run.shots, run.inner_loss) == ("omniglot", 5, 1, "mean")
+    }
 
 
 def test_list_counts_as_the_run_would(store, tmp_path, monkeypatch):
