@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
-from book_numbers import committed_runs, format_value
+from committed import committed_runs
+from formats import format_value
 
 from metanb.claims.cells import group_into_cells
 from metanb.labels import MEASURES, name_of

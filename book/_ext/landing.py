@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from book_numbers import committed_runs, judged_rows
-from findings import MAIN, TOGETHER, reproduced_share, share_words
+from beliefs import MAIN, TOGETHER, reproduced_share, share_words
+from committed import committed_runs, judged_rows
 from sphinx.errors import ExtensionError
 
 from metanb.claims import rules

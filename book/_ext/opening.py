@@ -6,7 +6,7 @@ page loads its script and its style.
 
 from typing import Any
 
-from book_numbers import committed_runs
+from committed import committed_runs
 
 from metanb.figures.opening import draw_opening
 from metanb.runs.portraits import find_portrait

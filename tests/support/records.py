@@ -1,5 +1,6 @@
 """Records of runs that never ran, with curves given by the test, and what rules say of them."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,17 @@ EPOCHS = 12
 
 TIME = np.arange(1, EPOCHS + 1) / EPOCHS
 
+FALLS = np.exp(-2 * TIME)
+
 QUICK = preset("quick", "omniglot")
+
+PAPER = {
+    "filters": 64,
+    "meta_batch": 32,
+    "iterations": 60_000,
+    "epoch_iterations": 500,
+    "final_tasks": 600,
+}
 
 UNTRAINED = {"query_accuracy": 0.2}
 
@@ -53,6 +64,20 @@ def record(seed, curves=None, wobble=0.01, errors=None, **settings):
 
 def cell(curves, seeds=range(3), **settings):
     return [record(seed, curves, **settings) for seed in seeds]
+
+
+def at_paper_settings(curves, seeds=range(3), epochs=10, **settings):
+    """Runs at the paper's settings that were stopped after some epochs."""
+    runs = cell(curves, seeds, **PAPER, **settings)
+    return [run.upto(epochs) for run in runs]
+
+
+def stopped_run(seed, accuracy, epochs):
+    """A run at the paper's settings that was stopped, with an accuracy on the further tasks."""
+    (run,) = at_paper_settings({}, [seed], epochs)
+    final = {"epoch": epochs, "iteration": 500 * epochs, "measure": "final_accuracy"}
+    final |= {"mean": accuracy, "sem": 0.01 * (1 + seed), "n": 600}
+    return replace(run, measures=pd.concat([run.measures, pd.DataFrame([final])]))
 
 
 def timed(settings, seconds, device, epochs=120):

@@ -1,0 +1,69 @@
+"""Verdicts and accuracy with the sum of Finn et al.'s code as inner loss, beside the mean's."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from claim_results import is_control, verdicts_in_words
+from formats import least_to_greatest, markdown_table
+
+from metanb.claims.cells import late_values, pair_by_seed
+from metanb.claims.paper import CLAIMS
+from metanb.claims.verdicts import Row
+from metanb.labels import name_of
+from metanb.runs.records import Record
+from metanb.settings import Settings
+
+
+def pair_inner_losses(recorded: Iterable[Record], rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Verdicts with the mean as inner loss, each beside that of like runs with the sum.
+
+    The rows are those that are judged with one of the two at least.
+    """
+    settings = {run.settings.id: run.settings for run in recorded}
+    by_loss: dict[str, dict[tuple[str, Settings], Row]] = {"mean": {}, "sum": {}}
+    for row in rows:
+        own = settings[row.ids[0]]
+        by_loss[own.inner_loss][row.name, replace(own.unseeded, inner_loss="mean")] = row
+    means, sums = by_loss.values()
+    pairs = [(row, sums[key]) for key, row in means.items() if key in sums]
+    return [pair for pair in pairs if any(row.verdict.is_judged for row in pair)]
+
+
+def inner_loss_table(pairs: Sequence[tuple[Row, Row]]) -> str:
+    """The verdicts with both inner losses, in the paper's form of each claim and its control."""
+    lines = []
+    for claim in CLAIMS:
+        of_claim = [pair for pair in pairs if pair[0].claim == claim.name]
+        forms = {
+            claim.name: [pair for pair in of_claim if pair[0].as_in_paper],
+            f"{claim.name}, control": [pair for pair in of_claim if is_control(pair[0])],
+        }
+        for name, of_form in forms.items():
+            if of_form:
+                same = sum(mean.verdict == summed.verdict for mean, summed in of_form)
+                words = [verdicts_in_words(side) for side in zip(*of_form, strict=True)]
+                lines.append([name, *words, f"{same} of {len(of_form)}"])
+    return markdown_table(["Claim", "With the mean", "With the sum", "Same verdict"], lines)
+
+
+def inner_loss_accuracy(recorded: Iterable[Record], pairs: Iterable[tuple[Row, Row]]) -> str:
+    """By how many points the sum changes late accuracy, over cells by algorithm, in words."""
+    by_id = {run.settings.id: run for run in recorded}
+    changes: dict[str, list[float]] = {}
+    counts = set()
+    for mean, summed in pairs:
+        if mean.name == "C1":  # one row per cell
+            cell, reference = ([by_id[i] for i in row.ids] for row in (summed, mean))
+            paired = pair_by_seed(cell, reference)
+            counts.add(len(paired))
+            after, before = (
+                late_values(runs, "query_accuracy") for runs in zip(*paired, strict=True)
+            )
+            change = 100 * float(np.mean(after - before))
+            changes.setdefault(name_of(mean.algorithm), []).append(change)
+    phrases = [
+        f"under {name} by {least_to_greatest(values, '{:+.1f}')} points"
+        for name, values in changes.items()
+    ]
+    return f"{' and '.join(phrases)} (means over {least_to_greatest(counts, '{}')} seeds per cell)"
