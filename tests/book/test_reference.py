@@ -27,7 +27,7 @@ LISTED = [
 TREES = {
     ".".join(path.relative_to(ROOT / "metanb").with_suffix("").parts): ast.parse(path.read_text())
     for path in (ROOT / "metanb").rglob("*.py")
-    if path.stem[0] != "_" and path.stem != "cli"  # the command line has a page of its own
+    if path.stem[0] != "_" and path.parent.name != "cli"  # commands have a page of their own
 }
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
