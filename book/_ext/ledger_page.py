@@ -14,7 +14,7 @@ from metanb.claims import predictions, rules
 from metanb.claims.cells import cut_to_common_epoch, cut_to_common_length
 from metanb.claims.paper import CLAIMS, PAPER_GAIN
 from metanb.claims.verdicts import HOLM_MEANING, Row, Verdict
-from metanb.figures import ledger
+from metanb.figures import forest, ledger
 from metanb.grids import definitions
 from metanb.labels import name_of
 from metanb.runs.records import Record, keep_furthest
@@ -181,7 +181,7 @@ def verdict_words() -> str:
 def claim_picture(claim: str, recorded: list[Record], rows: list[Row]) -> str:
     """A claim's effects with their intervals, as HTML; empty without a row to draw."""
     beside = meta_training_rows(recorded, rows) if claim == "C7" else []
-    figure = ledger.claim_forest(claim, rows, beside)
+    figure = forest.draw_claim(claim, rows, beside)
     return figure._repr_html_() if figure else ""
 
 

@@ -9,7 +9,7 @@ from bs4 import BeautifulSoup
 
 from metanb.claims import rules
 from metanb.claims.verdicts import Verdict
-from metanb.figures import ledger
+from metanb.figures import forest, ledger
 from tests.support.paths import ROOT
 from tests.support.records import TIME, cell, record, stopped_run
 
@@ -110,7 +110,7 @@ def test_meta_training_beside_finetuning_is_what_the_rule_measured():
     assert [row.algorithm for row in beside] == ["maml", "fomaml"]
     for row, partner in zip(rows, beside, strict=True):
         assert f": {partner.effect:.3f} ({partner.low:.3f} to {partner.high:.3f});" in row.detail
-    figure = ledger.claim_forest("C7", rows, beside)
+    figure = forest.draw_claim("C7", rows, beside)
     assert list(figure.data.algorithm) == ["MAML", "first-order MAML", "finetuning"]
     assert list(figure.data.runs) == [3, 4, 3]
 
