@@ -16,6 +16,10 @@ from metanb.cli.measure import measure_command
 from metanb.cli.options import Group
 from metanb.cli.run import run_command
 from metanb.cli.train import train_command
+from metanb.runs.plugins import find_line
+
+# errors that a user can mend, by their message
+_EXPECTED = (RuntimeError, ArithmeticError, ValueError, OSError, MemoryError)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,8 +60,13 @@ def main() -> None:
             err=True,
         )
         sys.exit(130)
-    except (RuntimeError, ArithmeticError, ValueError, OSError, MemoryError) as error:
+    except Exception as error:
+        line_of_plugin = find_line(error)
+        if not line_of_plugin and not isinstance(error, _EXPECTED):
+            raise  # a fault of metanb: its traceback says where
         # metanb's own messages are one line; the first line of torch's says what happened.
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if line_of_plugin:
+            message = f"plugin {line_of_plugin}: {type(error).__name__}: {message}"
         click.echo(f"Error: {message}", err=True)
         sys.exit(1)

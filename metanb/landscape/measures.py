@@ -42,6 +42,8 @@ OF_NETWORK = ("body_norm", "head_norm")
 VALID = "valid_accuracy"
 # Measures that a run records besides these: of its training, and after its last epoch.
 OF_RUNS = ("train_loss", "relative_move", "final_accuracy", "final_accuracy_finn")
+# pandas reads these words in a column of a table as missing values
+_MISSING_VALUES = ("nan", "null")
 PERMUTATIONS = 5  # of a task's labels, at most: cyclic shifts that are evenly spread
 
 Function = TypeVar("Function", ValuesPerTask, StatOverTasks)
@@ -87,6 +89,8 @@ def _register(
     name: str, entry: Measure | None, table: dict[str, Function]
 ) -> Callable[[Function], Function]:
     require_free_name("a measure", name, [*known_measures(), *OF_RUNS], OWN_MEASURE)
+    if name in _MISSING_VALUES:
+        raise ValueError(f"a measure {name!r} is a missing value in a table: choose another name")
 
     def register(function: Function) -> Function:
         table[name] = function

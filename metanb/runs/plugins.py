@@ -6,10 +6,12 @@ import hashlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_PREFIX = "metanb_plugin_"  # of the names of their modules
 # By a file's name, the first 16 hex digits of its SHA-256.
 LOADED: dict[str, str] = {}
 
@@ -26,7 +28,7 @@ def load_plugin(path: Path) -> None:
     Raises:
         PluginError: the file is not there, or fails.
     """
-    name = f"metanb_plugin_{path.stem}"
+    name = f"{_PREFIX}{path.stem}"
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         if LOADED.get(path.name) == digest:
@@ -43,6 +45,22 @@ def load_plugin(path: Path) -> None:
         sys.modules.pop(name, None)
         raise PluginError(f"plugin {path}: {type(error).__name__}: {error}") from error
     LOADED[path.name] = digest
+
+
+def find_line(error: BaseException) -> str:
+    """Return the line of a loaded file in which an error arose, or "" if it passed through none.
+
+    Args:
+        error: caught, with its traceback.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith(_PREFIX)]
+    files = {module.__file__ for module in modules}
+    lines = [
+        f"{frame.filename}, line {frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename in files
+    ]
+    return lines[-1] if lines else ""
 
 
 def describe() -> dict[str, str]:

@@ -1,6 +1,9 @@
 """Measures of a network against a plain loop over tasks, in float64, and dense Hessians."""
 
+import io
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -392,6 +395,11 @@ def test_names_of_measures_are_checked(register):
         with pytest.raises(ValueError, match="a measure .*: use small letters") as error:
             register(name)
         assert "\n" not in str(error.value)
+    for name in ("nan", "null"):
+        read = pd.read_csv(io.StringIO(f"measure,mean\n{name},1\n"))
+        assert read.measure.isna().all()
+        with pytest.raises(ValueError, match=f"{name}' is a missing value in a table"):
+            register(name)
     taken = ["train_loss", "relative_move", *training.FINAL_MEASURES, *measures.known_measures()]
     for name in taken:
         with pytest.raises(ValueError, match=f"there is a measure '{name}' already"):

@@ -1,9 +1,11 @@
-"""Plugins that are edited: what was made before is told apart from what is made now."""
+"""Plugins that are edited or that fail: what was made before is told of, and so is the line."""
 
 import pytest
 
 from metanb import preset
-from metanb.labels import NETWORKS
+from metanb.labels import ALGORITHMS, MEASURES, NETWORKS
+from metanb.landscape import measures
+from metanb.maml.algorithms import GRADIENTS
 from metanb.maml.network import BUILDERS
 from metanb.runs import experiment, plugins
 from metanb.runs.plugins import load_plugin
@@ -69,3 +71,55 @@ def test_a_record_or_a_checkpoint_from_before_an_edit_is_told_of(edit, capsys, m
     assert code == 0 and err.count(f"record {whole.path} was made before v.py was edited") == 1
     call(capsys, monkeypatch, "train", *options, "--seed=1")
     assert "edited" not in call(capsys, monkeypatch, "train", *options, "--seed=1")[2]
+
+
+FAILING = """
+from metanb.landscape.measures import per_task
+from metanb.labels import Algorithm
+from metanb.maml.algorithms import algorithm
+
+@per_task("failing")
+def first_entry(at):
+    return {}["first"]
+
+@algorithm("failing", Algorithm("failing"))
+def gradient(net, theta, x, y, settings, direction):
+    return theta @ x  # shapes that do not fit
+"""
+
+
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    """A plugin with a measure and an algorithm that fail when they are called."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(plugins, "LOADED", {})
+    path = tmp_path / "failing.py"
+    path.write_text(FAILING)
+    yield path
+    for table in (measures.PER_TASK, MEASURES, GRADIENTS, ALGORITHMS):
+        table.pop("failing", None)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "line", "words"),
+    [("maml", 8, "KeyError: 'first'"), ("failing", 12, "RuntimeError: ")],
+)
+def test_an_error_inside_a_plugin_is_one_line_with_its_place(
+    failing, capsys, monkeypatch, algorithm, line, words
+):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    options += [f"--plugin={failing}", f"--algorithm={algorithm}", "--device=cpu"]
+    if algorithm == "failing":  # whose measures work
+        failing.write_text(FAILING.replace('{}["first"]', "at.loss_before"))
+    code, _, err = call(capsys, monkeypatch, "train", *options)
+    assert code == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"Error: plugin {failing}, line {line}: {words}")
+
+
+def test_a_fault_of_metanb_keeps_its_traceback(capsys, monkeypatch):
+    def fail(*arguments):
+        raise KeyError("no message for a user")
+
+    monkeypatch.setattr("metanb.data.image_sets.check_images", fail)
+    with pytest.raises(KeyError, match="no message"):
+        call(capsys, monkeypatch, "data", "check")
