@@ -10,6 +10,7 @@ from metanb.maml.network import BUILDERS
 from metanb.runs import experiment, plugins
 from metanb.runs.plugins import load_plugin
 from metanb.runs.store import checkpoint_path
+from tests.support.bad_days import shown
 from tests.support.command_line import call
 
 SMALL = {"iterations": 4, "epoch_iterations": 2, "test_tasks": 2, "test_queries": 2}
@@ -114,6 +115,7 @@ def test_an_error_inside_a_plugin_is_one_line_with_its_place(
     code, _, err = call(capsys, monkeypatch, "train", *options)
     assert code == 1 and "Traceback" not in err
     assert err.splitlines()[-1].startswith(f"Error: plugin {failing}, line {line}: {words}")
+    shown("A plugin's measure, network or algorithm fails", err)
 
 
 def test_a_fault_of_metanb_keeps_its_traceback(capsys, monkeypatch):
