@@ -13,7 +13,12 @@ from claim_results import claim_results
 from committed import committed_runs, judged_predictions, judged_rows
 from costs import cost_values, settling_table
 from formats import capitalise
-from inner_losses import inner_loss_accuracy, inner_loss_table, pair_inner_losses
+from inner_losses import (
+    inner_loss_accuracy,
+    inner_loss_table,
+    inner_losses_at_length,
+    pair_inner_losses,
+)
 from ledger_page import predictions_table, verdict_values
 from method_page import rule_values, settings_values
 from published import accuracy_table, gain_table
@@ -57,6 +62,7 @@ def discussion_values() -> dict[str, str]:
         "discussion_gains": gain_table(recorded, rows),
         "discussion_inner_losses": inner_loss_table(inner_losses),
         "discussion_inner_loss_accuracy": inner_loss_accuracy(recorded, inner_losses),
+        "discussion_inner_losses_at_length": inner_losses_at_length(recorded),
         "discussion_monotone": monotone(recorded),
         "discussion_settling": settling_table(recorded),
     }

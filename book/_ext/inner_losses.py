@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 from claim_results import is_control, verdicts_in_words
-from formats import least_to_greatest, markdown_table
+from formats import format_value, least_to_greatest, markdown_table
+from reach import paper_runs
 
-from metanb.claims.cells import late_values, pair_by_seed
+from metanb.claims.cells import curve, late_values, pair_by_seed
 from metanb.claims.paper import CLAIMS
-from metanb.claims.verdicts import Row
+from metanb.claims.run_stats import trend
+from metanb.claims.verdicts import Row, Verdict
 from metanb.labels import name_of
 from metanb.runs.records import Record
 from metanb.settings import Settings
@@ -18,7 +20,7 @@ from metanb.settings import Settings
 def pair_inner_losses(recorded: Iterable[Record], rows: Iterable[Row]) -> list[tuple[Row, Row]]:
     """Verdicts with the mean as inner loss, each beside that of like runs with the sum.
 
-    The rows are those that are judged with one of the two at least.
+    The rows are those that have enough runs with both, and are judged with one of them at least.
     """
     settings = {run.settings.id: run.settings for run in recorded}
     by_loss: dict[str, dict[tuple[str, Settings], Row]] = {"mean": {}, "sum": {}}
@@ -27,7 +29,12 @@ def pair_inner_losses(recorded: Iterable[Record], rows: Iterable[Row]) -> list[t
         by_loss[own.inner_loss][row.name, replace(own.unseeded, inner_loss="mean")] = row
     means, sums = by_loss.values()
     pairs = [(row, sums[key]) for key, row in means.items() if key in sums]
-    return [pair for pair in pairs if any(row.verdict.is_judged for row in pair)]
+    return [
+        pair
+        for pair in pairs
+        if any(row.verdict.is_judged for row in pair)
+        and not any(row.verdict == Verdict.TOO_FEW for row in pair)
+    ]
 
 
 def inner_loss_table(pairs: Sequence[tuple[Row, Row]]) -> str:
@@ -67,3 +74,40 @@ def inner_loss_accuracy(recorded: Iterable[Record], pairs: Iterable[tuple[Row, R
         for name, values in changes.items()
     ]
     return f"{' and '.join(phrases)} (means over {least_to_greatest(counts, '{}')} seeds per cell)"
+
+
+def inner_losses_at_length(recorded: Iterable[Record]) -> str:
+    """Runs at the paper's settings with the sum, each beside its seed's run with the mean."""
+    runs = {run.settings: run for run in paper_runs(recorded)}
+    lines = []
+    for settings, summed in runs.items():
+        mean = runs.get(replace(settings, inner_loss="mean"))
+        if settings.inner_loss != "sum" or mean is None:
+            continue
+        reached = min(mean.epochs, summed.epochs)
+        for run in (mean.upto(reached), summed.upto(reached)):
+            flatness, scale_free = (
+                f"× {np.exp(trend(curve(run, measure))):.2f}"
+                for measure in ("hessian_norm", "adaptive_sharpness")
+            )
+            lines.append(
+                [
+                    f"{name_of(settings.algorithm)}, seed {settings.seed}",
+                    run.settings.inner_loss,
+                    format_value(run.iterations),
+                    f"{100 * late_values([run], 'query_accuracy')[0]:.1f} %",
+                    flatness,
+                    scale_free,
+                ]
+            )
+    if not lines:
+        return "No run at the paper's settings has the sum yet."
+    head = [
+        "Run at the paper's settings",
+        "Inner loss",
+        "Iterations",
+        "Accuracy, last quarter",
+        "Hessian norm, last over first quarter",
+        "Scale-free measure, last over first quarter",
+    ]
+    return markdown_table(head, lines)

@@ -2,9 +2,11 @@
 
 import sys
 
+import numpy as np
+
 from metanb.claims import rules
 from tests.support.paths import ROOT
-from tests.support.records import FALLS, TIME, cell
+from tests.support.records import FALLS, TIME, at_paper_settings, cell
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import beliefs
@@ -32,3 +34,19 @@ def test_verdicts_of_two_inner_losses_are_compared():
     accuracy = inner_losses.inner_loss_accuracy(runs, pairs)
     assert accuracy == "under MAML by -10.0 points (means over 3 seeds per cell)"
     assert beliefs.belief_in_inner_loss([]) == ""
+
+
+def test_a_cell_of_one_run_is_compared_with_its_own_seed_and_in_no_verdict():
+    """A run with the sum that stops after 8 epochs, beside three with the mean that have 10."""
+    mean = at_paper_settings({"hessian_norm": FALLS}, wobble=0)
+    curves = {"adaptive_sharpness": 1 / FALLS, "query_accuracy": np.full(12, 0.5)}
+    summed = at_paper_settings(curves, [1], epochs=8, wobble=0, inner_loss="sum")
+    runs = mean + summed
+    assert inner_losses.pair_inner_losses(runs, rules.judge(runs)) == []
+    factor = np.exp(-2 * 6 / 12)  # epochs 7 and 8 over epochs 1 and 2
+    lines = inner_losses.inner_losses_at_length(runs).splitlines()[2:]
+    assert lines == [
+        f"| MAML, seed 1 | mean | 4,000 | 100.0 % | × {factor:.2f} | × 1.00 |",
+        f"| MAML, seed 1 | sum | 4,000 | 50.0 % | × 1.00 | × {1 / factor:.2f} |",
+    ]
+    assert inner_losses.inner_losses_at_length(mean).startswith("No run at the paper's settings")
