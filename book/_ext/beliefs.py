@@ -68,13 +68,16 @@ def belief_in_worse(rows: Sequence[Row]) -> str:
     text = "**Does flatness go with generalisation?** "
     if not judged:
         return text + f"Accuracy falls in none of {cells} cells, so nothing here tests it."
+    scale_free = [row for row in c4 if row.variant == rules.SCALE_FREE and row.verdict.is_judged]
     at_paper = sum(row.scale == "paper" for row in judged)
     text += f"Accuracy falls in {len(judged)} of {cells} cells, {at_paper or 'none'} of them at "
-    text += f"the paper's settings. There the Hessian norm falls on in {share_words(judged)}"
-    scale_free = [row for row in c4 if row.variant == rules.SCALE_FREE and row.verdict.is_judged]
-    text += f", the scale-free measure in {share_words(scale_free)}"
+    text += "the paper's settings. In these cells the Hessian norm goes on falling in "
+    text += f"{share_words(judged)}, and the scale-free measure in {share_words(scale_free)}"
     if reproduced_share(scale_free) == 1:
         text += ": a flatter solution is not a better one"
+    rises = sum(row.verdict == Verdict.CONTRARY for row in scale_free)
+    if rises:
+        text += f"; it rises in {rises}"
     return text + "."
 
 
@@ -128,24 +131,44 @@ def accuracy_without_coherence(outcomes: Iterable[PredictionRow]) -> str:
 
 
 def belief_in_finetuning(rows: Sequence[Row]) -> str:
-    """C7: how many comparisons have a baseline that works, and what they say."""
+    """C7: how many cells have a baseline that works, and what sets them apart from meta-training.
+
+    A finetuned cell has a row beside MAML and another beside first-order MAML.
+    """
     fresh = [row for row in rows if row.claim == "C7" and row.as_in_paper]
     works = [row for row in fresh if row.verdict.is_judged]
-    broken = sum(row.verdict == Verdict.NO_BASELINE for row in fresh)
+    broken = [row for row in fresh if row.verdict == Verdict.NO_BASELINE]
     if not works and not broken:
         return ""
+    cells = count_cells(works)
     text = (
         "**Is finetuning nearly orthogonal?** The finetuned network works in "
-        f"{len(works)} of {len(works) + broken} comparisons"
+        f"{cells} of {count_cells(works + broken)} cells"
     )
     if not works:
         return text + "."
-    apart = sum(row.verdict == Verdict.REPRODUCED for row in works)
-    alike = sum(row.verdict == Verdict.NOT_SET_APART for row in works)
-    text += f"; in {apart + alike} of these its trajectories are nearly orthogonal"
-    if alike:
-        text += f", but in {alike} of them meta-training's are not seen to be less so"
-    return text + "."
+    orthogonal = [
+        row for row in works if row.verdict in (Verdict.REPRODUCED, Verdict.NOT_SET_APART)
+    ]
+    text += f", and its trajectories are nearly orthogonal in {count_cells(orthogonal)} of these"
+    return f"{text}. {set_apart(orthogonal)}" if orthogonal else f"{text}."
+
+
+def count_cells(rows: Iterable[Row]) -> int:
+    """How many finetuned cells some rows of C7 are about."""
+    return len({(row.dataset, row.setting, row.scale, row.apart) for row in rows})
+
+
+def set_apart(rows: Iterable[Row]) -> str:
+    """A sentence: in how many comparisons each algorithm's coherence lies above the bound of C7."""
+    by_partner: dict[str, list[Row]] = {}
+    for row in rows:
+        by_partner.setdefault(row.variant.partition("beside ")[2], []).append(row)
+    phrases = [f"{name} in {share_words(of_name)}" for name, of_name in by_partner.items()]
+    return (
+        f"Coherence is seen to be higher than that, above {rules.ORTHOGONAL:g}, under "
+        f"{enumerate_words(phrases)}."
+    )
 
 
 def belief_in_gain(rows: Sequence[Row]) -> str:
@@ -161,7 +184,10 @@ def belief_in_gain(rows: Sequence[Row]) -> str:
     ]
     if not judged:
         return ""
-    text = f"**Does the regulariser help?** The paper reports a gain of {PAPER_GAIN:.2f} points. "
+    text = (
+        f"**Does the regulariser help?** The paper reports a gain of {PAPER_GAIN:.2f} points, by "
+        "our source under MAML. "
+    )
     phrases = []
     for row in sorted(judged, key=lambda row: list(PLACES).index(row.scale)):
         if row.low > 0:

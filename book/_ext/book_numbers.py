@@ -10,7 +10,7 @@ from typing import Any
 from beliefs import beliefs, main_roles
 from benchmark_page import benchmark_values
 from claim_results import claim_results
-from committed import committed_runs, judged_predictions, judged_rows
+from committed import committed_runs, judged_on_paper_data, judged_predictions, judged_rows
 from costs import cost_values, settling_table
 from formats import capitalise
 from inner_losses import (
@@ -25,7 +25,6 @@ from published import accuracy_table, gain_table
 from reach import devices, lengths, monotone, run_counts, seeds, still_rising
 from runs_page import RUNS_MARK, RUNS_PAGE, runs_page
 
-PAPER_DATA = ("omniglot", "mini-imagenet")
 LEDGER_PAGE = "book/ledger"
 LEDGER_SCRIPT = "ledger.js"
 
@@ -49,7 +48,7 @@ def substitutions() -> dict[str, str]:
 def discussion_values() -> dict[str, str]:
     """Substitutions of the page "Discussion and limits", which leaves out data not the paper's."""
     recorded = committed_runs()
-    rows = [row for row in judged_rows() if row.dataset in PAPER_DATA]
+    rows = judged_on_paper_data()
     outcomes = judged_predictions()
     inner_losses = pair_inner_losses(recorded, rows)
     return {

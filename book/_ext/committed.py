@@ -8,6 +8,7 @@ from metanb.claims.verdicts import Row
 from metanb.runs.records import Record, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
+PAPER_DATA = ("omniglot", "mini-imagenet")
 
 
 @cache
@@ -20,6 +21,11 @@ def committed_runs() -> list[Record]:
 def judged_rows() -> list[Row]:
     """The verdicts on the committed runs, reached once per build."""
     return rules.judge(committed_runs())
+
+
+def judged_on_paper_data() -> list[Row]:
+    """The verdicts on the image sets that the paper uses."""
+    return [row for row in judged_rows() if row.dataset in PAPER_DATA]
 
 
 @cache

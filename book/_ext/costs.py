@@ -170,14 +170,16 @@ def gpu_time(recorded: Sequence[Record], kind: str) -> str:
     for name, settings in MAIN_SETTINGS.items():
         estimate = timings.estimate(settings, kind)
         start_to_end = format_minutes(estimate.by_the_clock)
-        times.append(f"{name} {format_estimate(estimate)} ({start_to_end} from start to end)")
+        times.append(
+            f"{name} {format_estimate(estimate)} ({start_to_end} from start to end, with "
+            f"{estimate.together:.0f} runs at a time)"
+        )
     text = (
-        f"A run's share of the GPU while {left.together:.0f} runs use it at a time: "
-        f"{'; '.join(times)}. All {left.runs} runs of the paper's grid take "
-        f"{format_whole_grid(left)[0].partition('<')[0]}"
+        f"A run's share of the GPU: {'; '.join(times)}. All {left.runs} runs of the paper's grid "
+        f"take {format_whole_grid(left)[0].partition('<')[0]}"
     )
     if left.unknown:
-        text += f", because nothing like {left.unknown} of them was timed on a GPU"
+        text += f": for {left.unknown} of them no similar run was timed on a GPU"
     return f"{text}."
 
 

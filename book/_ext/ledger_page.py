@@ -5,7 +5,7 @@ from dataclasses import replace
 from html import escape
 
 import pandas as pd
-from committed import ROOT
+from committed import PAPER_DATA, ROOT
 from docutils import nodes
 from formats import folded_table, format_value, table_row
 from reach import paper_missing, paper_reach
@@ -65,7 +65,8 @@ VERDICT_MEANINGS = {
     ),
     "not reproduced": (
         "The interval contains *no effect*. That does not prove that there is none. For C7 it "
-        f"contains {rules.ORTHOGONAL:g}, the coherence below which we call directions orthogonal."
+        f"contains {rules.ORTHOGONAL:g}, the coherence below which we call directions orthogonal. "
+        "For C1's first peak it may also lie below *no effect*, where there is no peak."
     ),
     "reversed": "The whole interval lies on the other side.",
     "cannot tell": (
@@ -272,13 +273,17 @@ def predictions_table(rows: list[predictions.PredictionRow]) -> str:
 def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
     """Substitutions from the ledger."""
     by_claim = {claim.name: [row for row in rows if row.claim == claim.name] for claim in CLAIMS}
+    on_paper_data = {
+        claim: [row for row in of_claim if row.dataset in PAPER_DATA]
+        for claim, of_claim in by_claim.items()
+    }
     values: dict[str, str] = {}
     for claim, of_claim in by_claim.items():
-        values[f"verdict_{claim.lower()}"] = headline(of_claim)
+        values[f"verdict_{claim.lower()}"] = headline(on_paper_data[claim])
         values[f"ledger_{claim.lower()}"] = ledger_table(of_claim)
         values[f"picture_{claim.lower()}"] = claim_picture(claim, recorded, rows)
     for name, (claim, form) in CONTROLS.items():
-        values[f"verdict_{name}"] = headline(by_claim[claim], form)
+        values[f"verdict_{name}"] = headline(on_paper_data[claim], form)
     reproduced = [row for row in rows if row.verdict == Verdict.REPRODUCED]
     too_few = sum(row.verdict == Verdict.TOO_FEW for row in rows)
     planned = {run.settings.id for run in definitions.quick_grid()}

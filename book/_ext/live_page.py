@@ -18,8 +18,9 @@ PACKAGES = ("metanb", "torch", "torchvision", "higher", "numpy", "matplotlib")
 
 INTRODUCTION = (
     "This page was made when you typed `make book`: the notebook *Flatter, lower, further* was "
-    "executed here, and its networks were trained live. The runs are tiny. They show that the road "
-    "works from end to end, and are no evidence for or against any claim."
+    "executed here, and its networks on Glyphs were trained live. These runs are tiny: they show "
+    "that everything works from end to end, and are no evidence for or against any claim. What the "
+    "page says of other settings rests on the book's recorded runs."
 )
 
 

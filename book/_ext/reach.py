@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from committed import ROOT
@@ -74,7 +75,11 @@ def paper_missing(recorded: list[Record], rows: list[Row]) -> str:
             continue
         method = name_of(settings.algorithm)
         if settings.regulariser != "none":
-            method = "the regulariser"
+            # One phrase for all strengths, or for those that are left.
+            like = {replace(settings.unseeded, gamma=gamma) for gamma in definitions.PAPER_GAMMAS}
+            strengths = "further strengths of " if like & judged else ""
+            what = "its control" if settings.regulariser == "random" else "the regulariser"
+            method = f"{strengths}{what} under {method}"
         elif settings.inner_loss == "sum":
             method += " with the sum as inner loss"
         methods = missing.setdefault(f"{name_of(settings.dataset)} {settings.setting}", [])

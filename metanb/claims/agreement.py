@@ -179,7 +179,9 @@ def describe_settings(traits: pd.DataFrame) -> str:
     names = [name_of("fomaml"), name_of("maml")]
     if traits.empty or not set(names) <= set(traits.algorithm):
         return "**Elsewhere**: no setting with both algorithms is recorded."
-    wide = traits.pivot(index=["data", "scale"], columns="algorithm").dropna()
+    every = traits.pivot(index=["data", "scale"], columns="algorithm")
+    wide = every.dropna()
+    left_out = len(every) - len(wide)
     first_order, maml = (wide.xs(name, axis=1, level=1) for name in names)
     ahead = int((first_order["coherence"] > maml["coherence"]).sum())
     decided = int((first_order["loss / ln N"] > DECIDED).sum())
@@ -190,4 +192,5 @@ def describe_settings(traits: pd.DataFrame) -> str:
         f"is more coherent than MAML in {ahead} and has decided in {decided}. It gives more than "
         f"half of a task's images one answer in {one_answer}, and in {in_head} the head has more "
         "than half of its coherence."
+        + (f" {left_out} more have one of the two alone, and do not count." if left_out else "")
     )

@@ -1,4 +1,4 @@
-"""What chapter 7 predicts of each intervention, and what the runs say.
+"""What the account of chapter 7 predicts of each intervention, and what the runs say.
 
 Chapter 7 says what coherence measures in these networks: the answer that a head gives to every task
 alike before it adapts. If that is right, coherence is no cause of accuracy. Then what takes
@@ -71,7 +71,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Prediction:
-    """A prediction of chapter 7.
+    """A prediction from the account of chapter 7.
 
     Attributes:
         intervention: the name of the intervention.
@@ -458,13 +458,14 @@ def describe_predictions(rows: Sequence[PredictionRow]) -> str:
         for kind, outcomes in kinds.items()
     ]
     text = f"**The predictions**, {len(rows)} of them: {', '.join(counts)}."
-    if by_kind:
-        text += f" Kind by kind, as predicted: {'; '.join(by_kind)}."
     if empty := _empty_predictions(tested):
         text += (
-            f" In {len(empty)} of those that accuracy stays, the intervention is not seen to move "
-            "what it is meant to move, so they show nothing."
+            f" {len(empty)} of those as predicted {'shows' if len(empty) == 1 else 'show'} "
+            "nothing: accuracy stays, but the intervention is not seen to move what it is meant to "
+            "move."
         )
+    if by_kind:
+        text += f" Kind by kind, as predicted: {'; '.join(by_kind)}."
     return text
 
 

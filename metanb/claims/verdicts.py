@@ -82,6 +82,19 @@ class Unit(StrEnum):
     COSINE = "mean cosine"
 
 
+def _round_beside(no_effect: float, value: float, form: str, digits: int) -> str:
+    """A value with some digits, or with up to three more if it would read as `no_effect`.
+
+    Args:
+        no_effect: what it should not read as, unless it is that.
+        value: the value.
+        form: of the number, with a place for the digits.
+        digits: at least.
+    """
+    texts = [f"{value:{form.format(n)}}" for n in range(digits, digits + 4)]
+    return next((text for text in texts if float(text) != no_effect), texts[0])
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the ledger: a claim on a cell.
@@ -178,21 +191,24 @@ class Row:
     def change(self) -> str:
         """The effect as people read it, with its interval if there are several runs.
 
-        A log ratio is shown as a factor, late over early.
+        A log ratio is shown as a factor, late over early. An end beside *no effect* has so many
+        digits that it does not read as *no effect*.
         """
         if not math.isfinite(self.effect):
             return "–"
-        values = np.array([self.effect, self.low, self.high])
-        form = "{} ({} to {})"
-        if self.runs < 2:
-            values = values[:1]
-            form = "{} (no interval)"
+        values = [self.effect, self.low, self.high]
         if self.unit == Unit.LOG_RATIO:
             with np.errstate(over="ignore"):
-                return "× " + form.format(*(f"{v:.2f}" for v in np.exp(values)))
-        if self.unit == Unit.POINTS:
-            return form.format(*(f"{v:+.2f}" for v in values)) + " points"
-        return form.format(*(f"{v:.3f}" for v in values))
+                values = [float(factor) for factor in np.exp(values)]
+        whole, number, digits, no_effect = {
+            Unit.LOG_RATIO: ("× {}", ".{}f", 2, 1.0),
+            Unit.POINTS: ("{} points", "+.{}f", 2, 0.0),
+        }.get(self.unit, ("{}", ".{}f", 3, 0.0))
+        text = f"{values[0]:{number.format(digits)}}"
+        if self.runs < 2:
+            return whole.format(f"{text} (no interval)")
+        low, high = (_round_beside(no_effect, end, number, digits) for end in values[1:])
+        return whole.format(f"{text} ({low} to {high})")
 
     @property
     def shown_unit(self) -> str:
@@ -351,17 +367,22 @@ def changed_verdicts(rows: Iterable[Row], newer: Iterable[Row]) -> str:
     """In Markdown: each verdict of `newer` that differs from that of `rows`.
 
     Rows are compared by claim and algorithm; a row of `newer` without a partner is left out.
+
+    Example:
+        >>> changed_verdicts([], [])
+        'There is nothing to compare.'
     """
     before = {(row.name, row.algorithm): row for row in rows}
-    lines = []
-    for row in newer:
-        old = before.get((row.name, row.algorithm))
-        if old is not None and old.verdict != row.verdict:
-            lines.append(
-                f"- {row.name}, {name_of(row.algorithm)}: {old.verdict} ({old.shown_scale}), "
-                f"**{row.verdict}** ({row.shown_scale})."
-            )
-    return "\n".join(lines) or "No verdict is another one there."
+    pairs = [(before[key], row) for row in newer if (key := (row.name, row.algorithm)) in before]
+    if not pairs:
+        return "There is nothing to compare."
+    lines = [
+        f"- {row.name}, {name_of(row.algorithm)}: {old.verdict} ({old.shown_scale}), "
+        f"**{row.verdict}** ({row.shown_scale})."
+        for old, row in pairs
+        if old.verdict != row.verdict
+    ]
+    return "\n".join(lines) or f"All {len(pairs)} verdicts are the same."
 
 
 def rows_as_json(rows: Iterable[Row]) -> str:

@@ -92,8 +92,8 @@ def predictions_command(as_json: bool, folders: tuple[Path, ...]) -> None:
     """Print a verdict on each prediction about the interventions.
 
     An intervention changes one thing in meta-training or at meta-test, such as the head that each
-    inner loop starts from. Each prediction of chapter 7 of the book was committed before the runs
-    that judge it. To train those runs: metanb grid quick --only interventions.
+    inner loop starts from. Each prediction was committed before the runs that judge it; chapter 8
+    of the book has them all. To train those runs: metanb grid quick --only interventions.
 
     The book's runs are judged by themselves. A prediction to which runs of your own belong is
     shown once more.

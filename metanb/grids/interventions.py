@@ -1,7 +1,7 @@
 """The interventions: what is changed in meta-training or at meta-test, one thing at a time.
 
-Each is a few settings in place of the base's. What chapter 7 of the book predicts of each stands in
-`metanb.claims.predictions`.
+Each is a few settings in place of the base's. What the account of chapter 7 of the book predicts of
+each stands in `metanb.claims.predictions`.
 """
 
 from collections.abc import Iterable

@@ -37,7 +37,9 @@ def test_accuracy_that_falls_is_a_case_and_accuracy_that_rises_is_none():
     curves = {"query_accuracy": falling, "valid_accuracy": falling, "hessian_norm": FALLS}
     text = beliefs.belief_in_worse(rules.judge(cell(curves, wobble=0.001)))
     assert "Accuracy falls in 1 of 1 cells, none of them at the paper's settings." in text
-    assert "the Hessian norm falls on in 1 of 1, the scale-free measure in 0 of 1." in text
+    assert (
+        "the Hessian norm goes on falling in 1 of 1, and the scale-free measure in 0 of 1." in text
+    )
     both = rules.judge(cell(curves | {"adaptive_sharpness": FALLS}, wobble=0.001))
     assert beliefs.belief_in_worse(both).endswith("a flatter solution is not a better one.")
     rising = rules.judge(cell({"query_accuracy": 0.5 + 0.2 * TIME}))

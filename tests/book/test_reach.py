@@ -6,7 +6,7 @@ from dataclasses import replace
 from metanb.claims import rules
 from metanb.claims.run_stats import correlation_power
 from tests.support.paths import ROOT
-from tests.support.records import FALLS, TIME, at_paper_settings, cell, stopped_run
+from tests.support.records import FALLS, PAPER, TIME, at_paper_settings, cell, stopped_run
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import reach
@@ -21,7 +21,7 @@ def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
         assert reach.paper_reach(unjudged, rows) == "of which none has a verdict yet"
         missing = reach.paper_missing(unjudged, rows)
         assert "Omniglot 5-way 1-shot (MAML, first-order MAML, finetuning, MAML with" in missing
-        assert missing.count("the regulariser") == 1
+        assert missing.count("the regulariser under") == 2 and "further" not in missing
     rows = rules.judge(runs)
     assert reach.paper_reach(runs, rows) == "trained for 4,000 to 5,000 of 60,000 iterations"
     missing = reach.paper_missing(runs, rows)
@@ -29,6 +29,19 @@ def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():
         f"{name} with the sum as inner loss" for name in ("MAML", "first-order MAML", "finetuning")
     )
     assert f"Omniglot 5-way 1-shot (first-order MAML, finetuning, {summed})" in missing
+    place = PAPER | {
+        "ways": 20,
+        "meta_batch": 16,
+        "inner_lr": 0.1,
+        "inner_steps": 5,
+        "test_steps": 5,
+        "test_tasks": 60,
+    }
+    with_it = cell({}, regulariser="adapted", gamma=0.3, **place)
+    pairs = [run.upto(10) for run in with_it + cell({}, **place)]
+    missing = reach.paper_missing(pairs, rules.judge(pairs))
+    assert "further strengths of the regulariser under MAML" in missing
+    assert "the regulariser under first-order MAML" in missing
 
 
 def test_lengths_and_seeds_are_counted():

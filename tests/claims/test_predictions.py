@@ -286,4 +286,4 @@ def test_that_accuracy_stays_shows_nothing_where_nothing_is_moved(coherence, sho
     runs += made_up("agreement weights", trajectory_coherence=changed, final_accuracy=0.5)
     text = describe_predictions(judge_predictions(runs))
     assert "accuracy stays: 1 of 1" in text
-    assert ("In 1 of those that accuracy stays" in text) == shows_nothing
+    assert ("1 of those as predicted shows nothing: accuracy stays" in text) == shows_nothing

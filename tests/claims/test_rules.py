@@ -316,11 +316,22 @@ def test_effects_are_shown_in_their_unit(unit, shown):
     assert single.change == re.sub(r"\(.*\)", "(no interval)", shown)
 
 
+def test_an_end_beside_no_effect_does_not_read_as_no_effect():
+    (row,) = (row for row in rules.judge([record(s, {}) for s in range(3)]) if row.name == "C2")
+    row = replace(row, effect=np.log(0.87), low=np.log(0.76), high=np.log(0.9982))
+    assert row.change == "× 0.87 (0.76 to 0.998)"
+    assert replace(row, high=np.log(0.99999999)).change.endswith("to 1.00)")
+    points = replace(row, unit=verdicts.Unit.POINTS, effect=0.9, low=0.0004, high=1.8)
+    assert points.change == "+0.90 (+0.0004 to +1.80) points"
+    cosine = replace(row, unit=verdicts.Unit.COSINE, effect=0.0, low=-0.1, high=0.0)
+    assert cosine.change == "0.000 (-0.100 to 0.000)"
+
+
 def test_changed_verdicts_are_those_that_differ():
     rows = [row for row in rules.judge([record(s, {}) for s in range(3)]) if row.claim == "C1"]
     stopped = {"scale": "paper", "iterations": 5_000, "full_iterations": 60_000}
     later = [replace(row, **stopped) for row in rows]
-    assert verdicts.changed_verdicts(rows, later) == "No verdict is another one there."
+    assert verdicts.changed_verdicts(rows, later) == "All 3 verdicts are the same."
     later[0] = replace(later[0], verdict=Verdict.REPRODUCED)
     assert rows[0].verdict == Verdict.NOT_SEEN
     later_scale = "paper settings, 5,000 of 60,000 iterations"
