@@ -76,7 +76,8 @@ VERDICT_MEANINGS = {
     ),
     "not testable": (
         "The runs do not show the case that the claim is about: accuracy does not fall (C4), the "
-        "baseline does not work (C7), or epochs are too few or too long (C1's first peak, C4)."
+        "baseline does not work (C7), epochs are too few or too long (C1's first peak, C4), or a "
+        "measure is 0, so that no ratio can be taken."
     ),
 }
 

@@ -110,11 +110,15 @@ def curve(run: Record, measure: str, column: str = "mean") -> np.ndarray:
         column: "mean" over tasks, or another column of the record, such as "sem", the standard
             error of that mean.
 
+    An error that two tasks or fewer could not give is infinite.
+
     Raises:
         RecordError: a value is missing or not finite.
     """
     rows = run.curve(measure)[column].loc[1:]
     values = rows.to_numpy()
+    if column == "sem" and np.isnan(values).all() and len(values) == run.epochs:
+        return np.full(run.epochs, np.inf)
     complete = np.array_equal(rows.index, np.arange(1, run.epochs + 1))
     if not complete or not np.isfinite(values).all():
         raise RecordError(f"{measure} of {run.path} is not a number for every epoch: {run.anew}")

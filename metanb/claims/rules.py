@@ -40,6 +40,7 @@ from metanb.claims.cells import (
 )
 from metanb.claims.paper import BY_NAME, CLAIMS, PAPER, PAPER_GAIN, Claim
 from metanb.claims.run_stats import (
+    NO_EFFECT,
     Interval,
     correlation,
     correlation_power,
@@ -57,7 +58,7 @@ from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
 from metanb.grids.definitions import begun_run, is_beginning
 from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, name_of
-from metanb.runs.records import Record, keep_furthest, keep_new
+from metanb.runs.records import Record, RecordError, keep_furthest, keep_new
 from metanb.settings import Settings, differences_from_scale, preset, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
@@ -72,7 +73,6 @@ FALLING = 4  # epochs that the second half must have before a fall can be seen
 SCALE_FREE = "scale-free"  # on a measure that rescaling weights leaves alone
 RELATIVE = "over the weights' norm"  # not free of scale, but of its growth by a common factor
 
-_NO_EFFECT = Interval(math.nan, -math.inf, math.inf, 1.0)  # of cells without runs to compare
 # the readings of the paper's regulariser and its control; C8 is about no other regulariser
 OF_COHERENCE = ("adapted", "through", "outer", "random")
 # settings that act at meta-test alone where the algorithm is finetuning
@@ -246,13 +246,22 @@ def _judge_trend(
 ) -> Row:
     """The log ratio of a curve's mean over the last quarter of epochs to that over the first.
 
-    Its interval is over runs and tasks. `divisor` is a measure that the curve is divided by.
+    Its interval is over runs and tasks. `divisor` is a measure that the curve is divided by. Where
+    a run's curve or its divisor is 0, there is no ratio: the verdict is NO_RATIO.
     """
     units = [curve(run, divisor) if divisor else 1.0 for run in cell]
-    curves, errors = (
-        [curve(run, measure, column) / unit for run, unit in zip(cell, units, strict=True)]
-        for column in ("mean", "sem")
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        curves, errors = (
+            [curve(run, measure, column) / unit for run, unit in zip(cell, units, strict=True)]
+            for column in ("mean", "sem")
+        )
+    for run, values in zip(cell, curves, strict=True):
+        try:
+            trend(values)
+        except ValueError:
+            verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.NO_RATIO
+            name = f"{divisor or measure} of {run.settings.id}"
+            return _make_row(claim, cell, NO_EFFECT, Unit.LOG_RATIO, verdict, name, variant)
     effect = interval(map(trend, curves), shared=map(trend_error, curves, errors))
     verdict = verdict_by_interval(effect, len(cell), claim.direction)
     return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, variant=variant)
@@ -321,7 +330,7 @@ def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -
     # too few epochs to fit lines to
     if epochs - half < FALLING:
         verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.TOO_SHORT
-        return _make_row(claim, cell, _NO_EFFECT, Unit.LOG_RATIO, verdict, detail, variant)
+        return _make_row(claim, cell, NO_EFFECT, Unit.LOG_RATIO, verdict, detail, variant)
 
     # the changes of accuracy on both sets of tasks, and of the log Hessian norm
     test, valid = (
@@ -514,7 +523,7 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
 def late_coherence(runs: list[Record]) -> Interval:
     """Trajectory coherence late in meta-training, over runs and tasks; p is against ORTHOGONAL."""
     if not runs:
-        return _NO_EFFECT
+        return NO_EFFECT
     values = late_values(runs, "trajectory_coherence")
     errors = late_errors(runs, "trajectory_coherence")
     return interval(values, ORTHOGONAL, shared=errors)
@@ -548,7 +557,7 @@ def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
         late, late_without = (late_values(half, "query_accuracy") for half in (runs, partners))
         gains, errors = 100 * (late - late_without), np.zeros(len(pairs))
         tasks = f"{settings.test_tasks} tasks, late in meta-training, {RUNS_ALONE}"
-    effect = interval(gains, shared=errors) if pairs else _NO_EFFECT
+    effect = interval(gains, shared=errors) if pairs else NO_EFFECT
 
     # the verdict
     verdict = verdict_by_interval(effect, len(pairs), claim.direction)
@@ -558,7 +567,7 @@ def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
     # what it rests on; a penalty on the outer loss moves nothing
     detail = f"accuracy on {tasks}"
     if runs and settings.regulariser != "outer":
-        detail += f"; relative move {late_values(runs, 'relative_move').mean():.3f}"
+        detail += _describe_move(runs)
     return _make_row(
         claim,
         runs or cell,
@@ -570,6 +579,14 @@ def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
         compared=partners,
         count=len(pairs),
     )
+
+
+def _describe_move(runs: list[Record]) -> str:
+    """The late relative move; empty where an algorithm of one's own does not record it."""
+    try:
+        return f"; relative move {late_values(runs, 'relative_move').mean():.3f}"
+    except RecordError:
+        return ""
 
 
 def _gains_on_further_tasks(

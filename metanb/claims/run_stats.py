@@ -4,6 +4,7 @@ Functions take arrays and return numbers. A curve is a measure after each epoch,
 the untrained network is left out.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
+_FAR = 1e6  # a ratio that is possible at this distance has no end
 QUARTER_OF = 4  # a curve's early and late part are its first and last quarter, one epoch at least
 
 
@@ -21,6 +23,9 @@ class Interval(NamedTuple):
     low: float
     high: float
     p: float
+
+
+NO_EFFECT = Interval(math.nan, -math.inf, math.inf, 1.0)  # where there is nothing to compare
 
 
 def interval(
@@ -35,7 +40,8 @@ def interval(
     with Welch's and Satterthwaite's degrees of freedom. It is right where runs have all of that
     error in common.
 
-    Below two values the interval is infinite and p is 1.
+    Below two values, or where one of them or an error is not finite, the interval is infinite and p
+    is 1.
 
     Args:
         values: one per run.
@@ -52,7 +58,7 @@ def interval(
     shared = np.asarray(list(shared), dtype=float)
     mean = float(values.mean())
     freedom = len(values) - 1
-    if not freedom:
+    if not freedom or not np.isfinite([*values, *shared]).all():
         return Interval(mean, -np.inf, np.inf, 1.0)
 
     # the variance of the mean over runs alone, and with the error over tasks
@@ -76,6 +82,47 @@ def interval(
     return Interval(mean, mean - half_width, mean + half_width, p)
 
 
+def ratio_interval(
+    values: np.ndarray, base: np.ndarray, errors: np.ndarray, base_errors: np.ndarray
+) -> Interval:
+    """The ratio of two means over pairs of runs, and its 95 % interval by Fieller's theorem.
+
+    A ratio r is in the interval if the one of `values - r base` holds 0, which takes the error of
+    the base into account. Where the base is not seen to differ from 0, any ratio may be: then the
+    interval is infinite. p is not defined and NaN.
+
+    Args:
+        values: one per pair.
+        base: one per pair.
+        errors: the standard error over tasks of each value.
+        base_errors: likewise of the base's.
+
+    Example:
+        >>> import numpy as np
+        >>> none = np.zeros(3)
+        >>> half = ratio_interval(np.array([0.9, 1.0, 1.1]), np.array([2.1, 2.0, 1.9]), none, none)
+        >>> print(f"{half.mean:.2f} ({half.low:.2f} to {half.high:.2f})")
+        0.50 (0.33 to 0.71)
+    """
+
+    def is_possible(ratio: float) -> bool:
+        effect = interval(values - ratio * base, shared=np.hypot(errors, ratio * base_errors))
+        return effect.low <= 0 <= effect.high
+
+    def find_end(inside: float, outside: float) -> float:
+        """The end of the interval between a ratio that is possible and one that is far away."""
+        if is_possible(outside):
+            return math.inf if outside > inside else -math.inf
+        for _ in range(100):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if is_possible(middle) else (inside, middle)
+        return inside
+
+    mean = float(values.mean() / base.mean())
+    far = _FAR * max(1.0, abs(mean))
+    return Interval(mean, find_end(mean, mean - far), find_end(mean, mean + far), math.nan)
+
+
 def late_mean(curve: np.ndarray) -> float:
     """A curve's mean over its last quarter."""
     return float(np.asarray(curve, dtype=float)[-_quarter(curve) :].mean())
@@ -93,7 +140,7 @@ def trend(curve: np.ndarray) -> float:
     """Log ratio of a curve's mean over its last quarter to that over its first quarter.
 
     Raises:
-        ValueError: fewer than four epochs, or means that are not positive.
+        ValueError: fewer than four epochs, or means that are not positive and finite.
 
     Example:
         >>> import numpy as np
@@ -103,7 +150,7 @@ def trend(curve: np.ndarray) -> float:
     """
     first = float(np.asarray(curve, dtype=float)[: _quarter(curve)].mean())
     last = late_mean(curve)
-    if not (first > 0 and last > 0):
+    if not (0 < first < math.inf and 0 < last < math.inf):
         raise ValueError(f"a log ratio needs positive means, these are {first:g} and {last:g}")
     return float(np.log(last / first))
 

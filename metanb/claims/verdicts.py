@@ -42,6 +42,7 @@ class Verdict(StrEnum):
     TOO_COARSE = "not testable: the first epoch hides early peaks"
     TOO_SHORT = "not testable: too few epochs to see a fall"
     NO_BASELINE = "not testable: the finetuned baseline does not work"
+    NO_RATIO = "not testable: the measure is 0 in a run"
     TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
     SMOKE = "not judged: smoke runs only show that the code works"
 
@@ -57,6 +58,7 @@ _UNJUDGED = (
     Verdict.TOO_COARSE,
     Verdict.TOO_SHORT,
     Verdict.NO_BASELINE,
+    Verdict.NO_RATIO,
     Verdict.SMOKE,
 )
 # from the worst fit with the paper to the best; last, what was not put to the test

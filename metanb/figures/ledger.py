@@ -29,6 +29,7 @@ MARKS = {
     Verdict.TOO_COARSE: _NOT_TESTABLE,
     Verdict.TOO_SHORT: _NOT_TESTABLE,
     Verdict.NO_BASELINE: _NOT_TESTABLE,
+    Verdict.NO_RATIO: _NOT_TESTABLE,
 }
 # the mark of a claim that is reproduced in the paper's form, and not in the form of its control
 WITHOUT_CONTROL = (

@@ -37,6 +37,13 @@ def test_gain_by_a_regulariser(gain, expected):
     if gain == 0.02:
         (row,) = (row for row in rules.judge(base + with_it) if row.claim == "C8")
         assert row.effect == pytest.approx(2.0, abs=0.5) and row.change.endswith("points")
+        # an algorithm of one's own need not record the move
+        without_move = [
+            replace(run, measures=run.measures[run.measures.measure != "relative_move"])
+            for run in with_it
+        ]
+        (bare_row,) = (row for row in rules.judge(base + without_move) if row.claim == "C8")
+        assert bare_row == replace(row, detail=row.detail.partition("; relative move")[0])
 
 
 @pytest.mark.parametrize(

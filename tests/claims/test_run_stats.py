@@ -40,6 +40,39 @@ def test_interval_of_one_value_and_of_equal_values():
     assert run_stats.interval([2.0, 2.0], against=2.0).p == 1.0
 
 
+@pytest.mark.parametrize(
+    ("values", "shared"),
+    [([1.0, np.nan, 2.0], []), ([1.0, np.inf], []), ([1.0, 2.0], [0.1, np.nan])],
+)
+def test_what_is_not_finite_leaves_everything_possible(values, shared):
+    effect = run_stats.interval(values, shared=shared)
+    assert effect[1:] == (-np.inf, np.inf, 1.0)
+
+
+def test_a_ratio_has_fiellers_interval():
+    """Over runs alone, in closed form: the roots of a quadratic in the ratio."""
+    rng = np.random.default_rng(3)
+    base = 2 + 0.3 * rng.normal(size=6)
+    values = 0.6 * base + 0.2 * rng.normal(size=6)
+    none = np.zeros(6)
+    ratio = run_stats.ratio_interval(values, base, none, none)
+    cov = np.cov(values, base) / 6
+    t2 = stats.t.ppf(0.975, 5) ** 2
+    a = base.mean() ** 2 - t2 * cov[1, 1]
+    b = -2 * (values.mean() * base.mean() - t2 * cov[0, 1])
+    c = values.mean() ** 2 - t2 * cov[0, 0]
+    assert ratio.mean == pytest.approx(values.mean() / base.mean())
+    assert ratio[1:3] == pytest.approx(sorted(np.roots([a, b, c])), rel=1e-9)
+    wider = run_stats.ratio_interval(values, base, none + 0.2, none + 0.2)
+    assert wider.low < ratio.low and wider.high > ratio.high
+
+
+def test_a_ratio_to_what_may_be_0_has_no_bounds():
+    none = np.zeros(3)
+    ratio = run_stats.ratio_interval(none + 0.01, np.array([0.01, 0.2, 0.5]), none, none)
+    assert ratio[1:3] == (-np.inf, np.inf)
+
+
 def test_interval_with_a_shared_error_is_the_wider_of_two():
     """By scipy: over runs alone, and with the error in the variance and Satterthwaite's freedom."""
     values, shared = np.random.default_rng(1).normal(size=4), np.array([0.1, 0.2, 0.3, 0.4])

@@ -33,6 +33,27 @@ def test_weights_that_grow_with_the_distance_undo_it():
     assert verdict(runs, "C3", rules.RELATIVE) == Verdict.CONTRARY
 
 
+@pytest.mark.parametrize(
+    ("claim", "variant", "measure"),
+    [("C2", "", "support_loss"), ("C3", rules.RELATIVE, "body_norm")],
+)
+def test_a_measure_of_0_has_no_ratio_and_stops_no_other_row(claim, variant, measure):
+    """As late losses of a network that is certain, or the body of one that is all head."""
+    zero = np.r_[np.ones(6), np.zeros(6)] if measure == "support_loss" else np.zeros(12)
+    runs = [*cell({}, [0, 1]), *cell({measure: zero}, [2])]
+    (row,) = (row for row in rules.judge(runs) if (row.claim, row.variant) == (claim, variant))
+    assert row.verdict == Verdict.NO_RATIO and not row.verdict.is_judged
+    assert row.detail == f"{measure} of {runs[2].settings.id}" and row.change == "–"
+    assert verdict(runs, "C1") == Verdict.NOT_SEEN
+
+
+def test_an_error_over_tasks_that_is_unknown_leaves_everything_possible():
+    """Two tasks give no error of a coherence."""
+    runs = cell({"hessian_norm": np.exp(-TIME)}, errors={"hessian_norm": np.nan})
+    (row,) = (row for row in rules.judge(runs) if (row.claim, row.variant) == ("C1", ""))
+    assert row.verdict == Verdict.NOT_SEEN and (row.low, row.high) == (-np.inf, np.inf)
+
+
 PEAK = np.r_[1, 2, 3, 2, 1, np.ones(7)]
 
 
