@@ -159,19 +159,14 @@ def add_gradient(
     gradient at theta (SAM, Foret et al. 2021; on MAML's outer step, Abbas et al. 2022).
 
     Arguments and errors are those of `Gradient` and `find_gradient`; ValueError for an algorithm
-    that gives no values or no gradient.
+    that gives no gradient, or values that are not one per run.
 
     Returns:
         The algorithm's values at theta, and the gradient, [S, P].
     """
     add = find_gradient(settings)
-    values = add(net, theta, x, y, settings, direction)
+    values = _require_one_per_run(settings, add(net, theta, x, y, settings, direction), theta)
     gradient = theta.grad
-    if not isinstance(values, dict) or "train_loss" not in values:
-        raise ValueError(
-            f"algorithm={settings.algorithm!r} returned {values!r}: return a dict of values per "
-            "run, train_loss among them"
-        )
     if gradient is None:
         raise ValueError(
             f"algorithm={settings.algorithm!r} left theta.grad empty: call backward on the loss"
@@ -184,3 +179,25 @@ def add_gradient(
         assert higher_up.grad is not None
         gradient = higher_up.grad
     return values, gradient
+
+
+def _require_one_per_run(settings: Settings, values: object, theta: Tensor) -> dict[str, Tensor]:
+    """What the settings' algorithm returned; raise ValueError unless it is one value per run."""
+    algorithm = f"algorithm={settings.algorithm!r}"
+    if not isinstance(values, dict) or "train_loss" not in values:
+        shown = list(values) if isinstance(values, dict) else f"a {type(values).__name__}"
+        raise ValueError(
+            f"{algorithm} returned {shown}: return a dict of values per run, train_loss among them"
+        )
+    n_runs, place = len(theta), theta.device.type
+    for name, value in values.items():
+        is_tensor = isinstance(value, Tensor)
+        if not is_tensor or value.shape != (n_runs,) or value.device.type != place:
+            shown = f"a {type(value).__name__}"
+            if is_tensor:
+                shown = f"a tensor {list(value.shape)} on {value.device.type}"
+            raise ValueError(
+                f"{algorithm} returned {shown} for {name!r}: give one value per run, a tensor "
+                f"[{n_runs}] on {place}"
+            )
+    return values

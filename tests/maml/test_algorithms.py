@@ -6,11 +6,14 @@ Evidence: an algorithm that is MAML under another name has MAML's numbers.
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from metanb import preset, run
 from metanb.labels import ALGORITHMS, Algorithm
-from metanb.maml.algorithms import GRADIENTS, algorithm, meta_train
+from metanb.maml.algorithms import GRADIENTS, add_gradient, algorithm, meta_train
 from metanb.runs import plugins
 from tests.support.bad_days import shown
 
@@ -40,18 +43,60 @@ def test_names_are_checked(twin):
             algorithm(name, Algorithm("x"))
 
 
+def returns(values):
+    """An algorithm that gives each run a gradient, and returns the values."""
+
+    def gradient(net, theta, *rest):
+        theta.sum().backward()
+        return values
+
+    return gradient
+
+
 @pytest.mark.parametrize(
     ("gradient", "words"),
     [
-        (lambda *arguments: None, "'mamltwin' returned None: return a dict .* train_loss"),
-        (lambda *arguments: {"train_loss": 1.0}, "'mamltwin' left theta.grad empty"),
+        (returns(None), "'mamltwin' returned a NoneType: return a dict .* train_loss"),
+        (returns({"loss": 1.0}), r"'mamltwin' returned \['loss'\]: return a dict .* train_loss"),
+        (
+            lambda *arguments: {"train_loss": torch.ones(1)},
+            "'mamltwin' left theta.grad empty: call backward",
+        ),
+        *(
+            (
+                returns({"train_loss": torch.ones(1)} | {name: value}),
+                f"'mamltwin' returned {shown} for '{name}': give one value per run, a tensor "
+                r"\[1\] on cpu",
+            )
+            for name in ("train_loss", "my_value")
+            for value, shown in (
+                (1.0, "a float"),
+                (np.ones(1), "a ndarray"),
+                (torch.ones(()), r"a tensor \[\] on cpu"),
+                (torch.ones(2), r"a tensor \[2\] on cpu"),
+                (torch.ones(1, 1), r"a tensor \[1, 1\] on cpu"),
+                (torch.ones(1, device="meta"), r"a tensor \[1\] on meta"),
+            )
+        ),
     ],
 )
-def test_what_an_algorithm_leaves_out_is_named(twin, tmp_path, monkeypatch, gradient, words):
-    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+def test_what_an_algorithm_returns_is_one_value_per_run(twin, monkeypatch, gradient, words):
     monkeypatch.setitem(GRADIENTS, twin, gradient)
-    with pytest.raises(ValueError, match=words):
-        run(preset("smoke", "glyphs", **TINY, algorithm=twin), "cpu")
+    settings = preset("smoke", "glyphs", **TINY, algorithm=twin)
+    theta = torch.zeros(1, 3, requires_grad=True)
+    with pytest.raises(ValueError, match=f"^algorithm={words}[^\n]*$"):
+        add_gradient(nn.Linear(2, 1), theta, None, None, settings, None)
+
+
+def test_values_of_ones_own_are_recorded(twin, tmp_path, monkeypatch):
+    def constant(net, theta, x, y, settings, direction):
+        values = meta_train(net, theta, x, y, settings, direction)
+        return values | {"my_value": torch.full((len(theta),), 7.0)}
+
+    monkeypatch.setenv("METANB_STORE", str(tmp_path))
+    monkeypatch.setitem(GRADIENTS, twin, constant)
+    record = run(preset("smoke", "glyphs", **TINY, algorithm=twin), "cpu")
+    assert record.curve("my_value")["mean"].tolist() == [7.0, 7.0]
 
 
 def test_a_plugin_that_ends_the_process_is_an_error(tmp_path):
