@@ -85,12 +85,20 @@ def known_measures() -> list[str]:
     return [*PER_TASK, *OVER_TASKS, VALID, *OF_NETWORK]
 
 
-def _register(
-    name: str, entry: Measure | None, table: dict[str, Function]
-) -> Callable[[Function], Function]:
+def require_free_measure(name: str) -> None:
+    """Raise ValueError unless values of one's own may be recorded under a name.
+
+    It is made of small letters, digits and underscores, and is not that of a measure.
+    """
     require_free_name("a measure", name, [*known_measures(), *OF_RUNS], OWN_MEASURE)
     if name in _MISSING_VALUES:
         raise ValueError(f"a measure {name!r} is a missing value in a table: choose another name")
+
+
+def _register(
+    name: str, entry: Measure | None, table: dict[str, Function]
+) -> Callable[[Function], Function]:
+    require_free_measure(name)
 
     def register(function: Function) -> Function:
         table[name] = function

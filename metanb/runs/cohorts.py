@@ -18,6 +18,7 @@ from metanb.data.tasks import Draw, draw_images, draw_tasks, drawn_pixels, scale
 from metanb.labels import ALGORITHMS
 from metanb.landscape import task_stats
 from metanb.landscape.lanczos import random_directions
+from metanb.landscape.measures import require_free_measure
 from metanb.landscape.task_stats import Stat
 from metanb.maml import fusing
 from metanb.maml.algorithms import add_gradient
@@ -32,6 +33,9 @@ from metanb.settings import Settings
 # [task_seed, stream]. The final tasks are many: they come from the streams FINAL, FINAL + 1 and so
 # on, see `metanb.runs.training.TASKS_PER_STREAM`.
 TRAIN, VALID, TEST, FINAL = range(4)
+
+OF_TRAINING = ("train_loss", "relative_move")  # values of an algorithm that are measures of metanb
+SLOPE = "norm of the gradient"  # beside an algorithm's values; none of them can have such a name
 
 
 class DivergedError(ArithmeticError):
@@ -214,7 +218,7 @@ class Cohort:
                 values = dict(zip(on_device, rows, strict=True))
 
                 # Set aside the runs that are no longer finite.
-                slopes = values.pop("slope")
+                slopes = values.pop(SLOPE)
                 for run, (loss, slope) in enumerate(zip(values["train_loss"], slopes, strict=True)):
                     if run not in diverged and not np.isfinite([loss, slope]).all():
                         iteration = starts[run] + i
@@ -267,8 +271,12 @@ class Cohort:
             direction: for the regulariser's control alone, [S, P].
 
         Returns:
-            By measure one value per run, [S]: `train_loss`, with a regulariser `relative_move`, and
-            `slope`, the gradient's norm.
+            By measure one value per run, [S]: `train_loss`, with a regulariser `relative_move`,
+            what an algorithm of one's own adds, and SLOPE.
+
+        Raises:
+            ValueError: a value that an algorithm adds has the name of a measure, and as
+                `add_gradient` does.
         """
         settings = self.settings
         theta = self.theta.requires_grad_()
@@ -276,9 +284,10 @@ class Cohort:
         if direction is not None:
             direction = direction.to(theta)
         values, gradient = add_gradient(self.net, theta, pixels, labels, settings, direction)
+        _check_names(settings, values)
         for row, slope in zip(self.weights, gradient, strict=True):
             row.grad = slope
-        return values | {"slope": gradient.norm(dim=1)}
+        return values | {SLOPE: gradient.norm(dim=1)}
 
 
 def diverged_error(reason: str, state: State) -> DivergedError:
@@ -292,6 +301,18 @@ def diverged_error(reason: str, state: State) -> DivergedError:
         f"{settings.id}: {reason}: try a smaller inner_lr ({settings.inner_lr}) "
         f"or outer_lr ({settings.outer_lr}); {kept}"
     )
+
+
+def _check_names(settings: Settings, values: Iterable[str]) -> None:
+    """Raise ValueError where a value that the settings' algorithm adds cannot be recorded."""
+    for name in values:
+        if name not in OF_TRAINING:
+            try:
+                require_free_measure(name)
+            except ValueError as error:
+                raise ValueError(
+                    f"algorithm={settings.algorithm!r} returned values under {name!r}: {error}"
+                ) from None
 
 
 def _draw_batch(images: ImageSet, settings: Settings, rng: np.random.Generator) -> Draw:

@@ -88,15 +88,44 @@ def test_what_an_algorithm_returns_is_one_value_per_run(twin, monkeypatch, gradi
         add_gradient(nn.Linear(2, 1), theta, None, None, settings, None)
 
 
-def test_values_of_ones_own_are_recorded(twin, tmp_path, monkeypatch):
-    def constant(net, theta, x, y, settings, direction):
-        values = meta_train(net, theta, x, y, settings, direction)
-        return values | {"my_value": torch.full((len(theta),), 7.0)}
+@pytest.fixture
+def with_value(twin, tmp_path, monkeypatch):
+    """Train an algorithm whose value under a name is 7."""
 
-    monkeypatch.setenv("METANB_STORE", str(tmp_path))
-    monkeypatch.setitem(GRADIENTS, twin, constant)
-    record = run(preset("smoke", "glyphs", **TINY, algorithm=twin), "cpu")
-    assert record.curve("my_value")["mean"].tolist() == [7.0, 7.0]
+    def train(name):
+        def constant(net, theta, x, y, settings, direction):
+            values = meta_train(net, theta, x, y, settings, direction)
+            return values | {name: torch.full((len(theta),), 7.0)}
+
+        monkeypatch.setenv("METANB_STORE", str(tmp_path))
+        monkeypatch.setitem(GRADIENTS, twin, constant)
+        return run(preset("smoke", "glyphs", **TINY, algorithm=twin), "cpu")
+
+    return train
+
+
+@pytest.mark.parametrize("name", ["my_value", "slope", "relative_move", "train_loss"])
+def test_values_of_ones_own_are_recorded(with_value, name):
+    record = with_value(name)
+    trained = record.measures[(record.measures.measure == name) & (record.measures.epoch > 0)]
+    assert trained["mean"].tolist() == [7.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *(
+            (name, "there is a measure '.*' already: choose another name")
+            for name in ("query_loss", "distance", "valid_accuracy", "body_norm", "final_accuracy")
+        ),
+        ("nan", "a measure 'nan' is a missing value in a table: .*"),
+        ("my value", "a measure 'my value' does not match .*: use small letters .*"),
+    ],
+)
+def test_a_value_of_ones_own_does_not_take_the_name_of_a_measure(with_value, name, reason):
+    words = f"^algorithm='mamltwin' returned values under '{name}': {reason}$"
+    with pytest.raises(ValueError, match=words):
+        with_value(name)
 
 
 def test_a_plugin_that_ends_the_process_is_an_error(tmp_path):
