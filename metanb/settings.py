@@ -26,6 +26,9 @@ Scale = Literal["smoke", "quick", "paper"]
 # Settings of earlier versions, by name, each with the one value that is still accepted: records
 # hold them.
 RETIRED: dict[str, Any] = {"partition": "vinyals", "adapt_norm": True}
+# By setting, the heads that score all classes alike, whatever the body does: from there, no step
+# moves the body. A head that is drawn once for all tasks tells the classes apart.
+ALIKE_HEADS = {"head_init": ("zero",), "inner_head": ("zero", "shared"), "test_head": ("zero",)}
 SEEDS = (0, 2**31 - 1)  # the least and the greatest seed
 
 
@@ -213,10 +216,9 @@ class Settings:
                 f"inner_head={self.inner_head!r} belongs to meta-training, not to algorithm="
                 f"{self.algorithm!r}: give a test_head"
             )
-        heads = {name: getattr(self, name) for name in ("head_init", "inner_head", "test_head")}
-        for name, head in heads.items():
-            # Such a head scores all classes alike, whatever the body does: no step moves the body.
-            if self.adapts == "body" and head in ("zero", "shared"):
+        for name, heads in ALIKE_HEADS.items():
+            head = getattr(self, name)
+            if self.adapts == "body" and head in heads:
                 raise SettingsError(
                     f"adapts='body' with {name}={head!r} moves nothing: adapt the head too, or "
                     f"leave {name} out"
