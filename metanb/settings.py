@@ -26,6 +26,12 @@ Scale = Literal["smoke", "quick", "paper"]
 # Settings of earlier versions, by name, each with the one value that is still accepted: records
 # hold them.
 RETIRED: dict[str, Any] = {"partition": "vinyals", "adapt_norm": True}
+# By algorithm, the regularisers that compare a task with its meta-batch, and change nothing in a
+# batch of one task. In second order, `adapted` and `through` change the gradient all the same.
+OF_SEVERAL_TASKS = {
+    "maml": ("random", "outer", "agreement"),
+    "fomaml": ("adapted", "random", "agreement"),
+}
 # By setting, the heads that score all classes alike, whatever the body does: from there, no step
 # moves the body. A head that is drawn once for all tasks tells the classes apart.
 ALIKE_HEADS = {"head_init": ("zero",), "inner_head": ("zero", "shared"), "test_head": ("zero",)}
@@ -232,6 +238,11 @@ class Settings:
             raise SettingsError(
                 f"regulariser={self.regulariser!r} has no effect under algorithm="
                 f"{self.algorithm!r}: choose from {', '.join(algorithm.regularisers)}"
+            )
+        if self.meta_batch == 1 and self.regulariser in OF_SEVERAL_TASKS.get(self.algorithm, ()):
+            raise SettingsError(
+                f"regulariser={self.regulariser!r} with meta_batch=1 has no effect under algorithm="
+                f"{self.algorithm!r}: take 2 tasks or more"
             )
         if 0 < self.train_classes < self.ways:
             raise SettingsError(

@@ -15,10 +15,11 @@ from metanb.data.tasks import Tasks
 from metanb.labels import ALGORITHMS, DATASETS
 from metanb.landscape.solutions import Solutions, starting_points
 from metanb.maml.algorithms import GRADIENTS
-from metanb.maml.inner_loop import unflatten
-from metanb.maml.network import build_network
+from metanb.maml.inner_loop import flatten, unflatten
+from metanb.maml.network import ConvNet, build_network
+from metanb.maml.outer_loop import meta_gradient
 from metanb.maml.per_task import in_head
-from metanb.maml.regulariser import READINGS
+from metanb.maml.regulariser import READINGS, unit
 from metanb.settings import CHOICES, RANGES, Settings, SettingsError, from_dict, preset, scale_of
 
 
@@ -183,3 +184,36 @@ def test_a_body_that_no_step_can_move_is_refused(algorithm, name):
             words = f"adapts='body' with {name}='{head}' moves nothing"
             with pytest.raises(SettingsError, match=words):
                 preset("smoke", "glyphs", **values, adapts="body")
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml"])
+@pytest.mark.parametrize("regulariser", [name for name in READINGS if name != "none"])
+def test_a_regulariser_without_effect_on_one_task_is_refused(algorithm, regulariser):
+    """A regulariser is refused exactly where the gradient of one task is that of `none`.
+
+    `random` moves as far as `adapted`, which is not at all but for rounding errors, whose
+    derivative says nothing: of `random`, the move alone is compared.
+    """
+    if regulariser not in ALGORITHMS[algorithm].regularisers:
+        return
+    torch.manual_seed(0)
+    net = ConvNet((1, 8, 8), ways=3, filters=4).double()
+    (x, query_x), y = torch.rand(2, 1, 3, 1, 8, 8).double(), torch.arange(3).unsqueeze(0)
+    direction = unit(torch.rand_like(flatten(net)).unsqueeze(0))
+    gradients = []
+    for options in ({}, {"regulariser": regulariser, "gamma": 1.0, "direction": direction}):
+        net.zero_grad()
+        first_order = ALGORITHMS[algorithm].first_order
+        tasks = Tasks(x, y, query_x, y)
+        at = meta_gradient(net, tasks, 0.4, 2, first_order=first_order, chunk=1, **options)
+        gradients.append(torch.cat([part.grad.flatten() for part in net.parameters()]))
+    has_effect = not torch.allclose(*gradients, rtol=0, atol=1e-9)
+    if regulariser == "random":
+        has_effect = at.moves.item() > 1e-9
+    values = {"algorithm": algorithm, "regulariser": regulariser, "gamma": 1.0}
+    assert preset("smoke", "glyphs", **values, meta_batch=2).meta_batch == 2
+    if has_effect:
+        assert preset("smoke", "glyphs", **values, meta_batch=1).meta_batch == 1
+    else:
+        with pytest.raises(SettingsError, match=f"'{regulariser}' with meta_batch=1 has no effect"):
+            preset("smoke", "glyphs", **values, meta_batch=1)
