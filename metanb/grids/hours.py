@@ -393,6 +393,11 @@ def _share(own: _TimeSpan, spans: list[_TimeSpan]) -> float:
     if not overlapping:
         return 1.0
 
+    # Times are whole seconds. A run within one of them, or under a clock that was set back, has the
+    # share of that moment.
+    if own.end <= own.start:
+        return 1 / (1 + sum(span.presence for span in overlapping))
+
     # Cut the run's time where another run starts or ends: between two cuts, nothing changes.
     edges = {edge for span in overlapping for edge in (span.start, span.end)}
     cuts = sorted({own.start, own.end, *(edge for edge in edges if own.start < edge < own.end)})

@@ -164,6 +164,19 @@ def test_a_run_that_was_stopped_and_resumed_shares_in_proportion():
     assert 60 * timings.run_time(resumed).minutes == pytest.approx(600 * (1 - 1100 / 6000 / 2))
 
 
+@pytest.mark.parametrize("seconds", [0, -5])
+def test_a_run_that_begins_and_ends_within_one_second_has_the_share_of_that_second(seconds):
+    """It has a third of the GPU beside two runs; without them, all of it."""
+    short = record(PAPER, seconds, H200, start=100)
+    short.provenance["wall_seconds"] = 0.6
+    long = [record(replace(PAPER, seed=seed), 600, H200) for seed in (1, 2)]
+    timings = Timings([short, *long])
+    assert 60 * timings.run_time(short).minutes == pytest.approx(0.2)
+    assert timings.run_time(short).together == pytest.approx(3)
+    assert [timings.run_time(run).minutes for run in long] == [5, 5]
+    assert 60 * Timings([short]).run_time(short).minutes == pytest.approx(0.6)
+
+
 def test_runs_in_progress_share_a_gpu_too(monkeypatch):
     now = datetime.now(UTC)
     begun = (now - timedelta(seconds=300) - MIDNIGHT).total_seconds()
