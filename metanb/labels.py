@@ -122,6 +122,16 @@ MEASURES = {
 }
 
 
+def describe_measure(name: str) -> Measure:
+    """Return what is known of a measure; one that is not registered here keeps its name.
+
+    Example:
+        >>> describe_measure("distance").label, describe_measure("my_measure").label
+        ('distance from θ_s (L2)', 'my_measure')
+    """
+    return MEASURES.get(name, Measure(name))
+
+
 def require_free_name(
     kind: str, name: str, taken: Collection[str], pattern: re.Pattern[str] = OWN_NAME
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from metanb.figures.runs import curves
 from metanb.figures.style import Figure
-from metanb.labels import MEASURES, name_of
+from metanb.labels import describe_measure, name_of
 from metanb.runs import records, store
 from metanb.runs.records import Record
 from metanb.settings import differences_from_scale, scale_of
@@ -20,10 +20,10 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
 
     Args:
         runs: records, such as `metanb.run` gives them.
-        measures: keys of `metanb.labels.MEASURES`.
+        measures: their names; one that the book's runs do not have is drawn without these.
 
     Raises:
-        ValueError: no run is given.
+        ValueError: no run is given, or no measure that they all have.
 
     Example:
         >>> from metanb import preset
@@ -39,12 +39,9 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
     reference = _choose_reference(runs[0], committed)
 
     # The settings that tell one's own runs apart, besides those that are named anyway.
-    values = [run.settings.to_dict() for run in runs]
-    named = ("algorithm", "dataset", "content", "seed", "class_seed")
+    named = ("algorithm", "dataset", "seed")
     varied = [
-        name
-        for name in values[0]
-        if name not in named and any(run[name] != values[0][name] for run in values)
+        name for name in runs[0].settings.to_dict() if name not in named and _varies(name, runs)
     ]
 
     def label(run: Record) -> str:
@@ -55,16 +52,31 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
         apart = "".join(f", {name} {settings.to_dict()[name]}" for name in varied)
         return f"yours: {algorithm}, {name_of(settings.dataset)}{apart}"
 
-    drawn = [*runs, *reference]
+    # Measures that all of one's own runs have; those that the book has not are drawn without it.
     recorded = [name for name in measures if all(name in set(run.measures.measure) for run in runs)]
-    shared = [name for name in recorded if all(name in set(r.measures.measure) for r in reference)]
-    log = [name for name in shared if MEASURES[name].log]
+    if not recorded:
+        raise ValueError(
+            f"your runs do not all have one of {', '.join(measures) or 'no measures'}: name others"
+        )
+    log = [name for name in recorded if describe_measure(name).log]
     caption = "Your runs beside those of the book."
     if reference:
         book = reference[0].settings
         task = f"{name_of(book.dataset)}, {book.setting}, {scale_of(book)} scale"
         caption = f"Your runs beside those of the book ({task})."
-    return curves(drawn, shared, "beside-the-book", caption, log, label)
+    drawn = [*runs, *reference]
+    return curves(drawn, recorded, "beside-the-book", caption, log, label, partly=True)
+
+
+def _varies(name: str, runs: Sequence[Record]) -> bool:
+    """Whether a setting tells one's own runs apart.
+
+    A draw of classes does so beside another with the same seed; else it goes with the seed. Images
+    do so beside others of the same data set; else its name tells.
+    """
+    same = {"class_seed": "seed", "content": "dataset"}.get(name)
+    values = {(same and getattr(run.settings, same), getattr(run.settings, name)) for run in runs}
+    return len(values) > len({beside for beside, _ in values})
 
 
 def _book_runs() -> list[Record]:

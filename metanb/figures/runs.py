@@ -24,7 +24,7 @@ from metanb.figures.style import (
     make_panels,
     set_title,
 )
-from metanb.labels import MEASURES, name_of
+from metanb.labels import MEASURES, describe_measure, name_of
 from metanb.runs.records import Record
 
 MARKERS = "osD^vP*X"  # of runs
@@ -84,20 +84,56 @@ def long_table(
     runs: Sequence[Record],
     measures: Sequence[str],
     label: Callable[[Record], str] = algorithm_label,
+    partly: bool = False,
 ) -> pd.DataFrame:
     """The runs' measures as one long table, one row per run, measure and epoch.
 
-    Columns: epoch, iteration, mean, sem, n, run, seed, measure.
+    Columns: epoch, iteration, mean, sem, n, run (its label), seed, measure, and two that tell apart
+    runs of one label and seed: id, that of the settings, and number, the place among these runs.
+
+    Arguments and errors are those of `curves`.
     """
+    if not runs or not measures:
+        raise ValueError(f"no {'measure' if runs else 'run'} is given: give at least one")
+    lacking = {
+        (label(run), measure)
+        for run in runs
+        for measure in (measures if partly else ())
+        if not _has(run, measure)
+    }
+    # A measure that no label has is left in: its error names it.
+    labels = {label(run) for run in runs}
+    left_out = {
+        (group, measure)
+        for group, measure in lacking
+        if any((other, measure) not in lacking for other in labels)
+    }
     return pd.concat(
         [
             run.curve(measure)
             .reset_index()[["epoch", "iteration", "mean", "sem", "n"]]
-            .assign(run=label(run), seed=run.settings.seed, measure=measure)
-            for run in runs
+            .assign(
+                run=label(run),
+                seed=run.settings.seed,
+                measure=measure,
+                id=run.settings.id,
+                number=number,
+            )
+            for number, run in enumerate(runs)
             for measure in measures
+            if (label(run), measure) not in left_out
         ]
     )
+
+
+def _differ_by_seed(data: pd.DataFrame) -> bool:
+    """Whether no two runs of a long table have a label and a seed in common."""
+    return bool((data.groupby(["run", "seed"]).number.nunique() == 1).all())
+
+
+def _hand_out(data: pd.DataFrame) -> pd.DataFrame:
+    """What a figure hands out of its table: with ids, where label and seed do not name a run."""
+    return data.drop(columns=["id", "number"] if _differ_by_seed(data) else ["number"])
 
 
 class _PlainLabels(LogFormatter):
@@ -115,6 +151,7 @@ def curves(
     log: Sequence[str] = (),
     label: Callable[[Record], str] = algorithm_label,
     known: Mapping[str, tuple[float, str]] = MappingProxyType({}),
+    partly: bool = False,
 ) -> Figure:
     """Measures over meta-training, one panel each.
 
@@ -130,6 +167,12 @@ def curves(
         log: the measures drawn on a logarithmic axis.
         label: what groups the runs.
         known: by measure, a published value and its source, drawn as a dotted line.
+        partly: whether a label is left out of the panel of a measure that not all its runs have; if
+            not, that is an error.
+
+    Raises:
+        ValueError: no run or no measure is given.
+        metanb.runs.records.RecordError: a run does not have a measure; with `partly`, no label has.
 
     Example:
         >>> from metanb import preset
@@ -139,18 +182,18 @@ def curves(
         >>> figure.alt.split(". ")[1]
         'query accuracy, MAML: from 0.59 after the first epoch to 0.822.'
     """
-    data = long_table(runs, measures, label)
+    data = long_table(runs, measures, label, partly)
     sentences: list[str] = []
     with matplotlib.rc_context(STYLE):
         canvas, axes = make_panels(len(measures))
         for axis, measure in zip(axes, measures, strict=False):
             sentences += _draw_groups(axis, data, measure)
             axis.set(xlabel="meta-training iteration", yscale="log" if measure in log else "linear")
-            set_title(axis, MEASURES[measure].label)
+            set_title(axis, describe_measure(measure).label)
             if measure in known:
                 value, source = known[measure]
                 axis.axhline(value, color="0.5", linestyle=":", linewidth=1.5, label=source)
-                sentences.append(f"{MEASURES[measure].label}, {source}: {value:g}")
+                sentences.append(f"{describe_measure(measure).label}, {source}: {value:g}")
             # an axis of less than a power of ten gets more labels than its powers
             if measure in log:
                 axis.yaxis.set_major_formatter(_PlainLabels())
@@ -158,7 +201,7 @@ def curves(
         add_legend(canvas, *axes)
         alt = f"Line charts over meta-training. {'; '.join(sentences)}."
         caption += _describe_curves(runs, measures, data) + (" Dotted: published." if known else "")
-        return finish_panels(canvas, name, caption, alt, data)
+        return finish_panels(canvas, name, caption, alt, _hand_out(data))
 
 
 def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
@@ -170,7 +213,9 @@ def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
     sentences = []
     for group, (colour, dash) in zip(groups, colours_and_dashes(len(groups)), strict=True):
         selected = data[(data.measure == measure) & (data.run == group)]
-        table = selected.pivot(index="iteration", columns="seed", values="mean")
+        if selected.empty:
+            continue
+        table = _pivot_runs(selected)
         untrained = table.loc[table.index == 0]
         trained = table.loc[table.index > 0]
 
@@ -190,12 +235,20 @@ def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
             fillstyle="none",
             markersize=5,
         )
+        title = describe_measure(measure).label
+        if common.empty:
+            sentences.append(f"{title}, {group}: no epoch that all runs have")
+            continue
         first, last = (common.iloc[place].mean() for place in (0, -1))
-        sentences.append(
-            f"{MEASURES[measure].label}, {group}: from {first:.3g} after the first epoch to "
-            f"{last:.3g}"
-        )
+        sentences.append(f"{title}, {group}: from {first:.3g} after the first epoch to {last:.3g}")
     return sentences
+
+
+def _pivot_runs(data: pd.DataFrame) -> pd.DataFrame:
+    """The means of one measure of one group: a row per iteration, a column per run, by seed."""
+    return data.pivot(index="iteration", columns=["seed", "number"], values="mean").sort_index(
+        axis="columns"
+    )
 
 
 def _draw_mean_and_range(
@@ -213,12 +266,11 @@ def _draw_mean_and_range(
 def _describe_curves(runs: Sequence[Record], measures: Sequence[str], data: pd.DataFrame) -> str:
     """The end of the caption of `curves`: what lines, bands and circles are."""
     words = (
-        f" Thick: mean of {_describe_counts(data)} (seeds); thin: each run; "
-        "band: least to greatest run."
+        f" Thick: mean of {_describe_counts(data)}; thin: each run; band: least to greatest run."
     )
-    over_iterations = [measure for measure in measures if MEASURES[measure].over == "iterations"]
+    over_iterations = [measure for measure in measures if _is_over_iterations(runs, measure)]
     if over_iterations:
-        names = " and ".join(MEASURES[measure].label for measure in over_iterations)
+        names = " and ".join(describe_measure(measure).label for measure in over_iterations)
         words += f" The {names}: mean over the iterations of each epoch."
     if len(over_iterations) < len(measures):
         words += (
@@ -226,6 +278,26 @@ def _describe_curves(runs: Sequence[Record], measures: Sequence[str], data: pd.D
             f"{_describe_test_tasks(runs)} meta-test tasks. Circles: the untrained network."
         )
     return words
+
+
+def _is_over_iterations(runs: Sequence[Record], measure: str) -> bool:
+    """Whether a measure is taken over the iterations of an epoch, not over tasks.
+
+    One that is not registered here, such as a value that an algorithm of one's own adds, is so if
+    its n says it and the untrained networks have none.
+    """
+    if measure in MEASURES:
+        return MEASURES[measure].over == "iterations"
+    curves_of_runs = [(run, run.curve(measure)) for run in runs if _has(run, measure)]
+    return all(
+        0 not in rows.index and (rows.n == run.settings.epoch_iterations).all()
+        for run, rows in curves_of_runs
+    )
+
+
+def _has(run: Record, measure: str) -> bool:
+    """Whether a record has a measure."""
+    return measure in set(run.measures.measure)
 
 
 def scatter(
@@ -250,8 +322,11 @@ def scatter(
         label: what groups the runs.
     """
     data = long_table(runs, (x, y), label)
+    x_label, y_label = (describe_measure(measure).label for measure in (x, y))
+    of_run = "run (seed)" if _differ_by_seed(data) else "run"
+    unnamed = ["id", "number"] if _differ_by_seed(data) else ["number"]
     data = data[data.epoch > 0].pivot(
-        index=["run", "seed", "epoch"], columns="measure", values="mean"
+        index=["run", "seed", "id", "number", "epoch"], columns="measure", values="mean"
     )
     data = data.reset_index()
     groups = list(dict.fromkeys(label(run) for run in runs))
@@ -262,20 +337,21 @@ def scatter(
         for axis, group, (colour, _) in zip(axes, groups, styles, strict=True):
             selected = data[data.run == group]
             _draw_paths(axis, selected, x, y, colour)
-            axis.set(xlabel=MEASURES[x].label, ylabel=MEASURES[y].label)
+            axis.set(xlabel=x_label, ylabel=y_label)
             set_title(axis, group)
             sentences.append(f"{group}: r between {_describe_correlations(selected, x, y)}")
         caption += (
-            " One line and one shape of dots per run (seed), one dot per epoch, larger dots later; "
+            f" One line and one shape of dots per {of_run}, one dot per epoch, larger dots later; "
             "epoch 0 is left out."
         )
-        alt = f"{MEASURES[y].label} against {MEASURES[x].label}. {'; '.join(sentences)}."
-        return finish_panels(canvas, name, caption, alt, data)
+        alt = f"{y_label} against {x_label}. {'; '.join(sentences)}."
+        return finish_panels(canvas, name, caption, alt, data.drop(columns=unnamed))
 
 
 def _draw_paths(axis: Any, data: pd.DataFrame, x: str, y: str, colour: Any) -> None:
-    """One panel of `scatter`: a thin line and growing dots of one shape per seed."""
-    for (_, path), marker in zip(data.groupby("seed"), itertools.cycle(MARKERS), strict=False):
+    """One panel of `scatter`: a thin line and growing dots of one shape per run."""
+    paths = data.groupby(["seed", "number"])
+    for (_, path), marker in zip(paths, itertools.cycle(MARKERS), strict=False):
         axis.plot(path[x], path[y], "-", color=colour, linewidth=0.7, alpha=0.6)
         sizes = 4 + 36 * path.epoch / path.epoch.max()
         axis.scatter(path[x], path[y], s=sizes, color=colour, marker=marker)
@@ -312,19 +388,20 @@ def shares(
         for axis, group in zip(axes, groups, strict=False):
             for measure, (colour, dash) in zip(measures, styles, strict=True):
                 selected = data[(data.run == group) & (data.measure == measure)]
-                table = selected.pivot(index="iteration", columns="seed", values="mean")
-                _draw_mean_and_range(axis, table, colour, dash, MEASURES[measure].label)
+                table = _pivot_runs(selected)
+                title = describe_measure(measure).label
+                _draw_mean_and_range(axis, table, colour, dash, title)
                 last = table.iloc[-1].mean()
-                sentences.append(f"{group}, {MEASURES[measure].label}: at last {last:.3g}")
+                sentences.append(f"{group}, {title}: at last {last:.3g}")
             axis.set(xlabel="meta-training iteration")
             set_title(axis, group)
         add_legend(canvas, axes[0])
         caption += (
-            f" Lines: means of {_describe_counts(data)} (seeds), each over the same "
+            f" Lines: means of {_describe_counts(data)}, each over the same "
             f"{_describe_test_tasks(runs)} meta-test tasks; bands: least to greatest."
         )
         alt = f"Line charts over meta-training. {'; '.join(sentences)}."
-        return finish_panels(canvas, name, caption, alt, data)
+        return finish_panels(canvas, name, caption, alt, _hand_out(data))
 
 
 def _describe_test_tasks(runs: Sequence[Record]) -> str:
@@ -333,14 +410,18 @@ def _describe_test_tasks(runs: Sequence[Record]) -> str:
 
 
 def _describe_counts(data: pd.DataFrame) -> str:
-    """The number of runs behind each line; a single number if it is the same for all lines."""
-    counts = data.groupby("run", sort=False).seed.nunique()
+    """The number of runs behind each line; a single number if it is the same for all lines.
+
+    Where a line's runs differ by their seeds, the words say so.
+    """
+    counts = data.groupby("run", sort=False).number.nunique()
+    seeds = " (seeds)" if _differ_by_seed(data) else ""
     if counts.nunique() == 1:
-        return f"{counts.iloc[0]} run{'s' if counts.iloc[0] > 1 else ''}"
-    return ", ".join(f"{n} ({group})" for group, n in counts.items()) + " runs"
+        return f"{counts.iloc[0]} run{'s' if counts.iloc[0] > 1 else ''}{seeds}"
+    return ", ".join(f"{n} ({group})" for group, n in counts.items()) + f" runs{seeds}"
 
 
 def _describe_correlations(data: pd.DataFrame, x: str, y: str) -> str:
     """The least and the greatest correlation over epochs of a run."""
-    values = [correlation(path[x], path[y])[0] for _, path in data.groupby("seed")]
+    values = [correlation(path[x], path[y])[0] for _, path in data.groupby("number")]
     return f"{min(values):.2f} and {max(values):.2f}"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from metanb.figures import compare
@@ -43,6 +44,41 @@ def test_own_runs_are_told_apart_by_what_varies_among_them(book):
         "yours: MAML, Omniglot, filters 16",
         "yours: MAML, Omniglot, filters 8",
     ]
+
+
+def test_draws_of_classes_are_told_apart_where_seeds_do_not(book):
+    curves = {"query_accuracy": 0.5 + 0.1 * TIME}
+    draws = [record(0, curves, train_classes=10, class_seed=draw) for draw in (0, 1)]
+    assert lines(beside_the_book(draws))[2:] == [
+        "yours: MAML, Omniglot, class_seed 0",
+        "yours: MAML, Omniglot, class_seed 1",
+    ]
+    pairs = [record(draw, curves, train_classes=10, class_seed=draw) for draw in (0, 1)]
+    assert lines(beside_the_book(pairs))[2:] == ["yours: MAML, Omniglot"]
+
+
+def test_contents_of_one_folder_are_told_apart(book):
+    mine = record(0, {"query_accuracy": 0.4 + 0.2 * TIME})
+    contents = [f"3x36x36-{digit * 16}" for digit in "01"]
+    birds = [
+        replace(mine.settings, dataset="birds", rotations=False, content=content)
+        for content in contents
+    ]
+    drawn = lines(beside_the_book([replace(mine, settings=settings) for settings in birds]))
+    assert drawn[2:] == [f"yours: MAML, birds, content {content}" for content in contents]
+
+
+def test_a_measure_of_ones_own_is_drawn_without_the_book(book):
+    own = record(0, {"query_accuracy": 0.4 + 0.2 * TIME}, filters=16)
+    rows = own.measures[own.measures.measure == "distance"].assign(measure="my_measure")
+    own = replace(own, measures=pd.concat([own.measures, rows]))
+    for measures in (["my_measure"], ["my_measure", "query_accuracy"]):
+        figure = beside_the_book([own], measures)
+        of_mine = figure.data[figure.data.measure == "my_measure"]
+        assert lines(figure)[-1:] == list(of_mine.run.unique()) == ["yours: MAML, Omniglot"]
+        assert len(lines(figure)) == (1 if len(measures) == 1 else 3)
+    with pytest.raises(ValueError, match="your runs do not all have one of nowhere, absent: "):
+        beside_the_book([own], ["nowhere", "absent"])
 
 
 def test_images_of_ones_own_meet_omniglot(book):

@@ -20,6 +20,7 @@ from metanb.data.tasks import Tasks
 from metanb.figures import runs as figures
 from metanb.figures import style, svg
 from metanb.figures import tasks as task_figures
+from metanb.runs.records import RecordError
 from tests.support.records import TIME, record
 
 
@@ -51,9 +52,9 @@ def payload(url):
 CURVES = {"hessian_norm": np.exp(-TIME), "distance": 1 + TIME, "query_accuracy": 0.5 + 0.1 * TIME}
 
 
-def whole(seed, algorithm):
+def whole(seed, algorithm, **settings):
     """A run with all columns of a record."""
-    run = record(seed, CURVES, algorithm=algorithm)
+    run = record(seed, CURVES, algorithm=algorithm, **settings)
     run.measures["iteration"] = 150 * run.measures.epoch
     return replace(run, measures=run.measures.assign(median=0.0, std=0.0, sem=0.0, n=60))
 
@@ -115,6 +116,72 @@ def test_captions_count_what_each_line_rests_on(runs):
     assert "mean of 2 (MAML), 3 (first-order MAML) runs" in text and "60 meta-test tasks" in text
     text = parts(figures.curves(runs, ["relative_move"], "d", "c")).text
     assert "meta-test" not in text and "Circles" not in text and "iterations of each epoch" in text
+
+
+def test_runs_of_one_label_and_seed_are_runs_of_their_own():
+    """Two inner step sizes: two lines, ids in the data, and no word of seeds."""
+    pair = [whole(0, "maml", inner_lr=inner_lr) for inner_lr in (0.1, 0.4)]
+    ids = {run.settings.id for run in pair}
+    lines = figures.curves(pair, ["distance"], "d", "c")
+    mean = np.mean([run.curve("distance")["mean"].loc[12] for run in pair])
+    assert f"to {mean:.3g}." in lines.alt and "mean of 2 runs; thin" in lines.caption
+    assert set(lines.data.id) == ids and len(lines.data) == 2 * 13
+    dots = figures.scatter(pair, "distance", "query_accuracy", "c5", "c")
+    (axis,) = dots.canvas.axes
+    assert [len(path.get_offsets()) for path in axis.collections] == [12, 12]
+    assert set(dots.data.id) == ids and "per run, one dot" in dots.caption
+    parts_of_it = figures.shares(pair, "distance", ["body_norm"], "parts", "c")
+    assert f"at last {mean:.3g};" in parts_of_it.alt and "means of 2 runs, " in parts_of_it.caption
+    assert len(figures.curves([pair[0], pair[0]], ["distance"], "d", "c").data) == 2 * 13
+
+
+def test_runs_without_an_epoch_in_common_are_drawn():
+    long, short = whole(0, "maml"), whole(1, "maml")
+    short.measures["iteration"] += 1
+    figure = figures.curves([long, short], ["distance"], "d", "c")
+    assert figure.alt.endswith("MAML: no epoch that all runs have.")
+
+
+def with_measure(run, name, epochs, n):
+    """The run with a further measure, which is 0.5."""
+    rows = run.measures[(run.measures.measure == "distance") & run.measures.epoch.isin(epochs)]
+    rows = rows.assign(measure=name, mean=0.5, n=n)
+    return replace(run, measures=pd.concat([run.measures, rows]))
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "n", "words"),
+    [
+        ("my_measure", range(13), 60, "mean over the same 60 meta-test tasks"),
+        ("my_value", range(1, 13), 150, "The my_value: mean over the iterations of each epoch"),
+        ("final_accuracy", [12], 600, "mean over the same 60 meta-test tasks"),
+    ],
+)
+def test_a_measure_that_is_not_registered_keeps_its_name(runs, name, epochs, n, words):
+    measured = [with_measure(run, name, epochs, n) for run in runs]
+    figure = figures.curves(measured, [name], "d", "c")
+    assert f"{name}, MAML: from 0.5" in figure.alt and words in figure.caption
+    assert figures.shares(measured, "distance", [name], "d", "c").alt.count(f"{name}: at") == 2
+    if name != "final_accuracy":
+        dots = figures.scatter(measured, "distance", name, "d", "c")
+        assert dots.alt.startswith(f"{name} against distance")
+
+
+def test_a_label_without_a_measure_is_left_out_where_that_is_asked_for(runs):
+    measured = [with_measure(run, "my_measure", range(13), 60) for run in runs[:3]] + runs[3:]
+    with pytest.raises(RecordError, match="no measure 'my_measure'"):
+        figures.curves(measured, ["my_measure"], "d", "c")
+    figure = figures.curves(measured, ["distance", "my_measure"], "d", "c", partly=True)
+    drawn = figure.data.groupby("measure").run.unique()
+    assert drawn["my_measure"].tolist() == ["MAML"] and len(drawn["distance"]) == 2
+    with pytest.raises(RecordError, match="no measure 'neither'"):
+        figures.curves(measured, ["neither"], "d", "c", partly=True)
+
+
+def test_a_figure_of_nothing_is_refused(runs):
+    for drawn, measures, what in (([], ["distance"], "run"), (runs, [], "measure")):
+        with pytest.raises(ValueError, match=f"no {what} is given"):
+            figures.curves(drawn, measures, "d", "c")
 
 
 def test_every_run_of_a_scatter_has_a_shape_of_its_own():
