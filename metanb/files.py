@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-SCRATCH_ENDING = re.compile(r"\.metanb-\d+")  # with the number of the process that writes
+SCRATCH_ENDING = re.compile(r"\.metanb-(\d+)")  # with the number of the process that writes
 
 
 class DiskError(OSError):
@@ -64,12 +64,25 @@ def write_synced(path: Path, content: bytes) -> None:
 def scratch_path(path: Path) -> Path:
     """Return where this process writes what is to become the file `path`: a hidden file beside it.
 
-    Scratch files of `path` that killed processes left are removed. The caller holds the lock.
+    Scratch files of `path` that killed processes left are removed. Those of running processes stay:
+    of two that write one path at a time, the later one decides.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.metanb-*"):
-        if SCRATCH_ENDING.fullmatch(leftover.suffix):
+        ending = SCRATCH_ENDING.fullmatch(leftover.suffix)
+        if ending and not _is_running(int(ending[1])):
             leftover.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.metanb-{os.getpid()}")
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process of this number is running on this machine."""
+    try:
+        os.kill(process, 0)  # no signal: only whether there is one to get it
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 @contextmanager
@@ -77,7 +90,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a stream whose content replaces the file `path` when the block ends.
 
     A killed process, or an error in the block, leaves the old file or the new one, never a part.
-    The caller holds the lock.
+    What depends on the old content is written under a lock, which the caller holds.
 
     Raises:
         DiskError: the content cannot be written; the old file stays.

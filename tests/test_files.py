@@ -35,3 +35,40 @@ def test_what_a_killed_process_left_is_removed(tmp_path, name):
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
     files.replace(path, b"new")
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_that_write_one_path_do_not_break_each_other(tmp_path):
+    """The first one has begun when the second writes, and ends after it."""
+    slow = (
+        "import sys; from pathlib import Path; from metanb import files\n"
+        "with files.replacing(Path(sys.argv[1])) as stream:\n"
+        "    stream.write(b'first')\n"
+        "    print('begun', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    path = tmp_path / "mine.pdf"
+    with subprocess.Popen(
+        [sys.executable, "-c", slow, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout.readline() == b"begun\n"
+        files.replace(path, b"second")
+        assert path.read_bytes() == b"second"
+        first.communicate(b"")
+    assert first.returncode == 0 and path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_number_that_no_process_can_have_is_a_leftover(tmp_path):
+    (tmp_path / f".mine.pdf.metanb-{10**30}").write_bytes(b"half")
+    files.replace(tmp_path / "mine.pdf", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.pdf"]
+
+
+def test_a_process_of_another_user_is_running(monkeypatch, tmp_path):
+    def refuse(process, signal):
+        raise PermissionError
+
+    monkeypatch.setattr(files.os, "kill", refuse)
+    (tmp_path / ".mine.pdf.metanb-1").write_bytes(b"half")
+    files.replace(tmp_path / "mine.pdf", b"whole")
+    assert len(list(tmp_path.iterdir())) == 2
