@@ -35,6 +35,7 @@ OF_SEVERAL_TASKS = {
 # By setting, the heads that score all classes alike, whatever the body does: from there, no step
 # moves the body. A head that is drawn once for all tasks tells the classes apart.
 ALIKE_HEADS = {"head_init": ("zero",), "inner_head": ("zero", "shared"), "test_head": ("zero",)}
+REGISTERED = ("algorithm", "network")  # settings whose choices one's own code adds to
 SEEDS = (0, 2**31 - 1)  # the least and the greatest seed
 
 
@@ -377,8 +378,11 @@ def _check_value(setting: Field[Any], value: Any) -> None:
     if choices := setting.metadata.get("choices"):
         # False == 0 and True == 1, so `in` alone takes a number for a switch; it fails for a list.
         if not isinstance(value, kind) or value not in choices:
+            is_own = setting.name in REGISTERED and isinstance(value, str)
+            hint = ": if it is your own, name its file with --plugin, or register it first"
             raise SettingsError(
                 f"{setting.name}={value!r} is not one of {', '.join(map(repr, choices))}"
+                + hint * is_own
             )
         return
     if pattern := setting.metadata.get("pattern"):

@@ -68,6 +68,17 @@ def test_what_cannot_be_is_refused_in_one_line(values, words):
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_name_that_ones_own_code_may_register_comes_with_a_hint(name):
+    with pytest.raises(SettingsError) as error:
+        from_dict({name: "mine"})
+    hint = ": if it is your own, name its file with --plugin, or register it first"
+    assert str(error.value).endswith(hint) == (name in ("algorithm", "network"))
+    with pytest.raises(SettingsError) as error:
+        from_dict({name: 5})
+    assert "--plugin" not in str(error.value)
+
+
 def test_every_setting_is_checked():
     names = [setting.name for setting in fields(Settings)]
     assert sorted(names) == sorted([*CHOICES, *RANGES, "dataset", "content"])

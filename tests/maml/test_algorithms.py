@@ -150,6 +150,7 @@ def test_a_plugin_adds_one_to_the_command_line(tmp_path):
         [*command, *options], capture_output=True, text=True, env=environment | {"HOME": "/tmp"}
     )
     assert done.returncode == 1 and "'mine' is not one of 'maml'" in done.stderr
+    assert "if it is your own, name its file with --plugin" in done.stderr
     done = subprocess.run(
         [*command, *options, "--plugin", plugin],
         capture_output=True,
