@@ -78,16 +78,21 @@ def select_parameters(net: nn.Module, adapts: Adapts = "all") -> list[bool]:
                     f"{', '.join(names)}"
                 )
         selected = [any(_is_part(name, wanted) for wanted in adapts) for name in names]
-    selected = [
+    learns = [
         is_selected and parameter.requires_grad
         for is_selected, parameter in zip(selected, net.parameters(), strict=True)
     ]
-    if not any(selected):
-        raise ValueError(
-            f"adapts is {adapts!r}: nothing is left to adapt, since parameters with "
-            "requires_grad=False stay as they are"
-        )
-    return selected
+    if not any(learns):
+        if any(selected):
+            reason = "parameters with requires_grad=False stay as they are"
+        elif not names:
+            reason = "the network has no parameters"
+        elif adapts == "body":
+            reason = "the network has one layer with parameters, which is its head"
+        else:
+            reason = "no name is given"
+        raise ValueError(f"adapts is {adapts!r}: nothing is left to adapt, since {reason}")
+    return learns
 
 
 def _is_part(name: str, wanted: str) -> bool:

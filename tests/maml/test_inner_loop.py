@@ -9,6 +9,7 @@ import higher
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd import grad
 
 from metanb.data.tasks import Tasks
@@ -18,6 +19,7 @@ from metanb.maml.inner_loop import (
     flatten,
     logits,
     losses,
+    select_parameters,
     starting_head,
     unflatten,
 )
@@ -195,6 +197,21 @@ def test_what_does_not_adapt_stays_on_every_path(adapts, frozen):
             stays = torch.equal(part, before.expand_as(part))
             moves = name.startswith(wanted) and before.requires_grad
             assert stays != moves, name
+
+
+@pytest.mark.parametrize(
+    ("net", "adapts", "reason"),
+    [
+        (nn.Linear(2, 2), "body", "the network has one layer with parameters, which is its head"),
+        (nn.Linear(2, 2).requires_grad_(False), "all", "parameters with requires_grad=False stay"),
+        (nn.Linear(2, 2), [], "no name is given"),
+        (nn.ReLU(), "all", "the network has no parameters"),
+        (nn.ReLU(), "body", "the network has no parameters"),
+    ],
+)
+def test_why_nothing_adapts_is_said(net, adapts, reason):
+    with pytest.raises(ValueError, match=f"nothing is left to adapt, since {reason}"):
+        select_parameters(net, adapts)
 
 
 def test_frozen_parameters_get_no_gradient_from_theta():
