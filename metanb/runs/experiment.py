@@ -34,9 +34,10 @@ def run(settings: Settings, device: str = "auto", until: int | None = None) -> r
         settings: what to run.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         until: stop after the epoch that reaches this iteration, and record the run as far as it
-            got; None: train all epochs.
+            got; 0: the untrained network is recorded alone; None: train all epochs.
 
     Raises:
+        ValueError: an unknown device, or `until` is below 0.
         DivergedError: a meta-training loss is not finite; the last checkpoint is kept.
         MemoryFullError: the run does not fit into memory, the GPU's or the machine's; the last
             checkpoint is kept.
@@ -76,8 +77,10 @@ def run_all(
         together: runs per batch, at most; None: `metanb.maml.engine.TOGETHER` on a GPU, 1 on a CPU.
 
     Raises:
-        ValueError: an unknown device, or `together` is below 1; and what `run` raises.
+        ValueError: `together` is below 1; and what `run` raises.
     """
+    if until is not None and until < 0:
+        raise ValueError(f"until is {until}: give an iteration, 0 or later")
     runs = training.identify_runs(runs)
     if together is not None and together < 1:
         raise ValueError(f"together is {together}: at least 1 run in a batch")
@@ -193,6 +196,9 @@ def nets_after(
     Weights kept beside the record of this run, stopped after that epoch, come first. Otherwise they
     are those of the run whose settings end after that epoch, as `trained_net` gives them. Where
     several such runs are trained, a longer one goes on from a shorter one.
+
+    After finetuning the networks have a head of zeros with N outputs, as `trained_net` says. Only
+    that of epoch 0 has the head that it was drawn with, of an output per meta-train class.
     """
     (settings,) = training.identify_runs([settings])
     nets: dict[int, nn.Module] = {}

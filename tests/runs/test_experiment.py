@@ -333,6 +333,12 @@ def test_a_run_until_an_iteration_is_the_whole_runs_beginning(store):
     assert experiment.run(TINY, "cpu", until=1000).finished
 
 
+def test_until_is_an_iteration(store):
+    assert experiment.run(TINY, "cpu", until=0).epochs == 0
+    with pytest.raises(ValueError, match="^until is -5: give an iteration, 0 or later$"):
+        experiment.run(TINY, "cpu", until=-5)
+
+
 def test_final_accuracies_against_a_plain_loop(store):
     """130 tasks, drawn in parts of 60 from streams of their own, each adapted by hand."""
     settings = replace(TINY, iterations=2, final_tasks=130)
