@@ -61,13 +61,13 @@ plugin_option = click.option(
     "plugin_files",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="first run a Python file of your own that registers measures or an algorithm; "
-    "may be repeated",
+    help="first run a Python file of your own that registers measures, networks or "
+    "algorithms; may be repeated",
 )
 
 
 def load_plugins(files: Sequence[Path]) -> None:
-    """Run Python files that register measures or algorithms."""
+    """Run Python files that register measures, networks or algorithms."""
     from metanb.runs.plugins import load_plugin
 
     for file in files:

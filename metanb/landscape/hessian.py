@@ -212,8 +212,10 @@ def adaptive_sharpness(
 def curvature_along_gradient(loss_fn: Callable[[Tensor], Tensor], params: Tensor) -> Tensor:
     """Compute g'Hg / norm(g)^2 for each task, [T]: the curvature that a gradient step meets.
 
-    g is the gradient and H the Hessian of the loss at the task's parameters. The value is 0 for a
-    gradient of 0. A gradient step of size lr lowers a quadratic loss where it is below 2 / lr.
+    g is the gradient and H the Hessian of the loss at the task's parameters, all of them: a step
+    that adapts the head or the body alone takes only a part of g, and meets another curvature. The
+    value is 0 for a gradient of 0. A gradient step of size lr lowers a quadratic loss where it is
+    below 2 / lr.
 
     Args:
         loss_fn: params [T, P] -> losses [T], twice differentiable, loss t depending on row t alone.

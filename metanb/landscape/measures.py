@@ -276,8 +276,9 @@ def measure(
     cosine of the gradients of its support and query loss (Nichol et al. 2018).
 
     Along the inner path: `path_curvature`, g'Hg / norm(g)^2 where each step begins, the mean over
-    the steps. Over at most PERMUTATIONS cyclic shifts of a task's labels: `permutation_spread`, the
-    standard deviation of its query accuracy (Ye and Chao 2022).
+    the steps; g is the whole gradient, also where a step takes only the head's or the body's part
+    of it (`adapts`). Over at most PERMUTATIONS cyclic shifts of a task's labels:
+    `permutation_spread`, the standard deviation of its query accuracy (Ye and Chao 2022).
 
     Coherence: `trajectory_coherence` (n: tasks that moved), and the shares of the head's and of the
     other parameters in it, `trajectory_coherence_head` and `_body`, the latter again by quarters of
@@ -296,7 +297,7 @@ def measure(
         test: the meta-test tasks.
         valid: the meta-validation tasks.
         settings: the run's settings. Of a module of one's own, those of the inner loop count: N,
-            inner_lr, test_steps, adapts and inner_loss.
+            inner_lr, test_steps, adapts, inner_loss, inner_head and, if it is "zero", test_head.
         names: of the measures, see `known_measures`; None: all of them.
 
     Raises:

@@ -1,6 +1,7 @@
 """Measures of a network against a plain loop over tasks, in float64, and dense Hessians."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -404,6 +405,25 @@ def test_names_of_measures_are_checked(register):
     for name in taken:
         with pytest.raises(ValueError, match=f"there is a measure '{name}' already"):
             register(name)
+
+
+def test_settings_of_the_inner_loop_count_for_a_module_of_ones_own():
+    """Each setting that `measure` lists changes a measure, and none besides them does."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 6), torch.nn.Linear(6, 3))
+    x, y = torch.rand(2, 4, 3, 1, 8, 8), torch.arange(3).expand(4, 3)
+    given = Tasks(x[0], y, x[1], y)
+    base = preset("smoke", "glyphs", 3)
+    others = {"inner_lr": 0.1, "test_steps": 2, "inner_loss": "sum", "test_head": "zero"}
+    others |= {"inner_head": "shared", "adapts": "head"}
+    unused = {"filters": 9, "head_init": "zero", "inner_steps": 7, "seed": 3, "algorithm": "fomaml"}
+
+    def distance(**changes):
+        changed = replace(base, **changes)
+        return measure(net, given, given, changed, ["distance"])["distance"].mean
+
+    assert all(distance(**{name: value}) != distance() for name, value in others.items())
+    assert all(distance(**{name: value}) == distance() for name, value in unused.items())
 
 
 def test_some_measures_are_those_of_all():
