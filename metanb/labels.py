@@ -1,7 +1,7 @@
 """The catalogue of data sets, algorithms and measures: names for readers, and basic facts."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,15 +132,12 @@ def describe_measure(name: str) -> Measure:
     return MEASURES.get(name, Measure(name))
 
 
-def require_free_name(
-    kind: str, name: str, taken: Collection[str], pattern: re.Pattern[str] = OWN_NAME
-) -> None:
-    """Raise ValueError unless something of one's own may be registered under a name.
+def require_name(kind: str, name: str, pattern: re.Pattern[str] = OWN_NAME) -> None:
+    """Raise ValueError unless a name of something of one's own matches a pattern.
 
     Args:
         kind: what it is, for the message.
         name: small letters and digits.
-        taken: the names that are in use.
         pattern: that the name has to match.
     """
     # A decorator without its parentheses gives a function for the name.
@@ -149,7 +146,35 @@ def require_free_name(
             f"{kind} {name!r} does not match {pattern.pattern}: use small letters and digits, a "
             "letter first"
         )
-    if name in taken:
+
+
+def require_free_name(
+    kind: str, name: str, taken: Mapping[str, object], function: object = None
+) -> None:
+    """Raise ValueError unless a function of one's own may be registered under a name.
+
+    The same function that is defined again may, such as by a notebook's cell that runs again: one
+    of the same module and the same name there.
+
+    Args:
+        kind: what it is, for the message.
+        name: to register it under.
+        taken: what is registered, by name.
+        function: that is to be registered; None: no function.
+
+    Example:
+        >>> require_free_name("a measure", "mine", {"mine": name_of}, name_of)
+        >>> require_free_name("a measure", "mine", {"mine": name_of}, learn_names)
+        Traceback (most recent call last):
+        ValueError: there is a measure 'mine' already: choose another name
+    """
+    if name not in taken:
+        return
+    earlier, now = (
+        (getattr(code, "__module__", None), getattr(code, "__qualname__", None))
+        for code in (taken[name], function)
+    )
+    if None in now or earlier != now:
         raise ValueError(f"there is {kind} {name!r} already: choose another name")
 
 

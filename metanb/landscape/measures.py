@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
-from metanb.labels import MEASURES, OWN_MEASURE, Measure, require_free_name
+from metanb.labels import MEASURES, OWN_MEASURE, Measure, require_free_name, require_name
 from metanb.landscape import coherence, hessian, task_stats
 from metanb.landscape.solutions import Solutions, adapt_at_test, starting_points_together
 from metanb.landscape.task_stats import Stat
@@ -59,7 +59,8 @@ def per_task(name: str, entry: Measure | None = None) -> Callable[[ValuesPerTask
         entry: what figures call it; None: its name.
 
     Raises:
-        ValueError: the name is taken, or is not made of small letters, digits and underscores.
+        ValueError: the name is taken by another function, or is not made of small letters, digits
+            and underscores.
 
     Example:
         >>> @per_task("gradient_norm_example", Measure("norm of the support gradient", log=True))
@@ -85,12 +86,20 @@ def known_measures() -> list[str]:
     return [*PER_TASK, *OVER_TASKS, VALID, *OF_NETWORK]
 
 
-def require_free_measure(name: str) -> None:
+def require_free_measure(name: str, function: object = None) -> None:
     """Raise ValueError unless values of one's own may be recorded under a name.
 
-    It is made of small letters, digits and underscores, and is not that of a measure.
+    It is made of small letters, digits and underscores, and is not that of a measure, unless this
+    is the same function; see `require_free_name`.
     """
-    require_free_name("a measure", name, [*known_measures(), *OF_RUNS], OWN_MEASURE)
+    _require_name(name)
+    taken = {**PER_TASK, **OVER_TASKS, **dict.fromkeys((VALID, *OF_NETWORK, *OF_RUNS))}
+    require_free_name("a measure", name, taken, function)
+
+
+def _require_name(name: str) -> None:
+    """Raise ValueError for what cannot be a measure's name in a record."""
+    require_name("a measure", name, OWN_MEASURE)
     if name in _MISSING_VALUES:
         raise ValueError(f"a measure {name!r} is a missing value in a table: choose another name")
 
@@ -98,9 +107,13 @@ def require_free_measure(name: str) -> None:
 def _register(
     name: str, entry: Measure | None, table: dict[str, Function]
 ) -> Callable[[Function], Function]:
-    require_free_measure(name)
+    _require_name(name)
 
     def register(function: Function) -> Function:
+        require_free_measure(name, function)
+        for other in (PER_TASK, OVER_TASKS):
+            if other is not table:
+                other.pop(name, None)
         table[name] = function
         if entry is not None or name not in MEASURES:
             MEASURES[name] = entry or Measure(name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metanb.data.tasks import split_into_tasks
-from metanb.labels import ALGORITHMS, Algorithm, require_free_name
+from metanb.labels import ALGORITHMS, Algorithm, require_free_name, require_name
 from metanb.maml.outer_loop import chunk_size, meta_gradient, supervised_gradient
 from metanb.maml.regulariser import unit
 from metanb.settings import Settings, SettingsError
@@ -108,7 +108,8 @@ def algorithm(name: str, entry: Algorithm) -> Callable[[Gradient], Gradient]:
         entry: what readers call it, and what sets it apart.
 
     Raises:
-        ValueError: the name is taken, or is not made of small letters and digits.
+        ValueError: the name is taken by another function, or is not made of small letters and
+            digits.
 
     Example:
         >>> from metanb.settings import preset
@@ -121,9 +122,10 @@ def algorithm(name: str, entry: Algorithm) -> Callable[[Gradient], Gradient]:
         'glyphs-5w1s-slowmaml-s0-a17c5d06'
         >>> del ALGORITHMS["slowmaml"], GRADIENTS["slowmaml"]  # and it is gone
     """
-    require_free_name("an algorithm", name, GRADIENTS)
+    require_name("an algorithm", name)
 
     def register(gradient: Gradient) -> Gradient:
+        require_free_name("an algorithm", name, GRADIENTS, gradient)
         ALGORITHMS[name] = entry
         GRADIENTS[name] = gradient
         return gradient

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metanb.labels import NETWORKS, require_free_name
+from metanb.labels import NETWORKS, require_free_name, require_name
 from metanb.maml.kernels import (
     EPS,
     batch_norm,
@@ -51,7 +51,8 @@ def network(name: str, label: str = "") -> Callable[[Builder], Builder]:
         label: what readers call it; "": its name.
 
     Raises:
-        ValueError: the name is taken, or is not made of small letters and digits.
+        ValueError: the name is taken by another function, or is not made of small letters and
+            digits.
 
     Example:
         >>> from metanb.settings import preset
@@ -62,9 +63,10 @@ def network(name: str, label: str = "") -> Callable[[Builder], Builder]:
         5
         >>> del BUILDERS["tiny"], NETWORKS["tiny"]  # and it is gone
     """
-    require_free_name("a network", name, BUILDERS)
+    require_name("a network", name)
 
     def register(builder: Builder) -> Builder:
+        require_free_name("a network", name, BUILDERS, builder)
         BUILDERS[name] = builder
         NETWORKS[name] = label or name
         return builder

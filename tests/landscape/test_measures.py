@@ -372,7 +372,7 @@ def test_finetunings_heads(head):
 
 def test_measures_of_ones_own_are_checked():
     with pytest.raises(ValueError, match="there is a measure 'distance' already"):
-        measures.per_task("distance")
+        measures.per_task("distance")(lambda at: at.gradient)
     measures.per_task("wrong_shape", Measure("x"))(lambda at: at.gradient)
     try:
         with pytest.raises(ValueError, match=r"'wrong_shape' gave \[8, \d+\] for 8 tasks"):
@@ -404,7 +404,7 @@ def test_names_of_measures_are_checked(register):
     taken = ["train_loss", "relative_move", *training.FINAL_MEASURES, *measures.known_measures()]
     for name in taken:
         with pytest.raises(ValueError, match=f"there is a measure '{name}' already"):
-            register(name)
+            register(name)(lambda at: at.gradient)
 
 
 def test_settings_of_the_inner_loop_count_for_a_module_of_ones_own():

@@ -3,10 +3,10 @@
 import pytest
 
 from metanb import preset
-from metanb.labels import ALGORITHMS, MEASURES, NETWORKS
+from metanb.labels import ALGORITHMS, MEASURES, NETWORKS, Algorithm
 from metanb.landscape import measures
-from metanb.maml.algorithms import GRADIENTS
-from metanb.maml.network import BUILDERS
+from metanb.maml.algorithms import GRADIENTS, algorithm
+from metanb.maml.network import BUILDERS, network
 from metanb.runs import experiment, plugins
 from metanb.runs.plugins import load_plugin
 from metanb.runs.store import checkpoint_path
@@ -72,6 +72,72 @@ def test_a_record_or_a_checkpoint_from_before_an_edit_is_told_of(edit, capsys, m
     assert code == 0 and err.count(f"record {whole.path} was made before v.py was edited") == 1
     call(capsys, monkeypatch, "train", *options, "--seed=1")
     assert "edited" not in call(capsys, monkeypatch, "train", *options, "--seed=1")[2]
+
+
+OWN = """
+from metanb.labels import Algorithm, Measure
+from metanb.landscape.measures import {kind}
+from metanb.maml.algorithms import algorithm
+from metanb.maml.network import network
+
+@network("again", "{label}")
+def build(*arguments):
+    return "{label}"
+
+@algorithm("again", Algorithm("{label}"))
+def gradient(*arguments):
+    return "{label}"
+
+@{kind}("again", Measure("{label}"))
+def values(at):
+    return "{label}"
+"""
+
+
+@pytest.fixture
+def forgotten():
+    """What is registered as "again" in a test is forgotten after it."""
+    tables = (measures.PER_TASK, measures.OVER_TASKS, MEASURES, GRADIENTS, ALGORITHMS)
+    yield
+    for table in (*tables, BUILDERS, NETWORKS):
+        table.pop("again", None)
+
+
+def test_a_cell_that_runs_again_registers_again(forgotten):
+    """The later definition counts; another function, or another module's, is refused."""
+    cell = {"__name__": "__main__"}
+    for label, kind in (("first", "per_task"), ("second", "per_task"), ("third", "over_tasks")):
+        exec(OWN.format(label=label, kind=kind), cell)
+        table, other = measures.PER_TASK, measures.OVER_TASKS
+        if kind == "over_tasks":
+            table, other = other, table
+        assert table["again"](None) == GRADIENTS["again"]() == BUILDERS["again"]() == label
+        assert MEASURES["again"].label == ALGORITHMS["again"].label == NETWORKS["again"] == label
+        assert "again" not in other
+    decorators = [
+        (measures.per_task("again"), "values", "a measure"),
+        (algorithm("again", Algorithm("other")), "gradient", "an algorithm"),
+        (network("again"), "build", "a network"),
+    ]
+    for register, name, kind in decorators:
+        for module, called in (("__main__", "another"), ("elsewhere", name)):
+
+            def function(*arguments):
+                return None
+
+            function.__module__, function.__qualname__ = module, called
+            with pytest.raises(ValueError, match=f"there is {kind} 'again' already"):
+                register(function)
+    assert measures.OVER_TASKS["again"](None) == GRADIENTS["again"]() == "third"
+
+
+def test_an_edited_plugin_is_loaded_again(forgotten, tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "LOADED", {})
+    path = tmp_path / "again.py"
+    for label in ("first", "second"):
+        path.write_text(OWN.format(label=label, kind="per_task"))
+        load_plugin(path)
+        assert measures.PER_TASK["again"](None) == label
 
 
 FAILING = """
