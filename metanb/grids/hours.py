@@ -10,7 +10,6 @@ On a GPU it is the run's share: each second is divided among the runs in progres
 
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -316,19 +315,7 @@ def recorded_anywhere() -> list[Record]:
 
     A damaged record is left out: reading that run later raises the error.
     """
-    furthest: dict[Settings, Record] = {}
-    for folder in store.record_folders():
-        if not folder.is_dir():
-            continue
-        for path in sorted(folder.iterdir()):
-            if not path.is_dir() or path.name.startswith("."):
-                continue
-            with suppress(records.RecordError):
-                run = records.read_record(path)
-                earlier = furthest.get(run.settings)
-                if earlier is None or run.epochs > earlier.epochs:
-                    furthest[run.settings] = run
-    return list(furthest.values())
+    return records.read_records(*store.record_folders(), leaves_out_damaged=True)
 
 
 def kind_of(device: str) -> str:

@@ -23,6 +23,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -267,18 +268,28 @@ def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise _damaged_later(path, str(error)) from error
 
 
-def read_records(*folders: Path) -> list[Record]:
+def read_records(*folders: Path, leaves_out_damaged: bool = False) -> list[Record]:
     """The records in some folders, by run id; of one run, the furthest.
 
-    Folders that are not there have none, and what is not named like a record is none. Raises
-    RecordError for a damaged record.
+    Folders that are not there have none, and what is not named like a record is none.
+
+    Args:
+        folders: where to look, in this order.
+        leaves_out_damaged: whether a damaged record is left out, not an error.
+
+    Raises:
+        RecordError: a record is damaged.
     """
-    recorded = (
-        read_record(path)
+    paths = [
+        path
         for folder in folders
         for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
         if path.is_dir() and RECORD_NAME.fullmatch(path.name)
-    )
+    ]
+    recorded = []
+    for path in paths:
+        with suppress(*([RecordError] if leaves_out_damaged else [])):
+            recorded.append(read_record(path))
     return sorted(keep_furthest(recorded), key=lambda record: record.settings.id)
 
 
