@@ -37,7 +37,8 @@ def measure_later(
         RecordError: the record has one of the measures, or is damaged.
         metanb.runs.weights.NoWeightsError: no weights are kept, and no checkpoint has them.
         ValueError: an unknown measure.
-        metanb.data.cache.DataError: the data set is missing.
+        metanb.data.cache.DataError: the data set is missing, or is not the one that the run was
+            trained on.
         metanb.files.DiskError: the record's folder cannot be written.
         filelock.Timeout: another process is training the run.
     """
@@ -56,24 +57,26 @@ def measure_later(
         if not wanted:
             return record
 
-        # The network and the fixed tasks of the run.
+        # The network and the fixed tasks of the run, in the images that it was trained on.
         settings = record.settings
         state = weights.load_weights(record)
         assert state is not None  # they are kept above
         net = weights.network_with(settings, state).to(torch_device)
-        fixed = {
-            split: training.fixed_tasks(
-                settings, training.load_split(settings, split), settings.test_tasks, stream
-            ).to(torch_device)
+        digests = record.provenance["data"]
+        of_head = ("train",) if settings.test_head == "centred" else ()
+        splits = (*of_head, "valid", "test")
+        images = {split: training.load_split(settings, split, digests) for split in splits}
+        test, valid = (
+            training.fixed_tasks(settings, images[split], settings.test_tasks, stream)
             for split, stream in (("test", TEST), ("valid", VALID))
-        }
+        )
         with precision(tf32=False):
             theta = flatten(net).detach().unsqueeze(0)
-            theta = training.weights_at_test(net, theta, [settings])
-            tasks = fixed["test"], fixed["valid"]
+            theta = training.weights_at_test(net, theta, [settings], [digests])
+            tasks = test.to(torch_device), valid.to(torch_device)
             of_epochs = [name for name in wanted if name not in final]
             (stats,) = measure_together(net, theta, *tasks, [settings], of_epochs)
-            stats |= training.measure_at_the_end(settings, net, theta, wanted)
+            stats |= training.measure_at_the_end(settings, net, theta, digests, wanted)
 
         # Add them, with where they come from.
         content = (record.path / records.WEIGHTS).read_bytes()
@@ -84,6 +87,7 @@ def measure_later(
             "code": machine.code_version(),
             **machine.describe_environment(torch_device),
             **plugins.describe(),
+            "data": {split: of_split.digest for split, of_split in images.items()},
         }
         rows = training.make_rows(settings, record.epochs, stats)
         return records.add_later(record, rows, origin)

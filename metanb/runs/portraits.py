@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from metanb import files
-from metanb.data import image_sets
 from metanb.landscape.portrait import KINDS, adapt_at_stage
-from metanb.runs import checkpoint, machine, records, store, weights
-from metanb.runs.experiment import meta_test_tasks, nets_after
+from metanb.runs import checkpoint, machine, records, store, training, weights
+from metanb.runs.cohorts import TEST
+from metanb.runs.experiment import nets_after
 from metanb.runs.machine import resolve_device
 from metanb.settings import Settings, from_dict
 
@@ -65,6 +65,8 @@ def portrait(kind: str, settings: Settings, device: str = "auto") -> Portrait:
 
     Raises:
         metanb.runs.records.RecordError: a portrait exists, but it is damaged.
+        metanb.data.cache.DataError: the data set is missing, or is not the one that the run was
+            trained on.
         ValueError: an unknown kind.
     """
     if kind not in KINDS:
@@ -90,28 +92,35 @@ def find_portrait(kind: str, settings: Settings) -> Portrait | None:
 
 
 def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
-    """Draw a portrait and write it into the local store."""
-    # Compute the values at each stage.
+    """Draw a portrait and write it into the local store.
+
+    Raises DataError if the images are not those that a stage was trained on.
+    """
+    # Get the weights of each stage, and the images of the run.
     epochs = _epochs_of_stages(kind, settings)
     nets = nets_after(settings, epochs, str(device))
-    tasks = meta_test_tasks(settings).to(device)
+    origins = {epoch: _origin_of_net(settings, epoch) for epoch in epochs if epoch}
+    images = training.load_split(settings, "test")
+    for origin in origins.values():
+        training.require_images(images, origin.get("data", {}))
+
+    # Compute the values at each stage.
+    tasks = training.fixed_tasks(settings, images, settings.test_tasks, TEST).to(device)
     stages = [
         adapt_at_stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)
     ]
     values = KINDS[kind](stages)
 
     # Note where they come from.
-    images = image_sets.load_images(settings.dataset, "test")
     provenance = {
         **machine.describe_environment(device),
         "code": machine.code_version(),
         "data": images.digest,
         "drawn": machine.utc_now(),
-        "weights": _origin_of_weights(settings),
+        "weights": _describe_training(origins[epochs[-1]]),
     }
     if kind == "film":
-        earlier = settings.ending(epochs[-2])
-        provenance["earlier_weights"] = _origin_of_weights(earlier)
+        provenance["earlier_weights"] = _describe_training(origins[epochs[-2]])
 
     # Write both, with a checksum.
     content = {
@@ -131,18 +140,21 @@ def _epochs_of_stages(kind: str, settings: Settings) -> list[int]:
     return sorted({settings.epochs * number // 12 for number in twelfths})
 
 
-def _origin_of_weights(settings: Settings) -> dict[str, Any]:
-    """Code, versions, device and date of the training whose weights `nets_after` gives."""
-    if record := weights.find_weights(settings):
-        origin = record.provenance
-        trained = origin["finished"]
-    else:
-        # Checkpoints from older archives have neither.
-        values = checkpoint.read_checkpoint(store.checkpoint_path(settings.id))
-        origin = values.get("origin", {})
-        trained = values.get("saved")
-    names = ("code", "torch", "device", "threads")
-    return {name: origin.get(name) for name in names} | {"trained": trained}
+def _origin_of_net(settings: Settings, epoch: int) -> dict[str, Any]:
+    """The provenance of the training whose weights `nets_after` gives after an epoch, from 1 on.
+
+    Under `trained` it has the date; the provenance of a checkpoint from an older archive is empty.
+    """
+    part = settings.ending(epoch)
+    if record := weights.find_weights(settings, epoch) or weights.find_weights(part):
+        return record.provenance | {"trained": record.provenance["finished"]}
+    values = checkpoint.read_checkpoint(store.checkpoint_path(part.id))
+    return values.get("origin", {}) | {"trained": values.get("saved")}
+
+
+def _describe_training(origin: dict[str, Any]) -> dict[str, Any]:
+    """Code, versions, device and date of the training of weights, None where it is not known."""
+    return {name: origin.get(name) for name in ("code", "torch", "device", "threads", "trained")}
 
 
 def _format_file(content: dict[str, Any]) -> str:

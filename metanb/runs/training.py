@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
@@ -136,16 +136,43 @@ def _load_training_images(runs: Sequence[Settings]) -> dict[Settings, ImageSet]:
     return {settings: by_class_seed[settings.class_seed] for settings in runs}
 
 
-def load_split(settings: Settings, split: str) -> ImageSet:
+def load_split(
+    settings: Settings, split: str, digests: Mapping[str, str] | None = None
+) -> ImageSet:
     """The image set of one split.
 
     The rotations and the few classes that the settings ask for apply to the split "train" alone.
+
+    Args:
+        settings: of the run.
+        split: "train", "valid" or "test".
+        digests: of the images that the run was trained and measured on, by split; None: any images.
+
+    Raises:
+        metanb.data.cache.DataError: as `load_images` and `require_images` do.
     """
     train = split == "train"
     images = image_sets.load_images(settings.dataset, split, rotations=settings.rotations and train)
     if train and settings.train_classes:
-        return image_sets.keep_classes(images, settings.train_classes, settings.class_seed)
+        images = image_sets.keep_classes(images, settings.train_classes, settings.class_seed)
+    require_images(images, digests or {})
     return images
+
+
+def require_images(images: ImageSet, digests: Mapping[str, str]) -> None:
+    """Raise DataError unless the images are those of a run.
+
+    Args:
+        images: of one split.
+        digests: of the run's images by split, as its provenance has them under "data"; a split that
+            is not there is not compared.
+    """
+    expected = digests.get(images.split, images.digest)
+    if images.digest != expected:
+        raise image_sets.DataError(
+            f"data set {images.name!r}, {images.split}, is {images.digest}, and the run is of "
+            f"{expected}: put the earlier images back, or train the run anew"
+        )
 
 
 def identify_runs(runs: Iterable[Settings]) -> list[Settings]:
@@ -351,7 +378,9 @@ def _measure(
     """
     states = [cohort.states[i] for i in members]
     settings = [state.settings for state in states]
-    weights = weights_at_test(cohort.net, torch.stack([theta[i] for i in members]), settings)
+    digests = [state.origin["data"] for state in states]
+    rows = torch.stack([theta[i] for i in members])
+    weights = weights_at_test(cohort.net, rows, settings, digests)
     try:
         with precision(tf32=False):
             return list(measure_together(cohort.net, weights, test, valid, settings))
@@ -362,7 +391,9 @@ def _measure(
     return [outcome for i in members for outcome in _measure(cohort, theta, [i], test, valid)]
 
 
-def weights_at_test(net: nn.Module, weights: Tensor, runs: Sequence[Settings]) -> Tensor:
+def weights_at_test(
+    net: nn.Module, weights: Tensor, runs: Sequence[Settings], digests: Sequence[Mapping[str, str]]
+) -> Tensor:
     """The weights that S runs are measured with, [S, P]: a centred head loses its common answer.
 
     The mean feature comes from fixed tasks of each run's own meta-train classes.
@@ -371,12 +402,16 @@ def weights_at_test(net: nn.Module, weights: Tensor, runs: Sequence[Settings]) -
         net: a network of the runs' design; its own weights are not used.
         weights: as they are trained, [S, P].
         runs: the S runs' settings.
+        digests: of each run's images, as `load_split` takes them.
+
+    Raises:
+        metanb.data.cache.DataError: the images are not those of a run.
     """
     if runs[0].test_head != "centred":
         return weights
     centred = []
-    for settings, row in zip(runs, weights, strict=True):
-        images = load_split(settings, "train")
+    for settings, row, of_run in zip(runs, weights, digests, strict=True):
+        images = load_split(settings, "train", of_run)
         tasks = fixed_tasks(settings, images, CENTRING_TASKS, TRAIN).to(weights.device)
         centred.append(without_common_answer(net, row, tasks))
     return torch.stack(centred)
@@ -398,11 +433,16 @@ def record_run(settings: Settings, net: nn.Module, values: dict[str, Any]) -> re
         settings: of the run.
         net: the network as the record finds it, on any device.
         values: the attributes of the run's `State`, by name, as a checkpoint holds them.
+
+    Raises:
+        metanb.data.cache.DataError: the images are not those of the run.
     """
     rows = list(values["rows"])
     if settings.final_tasks:
-        weights = weights_at_test(net, flatten(net).detach().unsqueeze(0), [settings])
-        rows += make_rows(settings, values["epoch"], measure_at_the_end(settings, net, weights))
+        digests = values["origin"]["data"]
+        weights = weights_at_test(net, flatten(net).detach().unsqueeze(0), [settings], [digests])
+        stats = measure_at_the_end(settings, net, weights, digests)
+        rows += make_rows(settings, values["epoch"], stats)
     times = {
         "started": values["started"],
         "finished": values["saved"],
@@ -436,19 +476,25 @@ def measure_at_the_end(
     settings: Settings,
     net: nn.Module,
     weights: Tensor,
+    digests: Mapping[str, str],
     names: Collection[str] = tuple(FINAL_MEASURES),
 ) -> dict[str, Stat]:
-    """Some of FINAL_MEASURES, by name, of weights [1, P] as `weights_at_test` gives them."""
+    """Some of FINAL_MEASURES, by name, of weights [1, P] as `weights_at_test` gives them.
+
+    Raises DataError for images that do not have the digests, as `load_split` does.
+    """
     return {
-        name: _measure_final_accuracy(change(settings), net, weights)
+        name: _measure_final_accuracy(change(settings), net, weights, digests)
         for name, change in FINAL_MEASURES.items()
         if name in names
     }
 
 
-def _measure_final_accuracy(settings: Settings, net: nn.Module, weights: Tensor) -> Stat:
+def _measure_final_accuracy(
+    settings: Settings, net: nn.Module, weights: Tensor, digests: Mapping[str, str]
+) -> Stat:
     """The query accuracy after adapting, over the settings' `final_tasks` meta-test tasks."""
-    images = load_split(settings, "test")
+    images = load_split(settings, "test", digests)
     accuracies: list[Tensor] = []
     for i, first in enumerate(range(0, settings.final_tasks, TASKS_PER_STREAM)):
         n_tasks = min(TASKS_PER_STREAM, settings.final_tasks - first)

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from metanb import preset
+from metanb.data.image_sets import DataError
 from metanb.labels import MEASURES, Measure
 from metanb.landscape import measures
-from metanb.runs import archive, later, records
+from metanb.runs import archive, experiment, later, records, training, weights
 from metanb.runs.records import RecordError
 from metanb.runs.store import checkpoint_path, store_folder
 from tests.support.bad_days import shown
 from tests.support.command_line import call
+from tests.support.images import change_an_image, write_images
 from tests.support.stores import store_with
 
 TINY = {"filters": 4, "iterations": 4, "epoch_iterations": 2, "test_tasks": 4, "test_queries": 2}
@@ -80,6 +82,69 @@ def test_measures_are_those_of_the_time(record, monkeypatch):
         row = after.curve(name).iloc[0]
         assert row["mean"] == pytest.approx(at_the_time.loc[name, "mean"], rel=1e-6)
         assert row["sem"] == pytest.approx(at_the_time.loc[name, "sem"], rel=1e-6)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder of a data set of one's own, "mine"."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
+    return write_images(tmp_path / "data" / "mine")
+
+
+OF_OWN = TINY | {"ways": 2, "test_tasks": 2, "final_tasks": 2}
+
+
+def run_of_earlier(monkeypatch, **changes):
+    """A run on these images by a version that did not have the measure "within_product"."""
+    with monkeypatch.context() as patch:
+        patch.delitem(measures.PER_TASK, "within_product")
+        return experiment.run(preset("smoke", "mine", **OF_OWN | changes), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("split", "head"), [("test", "fresh"), ("valid", "fresh"), ("train", "centred")]
+)
+def test_other_images_than_the_runs_are_refused(own, monkeypatch, split, head):
+    record = run_of_earlier(monkeypatch, test_head=head)
+    path = own / split / f"{split}0" / "0.png"
+    before = path.read_bytes()
+    change_an_image(own, split)
+    now = training.load_split(record.settings, split).digest
+    with pytest.raises(DataError) as error:
+        later.measure_later(record, ["within_product"], "cpu")
+    assert str(error.value) == (
+        f"data set 'mine', {split}, is {now}, and the run is of "
+        f"{record.provenance['data'][split]}: put the earlier images back, or train the run anew"
+    )
+    assert not (record.path / records.LATER).exists()
+    # With the images of then it is measured, and the origin names them.
+    path.write_bytes(before)
+    after = later.measure_later(record, ["within_product"], "cpu")
+    (origin,) = json.loads((after.path / records.LATER).read_text())["origins"]
+    splits = ["train", "valid", "test"] if head == "centred" else ["valid", "test"]
+    assert origin["data"] == {split: record.provenance["data"][split] for split in splits}
+
+
+def test_images_are_not_compared_where_a_record_has_no_digest(own, monkeypatch):
+    record = run_of_earlier(monkeypatch)
+    weights.keep_weights(record)
+    path = record.path / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {}}))
+    change_an_image(own, "test")
+    after = later.measure_later(records.read_record(record.path), ["within_product"], "cpu")
+    assert len(after.curve("within_product")) == 1
+
+
+def test_final_accuracies_are_of_the_runs_images(own):
+    """A run that was killed before its record, and whose images have changed since then."""
+    settings = preset("smoke", "mine", **OF_OWN)
+    record = experiment.run(settings, "cpu")
+    shutil.rmtree(record.path)
+    change_an_image(own, "test")
+    with pytest.raises(DataError, match="'mine', test, is .*: put the earlier images back"):
+        experiment.record_so_far(record.settings, "cpu")
+    assert not record.path.exists()
 
 
 def test_what_cannot_be_measured_is_said(record, capsys, monkeypatch):

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from metanb import files
+from metanb.data.image_sets import DataError
 from metanb.landscape import portrait as stages
 from metanb.runs import checkpoint, experiment, portraits, records, training
 from metanb.runs import store as run_store
 from metanb.runs.portraits import portrait
 from metanb.settings import preset
+from tests.support.images import change_an_image, write_images
 from tests.support.runs import SMALL
 
 TINY = preset("smoke", "glyphs", iterations=8, epoch_iterations=2, **SMALL)
@@ -178,3 +180,24 @@ def test_a_longer_run_goes_on_from_the_shorter_one(store):
         records.find_record(TINY).provenance["resumed"] == 1
         and records.find_record(half).provenance["resumed"] == 0
     )
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder of a data set of one's own, "mine", and the settings of a run on it."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("METANB_DATA", str(tmp_path / "data"))
+    folder = write_images(tmp_path / "data" / "mine")
+    return folder, preset("smoke", "mine", iterations=4, epoch_iterations=2, **SMALL)
+
+
+def test_a_portrait_is_of_the_runs_images(own):
+    """Where the weights of all stages are there, and nothing is trained."""
+    folder, settings = own
+    settings = experiment.run(settings, "cpu").settings
+    path = portrait("interpolation", settings, "cpu").path
+    path.unlink()
+    change_an_image(folder, "test")
+    with pytest.raises(DataError, match="'mine', test, is .*: put the earlier images back"):
+        portrait("interpolation", settings, "cpu")
+    assert not path.exists()
