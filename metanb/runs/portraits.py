@@ -60,7 +60,8 @@ def portrait(kind: str, settings: Settings, device: str = "auto") -> Portrait:
 
     Args:
         kind: "surface", "interpolation", "spectrum" or "film".
-        settings: of the run, of two or more epochs.
+        settings: of the run, of two or more epochs; without the content of a data set of one's own,
+            that of the images that are there.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
 
     Raises:
@@ -71,6 +72,7 @@ def portrait(kind: str, settings: Settings, device: str = "auto") -> Portrait:
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: choose from {', '.join(KINDS)}")
+    (settings,) = training.identify_runs([settings])
     if stored := find_portrait(kind, settings):
         return stored
     with store.lock_run(f"{settings.id}.{kind}"):
@@ -83,7 +85,10 @@ def find_portrait(kind: str, settings: Settings) -> Portrait | None:
 
     Raises:
         metanb.runs.records.RecordError: the portrait is damaged.
+        metanb.data.cache.DataError: a data set of one's own, whose content the settings do not
+            give, is missing.
     """
+    (settings,) = training.identify_runs([settings])
     for folder in store.record_folders():
         path = folder / f"{settings.id}.{kind}.json"
         if path.exists():

@@ -201,3 +201,13 @@ def test_a_portrait_is_of_the_runs_images(own):
     with pytest.raises(DataError, match="'mine', test, is .*: put the earlier images back"):
         portrait("interpolation", settings, "cpu")
     assert not path.exists()
+
+
+def test_a_portrait_of_ones_own_images_is_found_by_the_same_settings(own):
+    _, settings = own
+    drawn = portrait("interpolation", settings, "cpu")
+    whole = training.with_content(settings)
+    assert whole.content and drawn.settings == whole
+    assert drawn.path.name == f"{whole.id}.interpolation.json"
+    for asked in (settings, whole):
+        assert portraits.find_portrait("interpolation", asked) == drawn
