@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from metanb.data.tasks import Tasks
 from metanb.labels import MEASURES, OWN_MEASURE, Measure, require_free_name, require_name
 from metanb.landscape import coherence, hessian, task_stats
-from metanb.landscape.solutions import Solutions, adapt_at_test, starting_points_together
+from metanb.landscape.solutions import (
+    Solutions,
+    adapt_at_test,
+    require_head,
+    starting_points_together,
+)
 from metanb.landscape.task_stats import Stat
 from metanb.maml.inner_loop import accuracy, flatten, losses, unflatten
 from metanb.maml.per_task import count_activations, head_size, quarters_of_body
@@ -314,7 +319,7 @@ def measure(
         names: of the measures, see `known_measures`; None: all of them.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name; or a "centred" head, see `require_head`.
 
     Example:
         >>> import torch
@@ -328,6 +333,7 @@ def measure(
         >>> stats["distance"].n, stats["query_loss"].mean < stats["support_loss_before"].mean
         (3, True)
     """
+    require_head(settings)
     theta = flatten(net).detach().unsqueeze(0)
     return measure_together(net, theta, test, valid, [settings], names)[0]
 
@@ -347,7 +353,7 @@ def measure_together(
 
     Args:
         net: a network of the runs' design; its weights are not used.
-        theta: [S, P], the weights of each run.
+        theta: [S, P], the weights of each run, as `starting_points_together` takes them.
         test: the meta-test tasks.
         valid: the meta-validation tasks.
         runs: the S runs' settings.

@@ -42,7 +42,10 @@ class Stage:
 
 
 def adapt_at_stage(settings: Settings, epoch: int, net: nn.Module, tasks: Tasks) -> Stage:
-    """Adapt the tasks as at meta-test, by the network after an epoch, and keep each inner step."""
+    """Adapt the tasks as at meta-test, by the network after an epoch, and keep each inner step.
+
+    Raises ValueError for a "centred" head, see `metanb.landscape.solutions.require_head`.
+    """
     learner, theta = starting_points(net, settings, len(tasks), stream=0)
     at_once = tasks_at_once(theta.device)
     single_step = replace(settings, test_steps=1)

@@ -122,14 +122,27 @@ def starting_points(
     """Return the N-way network that adapts, and each task's start, [n_tasks, P], detached.
 
     They are the network itself and theta_s for all tasks, with the head that the settings
-    `inner_head` and `test_head` ask for (a "centred" head is the caller's to make, see
-    `without_common_answer`). After an algorithm that is not episodic
-    (finetuning) the trained body gets an N-way head: "fresh", drawn anew for each task; "shared",
-    one draw for all tasks; or "zero". A task's head depends on the run's seed, the stream and the
-    task's number, so it is the same after each epoch.
+    `inner_head` and `test_head` ask for. After an algorithm that is not episodic (finetuning) the
+    trained body gets an N-way head: "fresh", drawn anew for each task; "shared", one draw for all
+    tasks; or "zero". A task's head depends on the run's seed, the stream and the task's number, so
+    it is the same after each epoch.
+
+    Raises:
+        ValueError: a "centred" head, see `require_head`.
     """
+    require_head(settings)
     theta = flatten(net).detach().unsqueeze(0)
     return starting_points_together(net, theta, [settings], n_tasks, stream)
+
+
+def require_head(settings: Settings) -> None:
+    """Raise ValueError for a "centred" head, which takes tasks of meta-train classes to make."""
+    if settings.test_head == "centred":
+        raise ValueError(
+            "test_head='centred' needs tasks of meta-train classes, which are not given here: put "
+            "the weights of metanb.landscape.solutions.without_common_answer into the network, and "
+            "give settings with test_head='fresh'"
+        )
 
 
 def starting_points_together(
@@ -139,7 +152,8 @@ def starting_points_together(
 
     Args:
         net: a network of the runs' design; its weights are not used.
-        theta: [S, P], the weights of each run.
+        theta: [S, P], the weights of each run; a "centred" head has lost its common answer in them
+            already, see `without_common_answer`.
         runs: the S runs' settings.
         n_tasks: tasks per run.
         stream: the stream of random numbers of fresh heads.

@@ -14,15 +14,17 @@ are measures of the run, too: they can be compared.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 from metanb import files
 from metanb.landscape.portrait import KINDS, adapt_at_stage
+from metanb.maml.inner_loop import flatten
 from metanb.runs import checkpoint, machine, records, store, training, weights
 from metanb.runs.cohorts import TEST
 from metanb.runs.experiment import nets_after
@@ -111,8 +113,14 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
 
     # Compute the values at each stage.
     tasks = training.fixed_tasks(settings, images, settings.test_tasks, TEST).to(device)
+    at_test = settings
+    if settings.test_head == "centred":
+        at_test = replace(settings, test_head="fresh")
+        for epoch, net in nets.items():
+            origin = origins[epoch or epochs[-1]]  # an untrained network has none of its own
+            _centre_head(settings, net, origin.get("data", {}))
     stages = [
-        adapt_at_stage(settings, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)
+        adapt_at_stage(at_test, epoch, nets[epoch].to(device), tasks) for epoch in sorted(nets)
     ]
     values = KINDS[kind](stages)
 
@@ -137,6 +145,13 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
     path = store.store_folder() / f"{settings.id}.{kind}.json"
     files.replace(path, _format_file(content | {"sha256": _digest(content)}).encode())
     return _read_portrait(path, kind, settings)
+
+
+def _centre_head(settings: Settings, net: nn.Module, digests: dict[str, str]) -> None:
+    """Take its common answer out of a network's head, as where the run is measured."""
+    theta = flatten(net).detach().unsqueeze(0)
+    (centred,) = training.weights_at_test(net, theta, [settings], [digests])
+    vector_to_parameters(centred, net.parameters())
 
 
 def _epochs_of_stages(kind: str, settings: Settings) -> list[int]:

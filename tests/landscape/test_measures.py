@@ -345,6 +345,19 @@ def test_a_centred_head_answers_the_mean_image_alike():
         torch.testing.assert_close(weight @ other, old @ other)
 
 
+def test_a_centred_head_takes_tasks_of_meta_train_classes():
+    centred = settings(test_head="centred")
+    for take in (
+        lambda: measure(new_net(), tasks(1), tasks(1), centred),
+        lambda: starting_points(new_net(), centred, 1, stream=0),
+    ):
+        with pytest.raises(
+            ValueError, match="test_head='centred' needs .*: put the weights of"
+        ) as e:
+            take()
+        assert "\n" not in str(e.value)
+
+
 def test_only_a_linear_head_can_be_centred():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, WAYS, bias=False)).double()
     with pytest.raises(ValueError, match=r"head of Sequential is no weight \[N, features\] with"):

@@ -211,3 +211,15 @@ def test_a_portrait_of_ones_own_images_is_found_by_the_same_settings(own):
     assert drawn.path.name == f"{whole.id}.interpolation.json"
     for asked in (settings, whole):
         assert portraits.find_portrait("interpolation", asked) == drawn
+
+
+def test_a_portrait_has_the_head_that_the_run_is_measured_with(tmp_path, monkeypatch):
+    """At each stage: the accuracy and the distance are those that training recorded."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    settings = replace(TINY, test_head="centred")
+    drawn = portrait("interpolation", settings, "cpu")
+    record = experiment.run(settings, "cpu")
+    for stage in drawn.values["stages"]:
+        for name in ("distance", "query_accuracy"):
+            recorded = record.curve(name)["mean"][stage["epoch"]]
+            assert stage[name] == pytest.approx(recorded, rel=1e-3), (stage["epoch"], name)
