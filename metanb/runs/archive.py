@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from metanb import files
 from metanb.runs import checkpoint, records, store, weights
@@ -155,7 +156,8 @@ def _write_archive(path: Path, members: Mapping[str, bytes]) -> None:
 def unpack_runs(path: Path) -> list[str]:
     """Put the content of an archive into the local store.
 
-    What the store has already stays, if it is as far. Nothing is written unless every member is as
+    What the store has already stays, if it is as far; of the same training, weights and later
+    measures that are not there join it. Nothing is written unless every member is as
     it was packed.
 
     Returns:
@@ -244,21 +246,61 @@ def _run_of_checkpoint(name: str, members: dict[str, bytes], path: Path) -> str:
 def _put_record(record_name: str, members: dict[str, bytes]) -> str:
     """Put a record into the store, unless the one there is as far; return a line about it.
 
-    If the store has a record of the same training without weights, the packed weights go there.
+    If the store has a record of the same training, it gets the packed weights where it has none,
+    and the packed later measures that it lacks.
     """
     contents = {file: members.get(f"{record_name}/{file}", b"") for file in records.FILES}
     weights_file = members.get(f"{record_name}/{records.WEIGHTS}")
     if weights_file is not None:
         contents[records.WEIGHTS] = weights_file
-    if later := members.get(f"{record_name}/{records.LATER}"):
+    later = members.get(f"{record_name}/{records.LATER}")
+    if later is not None:
         contents[records.LATER] = later
+    folder = store.store_folder()
     with store.lock_run(store.run_of(record_name)):
-        record = records.put_record(store.store_folder(), record_name, contents)
-        if weights_file is not None and not (record.path / records.WEIGHTS).exists():
-            packed = files.parse_json(contents["provenance.json"])
-            if all(record.provenance[key] == packed[key] for key in TRAINING):
-                records.attach_weights(record, weights_file)
-    return f"record {record.path}"
+        record = records.put_record(folder, record_name, contents)
+        if (folder / record_name).is_dir():  # a shorter record than that, kept for its weights
+            record = records.read_record(folder / record_name)
+        packed = files.parse_json(contents["provenance.json"])
+        same = all(record.provenance[key] == packed[key] for key in TRAINING)
+        if weights_file is not None and same and not (record.path / records.WEIGHTS).exists():
+            records.attach_weights(record, weights_file)
+        news = _merge_later(record, files.parse_json(later), same) if later is not None else ""
+    return f"record {record.path}{news}"
+
+
+def _merge_later(
+    record: records.Record, packed: dict[str, list[dict[str, Any]]], same: bool
+) -> str:
+    """Add the packed later measures that a record in the store lacks; return what became of them.
+
+    Args:
+        record: in the store.
+        packed: the content of the packed later.json, which was checked as a part of its record.
+        same: whether both are of the same training; if not, nothing is added.
+    """
+    if not same:
+        listed = ", ".join(row["measure"] for row in packed["rows"])
+        return f"; left out, as another training's: later measures {listed}" if listed else ""
+    there = {row["measure"]: row for row in records.read_later(record.path)["rows"]}
+    recorded = {*there, *record.measures.measure}
+    rows = [row for row in packed["rows"] if row["measure"] not in recorded]
+    added = [row["measure"] for row in rows]
+    left = [
+        row["measure"]
+        for row in packed["rows"]
+        if row["measure"] in recorded and row != there.get(row["measure"])
+    ]
+
+    # Each origin tells of the measures that come from it.
+    origins = []
+    for origin in packed["origins"]:
+        if names := [name for name in origin.get("measures", ()) if name in added]:
+            origins.append(origin | {"measures": names})
+    if rows:
+        records.add_later(record, rows, origins)
+    news = [("later measures added", added), ("left as they are there", left)]
+    return "".join(f"; {what}: {', '.join(names)}" for what, names in news if names)
 
 
 def _put_checkpoint(run_id: str, content: bytes) -> str:

@@ -90,4 +90,4 @@ def measure_later(
             "data": {split: of_split.digest for split, of_split in images.items()},
         }
         rows = training.make_rows(settings, record.epochs, stats)
-        return records.add_later(record, rows, origin)
+        return records.add_later(record, rows, [origin])

@@ -253,6 +253,8 @@ def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
         rows, origins = later["rows"], later["origins"]
         if not (isinstance(rows, list) and isinstance(origins, list)):
             raise ValueError("rows and origins are not lists")
+        if not all(isinstance(origin.get("measures", []), list) for origin in origins):
+            raise ValueError("origins do not list measures")
         if not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
             raise ValueError(f"rows do not hold {', '.join(COLUMNS)}")
         numbers = [row[column] for row in rows for column in COLUMNS if column != "measure"]
@@ -264,7 +266,7 @@ def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
         if len(set(names)) < len(names):
             raise ValueError("a measure is there twice")
         return {"rows": rows, "origins": origins}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged_later(path, str(error)) from error
 
 
@@ -416,10 +418,15 @@ def attach_weights(record: Record, content: bytes) -> Path:
     return record.path / WEIGHTS
 
 
-def add_later(record: Record, rows: list[dict[str, Any]], origin: dict[str, Any]) -> Record:
+def add_later(record: Record, rows: list[dict[str, Any]], origins: list[dict[str, Any]]) -> Record:
     """Add measures that were taken later to a record, with where they come from.
 
     What was recorded stays as it is. The caller holds the run's lock.
+
+    Args:
+        record: in its folder.
+        rows: of the measures, with the keys COLUMNS.
+        origins: one dict for the measures that were taken together.
 
     Returns:
         The record with the measures.
@@ -428,7 +435,7 @@ def add_later(record: Record, rows: list[dict[str, Any]], origin: dict[str, Any]
         metanb.files.DiskError: the file cannot be written.
     """
     later = read_later(record.path)
-    content = {"rows": later["rows"] + rows, "origins": [*later["origins"], origin]}
+    content = {"rows": later["rows"] + rows, "origins": later["origins"] + origins}
     files.replace(record.path / LATER, _encode_json(content))
     return read_record(record.path)
 

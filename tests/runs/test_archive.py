@@ -315,6 +315,54 @@ def test_weights_join_a_record_of_the_same_training_alone(stores, tmp_path):
     assert _kept(third) == [] and json.loads(provenance.read_text()) == values
 
 
+def _take_later(record, mean, *names):
+    row = {"epoch": record.epochs, "iteration": record.iterations, "mean": mean, "median": mean}
+    row |= {"std": 0.5, "sem": 0.25, "n": 4}
+    rows = [row | {"measure": name} for name in names]
+    return records.add_later(record, rows, [{"measures": list(names), "taken": f"of {mean}"}])
+
+
+def _later(record):
+    return {row["measure"]: row["mean"] for row in records.read_later(record.path)["rows"]}
+
+
+@pytest.mark.parametrize("settings", [TINY, STOPPED])
+def test_later_measures_join_a_record_of_the_same_training_alone(stores, tmp_path, settings):
+    record = records.find_record(settings, 0)
+    shutil.copytree(run_store.store_folder(), stores("second"))
+    shutil.copytree(run_store.store_folder(), stores("third"))
+    stores("first")
+    _take_later(_take_later(record, 1.0, "mine", "yours"), 2.0, "ours")
+    (path,) = archive.pack_runs([settings], tmp_path / "out", "tiny")
+
+    # The store's own measure stays, the others join it; a second time nothing is new.
+    folder = stores("second") / record.path.name
+    there = _take_later(records.read_record(folder), 3.0, "yours")
+    if settings == STOPPED:  # a record that goes further stands beside it
+        experiment.run(STOPPED, "cpu")
+    lines = archive.unpack_runs(path)
+    assert lines[0] == (
+        f"record {folder}; later measures added: mine, ours; left as they are there: yours"
+    )
+    assert _later(there) == {"yours": 3.0, "mine": 1.0, "ours": 2.0}
+    assert records.read_record(folder).curve("mine")["mean"].tolist() == [1.0]
+    origins = [
+        (origin["measures"], origin["taken"]) for origin in records.read_later(folder)["origins"]
+    ]
+    assert origins == [(["yours"], "of 3.0"), (["mine"], "of 1.0"), (["ours"], "of 2.0")]
+    assert archive.unpack_runs(path)[0] == f"record {folder}; left as they are there: yours"
+
+    # A record of another training gets none.
+    provenance = stores("third") / record.path.name / "provenance.json"
+    values = json.loads(provenance.read_text()) | {"finished": "2020-01-01T00:00:00+00:00"}
+    provenance.write_text(json.dumps(values))
+    assert archive.unpack_runs(path)[0] == (
+        f"record {provenance.parent}; left out, as another training's: later measures mine, "
+        "yours, ours"
+    )
+    assert _later(records.read_record(provenance.parent)) == {}
+
+
 def _other_bytes(members, record):
     member = f"{record}/{records.WEIGHTS}"
     return {member: members[member][:-4] + bytes(4)}

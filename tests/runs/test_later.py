@@ -208,6 +208,8 @@ ROW = dict.fromkeys(records.COLUMNS, 2) | {"measure": "mine"}
         b'{"rows": 3}',
         b'{"rows": [{}], "origins": []}',
         b'{"rows": {}, "origins": []}',
+        b'{"rows": [], "origins": [3]}',
+        b'{"rows": [], "origins": [{"measures": 3}]}',
         *(
             json.dumps({"rows": rows, "origins": []}).encode()
             for rows in ([ROW | {"measure": ["x"]}], [ROW | {"measure": None}], [ROW, ROW])

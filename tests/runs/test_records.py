@@ -213,7 +213,7 @@ def test_a_shorter_record_with_weights_or_later_measures_stays(tmp_path, monkeyp
     if file == records.WEIGHTS:
         records.attach_weights(stopped, b"weights")
     else:
-        records.add_later(stopped, [rows(epochs=2)[-1] | {"measure": "mine"}], {})
+        records.add_later(stopped, [rows(epochs=2)[-1] | {"measure": "mine"}], [{}])
     before = {path: path.read_bytes() for path in stopped.path.iterdir()}
     whole = write(tmp_path)
     assert {path: path.read_bytes() for path in stopped.path.iterdir()} == before
