@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 OWN_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")  # of an algorithm or a network of one's own
@@ -80,6 +80,10 @@ ALGORITHMS = {
     ),
     "finetune": Algorithm("finetuning", episodic=False),
 }
+# The names of these: all others are of one's own.
+OF_PACKAGE = frozenset(ALGORITHMS)
+# Algorithms of one's own that are known by name alone, with what is assumed of them.
+_ASSUMED: dict[str, Algorithm] = {}
 NETWORKS = {"convnet": "the paper's ConvNet"}
 MEASURES = {
     "hessian_norm": Measure("Hessian norm at adapted solutions", log=True),
@@ -178,7 +182,20 @@ def require_free_name(
         raise ValueError(f"there is {kind} {name!r} already: choose another name")
 
 
-def learn_names(settings: Mapping[str, Any]) -> None:
+def describe_own(algorithm: str) -> dict[str, Any]:
+    """What a record says of an algorithm of one's own, under "algorithm"; nothing of others.
+
+    Example:
+        >>> describe_own("maml")
+        {}
+    """
+    if algorithm in OF_PACKAGE:
+        return {}
+    entry = ALGORITHMS[algorithm]
+    return {"algorithm": asdict(entry) | {"regularisers": list(entry.regularisers)}}
+
+
+def learn_names(settings: Mapping[str, Any], entry: Any = None) -> None:
     """Make known what a record names of one's own, an algorithm or a network, for readers.
 
     To train it, its code has to be registered: `metanb.maml.algorithms.algorithm`,
@@ -186,13 +203,38 @@ def learn_names(settings: Mapping[str, Any]) -> None:
 
     Args:
         settings: of a record, by name.
+        entry: of the algorithm, as `describe_own` gives it; None, as in records of earlier
+            versions: it is assumed to train on tasks, and to take every regulariser.
+
+    Raises:
+        ValueError: the entry is none.
     """
     algorithm, network = settings.get("algorithm"), settings.get("network")
     if isinstance(algorithm, str) and OWN_NAME.fullmatch(algorithm):
-        every_regulariser = ALGORITHMS["maml"].regularisers
-        ALGORITHMS.setdefault(algorithm, Algorithm(algorithm, every_regulariser))
+        if entry is None:
+            assumed = Algorithm(algorithm, ALGORITHMS["maml"].regularisers)
+            if ALGORITHMS.setdefault(algorithm, assumed) is assumed:
+                _ASSUMED[algorithm] = assumed
+        elif algorithm not in OF_PACKAGE:
+            told = _read_entry(entry)
+            # What is registered here, or was told by an earlier record, stays.
+            if algorithm not in ALGORITHMS or ALGORITHMS[algorithm] is _ASSUMED.get(algorithm):
+                ALGORITHMS[algorithm] = told
     if isinstance(network, str) and OWN_NAME.fullmatch(network):
         NETWORKS.setdefault(network, network)
+
+
+def _read_entry(values: Any) -> Algorithm:
+    """The entry of an algorithm from what `describe_own` gives; ValueError for anything else."""
+    kinds = {"label": str, "regularisers": list, "first_order": bool, "episodic": bool}
+    if (
+        not isinstance(values, dict)
+        or values.keys() != kinds.keys()
+        or not all(isinstance(values[name], kind) for name, kind in kinds.items())
+        or not all(isinstance(name, str) for name in values["regularisers"])
+    ):
+        raise ValueError(f"the entry of an algorithm does not hold {', '.join(kinds)}")
+    return Algorithm(**values | {"regularisers": tuple(values["regularisers"])})
 
 
 def name_of(setting: str) -> str:

@@ -43,6 +43,22 @@ class SettingsError(ValueError):
     """A setting has an impossible value; the message names it, its value and what is allowed."""
 
 
+class AlgorithmError(SettingsError):
+    """A setting that the algorithm does not take, by its entry in `metanb.labels.ALGORITHMS`.
+
+    Args:
+        cause: the setting, its value and the algorithm.
+        remedy: of who made the settings.
+    """
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause, remedy)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+
 def _choice(default: Any, choices: Collection[Any], meaning: str) -> Any:
     """A field that takes one of `choices`; the command line and the book show its meaning."""
     return field(default=default, metadata={"help": meaning, "choices": choices})
@@ -212,16 +228,20 @@ class Settings:
                 f"rotations belong to dataset='omniglot', not {self.dataset!r}: leave them out"
             )
         if algorithm.episodic and self.test_head == "shared":
-            raise SettingsError("test_head='shared' belongs to algorithm='finetune': leave it out")
+            raise AlgorithmError(
+                "test_head='shared' belongs to algorithm='finetune'", "leave it out"
+            )
         if not algorithm.episodic and self.test_head == "centred":
-            raise SettingsError(
+            raise AlgorithmError(
                 f"test_head='centred' belongs to a head that is meta-learnt, not to algorithm="
-                f"{self.algorithm!r}: leave it out"
+                f"{self.algorithm!r}",
+                "leave it out",
             )
         if not algorithm.episodic and self.inner_head != "learnt":
-            raise SettingsError(
+            raise AlgorithmError(
                 f"inner_head={self.inner_head!r} belongs to meta-training, not to algorithm="
-                f"{self.algorithm!r}: give a test_head"
+                f"{self.algorithm!r}",
+                "give a test_head",
             )
         for name, heads in ALIKE_HEADS.items():
             head = getattr(self, name)
@@ -236,9 +256,10 @@ class Settings:
                 "and a gamma above 0"
             )
         if self.regulariser not in algorithm.regularisers:
-            raise SettingsError(
+            raise AlgorithmError(
                 f"regulariser={self.regulariser!r} has no effect under algorithm="
-                f"{self.algorithm!r}: choose from {', '.join(algorithm.regularisers)}"
+                f"{self.algorithm!r}",
+                f"choose from {', '.join(algorithm.regularisers)}",
             )
         if self.meta_batch == 1 and self.regulariser in OF_SEVERAL_TASKS.get(self.algorithm, ()):
             raise SettingsError(

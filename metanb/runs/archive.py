@@ -23,7 +23,7 @@ from typing import Any
 
 from metanb import files
 from metanb.runs import checkpoint, records, store, weights
-from metanb.settings import Settings, from_dict
+from metanb.settings import Settings, SettingsError
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
 MANIFEST = "MANIFEST.json"
@@ -219,6 +219,10 @@ def _check_weights(record_name: str, members: dict[str, bytes], path: Path) -> N
         provenance = files.parse_json(members[f"{record_name}/provenance.json"])
         settings = _settings_of_record(record_name, members)
         weights.unpack_weights(members[member], settings, provenance)
+    except SettingsError as error:  # an algorithm or a network that is one's own
+        raise ArchiveError(
+            f"archive {path} holds {member}, which cannot be checked here: {error}"
+        ) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArchiveError(
             f"archive {path} holds {member}, which does not fit the record: ask for a whole one"
@@ -237,7 +241,7 @@ def _run_of_checkpoint(name: str, members: dict[str, bytes], path: Path) -> str:
         settings = _settings_of_record(name, members)
         iterations = int(name.rpartition("-")[2])
         return settings.ending(iterations // settings.epoch_iterations).id
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArchiveError(
             f"archive {path} holds {name}.pt without a record of it: ask for a whole one"
         ) from error
@@ -322,7 +326,10 @@ def _put_checkpoint(run_id: str, content: bytes) -> str:
 
 def _settings_of_record(record_name: str, members: Mapping[str, bytes]) -> Settings:
     """The settings in a packed record."""
-    return from_dict(files.parse_json(members[f"{record_name}/{records.FILES[0]}"]))
+    values, provenance = (
+        files.parse_json(members[f"{record_name}/{file}"]) for file in records.FILES[:2]
+    )
+    return records.settings_in(values, provenance)
 
 
 def _owner(member: str) -> str:

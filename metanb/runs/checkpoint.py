@@ -91,7 +91,9 @@ class State:
 
         # Note what has changed since then.
         for name, value in origin_now.items():
-            if name != "data":
+            if name == "algorithm":
+                self.origin[name] = value  # the entry of an algorithm, as it is registered now
+            elif name != "data":
                 self.note(name, value)
         self.resumed += 1
 

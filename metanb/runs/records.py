@@ -32,9 +32,9 @@ from typing import Any
 import pandas as pd
 
 from metanb import files
-from metanb.labels import learn_names
+from metanb.labels import OF_PACKAGE, learn_names
 from metanb.runs import store
-from metanb.settings import Settings, from_dict
+from metanb.settings import AlgorithmError, Settings, from_dict
 
 MEASURES = "measures.csv"
 FILES = ("settings.json", "provenance.json", MEASURES)
@@ -177,8 +177,15 @@ def _read_as(path: Path, name: str) -> Record:
         content = read_file(path, MEASURES)
         if not (isinstance(values, dict) and isinstance(provenance, dict)):
             raise ValueError("settings.json and provenance.json must each hold one object")
-        learn_names(values)
-        settings = from_dict(values)
+        settings = settings_in(values, provenance)
+    except AlgorithmError as error:
+        algorithm = values.get("algorithm", Settings.algorithm)
+        if algorithm in OF_PACKAGE:
+            raise _damaged(path, str(error)) from error
+        raise RecordError(
+            f"record {path} does not fit what is known here of algorithm={algorithm!r}, which is "
+            f"one's own: {error.cause}; register it as it was then, or name its file with --plugin"
+        ) from error
     # Bad UTF-8, bad JSON and a SettingsError are ValueErrors.
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise _damaged(path, str(error)) from error
@@ -211,6 +218,20 @@ def _read_as(path: Path, name: str) -> Record:
     if name != _record_name(settings, record.epochs):
         raise _damaged(path, f"it holds {record.epochs} epochs of {settings.id}")
     return record
+
+
+def settings_in(values: dict[str, Any], provenance: dict[str, Any]) -> Settings:
+    """The settings of a record, with what it says of an algorithm of one's own made known.
+
+    Args:
+        values: of its settings.json.
+        provenance: of the record.
+
+    Raises:
+        ValueError: the entry of the algorithm is none; and as `metanb.settings.from_dict` does.
+    """
+    learn_names(values, provenance.get("algorithm"))
+    return from_dict(values)
 
 
 def read_file(folder: Path, name: str) -> bytes:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from metanb.data import image_sets
 from metanb.data.image_sets import ImageSet
 from metanb.data.tasks import Tasks, sample_tasks
-from metanb.labels import ALGORITHMS, DATASETS
+from metanb.labels import ALGORITHMS, DATASETS, describe_own
 from metanb.landscape import task_stats
 from metanb.landscape.lanczos import LandscapeError
 from metanb.landscape.measures import accuracies_after_adapting, measure_together
@@ -236,6 +236,7 @@ def _load_state(
     origin = {
         **machine.describe_environment(device),
         **plugins.describe(),
+        **describe_own(settings.algorithm),
         "code": machine.code_version(),
         "chunk": chunk_size(settings, train.images.shape[-2:], device),
         "precision": engine.precision,

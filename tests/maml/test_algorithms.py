@@ -3,6 +3,7 @@
 Evidence: an algorithm that is MAML under another name has MAML's numbers.
 """
 
+import json
 import subprocess
 import sys
 
@@ -12,9 +13,10 @@ import torch
 from torch import nn
 
 from metanb import preset, run
-from metanb.labels import ALGORITHMS, Algorithm
-from metanb.maml.algorithms import GRADIENTS, add_gradient, algorithm, meta_train
-from metanb.runs import plugins
+from metanb.labels import ALGORITHMS, Algorithm, learn_names
+from metanb.maml.algorithms import GRADIENTS, add_gradient, algorithm, finetune, meta_train
+from metanb.runs import archive, plugins, records, weights
+from metanb.runs.store import store_folder
 from tests.support.bad_days import shown
 
 TINY = {"filters": 4, "iterations": 4, "epoch_iterations": 2, "test_tasks": 4, "test_queries": 2}
@@ -35,6 +37,75 @@ def test_an_algorithm_of_ones_own_is_trained_and_recorded(twin, tmp_path, monkey
     )
     assert ours.settings.id.startswith("glyphs-5w1s-mamltwin-s0-")
     assert ours.measures.equals(mamls.measures)
+
+
+@pytest.fixture
+def supervised(tmp_path, monkeypatch):
+    """Settings and entry of an algorithm that is finetuning under another name."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    entry = Algorithm("Supervised", first_order=True, episodic=False)
+    algorithm("supervised", entry)(finetune)
+    yield preset("smoke", "glyphs", **TINY, algorithm="supervised", test_head="shared"), entry
+    ALGORITHMS.pop("supervised", None)
+    GRADIENTS.pop("supervised", None)
+
+
+def forget():
+    """As in another process, which does not know it."""
+    del ALGORITHMS["supervised"], GRADIENTS["supervised"]
+
+
+def test_a_record_tells_what_sets_an_algorithm_of_ones_own_apart(supervised, tmp_path, monkeypatch):
+    settings, entry = supervised
+    record = run(settings, "cpu", until=2)
+    assert run(settings, "cpu").provenance["algorithm"] == {  # after it was resumed, too
+        "label": "Supervised",
+        "regularisers": ["none"],
+        "first_order": True,
+        "episodic": False,
+    }
+    record = records.read_record(store_folder() / settings.id)
+    weights.keep_weights(record)
+    (packed,) = archive.pack_runs([settings], tmp_path / "packed", "runs")
+    forget()
+    assert records.read_record(record.path).settings == settings
+    assert ALGORITHMS["supervised"] == entry
+    # An earlier version assumed otherwise; what is told afterwards counts.
+    ALGORITHMS.pop("supervised")
+    learn_names({"algorithm": "supervised"})
+    assert ALGORITHMS["supervised"].episodic
+    assert records.read_record(record.path).settings == settings
+    assert ALGORITHMS["supervised"] == entry
+    # The same where the record comes from an archive.
+    ALGORITHMS.pop("supervised")
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "elsewhere"))
+    archive.unpack_runs(packed)
+    assert ALGORITHMS["supervised"] == entry
+    assert "algorithm" not in run(preset("smoke", "glyphs", **TINY), "cpu").provenance
+
+
+def test_a_record_of_an_unknown_algorithm_is_not_called_damaged(supervised):
+    """One of an earlier version, which does not tell what sets the algorithm apart."""
+    settings, entry = supervised
+    record = run(settings, "cpu")
+    path = record.path / "provenance.json"
+    values = json.loads(path.read_text())
+    del values["algorithm"]
+    path.write_text(json.dumps(values))
+    forget()
+    with pytest.raises(records.RecordError) as error:
+        records.read_record(record.path)
+    assert str(error.value) == (
+        f"record {record.path} does not fit what is known here of algorithm='supervised', which is "
+        "one's own: test_head='shared' belongs to algorithm='finetune'; register it as it was "
+        "then, or name its file with --plugin"
+    )
+    algorithm("supervised", entry)(finetune)
+    assert records.read_record(record.path).settings == settings
+    # An entry that is none is damage.
+    path.write_text(json.dumps(values | {"algorithm": {"label": 3}}))
+    with pytest.raises(records.RecordError, match="is damaged: the entry of an algorithm does not"):
+        records.read_record(record.path)
 
 
 def test_names_are_checked(twin):
