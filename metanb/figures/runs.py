@@ -4,6 +4,7 @@ Each figure has alt text that says what it shows, and holds the data that it dra
 """
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -70,8 +71,9 @@ def describe_origin(runs: Sequence[Record]) -> str:
     facts = [run.provenance | {"date": run.provenance["finished"][:10]} for run in runs]
 
     def list_values(key: str) -> str:
-        # a run that was resumed lists several values, with commas between them
-        values = {value for fact in facts for value in str(fact[key]).split(", ")}
+        # A run that was resumed lists several values, with commas between them; a processor's name
+        # may have commas of its own, in parentheses.
+        values = {v for fact in facts for v in re.split(r", (?![^()]*\))", str(fact[key]))}
         return ", ".join(sorted(values))
 
     return (

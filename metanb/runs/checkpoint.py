@@ -100,10 +100,11 @@ class State:
     def note(self, name: str, value: Any) -> None:
         """Note in the provenance how the run is computed now.
 
-        A value that differs from an earlier one is listed behind it: "NVIDIA A, NVIDIA B".
+        A value that differs from the earlier ones is listed behind them: "NVIDIA A, NVIDIA B". One
+        value may have commas of its own: "Intel Xeon Processor (Skylake, IBRS) (AVX2)".
         """
         before = self.origin.setdefault(name, value)
-        if str(value) not in str(before).split(", "):
+        if f", {value}, " not in f", {before}, ":
             self.origin[name] = f"{before}, {value}"
 
 

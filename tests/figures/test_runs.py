@@ -326,6 +326,11 @@ def test_runs_and_their_origin_in_words(runs):
         "CPU minutes per run": 1.5,
     }
     assert figures.describe_origin(runs) == "Recorded 2026-01-02 on CPU, GPU, torch 2.0, code abc."
+    # A processor whose name has a comma, alone and in a run that moved.
+    xeon = "Intel Xeon Processor (Skylake, IBRS) (AVX2)"
+    runs[0].provenance["device"] = xeon
+    runs[1].provenance["device"] = f"GPU, {xeon}, CPU"
+    assert figures.describe_origin(runs).startswith(f"Recorded 2026-01-02 on CPU, GPU, {xeon}, to")
 
 
 def test_a_figure_is_saved_for_paper_screen_and_spreadsheet(tmp_path):

@@ -114,6 +114,7 @@ def test_two_devices_never_mix():
     for kind in (CORE, H200):
         assert minutes(Timings([moved, on_core, on_gpu]), PAPER, kind) == minutes(both, PAPER, kind)
     assert hours.kind_of("AMD EPYC, Intel(R) Xeon(R) Processor (AVX2)") == CORE
+    assert hours.kind_of("Intel Xeon Processor (Skylake, IBRS) (AVX2)") == CORE
     assert Timings([moved, on_gpu]).gpus == [H200]
 
 

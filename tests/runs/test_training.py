@@ -162,6 +162,20 @@ def diverging(monkeypatch, run, call):
     monkeypatch.setattr(algorithms, "meta_gradient", diverges)
 
 
+def test_a_value_with_a_comma_is_noted_once():
+    xeon = "Intel Xeon Processor (Skylake, IBRS) (AVX2)"
+    state = checkpoint.State(preset("smoke"), None, None, {})
+    for _ in range(3):
+        state.note("device", xeon)
+    assert state.origin["device"] == xeon
+    for device in ("NVIDIA A", xeon, "NVIDIA A", "NVIDIA", xeon):
+        state.note("device", device)
+    assert state.origin["device"] == f"{xeon}, NVIDIA A, NVIDIA"
+    for number in (1, 10, 1, 0, 10):
+        state.note("together", number)
+    assert state.origin["together"] == "1, 10, 0"
+
+
 def test_a_run_that_diverges_is_set_aside_and_the_others_go_on(store, monkeypatch, capsys):
     runs = seeds(3)
     diverging(monkeypatch, run=1, call=4)
