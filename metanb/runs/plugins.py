@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 _PREFIX = "metanb_plugin_"  # of the names of their modules
-# By a file's name, the first 16 hex digits of its SHA-256.
-LOADED: dict[str, str] = {}
+# By a file's resolved path, the first 16 hex digits of its SHA-256.
+LOADED: dict[Path, str] = {}
 
 
 class PluginError(RuntimeError):
@@ -26,13 +26,20 @@ def load_plugin(path: Path) -> None:
     See `metanb.landscape.measures.per_task` and `metanb.maml.algorithms.algorithm`.
 
     Raises:
-        PluginError: the file is not there, or fails.
+        PluginError: the file is not there, or fails; or another file of its name is loaded: records
+            name plugins without their folders.
     """
-    name = f"{_PREFIX}{path.stem}"
+    place = path.resolve()
+    name = f"{_PREFIX}{place.stem}"
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        if LOADED.get(path.name) == digest:
+        if LOADED.get(place) == digest:
             return
+        for other in LOADED:
+            if other.stem == place.stem and other != place:
+                raise PluginError(
+                    f"plugin {path} has the name of {other}, which is loaded: rename one of them"
+                )
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise PluginError(f"plugin {path} is no Python file: give one that ends in .py")
@@ -44,7 +51,7 @@ def load_plugin(path: Path) -> None:
     except (Exception, SystemExit) as error:  # whatever the file does
         sys.modules.pop(name, None)
         raise PluginError(f"plugin {path}: {type(error).__name__}: {error}") from error
-    LOADED[path.name] = digest
+    LOADED[place] = digest
 
 
 def find_line(error: BaseException) -> str:
@@ -65,7 +72,7 @@ def find_line(error: BaseException) -> str:
 
 def describe() -> dict[str, str]:
     """What a record says of the files that were loaded; nothing where there is none."""
-    files = "; ".join(f"{name} {digest}" for name, digest in LOADED.items())
+    files = "; ".join(f"{path.name} {digest}" for path, digest in LOADED.items())
     return {"plugins": files} if files else {}
 
 
@@ -77,8 +84,11 @@ def report_edited(made: str, provenance: Mapping[str, Any], anew: str) -> None:
         provenance: of it.
         anew: how to have the run trained anew.
     """
-    listed = re.findall(r"([^;,]+) ([0-9a-f]{16})", provenance.get("plugins", ""))
-    edited = {name.strip() for name, digest in listed if LOADED.get(name.strip(), digest) != digest}
+    # Between two files is a semicolon, and a comma where a resumed run had others.
+    entry = r"(?:^|[;,] )(.+?) ([0-9a-f]{16})(?=[;,] |$)"
+    listed = re.findall(entry, provenance.get("plugins", ""))
+    loaded = {path.name: digest for path, digest in LOADED.items()}
+    edited = {name for name, digest in listed if loaded.get(name, digest) != digest}
     if edited:
         print(
             f"{made} was made before {', '.join(sorted(edited))} was edited: {anew}, or choose "

@@ -13,7 +13,7 @@ from metanb import preset
 from metanb.data.image_sets import DataError
 from metanb.labels import MEASURES, Measure
 from metanb.landscape import measures
-from metanb.runs import archive, experiment, later, records, training, weights
+from metanb.runs import archive, experiment, later, plugins, records, training, weights
 from metanb.runs.records import RecordError
 from metanb.runs.store import checkpoint_path, store_folder
 from tests.support.bad_days import shown
@@ -166,6 +166,7 @@ def test_weights_come_from_the_checkpoint_where_none_are_kept(record, parameters
 
 
 def test_the_command_measures_with_a_plugin(record, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plugins, "LOADED", {})
     plugin = tmp_path / "mine.py"
     plugin.write_text(
         "from metanb.landscape.measures import per_task\n"

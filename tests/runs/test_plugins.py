@@ -140,6 +140,45 @@ def test_an_edited_plugin_is_loaded_again(forgotten, tmp_path, monkeypatch):
         assert measures.PER_TASK["again"](None) == label
 
 
+def test_files_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "LOADED", {})
+    ran = tmp_path / "ran"
+    content = f"print(__file__, file=open({str(ran)!r}, 'a'))\n"
+    paths = [tmp_path / folder / name for folder in "ab" for name in ("m.py", f"{folder}, m.py")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    first, own, same_name, same_content = paths
+    load_plugin(first)
+    load_plugin(own)
+    with pytest.raises(plugins.PluginError) as error:
+        load_plugin(same_name)
+    assert str(error.value) == (
+        f"plugin {same_name} has the name of {first}, which is loaded: rename one of them"
+    )
+    # Two files of one content both run; a file runs once, however it is named.
+    load_plugin(same_content)
+    monkeypatch.chdir(tmp_path / "a")
+    load_plugin(first.relative_to(tmp_path / "a"))
+    assert ran.read_text().split("\n") == [str(first), str(own), str(same_content), ""]
+    listed = [entry.rpartition(" ")[0] for entry in plugins.describe()["plugins"].split("; ")]
+    assert listed == ["m.py", "a, m.py", "b, m.py"]
+
+
+def test_an_edited_file_with_a_comma_in_its_name_is_told_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plugins, "LOADED", {})
+    path = tmp_path / "my, own.py"
+    path.write_text("")
+    load_plugin(path)
+    before = {"plugins": f"{plugins.describe()['plugins']}, other.py {'0' * 16}"}
+    plugins.report_edited("record x", before, "delete it")
+    assert capsys.readouterr().err == ""
+    path.write_text("# edited")
+    load_plugin(path)
+    plugins.report_edited("record x", before, "delete it")
+    assert capsys.readouterr().err.startswith("record x was made before my, own.py was edited:")
+
+
 FAILING = """
 from metanb.landscape.measures import per_task
 from metanb.labels import Algorithm
