@@ -287,13 +287,12 @@ def _merge_later(
         listed = ", ".join(row["measure"] for row in packed["rows"])
         return f"; left out, as another training's: later measures {listed}" if listed else ""
     there = {row["measure"]: row for row in records.read_later(record.path)["rows"]}
-    recorded = {*there, *record.measures.measure}
-    rows = [row for row in packed["rows"] if row["measure"] not in recorded]
+    rows = [row for row in packed["rows"] if row["measure"] not in record.at_the_end]
     added = [row["measure"] for row in rows]
     left = [
         row["measure"]
         for row in packed["rows"]
-        if row["measure"] in recorded and row != there.get(row["measure"])
+        if row["measure"] in record.at_the_end and row != there.get(row["measure"])
     ]
 
     # Each origin tells of the measures that come from it.

@@ -27,14 +27,14 @@ def measure_later(
         record: of a run whose weights are kept beside it, or whose checkpoint is in the store: then
             its weights are kept first.
         names: of the measures, as `measure` takes them, or of `training.FINAL_MEASURES`; None: all
-            that the record does not have.
+            that the record does not have of its last epoch.
         device: to measure on: "cpu", "cuda", or "auto" for a GPU where there is one.
 
     Returns:
         The record with the measures.
 
     Raises:
-        RecordError: the record has one of the measures, or is damaged.
+        RecordError: the record has one of the measures of its last epoch, or is damaged.
         metanb.runs.weights.NoWeightsError: no weights are kept, and no checkpoint has them.
         ValueError: an unknown measure.
         metanb.data.cache.DataError: the data set is missing, or is not the one that the run was
@@ -49,7 +49,7 @@ def measure_later(
         record = records.read_record(record.path)
         final = list(training.FINAL_MEASURES) if record.settings.final_tasks else []
         known = [*known_measures(), *final]
-        missing = [name for name in known if name not in set(record.measures.measure)]
+        missing = [name for name in known if name not in record.at_the_end]
         wanted = missing if names is None else list(names)
         for name in wanted:
             if name in known and name not in missing:

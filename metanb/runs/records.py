@@ -75,6 +75,11 @@ class Record:
         return int(self.measures.epoch.max())
 
     @cached_property
+    def at_the_end(self) -> set[str]:
+        """The measures of the last epoch; a plugin's may be in others alone, of a resumed run."""
+        return set(self.measures.measure[self.measures.epoch == self.epochs])
+
+    @cached_property
     def _curves(self) -> dict[str, pd.DataFrame]:
         """The rows of each measure: rules ask for the same curves again and again."""
         places = self.measures.groupby("measure").indices
@@ -209,7 +214,9 @@ def _read_as(path: Path, name: str) -> Record:
     later = read_later(path)
     if later["rows"]:
         rows = pd.DataFrame(later["rows"], columns=COLUMNS)
-        if set(rows.measure) & set(measures.measure) or set(rows.epoch) != {measures.epoch.max()}:
+        last = measures.epoch.max()
+        recorded = set(measures.measure[measures.epoch == last])
+        if set(rows.measure) & recorded or set(rows.epoch) != {last}:
             raise _damaged_later(path, "its measures are not new, or not of the last epoch")
         measures = pd.concat([measures, rows], ignore_index=True)
 

@@ -84,6 +84,25 @@ def test_measures_are_those_of_the_time(record, monkeypatch):
         assert row["sem"] == pytest.approx(at_the_time.loc[name, "sem"], rel=1e-6)
 
 
+def test_a_measure_of_earlier_epochs_alone_is_taken_of_the_last(record, monkeypatch):
+    """As where a plugin was there when the run began, and not when it was resumed."""
+    early = record.measures.measure.eq("query_loss") & record.measures.epoch.eq(2)
+    content = (record.path / records.WEIGHTS).read_bytes()
+    provenance = {k: v for k, v in record.provenance.items() if k != "weights_sha256"}
+    shutil.rmtree(record.path)
+    rows = record.measures[~early].to_dict("records")
+    old = records.write_record(SETTINGS, rows, provenance, store_folder())
+    records.attach_weights(old, content)
+    assert old.curve("query_loss").index.tolist() == [0, 1]
+    after = later.measure_later(old, ["query_loss"], "cpu")
+    at_the_time = record.curve("query_loss")
+    assert after.curve("query_loss").index.tolist() == [0, 1, 2]
+    assert after.curve("query_loss")["mean"].tolist() == pytest.approx(at_the_time["mean"].tolist())
+    with pytest.raises(RecordError, match="has measure 'query_loss' already"):
+        later.measure_later(after, ["query_loss"], "cpu")
+    assert later.measure_later(after, device="cpu").measures.equals(after.measures)
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """The folder of a data set of one's own, "mine"."""
