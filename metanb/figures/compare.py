@@ -64,6 +64,13 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
         book = reference[0].settings
         task = f"{name_of(book.dataset)}, {book.setting}, {scale_of(book)} scale"
         caption = f"Your runs beside those of the book ({task})."
+    missing = [
+        describe_measure(name).label
+        for name in recorded
+        if reference and not any(name in set(run.measures.measure) for run in reference)
+    ]
+    if missing:
+        caption += f" Of the book's, there is no {' and no '.join(missing)}."
     drawn = [*runs, *reference]
     return curves(drawn, recorded, "beside-the-book", caption, log, label, partly=True)
 

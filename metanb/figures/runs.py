@@ -29,6 +29,7 @@ from metanb.labels import MEASURES, describe_measure, name_of
 from metanb.runs.records import Record
 
 MARKERS = "osD^vP*X"  # of runs
+FINAL = "final_accuracy"  # begins the names of measures on further tasks, after the last epoch
 
 
 def algorithm_label(run: Record) -> str:
@@ -274,7 +275,10 @@ def _describe_curves(runs: Sequence[Record], measures: Sequence[str], data: pd.D
     if over_iterations:
         names = " and ".join(describe_measure(measure).label for measure in over_iterations)
         words += f" The {names}: mean over the iterations of each epoch."
-    if len(over_iterations) < len(measures):
+    final = [measure for measure in measures if measure.startswith(FINAL)]
+    if final:
+        words += f" The {' and '.join(final)}: mean over further meta-test tasks, at the run's end."
+    if len(over_iterations) + len(final) < len(measures):
         words += (
             " What is measured on tasks: mean over the same "
             f"{_describe_test_tasks(runs)} meta-test tasks. Circles: the untrained network."

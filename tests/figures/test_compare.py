@@ -77,6 +77,8 @@ def test_a_measure_of_ones_own_is_drawn_without_the_book(book):
         of_mine = figure.data[figure.data.measure == "my_measure"]
         assert lines(figure)[-1:] == list(of_mine.run.unique()) == ["yours: MAML, Omniglot"]
         assert len(lines(figure)) == (1 if len(measures) == 1 else 3)
+        assert " Of the book's, there is no my_measure." in figure.caption
+    assert "there is no" not in beside_the_book([own], ["distance"]).caption
     with pytest.raises(ValueError, match="your runs do not all have one of nowhere, absent: "):
         beside_the_book([own], ["nowhere", "absent"])
 

@@ -154,13 +154,14 @@ def with_measure(run, name, epochs, n):
     [
         ("my_measure", range(13), 60, "mean over the same 60 meta-test tasks"),
         ("my_value", range(1, 13), 150, "The my_value: mean over the iterations of each epoch"),
-        ("final_accuracy", [12], 600, "mean over the same 60 meta-test tasks"),
+        ("final_accuracy", [12], 600, "The final_accuracy: mean over further meta-test tasks, at"),
     ],
 )
 def test_a_measure_that_is_not_registered_keeps_its_name(runs, name, epochs, n, words):
     measured = [with_measure(run, name, epochs, n) for run in runs]
     figure = figures.curves(measured, [name], "d", "c")
     assert f"{name}, MAML: from 0.5" in figure.alt and words in figure.caption
+    assert ("same 60 meta-test tasks" in figure.caption) == (name == "my_measure")
     assert figures.shares(measured, "distance", [name], "d", "c").alt.count(f"{name}: at") == 2
     if name != "final_accuracy":
         dots = figures.scatter(measured, "distance", name, "d", "c")
