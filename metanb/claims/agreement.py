@@ -192,5 +192,5 @@ def describe_settings(traits: pd.DataFrame) -> str:
         f"is more coherent than MAML in {ahead} and has decided in {decided}. It gives more than "
         f"half of a task's images one answer in {one_answer}, and in {in_head} the head has more "
         "than half of its coherence."
-        + (f" {left_out} more have one of the two alone, and do not count." if left_out else "")
+        + (f" Settings with one of the two alone do not count: {left_out}." if left_out else "")
     )

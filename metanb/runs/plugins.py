@@ -1,4 +1,4 @@
-"""Python files of one's own that register measures or algorithms; records name them."""
+"""Python files of one's own that register measures, networks or algorithms; records name them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PluginError(RuntimeError):
 
 
 def load_plugin(path: Path) -> None:
-    """Run a Python file, which registers measures or algorithms; a second time nothing happens.
+    """Run a Python file, which registers measures, networks or algorithms; again, nothing happens.
 
     See `metanb.landscape.measures.per_task` and `metanb.maml.algorithms.algorithm`.
 
