@@ -13,7 +13,7 @@ import torch
 from metanb.data.image_sets import ORIGINS
 from metanb.data.tasks import Tasks
 from metanb.labels import ALGORITHMS, DATASETS
-from metanb.landscape.solutions import Solutions, starting_points
+from metanb.landscape.solutions import Solutions, starting_points_together
 from metanb.maml.algorithms import GRADIENTS
 from metanb.maml.inner_loop import flatten, unflatten
 from metanb.maml.network import ConvNet, build_network
@@ -182,7 +182,9 @@ def test_a_body_that_no_step_can_move_is_refused(algorithm, name):
         except SettingsError:  # with whatever adapts
             continue
         torch.manual_seed(0)
-        net, start = starting_points(build_network(settings, (1, 28, 28), 5), settings, 2, 0)
+        net = build_network(settings, (1, 28, 28), 5)
+        theta = flatten(net).detach().unsqueeze(0)
+        net, start = starting_points_together(net, theta, [settings], 2, 0)
         x, y = torch.rand(2, 5, 1, 28, 28), torch.arange(5).expand(2, 5)
         gradient = Solutions(net, Tasks(x, y, x, y), start, settings).gradient
         body = torch.tensor(in_head(net)).logical_not()
