@@ -216,10 +216,10 @@ def learn_names(settings: Mapping[str, Any], entry: Any = None) -> None:
             if ALGORITHMS.setdefault(algorithm, assumed) is assumed:
                 _ASSUMED[algorithm] = assumed
         elif algorithm not in OF_PACKAGE:
-            told = _read_entry(entry)
-            # What is registered here, or was told by an earlier record, stays.
+            recorded = _read_entry(entry)
+            # What is registered here, or stands in an earlier record, stays.
             if algorithm not in ALGORITHMS or ALGORITHMS[algorithm] is _ASSUMED.get(algorithm):
-                ALGORITHMS[algorithm] = told
+                ALGORITHMS[algorithm] = recorded
     if isinstance(network, str) and OWN_NAME.fullmatch(network):
         NETWORKS.setdefault(network, network)
 

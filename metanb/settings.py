@@ -403,7 +403,7 @@ def _check_value(setting: Field[Any], value: Any) -> None:
             hint = ": if it is your own, name its file with --plugin, or register it first"
             raise SettingsError(
                 f"{setting.name}={value!r} is not one of {', '.join(map(repr, choices))}"
-                + hint * is_own
+                + (hint if is_own else "")
             )
         return
     if pattern := setting.metadata.get("pattern"):

@@ -18,9 +18,7 @@ GAIN_SETTING = ("omniglot", 20, 1)  # data, ways and shots of the paper's figure
 def accuracy_as_published(cell: list[Record]) -> str:
     """The accuracy of a cell's runs under the meta-test of Finn et al., where it was measured."""
     ends = [
-        run.curve("final_accuracy_finn").iloc[-1]
-        for run in cell
-        if "final_accuracy_finn" in set(run.measures.measure)
+        run.curve("final_accuracy_finn").iloc[-1] for run in cell if run.has("final_accuracy_finn")
     ]
     if not ends:
         return "–"

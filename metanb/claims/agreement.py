@@ -179,9 +179,9 @@ def describe_settings(traits: pd.DataFrame) -> str:
     names = [name_of("fomaml"), name_of("maml")]
     if traits.empty or not set(names) <= set(traits.algorithm):
         return "**Elsewhere**: no setting with both algorithms is recorded."
-    every = traits.pivot(index=["data", "scale"], columns="algorithm")
-    wide = every.dropna()
-    left_out = len(every) - len(wide)
+    by_algorithm = traits.pivot(index=["data", "scale"], columns="algorithm")
+    wide = by_algorithm.dropna()
+    left_out = len(by_algorithm) - len(wide)
     first_order, maml = (wide.xs(name, axis=1, level=1) for name in names)
     ahead = int((first_order["coherence"] > maml["coherence"]).sum())
     decided = int((first_order["loss / ln N"] > DECIDED).sum())

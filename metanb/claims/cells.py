@@ -108,9 +108,7 @@ def curve(run: Record, measure: str, column: str = "mean") -> np.ndarray:
         run: the run.
         measure: the measure's name.
         column: "mean" over tasks, or another column of the record, such as "sem", the standard
-            error of that mean.
-
-    An error that two tasks or fewer could not give is infinite.
+            error of that mean. An error that too few tasks could not give is infinite.
 
     Raises:
         RecordError: a value is missing or not finite.

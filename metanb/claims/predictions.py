@@ -22,10 +22,10 @@ expectation has one rule, on the 95 % interval of the effect, over runs and task
 
 Everything between is open. The interval of COLLAPSES was mended after the runs: it had taken the
 base's mean as known, and was too narrow. The ledger's page names the outcomes that this changed.
-MARGIN is small beside what C5 would promise. In the recorded base runs
-of first-order MAML (Omniglot 5-way 1-shot, quick scale) a line through accuracy against trajectory
-coherence rises by 76 points per unit. By that line the loss of half of the final 0.21 would cost 8
-points.
+
+MARGIN is small beside what C5 would promise. In the recorded base runs of first-order MAML
+(Omniglot 5-way 1-shot, quick scale) a line through accuracy against trajectory coherence rises by
+76 points per unit. By that line the loss of half of the final 0.21 would cost 8 points.
 """
 
 import json

@@ -58,7 +58,7 @@ from metanb.claims.verdicts import MIN_RUNS, Row, Unit, Verdict
 from metanb.grids.definitions import begun_run, is_beginning
 from metanb.grids.interventions import find_intervention
 from metanb.labels import ALGORITHMS, name_of
-from metanb.runs.records import Record, RecordError, keep_furthest, keep_new
+from metanb.runs.records import Record, keep_furthest, keep_new
 from metanb.settings import Settings, differences_from_scale, preset, scale_of
 
 ACROSS = 5  # runs from which a correlation across runs is judged
@@ -255,14 +255,15 @@ def _judge_trend(
             [curve(run, measure, column) / unit for run, unit in zip(cell, units, strict=True)]
             for column in ("mean", "sem")
         )
+    trends = []
     for run, values in zip(cell, curves, strict=True):
         try:
-            trend(values)
+            trends.append(trend(values))
         except ValueError:
             verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.NO_RATIO
             name = f"{divisor or measure} of {run.settings.id}"
             return _make_row(claim, cell, NO_EFFECT, Unit.LOG_RATIO, verdict, name, variant)
-    effect = interval(map(trend, curves), shared=map(trend_error, curves, errors))
+    effect = interval(trends, shared=map(trend_error, curves, errors))
     verdict = verdict_by_interval(effect, len(cell), claim.direction)
     return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, variant=variant)
 
@@ -566,8 +567,10 @@ def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
 
     # what it rests on; a penalty on the outer loss moves nothing
     detail = f"accuracy on {tasks}"
-    if runs and settings.regulariser != "outer":
-        detail += _describe_move(runs)
+    # An algorithm of one's own need not record the move.
+    recorded = bool(runs) and all(run.has("relative_move") for run in runs)
+    if recorded and settings.regulariser != "outer":
+        detail += f"; relative move {late_values(runs, 'relative_move').mean():.3f}"
     return _make_row(
         claim,
         runs or cell,
@@ -579,14 +582,6 @@ def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
         compared=partners,
         count=len(pairs),
     )
-
-
-def _describe_move(runs: list[Record]) -> str:
-    """The late relative move; empty where an algorithm of one's own does not record it."""
-    try:
-        return f"; relative move {late_values(runs, 'relative_move').mean():.3f}"
-    except RecordError:
-        return ""
 
 
 def _gains_on_further_tasks(

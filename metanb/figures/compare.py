@@ -53,7 +53,7 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
         return f"yours: {algorithm}, {name_of(settings.dataset)}{apart}"
 
     # Measures that all of one's own runs have; those that the book has not are drawn without it.
-    recorded = [name for name in measures if all(name in set(run.measures.measure) for run in runs)]
+    recorded = [name for name in measures if all(run.has(name) for run in runs)]
     if not recorded:
         raise ValueError(
             f"your runs do not all have one of {', '.join(measures) or 'no measures'}: name others"
@@ -67,7 +67,7 @@ def beside_the_book(runs: Sequence[Record], measures: Sequence[str] = SHOWN) -> 
     missing = [
         describe_measure(name).label
         for name in recorded
-        if reference and not any(name in set(run.measures.measure) for run in reference)
+        if reference and not any(run.has(name) for run in reference)
     ]
     if missing:
         caption += f" Of the book's, there is no {' and no '.join(missing)}."
@@ -81,9 +81,11 @@ def _varies(name: str, runs: Sequence[Record]) -> bool:
     A draw of classes does so beside another with the same seed; else it goes with the seed. Images
     do so beside others of the same data set; else its name tells.
     """
-    same = {"class_seed": "seed", "content": "dataset"}.get(name)
-    values = {(same and getattr(run.settings, same), getattr(run.settings, name)) for run in runs}
-    return len(values) > len({beside for beside, _ in values})
+    partner = {"class_seed": "seed", "content": "dataset"}.get(name)
+    values = {
+        (partner and getattr(run.settings, partner), getattr(run.settings, name)) for run in runs
+    }
+    return len(values) > len({of_partner for of_partner, _ in values})
 
 
 def _book_runs() -> list[Record]:

@@ -74,7 +74,8 @@ def describe_origin(runs: Sequence[Record]) -> str:
     def list_values(key: str) -> str:
         # A run that was resumed lists several values, with commas between them; a processor's name
         # may have commas of its own, in parentheses.
-        values = {v for fact in facts for v in re.split(r", (?![^()]*\))", str(fact[key]))}
+        comma = r", (?![^()]*\))"
+        values = {value for fact in facts for value in re.split(comma, str(fact[key]))}
         return ", ".join(sorted(values))
 
     return (
@@ -98,19 +99,13 @@ def long_table(
     """
     if not runs or not measures:
         raise ValueError(f"no {'measure' if runs else 'run'} is given: give at least one")
-    lacking = {
-        (label(run), measure)
-        for run in runs
-        for measure in (measures if partly else ())
-        if not _has(run, measure)
-    }
-    # A measure that no label has is left in: its error names it.
-    labels = {label(run) for run in runs}
-    left_out = {
-        (group, measure)
-        for group, measure in lacking
-        if any((other, measure) not in lacking for other in labels)
-    }
+    left_out = set()
+    if partly:
+        lacking = {(label(run), m) for run in runs for m in measures if not run.has(m)}
+        # A measure that no label has is left in: its error names it.
+        labels = {label(run) for run in runs}
+        nowhere = {m for m in measures if all((group, m) in lacking for group in labels)}
+        left_out = {(group, m) for group, m in lacking if m not in nowhere}
     return pd.concat(
         [
             run.curve(measure)
@@ -275,10 +270,11 @@ def _describe_curves(runs: Sequence[Record], measures: Sequence[str], data: pd.D
     if over_iterations:
         names = " and ".join(describe_measure(measure).label for measure in over_iterations)
         words += f" The {names}: mean over the iterations of each epoch."
-    final = [measure for measure in measures if measure.startswith(FINAL)]
-    if final:
-        words += f" The {' and '.join(final)}: mean over further meta-test tasks, at the run's end."
-    if len(over_iterations) + len(final) < len(measures):
+    on_further_tasks = [measure for measure in measures if measure.startswith(FINAL)]
+    if on_further_tasks:
+        names = " and ".join(on_further_tasks)
+        words += f" The {names}: mean over further meta-test tasks, at the run's end."
+    if len(over_iterations) + len(on_further_tasks) < len(measures):
         words += (
             " What is measured on tasks: mean over the same "
             f"{_describe_test_tasks(runs)} meta-test tasks. Circles: the untrained network."
@@ -294,16 +290,11 @@ def _is_over_iterations(runs: Sequence[Record], measure: str) -> bool:
     """
     if measure in MEASURES:
         return MEASURES[measure].over == "iterations"
-    curves_of_runs = [(run, run.curve(measure)) for run in runs if _has(run, measure)]
+    curves_of_runs = [(run, run.curve(measure)) for run in runs if run.has(measure)]
     return all(
         0 not in rows.index and (rows.n == run.settings.epoch_iterations).all()
         for run, rows in curves_of_runs
     )
-
-
-def _has(run: Record, measure: str) -> bool:
-    """Whether a record has a measure."""
-    return measure in set(run.measures.measure)
 
 
 def scatter(
@@ -330,7 +321,6 @@ def scatter(
     data = long_table(runs, (x, y), label)
     x_label, y_label = (describe_measure(measure).label for measure in (x, y))
     of_run = "run (seed)" if _differ_by_seed(data) else "run"
-    unnamed = ["id", "number"] if _differ_by_seed(data) else ["number"]
     data = data[data.epoch > 0].pivot(
         index=["run", "seed", "id", "number", "epoch"], columns="measure", values="mean"
     )
@@ -351,7 +341,7 @@ def scatter(
             "epoch 0 is left out."
         )
         alt = f"{y_label} against {x_label}. {'; '.join(sentences)}."
-        return finish_panels(canvas, name, caption, alt, data.drop(columns=unnamed))
+        return finish_panels(canvas, name, caption, alt, _hand_out(data))
 
 
 def _draw_paths(axis: Any, data: pd.DataFrame, x: str, y: str, colour: Any) -> None:

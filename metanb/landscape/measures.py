@@ -46,7 +46,8 @@ OVER_TASKS: dict[str, StatOverTasks] = {}
 OF_NETWORK = ("body_norm", "head_norm")
 VALID = "valid_accuracy"
 # Measures that a run records besides these: of its training, and after its last epoch.
-OF_RUNS = ("train_loss", "relative_move", "final_accuracy", "final_accuracy_finn")
+OF_TRAINING = ("train_loss", "relative_move")
+OF_RUNS = (*OF_TRAINING, "final_accuracy", "final_accuracy_finn")
 # pandas reads these words in a column of a table as missing values
 _MISSING_VALUES = ("nan", "null")
 PERMUTATIONS = 5  # of a task's labels, at most: cyclic shifts that are evenly spread
@@ -116,9 +117,9 @@ def _register(
 
     def register(function: Function) -> Function:
         require_free_measure(name, function)
-        for other in (PER_TASK, OVER_TASKS):
-            if other is not table:
-                other.pop(name, None)
+        for other_table in (PER_TASK, OVER_TASKS):
+            if other_table is not table:
+                other_table.pop(name, None)
         table[name] = function
         if entry is not None or name not in MEASURES:
             MEASURES[name] = entry or Measure(name)

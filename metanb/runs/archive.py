@@ -157,8 +157,7 @@ def unpack_runs(path: Path) -> list[str]:
     """Put the content of an archive into the local store.
 
     What the store has already stays, if it is as far; of the same training, weights and later
-    measures that are not there join it. Nothing is written unless every member is as
-    it was packed.
+    measures that are not there join it. Nothing is written unless every member is as it was packed.
 
     Returns:
         A line for each record and each checkpoint.
@@ -286,13 +285,13 @@ def _merge_later(
     if not same:
         listed = ", ".join(row["measure"] for row in packed["rows"])
         return f"; left out, as another training's: later measures {listed}" if listed else ""
-    there = {row["measure"]: row for row in records.read_later(record.path)["rows"]}
+    in_store = {row["measure"]: row for row in records.read_later(record.path)["rows"]}
     rows = [row for row in packed["rows"] if row["measure"] not in record.at_the_end]
     added = [row["measure"] for row in rows]
-    left = [
+    unchanged = [
         row["measure"]
         for row in packed["rows"]
-        if row["measure"] in record.at_the_end and row != there.get(row["measure"])
+        if row["measure"] in record.at_the_end and row != in_store.get(row["measure"])
     ]
 
     # Each origin tells of the measures that come from it.
@@ -302,7 +301,7 @@ def _merge_later(
             origins.append(origin | {"measures": names})
     if rows:
         records.add_later(record, rows, origins)
-    news = [("later measures added", added), ("left as they are there", left)]
+    news = [("later measures added", added), ("left as they are there", unchanged)]
     return "".join(f"; {what}: {', '.join(names)}" for what, names in news if names)
 
 

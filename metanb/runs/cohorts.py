@@ -18,7 +18,7 @@ from metanb.data.tasks import Draw, draw_images, draw_tasks, drawn_pixels, scale
 from metanb.labels import ALGORITHMS
 from metanb.landscape import task_stats
 from metanb.landscape.lanczos import random_directions
-from metanb.landscape.measures import require_free_measure
+from metanb.landscape.measures import OF_TRAINING, require_free_measure
 from metanb.landscape.task_stats import Stat
 from metanb.maml import fusing
 from metanb.maml.algorithms import add_gradient
@@ -34,7 +34,6 @@ from metanb.settings import Settings
 # on, see `metanb.runs.training.TASKS_PER_STREAM`.
 TRAIN, VALID, TEST, FINAL = range(4)
 
-OF_TRAINING = ("train_loss", "relative_move")  # values of an algorithm that are measures of metanb
 SLOPE = "norm of the gradient"  # beside an algorithm's values; none of them can have such a name
 
 

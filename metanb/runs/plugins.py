@@ -35,10 +35,10 @@ def load_plugin(path: Path) -> None:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         if LOADED.get(place) == digest:
             return
-        for other in LOADED:
-            if other.stem == place.stem and other != place:
+        for loaded in LOADED:
+            if loaded.stem == place.stem and loaded != place:
                 raise PluginError(
-                    f"plugin {path} has the name of {other}, which is loaded: rename one of them"
+                    f"plugin {path} has the name of {loaded}, which is loaded: rename one of them"
                 )
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

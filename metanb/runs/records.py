@@ -79,6 +79,10 @@ class Record:
         """The measures of the last epoch; a plugin's may be in others alone, of a resumed run."""
         return set(self.measures.measure[self.measures.epoch == self.epochs])
 
+    def has(self, measure: str) -> bool:
+        """Whether the measure is recorded, in one epoch at least."""
+        return measure in self._curves
+
     @cached_property
     def _curves(self) -> dict[str, pd.DataFrame]:
         """The rows of each measure: rules ask for the same curves again and again."""

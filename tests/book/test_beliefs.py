@@ -3,9 +3,11 @@
 Curves are chosen so that one conclusion is right and another wrong.
 """
 
-import sys
 from dataclasses import replace
 
+import beliefs
+import claim_results
+import committed
 import numpy as np
 import pytest
 
@@ -13,13 +15,7 @@ from metanb.claims import companions, predictions, rules
 from metanb.claims.companions import Role
 from metanb.claims.paper import PAPER_GAIN
 from metanb.claims.predictions import Expectation, Outcome, Prediction, PredictionRow
-from tests.support.paths import ROOT
 from tests.support.records import FALLS, TIME, cell
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import beliefs
-import claim_results
-import committed
 
 
 @pytest.mark.parametrize(("scale_free", "explained"), [(np.ones(12), True), (FALLS, False)])

@@ -1,13 +1,7 @@
 """What the page on speed says of given timings."""
 
-import sys
-
-import pandas as pd
-
-from tests.support.paths import ROOT
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import benchmark_page
+import pandas as pd
 
 
 def test_best_peer_is_the_fastest_whose_gradient_is_right():

@@ -1,15 +1,12 @@
 """Verdicts in words, on synthetic records whose verdicts are known."""
 
-import sys
 from dataclasses import replace
+
+import claim_results
 
 from metanb.claims import rules
 from metanb.claims.verdicts import Verdict
-from tests.support.paths import ROOT
 from tests.support.records import FALLS, at_paper_settings, cell
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import claim_results
 
 
 def test_verdicts_are_counted_in_words():

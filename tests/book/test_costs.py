@@ -1,8 +1,8 @@
 """Prices of runs whose times are given, and a simulation of correlations."""
 
-import sys
 from dataclasses import replace
 
+import costs
 import numpy as np
 from scipy import stats
 
@@ -11,11 +11,7 @@ from metanb.grids import definitions, hours
 from metanb.grids.definitions import Planned
 from metanb.grids.hours import Timings
 from metanb.settings import preset
-from tests.support.paths import ROOT
 from tests.support.records import timed
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import costs
 
 
 def test_the_cost_of_the_paper_by_device(monkeypatch):

@@ -1,16 +1,11 @@
 """Two inner losses beside each other, on synthetic records whose verdicts are known."""
 
-import sys
-
+import beliefs
+import inner_losses
 import numpy as np
 
 from metanb.claims import rules
-from tests.support.paths import ROOT
 from tests.support.records import FALLS, TIME, at_paper_settings, cell
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import beliefs
-import inner_losses
 
 
 def test_verdicts_of_two_inner_losses_are_compared():

@@ -5,9 +5,9 @@ and records that are changed until a finding is false.
 """
 
 import re
-import sys
 from dataclasses import replace
 
+import landing
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,9 +17,6 @@ from metanb.claims.verdicts import Verdict
 from metanb.runs.records import read_records
 from metanb.settings import preset
 from tests.support.paths import ROOT
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import landing
 
 
 @pytest.fixture(scope="module")

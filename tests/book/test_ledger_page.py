@@ -1,8 +1,8 @@
 """The ledger's tables and counts, on synthetic records whose verdicts are known."""
 
-import sys
 from dataclasses import replace
 
+import ledger_page
 import numpy as np
 import pandas as pd
 from bs4 import BeautifulSoup
@@ -10,11 +10,7 @@ from bs4 import BeautifulSoup
 from metanb.claims import rules
 from metanb.claims.verdicts import Verdict
 from metanb.figures import forest, ledger
-from tests.support.paths import ROOT
 from tests.support.records import TIME, cell, record, stopped_run
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import ledger_page
 
 
 def test_headline_counts_the_verdicts_of_the_papers_form():

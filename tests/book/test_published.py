@@ -1,19 +1,15 @@
 """Accuracies beside published ones, on synthetic records."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import published
 import pytest
+import reach
 
 from metanb.claims import rules
-from tests.support.paths import ROOT
 from tests.support.records import cell, stopped_run
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import published
-import reach
 
 
 @pytest.mark.parametrize(("epochs", "reached"), [((10, 10), "5,000"), ((10, 8), "4,000 to 5,000")])

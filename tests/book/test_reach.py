@@ -1,15 +1,12 @@
 """How far runs have got, in words, on synthetic records."""
 
-import sys
 from dataclasses import replace
+
+import reach
 
 from metanb.claims import rules
 from metanb.claims.run_stats import correlation_power
-from tests.support.paths import ROOT
 from tests.support.records import FALLS, PAPER, TIME, at_paper_settings, cell, stopped_run
-
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import reach
 
 
 def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():

@@ -6,7 +6,6 @@ BeautifulSoup.
 
 import ast
 import re
-import sys
 import tomllib
 from types import SimpleNamespace
 
@@ -30,7 +29,6 @@ TREES = {
     if path.stem[0] != "_" and path.parent.name != "cli"  # commands have a page of their own
 }
 
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
 launch, reference = pytest.importorskip("launch"), pytest.importorskip("reference")
 
 

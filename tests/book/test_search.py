@@ -5,14 +5,12 @@ spelling in Python beside the same rules in the browser.
 """
 
 import re
-import sys
 
 import pytest
 from bs4 import BeautifulSoup
 
-from tests.support.paths import HTML, PAGES, ROOT
+from tests.support.paths import HTML, PAGES
 
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
 spellings = pytest.importorskip("spellings")
 
 # The search has come to an end: each page has its excerpt, and each name what kind it is of.

@@ -53,6 +53,10 @@ class Bare(NamedTuple):
     # by measure, those of its epochs over tasks; 0 if not given
     errors: dict = MappingProxyType({})
 
+    def has(self, measure):
+        """Whether it has a curve of a measure."""
+        return measure in self.curves
+
     def upto(self, _):
         """All of it: no run was stopped."""
         return self
