@@ -117,7 +117,9 @@ OF_OWN = TINY | {"ways": 2, "test_tasks": 2, "final_tasks": 2}
 def run_of_earlier(monkeypatch, **changes):
     """A run on these images by a version that did not have the measure "within_product"."""
     with monkeypatch.context() as patch:
-        patch.delitem(measures.PER_TASK, "within_product")
+        # A table without it: taken out and put back, it would come last in later tests.
+        others = {name: f for name, f in measures.PER_TASK.items() if name != "within_product"}
+        patch.setattr(measures, "PER_TASK", others)
         return experiment.run(preset("smoke", "mine", **OF_OWN | changes), "cpu")
 
 
