@@ -25,6 +25,8 @@ from metanb.settings import scale_of
 MAIN = ("omniglot", 5, 1)
 # Where accuracy and coherence are seen to rise together over epochs.
 TOGETHER = (Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.POWERLESS, Verdict.REPRODUCED)
+# Where finetuning's trajectories are nearly orthogonal, whatever meta-training's are.
+NEARLY_ORTHOGONAL = (Verdict.NOT_SET_APART, Verdict.REPRODUCED)
 
 
 def share_words(rows: Sequence[Row]) -> str:
@@ -147,9 +149,7 @@ def belief_in_finetuning(rows: Sequence[Row]) -> str:
     )
     if not works:
         return text + "."
-    orthogonal = [
-        row for row in works if row.verdict in (Verdict.REPRODUCED, Verdict.NOT_SET_APART)
-    ]
+    orthogonal = [row for row in works if row.verdict in NEARLY_ORTHOGONAL]
     text += f", and its trajectories are nearly orthogonal in {count_cells(orthogonal)} of these"
     return f"{text}. {set_apart(orthogonal)}" if orthogonal else f"{text}."
 

@@ -8,7 +8,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from beliefs import MAIN, TOGETHER, count_cells, reproduced_share, set_apart, share_words
+from beliefs import (
+    MAIN,
+    NEARLY_ORTHOGONAL,
+    TOGETHER,
+    count_cells,
+    reproduced_share,
+    set_apart,
+    share_words,
+)
 from committed import committed_runs, judged_on_paper_data
 from published import GAIN_SETTING
 from sphinx.errors import ExtensionError
@@ -221,9 +229,7 @@ def find_agreement(evidence: Evidence) -> Finding:
 def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
     """C7 and C8."""
     baselines = evidence.judged("C7")
-    orthogonal = [
-        row for row in baselines if row.verdict in (Verdict.REPRODUCED, Verdict.NOT_SET_APART)
-    ]
+    orthogonal = [row for row in baselines if row.verdict in NEARLY_ORTHOGONAL]
     gains = evidence.judged("C8")
     own = [row for row in gains if row.scale == "paper" and row.paper]
     row = own[0]
