@@ -29,6 +29,7 @@ from metanb.labels import MEASURES, describe_measure, name_of
 from metanb.runs.records import Record
 
 MARKERS = "osD^vP*X"  # of runs
+NO_COMMON = "no epoch that all runs have"
 FINAL = "final_accuracy"  # begins the names of measures on further tasks, after the last epoch
 
 
@@ -99,13 +100,7 @@ def long_table(
     """
     if not runs or not measures:
         raise ValueError(f"no {'measure' if runs else 'run'} is given: give at least one")
-    left_out = set()
-    if partly:
-        lacking = {(label(run), m) for run in runs for m in measures if not run.has(m)}
-        # A measure that no label has is left in: its error names it.
-        labels = {label(run) for run in runs}
-        nowhere = {m for m in measures if all((group, m) in lacking for group in labels)}
-        left_out = {(group, m) for group, m in lacking if m not in nowhere}
+    left_out = _find_lacking(runs, measures, label) if partly else set()
     return pd.concat(
         [
             run.curve(measure)
@@ -122,6 +117,19 @@ def long_table(
             if (label(run), measure) not in left_out
         ]
     )
+
+
+def _find_lacking(
+    runs: Sequence[Record], measures: Sequence[str], label: Callable[[Record], str]
+) -> set[tuple[str, str]]:
+    """Which label is left out of which measure's panel: pairs whose measure a run does not have.
+
+    A measure that no label has is not among them: its error names it.
+    """
+    lacking = {(label(run), m) for run in runs for m in measures if not run.has(m)}
+    labels = {label(run) for run in runs}
+    somewhere = {m for m in measures if any((group, m) not in lacking for group in labels)}
+    return {(group, m) for group, m in lacking if m in somewhere}
 
 
 def _differ_by_seed(data: pd.DataFrame) -> bool:
@@ -235,7 +243,7 @@ def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
         )
         title = describe_measure(measure).label
         if common.empty:
-            sentences.append(f"{title}, {group}: no epoch that all runs have")
+            sentences.append(f"{title}, {group}: {NO_COMMON}")
             continue
         first, last = (common.iloc[place].mean() for place in (0, -1))
         sentences.append(f"{title}, {group}: from {first:.3g} after the first epoch to {last:.3g}")
@@ -363,7 +371,8 @@ def shares(
 ) -> Figure:
     """A measure and its parts over meta-training, one panel per label.
 
-    Lines are means over runs, bands go from the least run to the greatest.
+    Lines are means over runs, bands go from the least run to the greatest. Both end where the first
+    run does.
 
     Args:
         runs: records.
@@ -384,11 +393,12 @@ def shares(
         for axis, group in zip(axes, groups, strict=False):
             for measure, (colour, dash) in zip(measures, styles, strict=True):
                 selected = data[(data.run == group) & (data.measure == measure)]
-                table = _pivot_runs(selected)
                 title = describe_measure(measure).label
-                _draw_mean_and_range(axis, table, colour, dash, title)
-                last = table.iloc[-1].mean()
-                sentences.append(f"{group}, {title}: at last {last:.3g}")
+                # a mean over fewer runs would jump where one ends
+                common = _pivot_runs(selected).dropna()
+                _draw_mean_and_range(axis, common, colour, dash, title)
+                last = f"at last {common.iloc[-1].mean():.3g}" if len(common) else NO_COMMON
+                sentences.append(f"{group}, {title}: {last}")
             axis.set(xlabel="meta-training iteration")
             set_title(axis, group)
         add_legend(canvas, axes[0])

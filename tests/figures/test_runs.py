@@ -271,6 +271,23 @@ def test_shares_say_where_each_part_ends(runs):
     assert "means of 3 runs" in shown.text
 
 
+def test_shares_end_where_the_first_run_does(runs):
+    pair = [runs[0].upto(6), runs[1]]
+    figure = figures.shares(pair, "distance", ["body_norm"], "parts", "c")
+    curves = [run.curve("distance").loc[6] for run in pair]
+    line = figure.canvas.axes[0].get_lines()[0]
+    assert line.get_xdata()[-1] == curves[0].iteration
+    last = np.mean([curve["mean"] for curve in curves])
+    assert f"distance from θ_s (L2): at last {last:.3g}" in figure.alt
+
+
+def test_shares_without_an_epoch_in_common_are_drawn():
+    long, short = whole(0, "maml"), whole(1, "maml")
+    short.measures["iteration"] += 1
+    figure = figures.shares([long, short], "distance", ["body_norm"], "parts", "c")
+    assert figure.alt.count("no epoch that all runs have") == 2
+
+
 def test_figures_and_rules_load_no_torch():
     """In a process of its own: the tests' has torch in any case."""
     modules = (
