@@ -211,17 +211,24 @@ def learn_names(settings: Mapping[str, Any], entry: Any = None) -> None:
     """
     algorithm, network = settings.get("algorithm"), settings.get("network")
     if isinstance(algorithm, str) and OWN_NAME.fullmatch(algorithm):
-        if entry is None:
-            assumed = Algorithm(algorithm, ALGORITHMS["maml"].regularisers)
-            if ALGORITHMS.setdefault(algorithm, assumed) is assumed:
-                _ASSUMED[algorithm] = assumed
-        elif algorithm not in OF_PACKAGE:
-            recorded = _read_entry(entry)
-            # What is registered here, or stands in an earlier record, stays.
-            if algorithm not in ALGORITHMS or ALGORITHMS[algorithm] is _ASSUMED.get(algorithm):
-                ALGORITHMS[algorithm] = recorded
+        _learn_algorithm(algorithm, entry)
     if isinstance(network, str) and OWN_NAME.fullmatch(network):
         NETWORKS.setdefault(network, network)
+
+
+def _learn_algorithm(name: str, entry: Any) -> None:
+    """Make an algorithm of one's own known; arguments and errors are those of `learn_names`.
+
+    What is registered here, or stands in an earlier record, stays; what was assumed does not.
+    """
+    if name in OF_PACKAGE:
+        return
+    if entry is not None:
+        recorded = _read_entry(entry)
+        if name not in ALGORITHMS or ALGORITHMS[name] is _ASSUMED.get(name):
+            ALGORITHMS[name] = recorded
+    elif name not in ALGORITHMS:
+        ALGORITHMS[name] = _ASSUMED[name] = Algorithm(name, ALGORITHMS["maml"].regularisers)
 
 
 def _read_entry(values: Any) -> Algorithm:
