@@ -105,7 +105,7 @@ def belief_in_coherence(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) 
         ]
         text += (
             f" Where accuracy falls late in training, {' and '.join(verdicts)}, over all epochs; "
-            "[chapter 5](../notebooks/5-overfitting.ipynb) has the halves."
+            "[chapter 5](../notebooks/5-overfitting.ipynb) has the halves where classes are few."
         )
     text += accuracy_without_coherence(outcomes)
     if not whole:
@@ -164,9 +164,9 @@ def set_apart(rows: Iterable[Row]) -> str:
     by_partner: dict[str, list[Row]] = {}
     for row in rows:
         by_partner.setdefault(row.variant.partition("beside ")[2], []).append(row)
-    phrases = [f"{name} in {share_words(of_name)}" for name, of_name in by_partner.items()]
+    phrases = [f"under {name} in {share_words(of_name)}" for name, of_name in by_partner.items()]
     return (
-        f"Coherence is seen to be higher than that, above {rules.ORTHOGONAL:g}, under "
+        f"Meta-training's coherence is seen to lie above {rules.ORTHOGONAL:g} "
         f"{enumerate_words(phrases)}."
     )
 
@@ -194,6 +194,8 @@ def belief_in_gain(rows: Sequence[Row]) -> str:
             conclusion = "which is a gain"
         elif row.high < PAPER_GAIN:
             conclusion = "which is less than the paper's"
+            if rules.RUNS_ALONE in row.detail:
+                conclusion += " on these tasks; other tasks would widen the interval"
         else:
             conclusion = "which includes both no gain and the paper's"
         reached = f", {row.reached}" if row.reached else ""
@@ -201,7 +203,8 @@ def belief_in_gain(rows: Sequence[Row]) -> str:
             f"{row.change} under {name_of(row.algorithm)} {PLACES[row.scale]}{reached}, "
             f"{conclusion}"
         )
-    return text + f"Our change on the same task: {'; '.join(phrases)}."
+    place = f"{name_of(dataset)} {ways}-way {shots}-shot"
+    return text + f"Our change on {place}, at strengths of our choice: {'; '.join(phrases)}."
 
 
 def main_roles(recorded: Iterable[Record]) -> list[MeasureRole]:

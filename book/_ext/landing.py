@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from beliefs import (
     MAIN,
     NEARLY_ORTHOGONAL,
@@ -18,6 +19,7 @@ from beliefs import (
     share_words,
 )
 from committed import committed_runs, judged_on_paper_data
+from formats import format_iterations
 from published import GAIN_SETTING
 from sphinx.errors import ExtensionError
 
@@ -26,12 +28,12 @@ from metanb.claims.agreement import late
 from metanb.claims.cells import curve
 from metanb.claims.paper import PAPER_GAIN
 from metanb.claims.predictions import MARGIN, compare_interventions
-from metanb.claims.run_stats import Interval, correlation, mean_correlation
+from metanb.claims.run_stats import Interval, correlation, correlation_power, mean_correlation
 from metanb.claims.verdicts import Row, Verdict
 from metanb.grids.interventions import BY_NAME, intervention_runs
 from metanb.labels import name_of
 from metanb.runs.records import Record
-from metanb.settings import preset
+from metanb.settings import Scale, preset
 
 CENTRED = "centred head at meta-test"
 OTHER_HEADS = ("zero head", "shared head")  # take coherence away in meta-training
@@ -78,24 +80,39 @@ class Evidence:
             and row.verdict.is_judged
         ]
 
-    def correlations_by_half(self, ids: Collection[str]) -> list[Interval]:
-        """C5's correlation over the first and over the second half of the epochs of some runs."""
-        curves = [
-            [curve(run, measure) for measure in ("query_accuracy", "trajectory_coherence")]
+    def curves_with_accuracy(self, ids: Collection[str], measure: str) -> list[list[np.ndarray]]:
+        """Query accuracy and a measure after each epoch, by run."""
+        return [
+            [curve(run, name) for name in ("query_accuracy", measure)]
             for run in self.records
             if run.settings.id in ids
         ]
+
+    def correlations_by_half(self, ids: Collection[str], measure: str) -> list[Interval]:
+        """A measure's correlation with accuracy over the first and the second half of the epochs.
+
+        Args:
+            ids: of the runs of a cell.
+            measure: trajectory or gradient coherence.
+        """
+        curves = self.curves_with_accuracy(ids, measure)
         half = len(curves[0][0]) // 2
         return [
             mean_correlation([correlation(x[part], y[part])[0] for x, y in curves])
             for part in (slice(half), slice(half, None))
         ]
 
-    def late(self, algorithm: str, measure: str, setting: tuple[str, int, int] = MAIN) -> float:
-        """A measure late in meta-training, mean over the quick base runs of a setting."""
-        base = preset("quick", *setting, algorithm=algorithm).unseeded
-        runs = [run for run in self.records if run.settings.unseeded == base]
-        return late(runs, measure)
+    def moves_against_accuracy(self, ids: Collection[str], measure: str) -> bool:
+        """Whether a measure is seen to change against accuracy from one epoch to the next."""
+        curves = self.curves_with_accuracy(ids, measure)
+        return mean_correlation([correlation(*map(np.diff, pair))[0] for pair in curves]).high < 0
+
+    def base_runs(
+        self, algorithm: str, setting: tuple[str, int, int] = MAIN, scale: Scale = "quick"
+    ) -> list[Record]:
+        """The runs of a setting in which nothing else differs from its scale."""
+        base = preset(scale, *setting, algorithm=algorithm).unseeded
+        return [run for run in self.records if run.settings.unseeded == base]
 
 
 def committed_evidence() -> Evidence:
@@ -145,7 +162,8 @@ def find_worse(evidence: Evidence) -> Finding:
     text = (
         f"**Flatter need not mean better.** Accuracy on new tasks falls late in {len(plain)} "
         "cells. Over the second half of training curvature goes on falling in the first, as the "
-        f"paper says ({places[0]}). In the second, with the inner loss of Finn's code, it is not "
+        f"paper says ({places[0]}). In the second, whose inner loss is a sum as in the code "
+        "of Finn et al. (2017), it is not "
         f"seen to fall ({places[-1]}). On the measure without the weights' size it falls in "
         "neither, and rises in the second."
     )
@@ -164,29 +182,42 @@ def find_coherence(evidence: Evidence) -> Finding:
         "**Coherence and accuracy often rise together; more than a shared trend is seldom seen.** "
         f"Over epochs they are correlated in {together} of {len(rows)} comparisons. In {trend} of "
         "these their changes from one epoch to the next are not seen to be. In none are the more "
-        "coherent runs shown to be the more accurate ones; few cells have the runs for that. "
+        "coherent runs shown to be the more accurate ones; no cell has the runs for that. "
     )
     turned = [row for row in evidence.judged("C5") if row.verdict == Verdict.CONTRARY]
     whole = [row for row in turned if row.scale == "paper" and not row.reached]
     overfitting = [row for row in turned if "10 classes" in row.setting]
-    if not len(whole) == len(overfitting) == 1:
+    falling = [row.ids for row in evidence.judged("C4")]
+    if not len(whole) == len(overfitting) == 1 or len(falling) != 2:
         return Finding(text, holds=False)
-    early, late_in_training = evidence.correlations_by_half(overfitting[0].ids)
+    trajectories, gradients = "trajectory_coherence", "gradient_coherence"
+    shared = [row for row in turned if not evidence.moves_against_accuracy(row.ids, trajectories)]
+    early, late_in_training = evidence.correlations_by_half(overfitting[0].ids, trajectories)
+    late_gradients = [evidence.correlations_by_half(ids, gradients)[1] for ids in falling]
     text += (
-        f"Trajectory coherence goes *against* accuracy in {len(turned)} cells, one at the paper's "
-        f"settings and full length (r = {whole[0].change} under first-order MAML). With 10 "
+        f"Trajectory coherence goes *against* accuracy over epochs in {len(turned)} cells. In "
+        f"{len(shared)} of these that, too, is no more than a shared trend, as in the one at the "
+        f"paper's settings and full length (r = {whole[0].change} under first-order MAML). With 10 "
         f"classes, where accuracy falls late, r is {overfitting[0].change}, which comes from the "
         "first half of training. In the half in which accuracy falls, a cut that we chose after "
-        f"seeing the runs, r is {late_in_training.mean:.2f} ({late_in_training.low:.2f} to "
-        f"{late_in_training.high:.2f})."
+        f"seeing the runs, r is {format_r(late_in_training)}. Gradient coherence goes against "
+        f"accuracy in that half: r is {format_r(late_gradients[0])} there, and "
+        f"{format_r(late_gradients[1])} in the other cell in which accuracy falls."
     )
     rising = [
         row.ids for row in evidence.rows if row.claim == "C4" and row.verdict == Verdict.NO_CASE
     ]
     holds = not count(rows, Verdict.REPRODUCED) and trend > together / 2
-    holds &= whole[0].algorithm == "fomaml" and whole[0].ids in rising
+    holds &= correlation_power(max(row.runs for row in rows), rules.STRONG) < rules.POWER
+    holds &= whole[0].algorithm == "fomaml" and whole[0].ids in rising and whole[0] in shared
+    holds &= falling[0] == overfitting[0].ids and all(r.high < 0 for r in late_gradients)
     holds &= early.high < 0 and late_in_training.low < 0 < late_in_training.high
     return Finding(text, holds)
+
+
+def format_r(r: Interval) -> str:
+    """A correlation with its interval, such as "0.27 (-0.27 to 0.68)"."""
+    return f"{r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
 
 
 def find_agreement(evidence: Evidence) -> Finding:
@@ -201,24 +232,30 @@ def find_agreement(evidence: Evidence) -> Finding:
     table = compare_interventions(runs).set_index("intervention")
     base, changed = (table.loc[name] for name in names[:2])
     heads = table.loc[list(OTHER_HEADS)]
-    first, second = (evidence.late(name, "trajectory_coherence") for name in ("fomaml", "maml"))
-    answer = evidence.late("fomaml", "majority_before")
-    share = evidence.late("fomaml", "trajectory_coherence_head", GAIN_SETTING)
-    share /= evidence.late("fomaml", "trajectory_coherence", GAIN_SETTING)
+    plain, of_maml = (evidence.base_runs(algorithm) for algorithm in ("fomaml", "maml"))
+    first, second = (late(cell, "trajectory_coherence") for cell in (plain, of_maml))
+    answer = late(plain, "majority_before")
+    small, large = (evidence.base_runs("fomaml", GAIN_SETTING, name) for name in ("quick", "paper"))
+    shares = [
+        late(cell, "trajectory_coherence_head") / late(cell, "trajectory_coherence")
+        for cell in (small, large)
+    ]
     dataset, ways, shots = MAIN
     text = (
         f"**On {name_of(dataset)}, {ways}-way {shots}-shot, what tasks agree on is one wrong "
         "answer.** In the smaller version first-order MAML's trajectories are coherent late in "
         f"training ({first:.2f}; MAML's {second:.3f}), because before it adapts it gives "
         f"{100 * answer:.0f} % of a task's images the same class. Taking this out of the head at "
-        f"meta-test brings coherence from {base.trajectory_coherence:.2f} to "
+        f"meta-test brings coherence after the last epoch from {base.trajectory_coherence:.2f} to "
         f"{changed.trajectory_coherence:.3f} and changes accuracy by {changed.gain:+.1f} points "
         f"({changed.low:+.1f} to {changed.high:+.1f}): most of the accuracy does not need this "
         "coherence. Two heads that are trained without it cost "
         f"{-heads.gain.max():.0f} points, and change more than coherence. On {GAIN_SETTING[1]}-way "
-        f"tasks the head holds only {100 * share:.0f} % of the coherence."
+        f"tasks the head holds {100 * shares[0]:.0f} % of the coherence in the smaller version, "
+        f"and {100 * shares[1]:.0f} % after {format_iterations(large)} iterations at the paper's "
+        "settings."
     )
-    holds = first > 10 * second and answer > 2 / ways and share < 0.5
+    holds = first > 10 * second and answer > 2 / ways and shares[0] < 0.5 < shares[1]
     holds &= changed.trajectory_coherence < base.trajectory_coherence / 2
     holds &= -MARGIN < changed.low and changed.high < MARGIN
     holds &= heads.trajectory_coherence.max() < base.trajectory_coherence / 2
@@ -235,7 +272,7 @@ def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
     row = own[0]
     text = (
         "**The regulariser on coherence shows no gain in what could be run.** "
-        f"In {len(gains)} comparisons its gain is never seen. On the paper's task, "
+        f"A gain is seen in none of {len(gains)} comparisons. On the paper's task, "
         f"{name_of(row.dataset)} {row.setting}, it is {row.change} after {row.reached} of "
         f"{name_of(row.algorithm)}, at a strength of our choice; the paper's {PAPER_GAIN:+.2f}, by "
         "our source under MAML, is neither seen nor ruled out. Finetuning's trajectories are "

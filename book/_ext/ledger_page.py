@@ -8,7 +8,7 @@ import pandas as pd
 from committed import PAPER_DATA, ROOT
 from docutils import nodes
 from formats import folded_table, format_value, table_row
-from reach import paper_missing, paper_reach
+from reach import beginning, paper_missing, paper_reach, quick_without
 
 from metanb.claims import predictions, rules
 from metanb.claims.cells import cut_to_common_epoch, cut_to_common_length
@@ -68,7 +68,10 @@ VERDICT_MEANINGS = {
         f"contains {rules.ORTHOGONAL:g}, the coherence below which we call directions orthogonal. "
         "For C1's first peak it may also lie below *no effect*, where there is no peak."
     ),
-    "reversed": "The whole interval lies on the other side.",
+    "reversed": (
+        "The whole interval lies on the other side. For C5 and C6 a shared trend is enough for "
+        "that."
+    ),
     "cannot tell": (
         "The runs are too few to decide. For C8 the interval contains both no gain and the "
         f"paper's gain of {PAPER_GAIN:.2f} points. For C5 and C6 the runs cannot be compared "
@@ -304,6 +307,8 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
         ),
         "quick_planned": format_value(len(planned)),
         "quick_unrecorded": format_value(len(planned) - len(planned & finished) or "none"),
+        "beginning": beginning(),
+        "quick_without": quick_without(),
         "paper_missing": paper_missing(recorded, rows),
         "paper_reach": paper_reach(recorded, rows),
     }

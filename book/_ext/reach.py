@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from committed import ROOT
-from formats import PLACES, format_iterations, format_value, least_to_greatest
+from formats import PLACES, enumerate_words, format_iterations, format_value, least_to_greatest
 
 from metanb.claims import rules
 from metanb.claims.cells import curve, cut_to_common_length, group_into_cells
@@ -23,10 +23,33 @@ def runs_by_scale(recorded: list[Record]) -> str:
     """How many runs there are of each scale, and how many of them were stopped early."""
     phrases = []
     for scale, n in Counter(scale_of(run.settings) for run in recorded).most_common():
-        stopped = sum(not run.finished for run in recorded if scale_of(run.settings) == scale)
+        of_scale = [run for run in recorded if scale_of(run.settings) == scale]
+        stopped = sum(not run.finished for run in of_scale)
         phrase = f"{n} runs at `{scale}` scale"
+        if all(definitions.is_beginning(run.settings) for run in of_scale):
+            phrase = f"{n} runs of the first {beginning()}"
         phrases.append(f"{phrase}, {stopped} of them stopped early" if stopped else phrase)
     return "; ".join(phrases)
+
+
+def beginning() -> str:
+    """How long the runs for first peaks are, and how closely they are measured."""
+    iterations, every = (
+        definitions.BEGINNING["iterations"],
+        definitions.BEGINNING["epoch_iterations"],
+    )
+    return f"{iterations:,} iterations of the smaller version, measured every {every}"
+
+
+def quick_without() -> str:
+    """The data, ways and shots of the paper's grid that the smaller version leaves out."""
+    quick, paper = (
+        {(run.settings.dataset, run.settings.setting) for run in grid()}
+        for grid in (definitions.quick_grid, definitions.paper_grid)
+    )
+    return enumerate_words(
+        [f"{name_of(data)} {setting}" for data, setting in sorted(paper - quick)]
+    )
 
 
 def paper_runs(recorded: Iterable[Record]) -> list[Record]:

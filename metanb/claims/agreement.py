@@ -187,10 +187,11 @@ def describe_settings(traits: pd.DataFrame) -> str:
     decided = int((first_order["loss / ln N"] > DECIDED).sum())
     one_answer = int((first_order["one answer"] > 0.5).sum())
     in_head = int((first_order["head part"] > first_order["coherence"] / 2).sum())
+    glyphs = "Glyphs included, " if "Glyphs" in wide.index.unique("data") else ""
     return (
-        f"**Elsewhere**: of {len(wide)} settings, each scale counted by itself, first-order MAML "
-        f"is more coherent than MAML in {ahead} and has decided in {decided}. It gives more than "
-        f"half of a task's images one answer in {one_answer}, and in {in_head} the head has more "
-        "than half of its coherence."
+        f"**Elsewhere**: of {len(wide)} settings, {glyphs}each scale counted by itself, "
+        f"first-order MAML is more coherent than MAML in {ahead} and has decided in {decided}. It "
+        f"gives more than half of a task's images one answer in {one_answer}, and in {in_head} the "
+        "head has more than half of its coherence."
         + (f" Settings with one of the two alone do not count: {left_out}." if left_out else "")
     )

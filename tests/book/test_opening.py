@@ -111,7 +111,7 @@ def test_the_story_is_what_the_records_show(figure):
     _, early, _, late = percentages(story)
     assert early == pytest.approx(100 * float(first["mean"]), abs=3)
     assert late == pytest.approx(100 * float(last["mean"]), abs=3)
-    assert "goes down a gentle slope" in story and "lands on a wide, flat floor" in story
+    assert "goes down a gentle slope" in story and "lands on wide, low ground" in story
     assert STAGES[0]["support_loss_after"] > STAGES[0]["support_loss_before"] / 2
     solution = STAGES[-1]["paths"][0][-1]
     assert solution[1] == pytest.approx(0, abs=1e-6)

@@ -51,8 +51,8 @@ def test_words_follow_the_losses(after, words):
     )
 
 
-@pytest.mark.parametrize("steep, words", [(0.14, "a wide, flat floor"), (0.17, "low ground")])
-def test_a_floor_is_flat_as_far_as_half_a_step_around(steep, words):
+@pytest.mark.parametrize("steep, words", [(0.14, "wide, low ground"), (0.17, "low ground")])
+def test_low_ground_is_wide_where_it_is_low_half_a_step_around(steep, words):
     """The bowl's loss at the distance 1 is 0.1 + steep: below 0.25, or above."""
     bowl = film([(1.6, 0.1), (1.6, 0.1)], steep=steep)
     assert f"one inner step lands on {words}" in opening.describe_change(bowl)
