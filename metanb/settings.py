@@ -243,6 +243,11 @@ class Settings:
                 f"{self.algorithm!r}",
                 "give a test_head",
             )
+        if self.inner_head == "zero" and self.test_head != "fresh":
+            raise SettingsError(
+                f"test_head={self.test_head!r} has no effect with inner_head='zero', which puts a "
+                "head of zeros in its place: leave one of them out"
+            )
         for name, heads in ALIKE_HEADS.items():
             head = getattr(self, name)
             if self.adapts == "body" and head in heads:

@@ -199,6 +199,12 @@ def test_a_body_that_no_step_can_move_is_refused(algorithm, name):
                 preset("smoke", "glyphs", **values, adapts="body")
 
 
+@pytest.mark.parametrize("head", ["zero", "centred"])
+def test_a_test_head_that_a_head_of_zeros_replaces_is_refused(head):
+    with pytest.raises(SettingsError, match=f"test_head='{head}' has no effect with inner_head="):
+        preset("smoke", "glyphs", inner_head="zero", test_head=head)
+
+
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml"])
 @pytest.mark.parametrize("regulariser", [name for name in READINGS if name != "none"])
 def test_a_regulariser_without_effect_on_one_task_is_refused(algorithm, regulariser):

@@ -260,12 +260,23 @@ def _judge_trend(
         try:
             trends.append(trend(values))
         except ValueError:
-            verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.NO_RATIO
             name = f"{divisor or measure} of {run.settings.id}"
-            return _make_row(claim, cell, NO_EFFECT, Unit.LOG_RATIO, verdict, name, variant)
+            return _row_without_ratio(claim, cell, name, variant)
     effect = interval(trends, shared=map(trend_error, curves, errors))
     verdict = verdict_by_interval(effect, len(cell), claim.direction)
     return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, variant=variant)
+
+
+def _find_zero(cell: list[Record], measure: str, epochs: slice) -> str:
+    """The first run whose measure is 0 in one of the epochs: "MEASURE of RUN"; "" if none is."""
+    runs = (run for run in cell if not (curve(run, measure)[epochs] > 0).all())
+    return next((f"{measure} of {run.settings.id}" for run in runs), "")
+
+
+def _row_without_ratio(claim: Claim, cell: list[Record], name: str, variant: str) -> Row:
+    """A row with no ratio, because a measure is 0 in a run; `name` says which, and which run."""
+    verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.NO_RATIO
+    return _make_row(claim, cell, NO_EFFECT, Unit.LOG_RATIO, verdict, name, variant)
 
 
 def _judge_first_peak(cell: list[Record]) -> Row:
@@ -277,6 +288,7 @@ def _judge_first_peak(cell: list[Record]) -> Row:
     verdict:
 
         TOO_FEW     fewer than MIN_RUNS runs
+        NO_RATIO    the norm is 0 in an epoch of the first half
         REPRODUCED  the interval lies above 0
         NOT_SEEN    epoch 1 is measured within PEAK_BY iterations
         TOO_COARSE  otherwise
@@ -290,6 +302,8 @@ def _judge_first_peak(cell: list[Record]) -> Row:
     norms, errors = (
         np.stack([curve(run, "hessian_norm", column) for run in cell]) for column in ("mean", "sem")
     )
+    if name := _find_zero(cell, "hessian_norm", slice(norms.shape[1] // 2)):
+        return _row_without_ratio(BY_NAME["C1"], cell, name, "first peak")
     effect = first_peak(norms, errors)
     first_epoch = cell[0].settings.epoch_iterations
     if len(cell) < MIN_RUNS:
@@ -316,6 +330,7 @@ def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -
 
         TOO_FEW     fewer than MIN_RUNS runs
         TOO_SHORT   fewer than FALLING epochs in the second half
+        NO_RATIO    the norm is 0 in an epoch of that half
         NO_CASE     accuracy's change does not lie below 0 on both sets, with its interval
         then        by the interval of the change of the log Hessian norm
 
@@ -332,6 +347,9 @@ def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -
     if epochs - half < FALLING:
         verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.TOO_SHORT
         return _make_row(claim, cell, NO_EFFECT, Unit.LOG_RATIO, verdict, detail, variant)
+
+    if name := _find_zero(cell, measure, slice(half, None)):
+        return _row_without_ratio(claim, cell, name, variant)
 
     # the changes of accuracy on both sets of tasks, and of the log Hessian norm
     test, valid = (
@@ -494,7 +512,9 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
     losses = late_values(cell, "support_loss")
     untrained_accuracies = np.array([untrained(run, "query_accuracy") for run in cell])
     accuracies = late_values(cell, "query_accuracy")
-    fits = interval(np.log(losses / losses_before)).high < 0
+    # a loss of 0 counts as the smallest number
+    losses_above_0 = np.maximum(losses, np.finfo(float).tiny)
+    fits = interval(np.log(losses_above_0 / losses_before)).high < 0
     learnt = interval(accuracies - untrained_accuracies).low > 0
 
     # the verdict; where it needs both coherences, the larger p counts

@@ -56,9 +56,9 @@ def interval(
     """
     values = np.asarray(list(values), dtype=float)
     shared = np.asarray(list(shared), dtype=float)
-    mean = float(values.mean())
+    mean = float(values.mean()) if len(values) else np.nan
     freedom = len(values) - 1
-    if not freedom or not np.isfinite([*values, *shared]).all():
+    if freedom < 1 or not np.isfinite([*values, *shared]).all():
         return Interval(mean, -np.inf, np.inf, 1.0)
 
     # the variance of the mean over runs alone, and with the error over tasks
@@ -184,18 +184,18 @@ def first_peak(curves: np.ndarray, errors: np.ndarray | None = None) -> Interval
         ValueError: fewer than four epochs.
     """
     curves = np.asarray(curves, dtype=float)
-    logs = np.log(curves)
-    log_errors = np.zeros_like(logs) if errors is None else errors / curves
-    half = logs.shape[1] // 2
+    half = curves.shape[1] // 2
     if half < 2:
         raise ValueError(
-            f"a first peak needs at least 4 epochs, these curves have {logs.shape[1]}: "
+            f"a first peak needs at least 4 epochs, these curves have {curves.shape[1]}: "
             "measure more often"
         )
+    logs = np.log(curves[:, :half])
+    log_errors = np.zeros_like(logs) if errors is None else errors[:, :half] / curves[:, :half]
 
     # one interval for each epoch to choose from, wide enough for the choice
-    rises = logs[:, 1:half] - logs[:, :1]
-    rise_errors = np.hypot(log_errors[:, 1:half], log_errors[:, :1])
+    rises = logs[:, 1:] - logs[:, :1]
+    rise_errors = np.hypot(log_errors[:, 1:], log_errors[:, :1])
     epochs = half - 1
     intervals = [
         interval(rise, level=1 - 0.05 / epochs, shared=error)

@@ -225,8 +225,10 @@ def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
         untrained = table.loc[table.index == 0]
         trained = table.loc[table.index > 0]
 
-        # thin lines, one per run, each as long as the run
-        axis.plot(trained.index, trained, color=colour, linewidth=0.6, alpha=0.5, linestyle=dash)
+        # thin lines, one per run, through the epochs that it has
+        for _, column in trained.items():
+            values = column.dropna()
+            axis.plot(values.index, values, color=colour, linewidth=0.6, alpha=0.5, linestyle=dash)
 
         # mean and range of all runs: a mean over fewer would jump where one ends
         common = trained.dropna()
@@ -246,7 +248,10 @@ def _draw_groups(axis: Any, data: pd.DataFrame, measure: str) -> list[str]:
             sentences.append(f"{title}, {group}: {NO_COMMON}")
             continue
         first, last = (common.iloc[place].mean() for place in (0, -1))
-        sentences.append(f"{title}, {group}: from {first:.3g} after the first epoch to {last:.3g}")
+        begins = {column.first_valid_index() for _, column in trained.items()}
+        start = common.index[0]
+        when = "after the first epoch" if begins == {start} else f"at iteration {start:,}"
+        sentences.append(f"{title}, {group}: from {first:.3g} {when} to {last:.3g}")
     return sentences
 
 
@@ -260,10 +265,19 @@ def _pivot_runs(data: pd.DataFrame) -> pd.DataFrame:
 def _draw_mean_and_range(
     axis: Any, table: pd.DataFrame, colour: Any, dash: Any, label: str
 ) -> None:
-    """A thick line for the mean over the columns of a table, a band from least to greatest."""
+    """A thick line for the mean over the columns of a table, a band from least to greatest.
+
+    A single epoch is a dot.
+    """
     iterations = table.index
     axis.plot(
-        iterations, table.mean(axis=1), color=colour, linewidth=2, linestyle=dash, label=label
+        iterations,
+        table.mean(axis=1),
+        color=colour,
+        linewidth=2,
+        linestyle=dash,
+        label=label,
+        marker="o" if len(table) == 1 else None,
     )
     low, high = table.min(axis=1), table.max(axis=1)
     axis.fill_between(iterations, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -428,6 +442,9 @@ def _describe_counts(data: pd.DataFrame) -> str:
 
 
 def _describe_correlations(data: pd.DataFrame, x: str, y: str) -> str:
-    """The least and the greatest correlation over epochs of a run."""
-    values = [correlation(path[x], path[y])[0] for _, path in data.groupby("number")]
+    """The least and the greatest correlation of a run, over the epochs that have both."""
+    paths = (path.dropna(subset=[x, y]) for _, path in data.groupby("number"))
+    values = [correlation(path[x], path[y])[0] for path in paths if len(path) > 1]
+    if not values:
+        return "no two epochs"
     return f"{min(values):.2f} and {max(values):.2f}"

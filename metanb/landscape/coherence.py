@@ -57,7 +57,8 @@ def effective_rank(displacements: Tensor) -> Stat:
     It is the exponential of the entropy of the singular values, divided by their sum (Roy and
     Vetterli, EUSIPCO 2007): 1 where all tasks move along one line, and the number of tasks where no
     two move alike. It grows with the number of tasks, so compare values of equally many. A task
-    that did not move is dropped. The median is the mean, and sem is the jackknife's over tasks.
+    that did not move is dropped. The median is the mean, and sem is the jackknife's over tasks; of
+    two tasks it is NaN, as leaving out one leaves rank 1. A NaN makes all NaN.
 
     Args:
         displacements: theta~_i - theta_s, [T, P].
@@ -74,12 +75,16 @@ def effective_rank(displacements: Tensor) -> Stat:
     """
     directions = _directions(displacements)
     gram = directions @ directions.T
-    rank = _rank_of_gram(gram)
-    # Leave out each task in turn: its row and column of the Gram matrix.
     n = len(gram)
+    if not gram.isfinite().all():
+        return Stat(math.nan, math.nan, math.nan, math.nan, n)
+    rank = float(_rank_of_gram(gram))
+    if n == 2:
+        return Stat(rank, rank, math.nan, math.nan, n)
+    # Leave out each task in turn: its row and column of the Gram matrix.
     ranks = torch.stack([_rank_of_gram(_without_row(gram, i)) for i in range(n)])
     sem = float(((n - 1) / n * (ranks - ranks.mean()).square().sum()).sqrt())
-    return Stat(float(rank), float(rank), sem * math.sqrt(n), sem, n)
+    return Stat(rank, rank, sem * math.sqrt(n), sem, n)
 
 
 def _without_row(gram: Tensor, i: int) -> Tensor:

@@ -215,8 +215,9 @@ def without_common_answer(net: nn.Module, weights: Tensor, tasks: Tasks) -> Tens
         (slope,) = torch.autograd.grad(logits(net, starts, images)[..., 0].mean(), starts)
     mean_feature = unflatten(net, slope.sum(0))[weight_place][0]
 
-    # Take its direction out of each row.
-    direction = mean_feature / mean_feature.norm()
+    # Take its direction out of each row; a mean feature of 0 has none.
+    length = mean_feature.norm()
+    direction = mean_feature / torch.where(length > 0, length, 1.0)
     weight = parts[weight_place]
     parts[weight_place] = weight - torch.outer(weight @ direction, direction)
     parts[bias_place] = torch.zeros_like(parts[bias_place])

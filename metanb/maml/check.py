@@ -24,7 +24,8 @@ def check_outputs(net: nn.Module, image_shape: tuple[int, ...], outputs: int) ->
         outputs: of the head.
 
     Raises:
-        NetworkError: outputs are of another number, not finite, or drawn at random.
+        NetworkError: outputs are of another number, not finite, or drawn at random; or the network
+            changes a buffer, which no checkpoint would hold.
 
     Example:
         >>> check_outputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), (1, 2, 2), 5)
@@ -32,6 +33,7 @@ def check_outputs(net: nn.Module, image_shape: tuple[int, ...], outputs: int) ->
     name = type(net).__name__
     images = torch.rand(1, 4, *image_shape)
     weights = flatten(net).detach()[None]
+    buffers = _copy_buffers(net)
     with torch.no_grad():
         answer, again = (logits(net, weights, images)[0] for _ in range(2))
     if answer.shape != (4, outputs):
@@ -42,6 +44,27 @@ def check_outputs(net: nn.Module, image_shape: tuple[int, ...], outputs: int) ->
     _require_finite(name, answer)
     if not torch.equal(answer, again):
         raise NetworkError(_RANDOM.format(name))
+    _require_unchanged(net, buffers)
+
+
+def _copy_buffers(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a network's buffers, by name; sparse ones are not compared."""
+    buffers = net.named_buffers()
+    return {name: b.detach().clone() for name, b in buffers if b.layout == torch.strided}
+
+
+def _require_unchanged(net: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    """Raise NetworkError if a buffer is not what it was; a NaN is equal to a NaN."""
+    now = dict(net.named_buffers())
+    for name, old in before.items():
+        new = now.get(name)
+        same = new is not None and new.shape == old.shape
+        if not same or not ((new == old) | ((new != new) & (old != old))).all():
+            raise NetworkError(
+                f"{type(net).__name__} changes its buffer {name!r} in forward, which all tasks "
+                "would share and no checkpoint holds: keep it constant in training, or call "
+                ".eval() on its layer"
+            )
 
 
 def _require_finite(name: str, answer: torch.Tensor) -> None:
@@ -75,8 +98,8 @@ def check_network(
         The largest relative difference of the query outputs: about the rounding error.
 
     Raises:
-        NetworkError: tasks mix; outputs are not finite; the network answers at random; or it cannot
-            adapt, see `adapt`.
+        NetworkError: tasks mix; outputs are not finite; the network answers at random, or changes a
+            buffer; or it cannot adapt, see `adapt`.
         ValueError: fewer than two tasks.
 
     Example:
@@ -94,6 +117,7 @@ def check_network(
         with torch.no_grad():
             return logits(net, adapted, part.query_x)
 
+    buffers = _copy_buffers(net)
     apart = torch.cat([answer(tasks[i : i + 1]) for i in range(len(tasks))])
     name = type(net).__name__
     remedy = (
@@ -114,6 +138,7 @@ def check_network(
     _require_finite(name, apart)
     if float((answer(tasks[0:1]) - apart[:1]).abs().max()) > tolerance * scale:
         raise NetworkError(_RANDOM.format(name))
+    _require_unchanged(net, buffers)
     difference = float((together - apart).abs().max()) / scale
     if not difference <= tolerance:
         raise NetworkError(

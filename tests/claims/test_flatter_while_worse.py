@@ -52,6 +52,15 @@ def test_without_a_fall_of_accuracy_there_is_no_case(valid, test):
     assert verdict(cell(curves, wobble=0.001), "C4") == Verdict.NO_CASE
 
 
+def test_a_norm_that_falls_to_0_has_no_ratio():
+    curves = {
+        "query_accuracy": UP_AND_DOWN,
+        "valid_accuracy": UP_AND_DOWN,
+        "hessian_norm": np.r_[np.ones(11), 0.0],
+    }
+    assert verdict(cell(curves), "C4") == Verdict.NO_RATIO
+
+
 @pytest.mark.parametrize(("epochs", "expected"), [(6, Verdict.TOO_SHORT), (7, Verdict.REPRODUCED)])
 def test_the_second_half_must_have_four_epochs(epochs, expected):
     curves = {

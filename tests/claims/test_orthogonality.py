@@ -28,6 +28,7 @@ def test_orthogonality():
         return beside_maml(coherent(ours, algorithm="finetune", **baseline) + theirs).verdict
 
     assert judged(0.01, coherent(0.3)) == Verdict.REPRODUCED
+    assert judged(0.01, coherent(0.3), fit=0.0) == Verdict.REPRODUCED  # a perfect fit
     assert judged(0.01, coherent(0.01)) == Verdict.NOT_SET_APART
     assert judged(0.01, coherent(0.03)) == Verdict.NOT_SET_APART  # apart, and near 0 all the same
     assert judged(0.2, coherent(0.3)) == Verdict.CONTRARY

@@ -315,3 +315,8 @@ def test_effects_know_nothing_of_claims():
     names = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     names += [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
     assert not [name for name in names if name.startswith("metanb")]
+
+
+def test_an_interval_of_nothing_is_infinite():
+    nothing = run_stats.interval([])
+    assert np.isnan(nothing.mean) and nothing[1:] == (-np.inf, np.inf, 1.0)

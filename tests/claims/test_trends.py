@@ -47,6 +47,20 @@ def test_a_measure_of_0_has_no_ratio_and_stops_no_other_row(claim, variant, meas
     assert verdict(runs, "C1") == Verdict.NOT_SEEN
 
 
+@pytest.mark.parametrize("at", [0, 4])
+def test_a_first_peak_over_0_or_of_0_has_no_ratio(at):
+    """Where the norm of a run is 0 later than in the first half, a first peak can be judged."""
+    beginning = {"epoch_iterations": 25, "iterations": 2500}
+    norm = np.where(np.arange(EPOCHS) == at, 0.0, 1.0)
+    assert verdict(cell({"hessian_norm": norm}, **beginning), "C1", "first peak") == (
+        Verdict.NO_RATIO
+    )
+    norm = np.where(np.arange(EPOCHS) == 8, 0.0, 1.0)
+    assert verdict(cell({"hessian_norm": norm}, **beginning), "C1", "first peak") == (
+        Verdict.NOT_SEEN
+    )
+
+
 def test_an_error_over_tasks_that_is_unknown_leaves_everything_possible():
     """Two tasks give no error of a coherence."""
     runs = cell({"hessian_norm": np.exp(-TIME)}, errors={"hessian_norm": np.nan})

@@ -271,6 +271,31 @@ def test_shares_say_where_each_part_ends(runs):
     assert "means of 3 runs" in shown.text
 
 
+def test_runs_of_other_epochs_are_whole_lines_and_meet_where_both_are_measured():
+    often, seldom = whole(0, "maml"), whole(1, "maml")
+    rows = seldom.measures
+    seldom = replace(seldom, measures=rows[rows.epoch % 4 == 0])
+    figure = figures.curves([often, seldom], ["distance"], "d", "c")
+    lines = [len(line.get_xdata()) for line in figure.canvas.axes[0].get_lines()[:3]]
+    assert lines == [12, 3, 3]  # two runs and their mean
+    start = often.curve("distance").iteration.loc[4]
+    assert f" at iteration {start:,} to " in figure.alt and "first epoch" not in figure.alt
+    once = replace(seldom, measures=rows[rows.epoch == 4])
+    single = figures.curves([often, once], ["distance"], "d", "c").canvas.axes[0].get_lines()[2]
+    assert single.get_marker() == "o" and len(single.get_xdata()) == 1
+
+
+def test_scatter_leaves_out_epochs_without_a_value():
+    pair = [whole(0, "maml"), whole(1, "maml")]
+    gap = (pair[1].measures.measure == "distance") & (pair[1].measures.epoch == 3)
+    pair[1].measures.loc[gap, "mean"] = np.nan
+    texts = [
+        figures.scatter(order, "distance", "query_accuracy", "s", "c").alt
+        for order in (pair, pair[::-1])
+    ]
+    assert texts[0] == texts[1] and "nan" not in texts[0]
+
+
 def test_shares_end_where_the_first_run_does(runs):
     pair = [runs[0].upto(6), runs[1]]
     figure = figures.shares(pair, "distance", ["body_norm"], "parts", "c")

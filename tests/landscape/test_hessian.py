@@ -136,6 +136,10 @@ def test_effective_rank_equals_numpys(generator):
     others = [rank(torch.cat([rows[:i], rows[i + 1 :]])) for i in range(7)]
     assert result.sem == pytest.approx(np.sqrt(6 / 7 * np.square(others - np.mean(others)).sum()))
     assert effective_rank(torch.eye(5)).mean == pytest.approx(5)
+    of_two = effective_rank(torch.eye(2))
+    assert of_two.mean == pytest.approx(2) and np.isnan([of_two.sem, of_two.std]).all()
+    broken = effective_rank(torch.full((3, 3), torch.nan))
+    assert np.isnan([broken.mean, broken.median, broken.std, broken.sem]).all()
     with pytest.raises(LandscapeError, match="1 of 2 tasks moved"):
         effective_rank(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 

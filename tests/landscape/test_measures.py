@@ -358,6 +358,18 @@ def test_a_centred_head_takes_tasks_of_meta_train_classes():
         assert "\n" not in str(e.value)
 
 
+def test_a_mean_feature_of_0_leaves_the_heads_weight():
+    class Zeros(torch.nn.Module):
+        def forward(self, x):
+            return 0 * x
+
+    head = torch.nn.Linear(784, WAYS)
+    net = torch.nn.Sequential(torch.nn.Flatten(), Zeros(), head).double()
+    weights = without_common_answer(net, flatten(net), tasks(1))
+    assert torch.equal(weights[:-WAYS], head.weight.detach().flatten())
+    assert not weights[-WAYS:].any()
+
+
 def test_only_a_linear_head_can_be_centred():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, WAYS, bias=False)).double()
     with pytest.raises(ValueError, match=r"head of Sequential is no weight \[N, features\] with"):

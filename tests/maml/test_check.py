@@ -98,3 +98,26 @@ def test_outputs_that_are_no_numbers_do_not_pass():
 def test_one_task_is_too_few():
     with pytest.raises(ValueError, match="1 tasks: give two"):
         check_network(nn.Linear(3, 2), make_tasks()[0:1])
+
+
+class Anneals(nn.Module):
+    """Its temperature rises from the third pass on: two first answers are the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("unset", torch.tensor(float("nan")))
+
+    def forward(self, x):  # noqa: D102
+        if self.training:
+            self.passes += 1
+        return self.layer(x.flatten(1)) / (1 + (self.passes / 1000).floor())
+
+
+def test_a_network_that_changes_a_buffer_is_refused():
+    with pytest.raises(NetworkError, match="Anneals changes its buffer 'passes' in forward"):
+        check_outputs(Anneals(), (1, 2, 2), 2)
+    with pytest.raises(NetworkError, match="changes its buffer 'passes'"):
+        check_network(Anneals(), make_tasks(4, 4))
+    check_outputs(Anneals().eval(), (1, 2, 2), 2)
