@@ -28,7 +28,7 @@ from metanb.claims.agreement import late
 from metanb.claims.cells import curve
 from metanb.claims.paper import PAPER_GAIN
 from metanb.claims.predictions import MARGIN, compare_interventions
-from metanb.claims.run_stats import Interval, correlation, correlation_power, mean_correlation
+from metanb.claims.run_stats import Interval, correlate_over_epochs, correlation_power
 from metanb.claims.verdicts import Row, Verdict
 from metanb.grids.interventions import BY_NAME, intervention_runs
 from metanb.labels import name_of
@@ -80,10 +80,12 @@ class Evidence:
             and row.verdict.is_judged
         ]
 
-    def curves_with_accuracy(self, ids: Collection[str], measure: str) -> list[list[np.ndarray]]:
+    def curves_with_accuracy(
+        self, ids: Collection[str], measure: str
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Query accuracy and a measure after each epoch, by run."""
         return [
-            [curve(run, name) for name in ("query_accuracy", measure)]
+            (curve(run, "query_accuracy"), curve(run, measure))
             for run in self.records
             if run.settings.id in ids
         ]
@@ -95,17 +97,14 @@ class Evidence:
             ids: of the runs of a cell.
             measure: trajectory or gradient coherence.
         """
-        curves = self.curves_with_accuracy(ids, measure)
-        half = len(curves[0][0]) // 2
-        return [
-            mean_correlation([correlation(x[part], y[part])[0] for x, y in curves])
-            for part in (slice(half), slice(half, None))
-        ]
+        pairs = self.curves_with_accuracy(ids, measure)
+        half = len(pairs[0][0]) // 2
+        halves = (lambda values: values[:half]), (lambda values: values[half:])
+        return [correlate_over_epochs(pairs, of_half) for of_half in halves]
 
     def moves_against_accuracy(self, ids: Collection[str], measure: str) -> bool:
         """Whether a measure is seen to change against accuracy from one epoch to the next."""
-        curves = self.curves_with_accuracy(ids, measure)
-        return mean_correlation([correlation(*map(np.diff, pair))[0] for pair in curves]).high < 0
+        return correlate_over_epochs(self.curves_with_accuracy(ids, measure), np.diff).high < 0
 
     def base_runs(
         self, algorithm: str, setting: tuple[str, int, int] = MAIN, scale: Scale = "quick"
@@ -162,10 +161,9 @@ def find_worse(evidence: Evidence) -> Finding:
     text = (
         f"**Flatter need not mean better.** Accuracy on new tasks falls late in {len(plain)} "
         "cells. Over the second half of training curvature goes on falling in the first, as the "
-        f"paper says ({places[0]}). In the second, whose inner loss is a sum as in the code "
-        "of Finn et al. (2017), it is not "
-        f"seen to fall ({places[-1]}). On the measure without the weights' size it falls in "
-        "neither, and rises in the second."
+        f"paper says ({places[0]}). In the second, whose inner loss is a sum as in the code of "
+        f"Finn et al. (2017), it is not seen to fall ({places[-1]}). On the measure without the "
+        "weights' size it falls in neither, and rises in the second."
     )
     holds = [row.verdict for row in plain] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
     holds &= [row.verdict for row in scale_free] == [Verdict.NOT_SEEN, Verdict.CONTRARY]
@@ -200,9 +198,9 @@ def find_coherence(evidence: Evidence) -> Finding:
         f"paper's settings and full length (r = {whole[0].change} under first-order MAML). With 10 "
         f"classes, where accuracy falls late, r is {overfitting[0].change}, which comes from the "
         "first half of training. In the half in which accuracy falls, a cut that we chose after "
-        f"seeing the runs, r is {format_r(late_in_training)}. Gradient coherence goes against "
-        f"accuracy in that half: r is {format_r(late_gradients[0])} there, and "
-        f"{format_r(late_gradients[1])} in the other cell in which accuracy falls."
+        f"seeing the runs, r is {late_in_training.describe()}. Gradient coherence goes against "
+        f"accuracy in that half: r is {late_gradients[0].describe()} there, and "
+        f"{late_gradients[1].describe()} in the other cell in which accuracy falls."
     )
     rising = [
         row.ids for row in evidence.rows if row.claim == "C4" and row.verdict == Verdict.NO_CASE
@@ -213,11 +211,6 @@ def find_coherence(evidence: Evidence) -> Finding:
     holds &= falling[0] == overfitting[0].ids and all(r.high < 0 for r in late_gradients)
     holds &= early.high < 0 and late_in_training.low < 0 < late_in_training.high
     return Finding(text, holds)
-
-
-def format_r(r: Interval) -> str:
-    """A correlation with its interval, such as "0.27 (-0.27 to 0.68)"."""
-    return f"{r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
 
 
 def find_agreement(evidence: Evidence) -> Finding:

@@ -316,9 +316,7 @@ def role_table(roles: Iterable[MeasureRole]) -> pd.DataFrame:
         {
             "measure": label_of(role.measure),
             "algorithm": name_of(role.algorithm),
-            "r with accuracy, over meta-training": (
-                f"{role.along.mean:.2f} ({role.along.low:.2f} to {role.along.high:.2f})"
-            ),
+            "r with accuracy, over meta-training": role.along.describe(),
             "base": f"{role.base:.3g}",
             "while accuracy stays": role.shown_range,
             "role": role.role.value,

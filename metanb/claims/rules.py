@@ -22,7 +22,7 @@ The verdicts in these rules are those of `metanb.claims.verdicts.Verdict`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +42,7 @@ from metanb.claims.paper import BY_NAME, CLAIMS, PAPER, PAPER_GAIN, Claim
 from metanb.claims.run_stats import (
     NO_EFFECT,
     Interval,
+    correlate_over_epochs,
     correlation,
     correlation_power,
     detrend,
@@ -50,7 +51,6 @@ from metanb.claims.run_stats import (
     fitted_change_error,
     holm,
     interval,
-    mean_correlation,
     trend,
     trend_error,
 )
@@ -267,10 +267,10 @@ def _judge_trend(
     return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, variant=variant)
 
 
-def _find_zero(cell: list[Record], measure: str, epochs: slice) -> str:
-    """The first run whose measure is 0 in one of the epochs: "MEASURE of RUN"; "" if none is."""
-    runs = (run for run in cell if not (curve(run, measure)[epochs] > 0).all())
-    return next((f"{measure} of {run.settings.id}" for run in runs), "")
+def _find_zero(cell: list[Record], measure: str, curves: np.ndarray) -> str:
+    """The first run whose curve of a measure holds a 0: "MEASURE of RUN"; "" if none does."""
+    has_zero = ~(curves > 0).all(axis=1)
+    return f"{measure} of {cell[int(has_zero.argmax())].settings.id}" if has_zero.any() else ""
 
 
 def _row_without_ratio(claim: Claim, cell: list[Record], name: str, variant: str) -> Row:
@@ -302,7 +302,7 @@ def _judge_first_peak(cell: list[Record]) -> Row:
     norms, errors = (
         np.stack([curve(run, "hessian_norm", column) for run in cell]) for column in ("mean", "sem")
     )
-    if name := _find_zero(cell, "hessian_norm", slice(norms.shape[1] // 2)):
+    if name := _find_zero(cell, "hessian_norm", norms[:, : norms.shape[1] // 2]):
         return _row_without_ratio(BY_NAME["C1"], cell, name, "first peak")
     effect = first_peak(norms, errors)
     first_epoch = cell[0].settings.epoch_iterations
@@ -348,7 +348,10 @@ def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -
         verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.TOO_SHORT
         return _make_row(claim, cell, NO_EFFECT, Unit.LOG_RATIO, verdict, detail, variant)
 
-    if name := _find_zero(cell, measure, slice(half, None)):
+    norms, errors = (
+        np.stack([curve(run, measure, column)[half:] for run in cell]) for column in ("mean", "sem")
+    )
+    if name := _find_zero(cell, measure, norms):
         return _row_without_ratio(claim, cell, name, variant)
 
     # the changes of accuracy on both sets of tasks, and of the log Hessian norm
@@ -356,7 +359,8 @@ def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -
         interval(100 * fitted_change(curve(run, accuracy)[half:]) for run in cell)
         for accuracy in ("query_accuracy", "valid_accuracy")
     )
-    log_norm = _log_change(cell, measure, half)
+    changes = (fitted_change(np.log(norm)) for norm in norms)
+    log_norm = interval(changes, shared=map(fitted_change_error, errors / norms))
 
     # without a fall on both sets there is no case to judge
     verdict = verdict_by_interval(log_norm, len(cell), claim.direction)
@@ -368,16 +372,6 @@ def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -
     detail += f"; {RUNS_ALONE}: accuracy {_describe_points(test)}"
     detail += f", on meta-validation tasks {_describe_points(valid)}"
     return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, detail, variant)
-
-
-def _log_change(cell: list[Record], measure: str, start: int) -> Interval:
-    """The change of a measure's log from index `start` of its curve on, over runs and tasks."""
-    norms, errors = (
-        [curve(run, measure, column)[start:] for run in cell] for column in ("mean", "sem")
-    )
-    relative = [error / norm for error, norm in zip(errors, norms, strict=True)]
-    changes = (fitted_change(np.log(norm)) for norm in norms)
-    return interval(changes, shared=map(fitted_change_error, relative))
 
 
 def _describe_points(change: Interval) -> str:
@@ -409,8 +403,8 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
     """
     # over epochs: as measured, and of first differences
     series = [(curve(run, "query_accuracy"), curve(run, claim.measure)) for run in cell]
-    over_epochs = _correlate_over_epochs(series, np.asarray)
-    steps = _correlate_over_epochs(series, np.diff)
+    over_epochs = correlate_over_epochs(series)
+    steps = correlate_over_epochs(series, np.diff)
 
     # across runs, late in meta-training
     r = 0.0
@@ -427,9 +421,9 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
         effect = effect._replace(p=max(effect.p, steps.p, p))
 
     # what it rests on
-    detail = f"{RUNS_ALONE}: first differences {_describe_r(steps)}; "
+    detail = f"{RUNS_ALONE}: first differences r = {steps.describe()}; "
     if cell[0].epochs >= DETRENDABLE:
-        detail += f"detrended {_describe_r(_correlate_over_epochs(series, detrend))}; "
+        detail += f"detrended r = {correlate_over_epochs(series, detrend).describe()}; "
     else:
         detail += f"too few epochs to detrend: {cell[0].epochs}; "
     if len(cell) >= ACROSS:
@@ -439,13 +433,6 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
     power = 100 * correlation_power(len(cell), STRONG)
     detail += f"so many runs show a true r of {STRONG:g} in {power:.0f} % of cases"
     return _make_row(claim, cell, effect, Unit.CORRELATION, verdict, detail)
-
-
-def _correlate_over_epochs(
-    series: list[tuple[np.ndarray, np.ndarray]], transform: Callable[[np.ndarray], np.ndarray]
-) -> Interval:
-    """The correlation of two curves that are both transformed, mean over runs."""
-    return mean_correlation([correlation(transform(x), transform(y))[0] for x, y in series])
 
 
 def _verdict_on_correlation(
@@ -469,10 +456,6 @@ def _verdict_on_correlation(
     if runs < ACROSS or correlation_power(runs, STRONG) < POWER:
         return Verdict.POWERLESS
     return Verdict.WITHIN_RUNS
-
-
-def _describe_r(r: Interval) -> str:
-    return f"r = {r.mean:.2f} ({r.low:.2f} to {r.high:.2f})"
 
 
 def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: str) -> Row:

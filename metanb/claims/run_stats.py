@@ -5,7 +5,7 @@ the untrained network is left out.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -23,6 +23,10 @@ class Interval(NamedTuple):
     low: float
     high: float
     p: float
+
+    def describe(self, number: str = ".2f") -> str:
+        """The mean with its interval, each in this format: "0.27 (-0.27 to 0.68)"."""
+        return f"{self.mean:{number}} ({self.low:{number}} to {self.high:{number}})"
 
 
 NO_EFFECT = Interval(math.nan, -math.inf, math.inf, 1.0)  # where there is nothing to compare
@@ -51,7 +55,7 @@ def interval(
 
     Example:
         >>> gains = interval([1.0, 2.0, 3.0])
-        >>> print(f"{gains.mean:.2f} ({gains.low:.2f} to {gains.high:.2f}), p = {gains.p:.3f}")
+        >>> print(f"{gains.describe()}, p = {gains.p:.3f}")
         2.00 (-0.48 to 4.48), p = 0.074
     """
     values = np.asarray(list(values), dtype=float)
@@ -101,7 +105,7 @@ def ratio_interval(
         >>> import numpy as np
         >>> none = np.zeros(3)
         >>> half = ratio_interval(np.array([0.9, 1.0, 1.1]), np.array([2.1, 2.0, 1.9]), none, none)
-        >>> print(f"{half.mean:.2f} ({half.low:.2f} to {half.high:.2f})")
+        >>> print(half.describe())
         0.50 (0.33 to 0.71)
     """
 
@@ -278,6 +282,28 @@ def mean_correlation(correlations: Sequence[float]) -> Interval:
     z = interval(np.arctanh(np.clip(correlations, -1 + 1e-9, 1 - 1e-9)))
     mean, low, high = (float(np.tanh(value)) for value in z[:3])
     return Interval(mean, low, high, z.p)
+
+
+def correlate_over_epochs(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Interval:
+    """The correlation of two curves over epochs, mean over runs.
+
+    Args:
+        pairs: the two curves of each run, of equal length.
+        transform: what is done to either curve first: `numpy.diff` leaves its changes from one
+            epoch to the next.
+
+    Example:
+        >>> import numpy as np
+        >>> pair = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 4.0])
+        >>> round(correlate_over_epochs([pair, pair]).mean, 2)
+        0.8
+        >>> round(correlate_over_epochs([pair, pair], lambda curve: curve[:2]).mean, 2)
+        1.0
+    """
+    return mean_correlation([correlation(transform(x), transform(y))[0] for x, y in pairs])
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

@@ -253,6 +253,16 @@ def test_mean_correlation_is_taken_of_fishers_z():
     assert run_stats.mean_correlation([1.0, 1.0]).mean == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("transform", [np.asarray, np.diff, lambda curve: curve[EPOCHS // 2 :]])
+def test_curves_are_correlated_run_by_run(transform):
+    pairs = list(noise(np.random.default_rng(1), 3, 2))
+    z = np.arctanh([stats.pearsonr(transform(x), transform(y)).statistic for x, y in pairs])
+    bounds = stats.ttest_1samp(z, 0).confidence_interval(0.95)
+    r = run_stats.correlate_over_epochs(pairs, transform)
+    assert r[:3] == pytest.approx(np.tanh([z.mean(), bounds.low, bounds.high]))
+    assert r.describe(".1f") == f"{r.mean:.1f} ({r.low:.1f} to {r.high:.1f})"
+
+
 def test_holm_is_the_step_down_procedure():
     """By definition: the adjusted p is the least level at which the procedure rejects."""
 
