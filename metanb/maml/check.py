@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
 from metanb.maml.inner_loop import Adapts, Loss, adapt, flatten, logits
@@ -47,19 +47,17 @@ def check_outputs(net: nn.Module, image_shape: tuple[int, ...], outputs: int) ->
     _require_unchanged(net, buffers)
 
 
-def _copy_buffers(net: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of a network's buffers, by name; sparse ones are not compared."""
+def _copy_buffers(net: nn.Module) -> dict[str, Tensor]:
+    """Copies of a network's buffers, by name, without the sparse ones."""
     buffers = net.named_buffers()
     return {name: b.detach().clone() for name, b in buffers if b.layout == torch.strided}
 
 
-def _require_unchanged(net: nn.Module, before: dict[str, torch.Tensor]) -> None:
-    """Raise NetworkError if a buffer is not what it was; a NaN is equal to a NaN."""
+def _require_unchanged(net: nn.Module, before: dict[str, Tensor]) -> None:
+    """Raise NetworkError if a buffer is not what it was."""
     now = dict(net.named_buffers())
     for name, old in before.items():
-        new = now.get(name)
-        same = new is not None and new.shape == old.shape
-        if not same or not ((new == old) | ((new != new) & (old != old))).all():
+        if name not in now or not same_values(now[name], old):
             raise NetworkError(
                 f"{type(net).__name__} changes its buffer {name!r} in forward, which all tasks "
                 "would share and no checkpoint holds: keep it constant in training, or call "
@@ -67,7 +65,14 @@ def _require_unchanged(net: nn.Module, before: dict[str, torch.Tensor]) -> None:
             )
 
 
-def _require_finite(name: str, answer: torch.Tensor) -> None:
+def same_values(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two dense tensors have one shape and equal values; a NaN is equal to a NaN."""
+    if tensor.shape != other.shape:
+        return False
+    return bool(((tensor == other) | ((tensor != tensor) & (other != other))).all())
+
+
+def _require_finite(name: str, answer: Tensor) -> None:
     if not answer.isfinite().all():
         raise NetworkError(
             f"{name} gives outputs that are not finite: look for a division or a log"
@@ -112,7 +117,7 @@ def check_network(
     if len(tasks) < 2:
         raise ValueError(f"{len(tasks)} tasks: give two, to adapt them together and apart")
 
-    def answer(part: Tasks) -> torch.Tensor:
+    def answer(part: Tasks) -> Tensor:
         adapted = adapt(net, part, lr, steps, adapts=adapts, inner_loss=inner_loss).detach()
         with torch.no_grad():
             return logits(net, adapted, part.query_x)

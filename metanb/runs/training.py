@@ -27,7 +27,7 @@ from metanb.landscape.lanczos import LandscapeError
 from metanb.landscape.measures import accuracies_after_adapting, measure_together
 from metanb.landscape.solutions import without_common_answer
 from metanb.landscape.task_stats import Stat
-from metanb.maml.check import check_outputs
+from metanb.maml.check import check_outputs, same_values
 from metanb.maml.engine import Engine, precision
 from metanb.maml.inner_loop import flatten
 from metanb.maml.network import build_network
@@ -271,10 +271,10 @@ def new_network(settings: Settings, train: ImageSet) -> nn.Module:
 
 
 def _same_buffers(net: nn.Module, reference: nn.Module) -> bool:
-    """Whether two networks of one design have equal buffers; sparse ones are not compared."""
+    """Whether two networks of one design share their buffers, or have equal ones, all dense."""
     pairs = zip(net.buffers(), reference.buffers(), strict=True)
     return all(
-        buffer is expected or (buffer.layout == torch.strided and torch.equal(buffer, expected))
+        buffer is expected or (buffer.layout == torch.strided and same_values(buffer, expected))
         for buffer, expected in pairs
     )
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from metanb.data.tasks import Tasks
-from metanb.maml.check import check_network, check_outputs
+from metanb.maml.check import check_network, check_outputs, same_values
 from metanb.maml.network import ConvNet
 from metanb.maml.per_task import NetworkError
 from tests.support.bad_days import shown
@@ -113,6 +113,14 @@ class Anneals(nn.Module):
         if self.training:
             self.passes += 1
         return self.layer(x.flatten(1)) / (1 + (self.passes / 1000).floor())
+
+
+def test_values_are_the_same_where_both_are_nan():
+    values = torch.tensor([1.0, float("nan")])
+    assert same_values(values, values.clone()) and same_values(values[:0], values[:0])
+    assert not same_values(values, torch.tensor([1.0, 2.0]))
+    assert not same_values(values, torch.tensor([float("nan"), 1.0]))
+    assert not same_values(values, values[None])
 
 
 def test_a_network_that_changes_a_buffer_is_refused():
