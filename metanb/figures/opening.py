@@ -126,7 +126,7 @@ def _name_relief(film: "Portrait", stage: dict[str, Any]) -> str:
         return "goes uphill"
     if after < STEP:
         wide = _highest_around(film, stage) < STEP
-        return f"lands on {'wide, low ground' if wide else 'low ground'}"
+        return f"lands on {'wide, ' if wide else ''}low ground"
     return f"goes down a {'gentle' if after > before / 2 else 'steep'} slope"
 
 
@@ -210,7 +210,7 @@ def _write_caption(
         "Cross: θ_s, where every task starts. Circle and square: the adapted solutions of two new "
         f"tasks. Contours: the support loss of task 1, {STEP:g} nats apart up to {HIGHEST:g}; the "
         "stronger the colour, the lower the loss. A map is the plane through the three points, "
-        f"and all maps have one scale. A plane shows two of many directions, so it does not judge "
+        "and all maps have one scale. A plane shows two of many directions, so it does not judge "
         f"C1. Accuracy: mean over {film.values['n']} new tasks.{seeds}"
         f"{_compare_with_record(film, filmed)}"
     )

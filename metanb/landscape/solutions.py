@@ -17,6 +17,7 @@ from metanb.landscape.hessian import HessianNorms, hessian_norms
 from metanb.maml.inner_loop import adapt, flatten, logits, losses, starting_head, unflatten
 from metanb.maml.network import ConvNet, Patches
 from metanb.maml.per_task import for_tasks, in_head
+from metanb.maml.regulariser import unit
 from metanb.settings import Settings
 
 ENDS_TOL = 0.03  # error of the ends of a Hessian's spectrum, relative to its norm
@@ -216,8 +217,7 @@ def without_common_answer(net: nn.Module, weights: Tensor, tasks: Tasks) -> Tens
     mean_feature = unflatten(net, slope.sum(0))[weight_place][0]
 
     # Take its direction out of each row; a mean feature of 0 has none.
-    length = mean_feature.norm()
-    direction = mean_feature / torch.where(length > 0, length, 1.0)
+    direction = unit(mean_feature[None])[0]
     weight = parts[weight_place]
     parts[weight_place] = weight - torch.outer(weight @ direction, direction)
     parts[bias_place] = torch.zeros_like(parts[bias_place])
