@@ -10,6 +10,8 @@ import gzip
 import json
 import math
 from collections.abc import Callable, Iterable
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ SCRIPTS = ("uplot/uPlot.iife.min.js", DATA, "explorer-panel.js", "explorer.js")
 STYLES = ("uplot/uPlot.min.css", "explorer.css")
 DIGITS = 4  # significant digits of means, at most
 ERROR_DIGITS = 2  # significant digits of standard errors
+EXACT_WHOLE = 2**52  # up to here a float holds every whole number, and twice as much
+EXACT_POWER = 22  # up to here a float holds every power of ten
 PALE = ("#fbafe4", "#ece133")  # colours of the palette that fade on white
 
 
@@ -46,7 +50,7 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
             a twentieth of its error, or to four digits. For each of `measures` a list of all runs'
             curves, in the order of `cells` and their runs. A curve is one string with one number
             per epoch; of an unrecorded measure it is empty. Curves of one measure begin alike, so
-            the data pack better than by run.
+            the data pack better than by run. Means are written as steps, see `_write_as_steps`.
     """
     measures = []
     for name, measure in MEASURES.items():
@@ -65,7 +69,7 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
         "measures": measures,
         "colours": [colour for colour in palette if colour not in PALE],
         "cells": [_describe_cell(cell) for cell in cells],
-        "means": _join_curves(tables, _format_mean),
+        "means": [list(map(_write_as_steps, c)) for c in _join_curves(tables, _format_mean)],
         "errors": _join_curves(tables, lambda _, error: f"{error:.{ERROR_DIGITS}g}"),
     }
 
@@ -114,6 +118,24 @@ def _join_numbers(means: pd.Series, errors: pd.Series, write: Callable[[float, f
     return " ".join(
         text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text for text in texts
     )
+
+
+def _write_as_steps(curve: str) -> str:
+    """A curve as "DECIMALS:FIRST STEP STEP ...", whole numbers in units of the last decimal.
+
+    So ".25 .3 .28" becomes "2:25 5 -2": steps are shorter than the numbers that they lead to. A
+    curve with a NaN stays as it is, and so does one whose whole numbers a script could not add, or
+    not divide again, without error.
+    """
+    if not curve or "NaN" in curve:
+        return curve
+    numbers = [Decimal(number) for number in curve.split()]
+    decimals = max(0, *(-int(number.as_tuple().exponent) for number in numbers))
+    counts = [int(number.scaleb(decimals)) for number in numbers]
+    if decimals > EXACT_POWER or max(map(abs, counts)) > EXACT_WHOLE:
+        return curve
+    steps = (after - before for before, after in pairwise(counts))
+    return f"{decimals}:{' '.join(map(str, [counts[0], *steps]))}"
 
 
 def _format_mean(mean: float, error: float) -> str:

@@ -43,7 +43,13 @@
   const kind = (cell) => [cell.algorithm, cell.variant].filter(Boolean).join(", ");
   const group = (cell) => `${cell.dataset}, ${cell.setting}, ${cell.scale} scale`;
   const distinct = (values) => [...new Set(values)];
-  const numbers = (text) => (text ? text.split(" ").map(Number) : []);
+  /** The numbers of a curve, "0.25 0.3 0.28", or of its steps, "2:25 5 -2", see explorer.py. */
+  function numbers(text) {
+    const [decimals, steps] = text.split(":");
+    if (steps === undefined) return text ? text.split(" ").map(Number) : [];
+    let count = 0;
+    return steps.split(" ").map((step) => (count += Number(step)) / 10 ** decimals);
+  }
 
   /** A cell's curves of a measure: those of its runs; over them mean, least and greatest, as far as all runs got. */
   function curvesOf(cell, measure) {

@@ -11,10 +11,12 @@ import io
 import json
 import re
 from functools import cache
+from itertools import accumulate
 from statistics import fmean
 
 import numpy as np
 import pytest
+from explorer import _write_as_steps
 
 from metanb.grids.definitions import BEGINNING
 from metanb.settings import from_dict, preset
@@ -58,6 +60,14 @@ def drawn() -> dict:
         pytest.fail(f"{DATA} is not there: run `make book` first", pytrace=False)
     packed = DATA.read_text().removeprefix('window.METANB_RUNS="').rstrip('";\n')
     return json.loads(gzip.decompress(base64.b85decode(packed)))
+
+
+def numbers_of(curve: str) -> list[float]:
+    """A curve of the data, which are its numbers, or "DECIMALS:FIRST STEP STEP ..."."""
+    decimals, colon, steps = curve.partition(":")
+    if not colon:
+        return list(map(float, curve.split()))
+    return [count / 10 ** int(decimals) for count in accumulate(map(int, steps.split()))]
 
 
 def visit(page, url: str) -> None:
@@ -116,9 +126,9 @@ def test_curves_are_those_of_the_records():
             for name, texts in zip(names, drawn()[curves], strict=True):
                 assert len(texts) == len(runs)
                 kept = [rows.get((name, epoch)) for epoch in range(epochs)]
-                values = texts[number].split()
+                values = numbers_of(texts[number])
                 assert len(values) == (epochs if any(kept) else 0)
-                shown += map(float, values)
+                shown += values
                 kept = [row or {"mean": np.nan, "sem": np.nan} for row in kept[: len(values)]]
                 true += [float(row[key]) for row in kept]
                 errors += [float(row["sem"]) for row in kept]
@@ -126,6 +136,24 @@ def test_curves_are_those_of_the_records():
             allowed = np.fmax(digits * np.abs(true), share * np.array(errors))
             assert np.array_equal(np.isnan(shown), np.isnan(true))
             assert np.all((np.abs(np.subtract(shown, true)) <= allowed + 1e-12) | np.isnan(true))
+
+
+@pytest.mark.parametrize(
+    ("curve", "steps"),
+    [
+        (".25 .3 .28", "2:25 5 -2"),
+        ("1e-5 -.5", "5:1 -50001"),
+        ("1.235e+06 3", "0:1235000 -1234997"),
+        ("7", "0:7"),
+        ("", ""),
+        (".25 NaN", ".25 NaN"),
+        ("1e-9 1e+9", "1e-9 1e+9"),  # ten to the 18th
+        ("1e-23 2e-23", "1e-23 2e-23"),
+    ],
+)
+def test_a_curve_is_written_as_steps_where_no_number_is_lost(curve, steps):
+    assert _write_as_steps(curve) == steps
+    assert numbers_of(steps) == pytest.approx(list(map(float, curve.split())), rel=0, nan_ok=True)
 
 
 def test_every_measure_that_is_a_curve_is_there():
@@ -149,8 +177,8 @@ def test_runs_of_a_cell_differ_by_their_seeds_alone():
 
 def test_page_is_light_and_its_scripts_are_loaded_on_it_alone():
     own = [DATA, *(HTML / "_static").glob("explorer*.*"), HTML / f"{PAGE}.html"]
-    assert DATA.stat().st_size < 500_000
-    assert sum(path.stat().st_size for path in set(own)) < 570_000
+    assert DATA.stat().st_size < 450_000
+    assert sum(path.stat().st_size for path in set(own)) < 500_000
     assert sum(path.stat().st_size for path in (HTML / "_static" / "uplot").iterdir()) < 150_000
     assert [
         path.stem
@@ -380,7 +408,7 @@ def test_mean_ends_where_the_first_run_was_stopped(browser):
     ids = [run["id"] for part in data["cells"] for run in part["runs"]]
     number = ids.index(runs[-1])
     for curves in (*data["means"], *data["errors"]):
-        curves[number] = " ".join(curves[number].split()[:6])
+        curves[number] = " ".join(curves[number].split()[:6])  # numbers, or steps from the first
     with tab(browser) as page:
         packed = base64.b85encode(gzip.compress(json.dumps(data).encode())).decode()
         script = f'window.METANB_RUNS="{packed}";'
