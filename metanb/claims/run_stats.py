@@ -10,7 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 _FAR = 1e6  # a ratio that is possible at this distance has no end
 QUARTER_OF = 4  # a curve's early and late part are its first and last quarter, one epoch at least
@@ -109,18 +109,18 @@ def ratio_interval(
         0.50 (0.33 to 0.71)
     """
 
-    def is_possible(ratio: float) -> bool:
+    def room(ratio: float) -> float:
+        """How far 0 lies inside the interval of `values - ratio base`; below 0: outside."""
         effect = interval(values - ratio * base, shared=np.hypot(errors, ratio * base_errors))
-        return effect.low <= 0 <= effect.high
+        return min(-effect.low, effect.high)
 
     def find_end(inside: float, outside: float) -> float:
         """The end of the interval between a ratio that is possible and one that is far away."""
-        if is_possible(outside):
+        if room(outside) >= 0:
             return math.inf if outside > inside else -math.inf
-        for _ in range(100):
-            middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if is_possible(middle) else (inside, middle)
-        return inside
+        if room(inside) <= 0:  # values without any error: by rounding alone
+            return inside
+        return float(optimize.brentq(room, inside, outside))
 
     mean = float(values.mean() / base.mean())
     far = _FAR * max(1.0, abs(mean))
