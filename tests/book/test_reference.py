@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup
 from metanb.cli import cli
 from tests.support.paths import ROOT
 
-PAGES = ("api", "api-measures", "api-runs", "api-claims")
+PAGES = ("api", "api-measures", "api-runs", "api-claims", "api-figures")
 LISTED = [
     name
     for page in PAGES
