@@ -116,8 +116,14 @@ def in_head(net: nn.Module) -> list[bool]:
         >>> in_head(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
         [False, False, True, True]
     """
-    layers = [name.rpartition(".")[0] for name, _ in net.named_parameters()]
+    layers = [_layer_of(name) for name, _ in net.named_parameters()]
     return [layer == layers[-1] for layer in layers]
+
+
+def _layer_of(parameter: str) -> str:
+    """The name of the layer that has a parameter, also where a weight norm has split its weight."""
+    layer, split, _ = f".{parameter}".partition(".parametrizations.")
+    return layer.removeprefix(".") if split else parameter.rpartition(".")[0]
 
 
 def head_size(net: nn.Module) -> int:
@@ -141,7 +147,7 @@ def quarters_of_body(net: nn.Module) -> list[slice]:
     sizes: dict[str, int] = {}  # by layer, in order
     for (name, parameter), is_head in named:
         if not is_head:
-            layer = name.rpartition(".")[0]
+            layer = _layer_of(name)
             sizes[layer] = sizes.get(layer, 0) + parameter.numel()
     ends = [0, *itertools.accumulate(sizes.values())]
     layers = [number * len(sizes) // 4 for number in range(5)]

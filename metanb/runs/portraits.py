@@ -132,7 +132,7 @@ def _draw(kind: str, settings: Settings, device: torch.device) -> Portrait:
         "drawn": machine.utc_now(),
         "weights": _describe_training(origins[epochs[-1]]),
     }
-    if kind == "film":
+    if kind == "film" and epochs[-2] in origins:  # an untrained network has none
         provenance["earlier_weights"] = _describe_training(origins[epochs[-2]])
 
     # Write both, with a checksum.

@@ -283,3 +283,13 @@ def test_running_statistics_are_refused_in_training_mode():
 def test_nothing_to_adapt_is_said():
     with pytest.raises(NetworkError, match="Flatten has no parameters"):
         for_tasks(nn.Flatten())
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_layer_whose_weight_is_split_is_one_layer(inside):
+    """By a weight norm: torch lists its bias and the parts of its weight under several names."""
+    head = nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), head) if inside else head
+    body = [False] * 2 if inside else []
+    assert per_task.in_head(net) == body + [True] * 3
+    assert per_task.head_size(net) == 2 + 2 + 8

@@ -143,6 +143,12 @@ def test_a_full_disk_leaves_nothing(store, monkeypatch):
     assert portrait("interpolation", TINY, "cpu").path.exists()
 
 
+def test_a_film_of_one_epoch_has_its_two_ends(store):
+    film = portrait("film", replace(TINY, iterations=2), "cpu")
+    assert [stage["epoch"] for stage in film.values["stages"]] == [0, 1]
+    assert "earlier_weights" not in film.provenance and film.provenance["weights"]["trained"]
+
+
 def test_stages_of_a_film_are_dense_at_first():
     paper = preset("paper")
     epochs = portraits._epochs_of_stages("film", paper)
