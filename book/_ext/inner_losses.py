@@ -110,4 +110,8 @@ def inner_losses_at_length(recorded: Iterable[Record]) -> str:
         "Hessian norm, last over first quarter",
         "Scale-free measure, last over first quarter",
     ]
-    return markdown_table(head, lines)
+    lead = (
+        "At the paper's settings each run with the sum stands below its seed's run with the mean, "
+        "as far as both went:"
+    )
+    return f"{lead}\n\n{markdown_table(head, lines)}"
