@@ -69,7 +69,10 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
         "measures": measures,
         "colours": [colour for colour in palette if colour not in PALE],
         "cells": [_describe_cell(cell) for cell in cells],
-        "means": [list(map(_write_as_steps, c)) for c in _join_curves(tables, _format_mean)],
+        "means": [
+            [_write_as_steps(curve) for curve in of_measure]
+            for of_measure in _join_curves(tables, _format_mean)
+        ],
         "errors": _join_curves(tables, lambda _, error: f"{error:.{ERROR_DIGITS}g}"),
     }
 
