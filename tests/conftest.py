@@ -20,7 +20,7 @@ local_provisioner.launch_kernel = kernels.launch
 # Tests of a quarter of a minute or more, which need no other test of their file.
 LONG = {
     "test_runs_live_with_other_parameters",
-    "test_a_chapter_runs_by_plain_papermill",
+    "test_flatness_runs_by_plain_papermill",
     "test_grid_killed_twice_and_asked_again",
     "test_killed_at_random_moments_and_resumed_in_other_groups_the_records_are_those_undisturbed",
     "test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds",

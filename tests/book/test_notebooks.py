@@ -200,13 +200,13 @@ def test_every_notebook_that_trains_is_run_live():
     assert {path.stem for path in NOTEBOOKS} == {*LIVE, *under_nbval}
 
 
-def test_a_chapter_runs_by_plain_papermill(tmp_path, monkeypatch):
+def test_flatness_runs_by_plain_papermill(tmp_path, monkeypatch):
     """As committed, with no word of metanb's command line, from another folder."""
     command = [
         sys.executable,
         "-m",
         "papermill",
-        str(ROOT / "notebooks" / "4-gradients.ipynb"),
+        str(ROOT / "notebooks" / "2-flatness.ipynb"),
         "out.ipynb",
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
