@@ -25,7 +25,7 @@ from sphinx.errors import ExtensionError
 
 from metanb.claims import rules
 from metanb.claims.agreement import late
-from metanb.claims.cells import curve
+from metanb.claims.cells import curves_with_accuracy
 from metanb.claims.paper import PAPER_GAIN
 from metanb.claims.predictions import MARGIN, compare_interventions
 from metanb.claims.run_stats import Interval, correlate_over_epochs, correlation_power
@@ -80,15 +80,9 @@ class Evidence:
             and row.verdict.is_judged
         ]
 
-    def curves_with_accuracy(
-        self, ids: Collection[str], measure: str
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Query accuracy and a measure after each epoch, by run."""
-        return [
-            (curve(run, "query_accuracy"), curve(run, measure))
-            for run in self.records
-            if run.settings.id in ids
-        ]
+    def runs(self, ids: Collection[str]) -> list[Record]:
+        """The records of these runs."""
+        return [run for run in self.records if run.settings.id in ids]
 
     def correlations_by_half(self, ids: Collection[str], measure: str) -> list[Interval]:
         """A measure's correlation with accuracy over the first and the second half of the epochs.
@@ -97,14 +91,15 @@ class Evidence:
             ids: of the runs of a cell.
             measure: trajectory or gradient coherence.
         """
-        pairs = self.curves_with_accuracy(ids, measure)
+        pairs = curves_with_accuracy(self.runs(ids), measure)
         half = len(pairs[0][0]) // 2
         halves = (lambda values: values[:half]), (lambda values: values[half:])
         return [correlate_over_epochs(pairs, of_half) for of_half in halves]
 
     def moves_against_accuracy(self, ids: Collection[str], measure: str) -> bool:
         """Whether a measure is seen to change against accuracy from one epoch to the next."""
-        return correlate_over_epochs(self.curves_with_accuracy(ids, measure), np.diff).high < 0
+        pairs = curves_with_accuracy(self.runs(ids), measure)
+        return correlate_over_epochs(pairs, np.diff).high < 0
 
     def base_runs(
         self, algorithm: str, setting: tuple[str, int, int] = MAIN, scale: Scale = "quick"

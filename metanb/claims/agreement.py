@@ -129,9 +129,8 @@ def describe_penalty(pushed: Sequence[Record], plain: Sequence[Record]) -> str:
     before, after = late(plain, TRACK), late(pushed, TRACK)
     decided = int((relative_losses(pushed) > DECIDED).sum())
     gain = gain_by_seed(pushed, plain)
-    shown = f"{gain.mean:+.2f} points"
-    if len(pushed) > 1:
-        shown += f" ({gain.low:+.2f} to {gain.high:+.2f})"
+    several = len(pushed) > 1  # one run has no interval
+    shown = gain.describe("+.2f", "points") if several else f"{gain.mean:+.2f} points"
     return (
         f"**A penalty** that {'raises' if after > before else 'lowers'} trajectory coherence from "
         f"{before:.3f} to {after:.3f} changes accuracy by {shown}. "

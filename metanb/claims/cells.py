@@ -123,6 +123,13 @@ def curve(run: Record, measure: str, column: str = "mean") -> np.ndarray:
     return values
 
 
+def curves_with_accuracy(
+    runs: Iterable[Record], measure: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The curves of query accuracy and of a measure, run by run, see `curve`."""
+    return [(curve(run, "query_accuracy"), curve(run, measure)) for run in runs]
+
+
 def untrained(run: Record, measure: str) -> float:
     """The mean of epoch 0, before meta-training."""
     return float(run.curve(measure)["mean"].loc[0])

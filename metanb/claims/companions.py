@@ -34,6 +34,7 @@ from scipy import stats
 
 from metanb.claims.cells import (
     curve,
+    curves_with_accuracy,
     cut_to_common_length,
     group_into_cells,
     late_values,
@@ -46,7 +47,7 @@ from metanb.claims.predictions import (
     label_of,
     values_at_the_end,
 )
-from metanb.claims.run_stats import Interval, correlation, interval, mean_correlation
+from metanb.claims.run_stats import Interval, correlate_over_epochs, interval
 from metanb.grids.interventions import BASE
 from metanb.labels import MEASURES, name_of
 from metanb.runs.records import Record
@@ -233,13 +234,8 @@ def _find_role(
         measure: a column of `rows`.
     """
     algorithm = str(rows.algorithm.iloc[0])
-    accuracy = "query_accuracy"
-    correlations = [
-        correlation(curve(run, measure), curve(run, accuracy))[0]
-        for run in plain
-        if run.settings.algorithm == algorithm
-    ]
-    along = mean_correlation(correlations) if correlations else Interval(math.nan, -1.0, 1.0, 1.0)
+    of_algorithm = [run for run in plain if run.settings.algorithm == algorithm]
+    along = correlate_over_epochs(curves_with_accuracy(of_algorithm, measure))
     changes = tuple(
         Change(
             intervention=row.intervention,

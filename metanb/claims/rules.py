@@ -29,6 +29,7 @@ import numpy as np
 
 from metanb.claims.cells import (
     curve,
+    curves_with_accuracy,
     cut_to_common_epoch,
     cut_to_common_length,
     final_accuracy,
@@ -249,12 +250,11 @@ def _judge_trend(
     Its interval is over runs and tasks. `divisor` is a measure that the curve is divided by. Where
     a run's curve or its divisor is 0, there is no ratio: the verdict is NO_RATIO.
     """
-    units = [curve(run, divisor) if divisor else 1.0 for run in cell]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        curves, errors = (
-            [curve(run, measure, column) / unit for run, unit in zip(cell, units, strict=True)]
-            for column in ("mean", "sem")
-        )
+    curves, errors = _curves_and_errors(cell, measure)
+    if divisor:
+        divisors, _ = _curves_and_errors(cell, divisor)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            curves, errors = curves / divisors, errors / divisors
     trends = []
     for run, values in zip(cell, curves, strict=True):
         try:
@@ -265,6 +265,14 @@ def _judge_trend(
     effect = interval(trends, shared=map(trend_error, curves, errors))
     verdict = verdict_by_interval(effect, len(cell), claim.direction)
     return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, variant=variant)
+
+
+def _curves_and_errors(cell: list[Record], measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """A measure's means after each epoch, and their standard errors over tasks, [runs, epochs]."""
+    means, errors = (
+        np.stack([curve(run, measure, column) for run in cell]) for column in ("mean", "sem")
+    )
+    return means, errors
 
 
 def _find_zero(cell: list[Record], measure: str, curves: np.ndarray) -> str:
@@ -299,9 +307,7 @@ def _judge_first_peak(cell: list[Record]) -> Row:
     1 is measured within PEAK_BY iterations; later it is TOO_COARSE. A peak that is seen is one,
     however far apart epochs are.
     """
-    norms, errors = (
-        np.stack([curve(run, "hessian_norm", column) for run in cell]) for column in ("mean", "sem")
-    )
+    norms, errors = _curves_and_errors(cell, "hessian_norm")
     if name := _find_zero(cell, "hessian_norm", norms[:, : norms.shape[1] // 2]):
         return _row_without_ratio(BY_NAME["C1"], cell, name, "first peak")
     effect = first_peak(norms, errors)
@@ -348,9 +354,7 @@ def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -
         verdict = Verdict.TOO_FEW if len(cell) < MIN_RUNS else Verdict.TOO_SHORT
         return _make_row(claim, cell, NO_EFFECT, Unit.LOG_RATIO, verdict, detail, variant)
 
-    norms, errors = (
-        np.stack([curve(run, measure, column)[half:] for run in cell]) for column in ("mean", "sem")
-    )
+    norms, errors = (values[:, half:] for values in _curves_and_errors(cell, measure))
     if name := _find_zero(cell, measure, norms):
         return _row_without_ratio(claim, cell, name, variant)
 
@@ -369,13 +373,9 @@ def _judge_flatter_while_worse(cell: list[Record], measure: str, variant: str) -
 
     # the verdict needs three findings: the largest p counts
     effect = log_norm._replace(p=max(log_norm.p, test.p, valid.p))
-    detail += f"; {RUNS_ALONE}: accuracy {_describe_points(test)}"
-    detail += f", on meta-validation tasks {_describe_points(valid)}"
+    detail += f"; {RUNS_ALONE}: accuracy {test.describe('+.2f', 'points')}"
+    detail += f", on meta-validation tasks {valid.describe('+.2f', 'points')}"
     return _make_row(claim, cell, effect, Unit.LOG_RATIO, verdict, detail, variant)
-
-
-def _describe_points(change: Interval) -> str:
-    return f"{change.mean:+.2f} points ({change.low:+.2f} to {change.high:+.2f})"
 
 
 def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
@@ -402,7 +402,7 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
     quadratics still share what is left.
     """
     # over epochs: as measured, and of first differences
-    series = [(curve(run, "query_accuracy"), curve(run, claim.measure)) for run in cell]
+    series = curves_with_accuracy(cell, claim.measure)
     over_epochs = correlate_over_epochs(series)
     steps = correlate_over_epochs(series, np.diff)
 
@@ -516,9 +516,8 @@ def _judge_orthogonality(cell: list[Record], learners: list[Record], algorithm: 
 
     # what it rests on
     detail = (
-        f"{name_of(algorithm)}: {meta_trained.mean:.3f} ({meta_trained.low:.3f} to "
-        f"{meta_trained.high:.3f}); adaptation takes the baseline's support loss from "
-        f"{losses_before.mean():.2f} to {losses.mean():.2f}; its accuracy "
+        f"{name_of(algorithm)}: {meta_trained.describe('.3f')}; adaptation takes the baseline's "
+        f"support loss from {losses_before.mean():.2f} to {losses.mean():.2f}; its accuracy "
         f"{100 * accuracies.mean():.1f} %, untrained {100 * untrained_accuracies.mean():.1f} %"
     )
     return _make_row(claim, cell, effect, Unit.COSINE, verdict, detail, variant, learners)

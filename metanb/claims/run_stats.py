@@ -24,9 +24,10 @@ class Interval(NamedTuple):
     high: float
     p: float
 
-    def describe(self, number: str = ".2f") -> str:
-        """The mean with its interval, each in this format: "0.27 (-0.27 to 0.68)"."""
-        return f"{self.mean:{number}} ({self.low:{number}} to {self.high:{number}})"
+    def describe(self, number: str = ".2f", unit: str = "") -> str:
+        """The mean, its unit and the interval in a format: "+0.27 points (-0.27 to +0.68)"."""
+        mean = f"{self.mean:{number}} {unit}".rstrip()
+        return f"{mean} ({self.low:{number}} to {self.high:{number}})"
 
 
 NO_EFFECT = Interval(math.nan, -math.inf, math.inf, 1.0)  # where there is nothing to compare

@@ -261,6 +261,11 @@ def test_curves_are_correlated_run_by_run(transform):
     r = run_stats.correlate_over_epochs(pairs, transform)
     assert r[:3] == pytest.approx(np.tanh([z.mean(), bounds.low, bounds.high]))
     assert r.describe(".1f") == f"{r.mean:.1f} ({r.low:.1f} to {r.high:.1f})"
+    assert r.describe("+.1f", "m") == f"{r.mean:+.1f} m ({r.low:+.1f} to {r.high:+.1f})"
+
+
+def test_without_runs_any_correlation_is_possible():
+    assert run_stats.correlate_over_epochs([])[1:] == (-1.0, 1.0, 1.0)
 
 
 def test_holm_is_the_step_down_procedure():
