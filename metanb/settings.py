@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 from metanb.labels import ALGORITHMS, DATASETS, NETWORKS, OWN_DATASET
@@ -516,11 +516,17 @@ def preset(
     return from_dict(values | changes)
 
 
+@cache
+def _preset_of_task(scale: Scale, dataset: str, ways: int, shots: int) -> Settings:
+    """The preset without changes: every row and run of the ledger asks for one of a few."""
+    return preset(scale, dataset, ways, shots)
+
+
 def scale_of(settings: Settings) -> Scale | Literal["custom"]:
     """The scale with the filters and iterations of these settings, or "custom"."""
     size = ("filters", "iterations")
     for scale in get_args(Scale):
-        base = preset(scale, settings.dataset, settings.ways, settings.shots)
+        base = _preset_of_task(scale, settings.dataset, settings.ways, settings.shots)
         if all(getattr(base, name) == getattr(settings, name) for name in size):
             return scale
     return "custom"
@@ -534,7 +540,7 @@ def differences_from_scale(settings: Settings) -> dict[str, Any]:
     scale = scale_of(settings)
     base = Settings()
     if scale != "custom":
-        base = preset(scale, settings.dataset, settings.ways, settings.shots)
+        base = _preset_of_task(scale, settings.dataset, settings.ways, settings.shots)
     left_out = ("dataset", "ways", "shots", "algorithm", "seed", "class_seed")
     return {
         name: value

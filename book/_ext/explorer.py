@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import seaborn as sns
 from committed import committed_runs
 from formats import format_value
@@ -59,21 +59,23 @@ def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
         measures.append({"name": name, "label": capitalised, "log": measure.log})
     palette = sns.color_palette("colorblind").as_hex()
     cells = group_into_cells(records)
-    pivots = (
-        run.measures.pivot(index="epoch", columns="measure", values=["mean", "sem"])
-        for cell in cells
-        for run in cell
-    )
-    tables = [(table["mean"], table["sem"]) for table in pivots]
+    curves = [
+        [
+            (_column(run, name, "mean"), _column(run, name, "sem")) if run.has(name) else ([], [])
+            for cell in cells
+            for run in cell
+        ]
+        for name in MEASURES
+    ]
     return {
         "measures": measures,
         "colours": [colour for colour in palette if colour not in PALE],
         "cells": [_describe_cell(cell) for cell in cells],
         "means": [
             [_write_as_steps(curve) for curve in of_measure]
-            for of_measure in _join_curves(tables, _format_mean)
+            for of_measure in _join_curves(curves, _format_mean)
         ],
-        "errors": _join_curves(tables, lambda _, error: f"{error:.{ERROR_DIGITS}g}"),
+        "errors": _join_curves(curves, lambda _, error: f"{error:.{ERROR_DIGITS}g}"),
     }
 
 
@@ -94,32 +96,32 @@ def _describe_cell(cell: list[Record]) -> dict[str, Any]:
 
 
 def _join_curves(
-    runs: list[tuple[pd.DataFrame, pd.DataFrame]], write: Callable[[float, float], str]
+    curves: list[list[tuple[list[float], list[float]]]], write: Callable[[float, float], str]
 ) -> list[list[str]]:
     """`means` or `errors` of runs.
 
     Args:
-        runs: two tables each, of means and of standard errors: a row per epoch, a column per
-            measure.
+        curves: of each measure and run the means and their standard errors; none if the measure is
+            not recorded.
         write: a number from a mean and its standard error.
     """
-    return [
-        [
-            _join_numbers(means[name], errors[name], write) if name in means else ""
-            for means, errors in runs
-        ]
-        for name in MEASURES
-    ]
+    return [[_join_numbers(map(write, *curve)) for curve in of_measure] for of_measure in curves]
 
 
-def _join_numbers(means: pd.Series, errors: pd.Series, write: Callable[[float, float], str]) -> str:
+def _column(run: Record, measure: str, column: str) -> list[float]:
+    """The values after the epochs 0, 1, 2 and so on; NaN after one that lacks the measure."""
+    epochs, recorded = run.values(measure, column)
+    values = np.full(run.epochs + 1, np.nan)
+    values[epochs] = recorded
+    return values.tolist()
+
+
+def _join_numbers(texts: Iterable[str]) -> str:
     """Numbers in as few characters as possible, separated by spaces; a missing one is NaN."""
-    texts = (
-        "NaN" if text in ("nan", "inf", "-inf") else text for text in map(write, means, errors)
-    )
-    texts = (text.replace("e-0", "e-") for text in texts)  # 1e-05 as 1e-5
+    finite = ("NaN" if text in ("nan", "inf", "-inf") else text for text in texts)
+    short = (text.replace("e-0", "e-") for text in finite)  # 1e-05 as 1e-5
     return " ".join(
-        text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text for text in texts
+        text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text for text in short
     )
 
 

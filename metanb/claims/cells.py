@@ -113,11 +113,11 @@ def curve(run: Record, measure: str, column: str = "mean") -> np.ndarray:
     Raises:
         RecordError: a value is missing or not finite.
     """
-    rows = run.curve(measure)[column].loc[1:]
-    values = rows.to_numpy()
+    epochs, values = run.values(measure, column)
+    values = values[epochs > 0]
     if column == "sem" and np.isnan(values).all() and len(values) == run.epochs:
         return np.full(run.epochs, np.inf)
-    complete = np.array_equal(rows.index, np.arange(1, run.epochs + 1))
+    complete = np.array_equal(epochs[epochs > 0], np.arange(1, run.epochs + 1))
     if not complete or not np.isfinite(values).all():
         raise RecordError(f"{measure} of {run.path} is not a number for every epoch: {run.anew}")
     return values
@@ -132,7 +132,20 @@ def curves_with_accuracy(
 
 def untrained(run: Record, measure: str) -> float:
     """The mean of epoch 0, before meta-training."""
-    return float(run.curve(measure)["mean"].loc[0])
+    return value_after(run, 0, measure)
+
+
+def value_after(run: Record, epoch: int, measure: str, column: str = "mean") -> float:
+    """A measure after one epoch, for which it is recorded.
+
+    Args:
+        run: the run.
+        epoch: the epoch; 0 is the untrained network.
+        measure: the measure's name.
+        column: "mean" over tasks, or another column of the record.
+    """
+    epochs, values = run.values(measure, column)
+    return float(values[epochs == epoch].item())
 
 
 def final_accuracy(run: Record) -> tuple[float, float] | None:
@@ -141,11 +154,10 @@ def final_accuracy(run: Record) -> tuple[float, float] | None:
     Returns:
         The mean and its standard error over these tasks; None for a run without this measurement.
     """
-    measures = run.measures
-    rows = measures[(measures.measure == "final_accuracy") & (measures.epoch == run.epochs)]
-    if rows.empty:
+    measure = "final_accuracy"
+    if measure not in run.at_the_end:
         return None
-    return float(rows["mean"].iloc[0]), float(rows["sem"].iloc[0])
+    return value_after(run, run.epochs, measure), value_after(run, run.epochs, measure, "sem")
 
 
 def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:

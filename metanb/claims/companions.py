@@ -30,7 +30,6 @@ from enum import StrEnum
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from metanb.claims.cells import (
     curve,
@@ -369,7 +368,7 @@ def rank_correlations(cells: pd.DataFrame, measures: Sequence[str]) -> pd.DataFr
         if len(of_setting) >= MIN_CELLS:
             accuracy = of_setting.query_accuracy
             rows[setting] = {"cells": len(of_setting)} | {
-                measure: float(stats.spearmanr(accuracy, of_setting[measure]).statistic)
+                measure: float(accuracy.rank().corr(of_setting[measure].rank()))
                 for measure in measures
             }
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -38,7 +38,7 @@ from enum import StrEnum
 import numpy as np
 import pandas as pd
 
-from metanb.claims.cells import final_accuracy, group_into_cells, pair_by_seed
+from metanb.claims.cells import final_accuracy, group_into_cells, pair_by_seed, value_after
 from metanb.claims.run_stats import NO_EFFECT, Interval, interval, ratio_interval
 from metanb.claims.verdicts import MIN_RUNS
 from metanb.grids.interventions import BASE, BY_NAME, INNER_STEPS, find_intervention
@@ -344,8 +344,8 @@ def value_at_the_end(run: Record, measure: str) -> tuple[float, float]:
         accuracy = final_accuracy(run)
         assert accuracy is not None  # an intervention's settings ask for it
         return accuracy
-    last = run.curve(measure).loc[run.epochs]
-    return float(last["mean"]), float(last["sem"])
+    mean, error = (value_after(run, run.epochs, measure, column) for column in ("mean", "sem"))
+    return mean, error
 
 
 def effect_of(expected: Expectation, after: np.ndarray, base: np.ndarray) -> Interval:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 _FAR = 1e6  # a ratio that is possible at this distance has no end
 QUARTER_OF = 4  # a curve's early and late part are its first and last quarter, one epoch at least
@@ -255,12 +255,12 @@ def correlation_power(runs: int, r: float) -> float:
     """
     if runs < 3:
         return 0.0
-    limit = stats.t.ppf(0.975, runs - 2)
+    limit = special.stdtrit(runs - 2, 0.975)
     slope = r / np.sqrt(1 - r**2)
 
     def power_at_quantile(share: float) -> float:
-        squares = stats.chi2.ppf(share, runs - 1)
-        return float(stats.nct.sf(limit, runs - 2, slope * np.sqrt(squares)))
+        squares = special.chdtri(runs - 1, 1 - share)
+        return float(1 - special.nctdtr(runs - 2, slope * np.sqrt(squares), limit))
 
     # the mean over the chi-squared, by Gauss and Legendre over its quantiles
     nodes, weights = np.polynomial.legendre.leggauss(60)

@@ -9,7 +9,7 @@ On a GPU it is the run's share: each second is divided among the runs in progres
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -169,6 +169,12 @@ class Timings:
             whole = seconds / 60 * settings.epochs / run.epochs
             self._timed[settings] = RunTime(settings, _kind(run), seconds / 60, whole, together)
 
+        # A grid has hundreds of runs, and for each estimates ask which of hundreds are like it.
+        self._like = _group(self._timed.values(), lambda run: (run.kind, run.settings.unseeded))
+        self._scalable = _group(
+            self._timed.values(), lambda run: (run.kind, _workload(run.settings))
+        )
+
     def run_time(self, run: Record) -> RunTime:
         """The time of one of the records.
 
@@ -289,20 +295,16 @@ class Timings:
 
     def _estimate_on_kind(self, settings: Settings, kind: str, together: float) -> Estimate:
         """The estimate from runs on this kind of device alone."""
-        on_kind = [run for run in self._timed.values() if run.kind == kind]
-
         # Runs of the same settings but for seeds: their mean.
-        like = [run for run in on_kind if run.settings.unseeded == settings.unseeded]
-        if like:
+        if like := self._like.get((kind, settings.unseeded)):
             nearest = _with_nearest_sharing(like, together)
             minutes = mean(run.whole for run in nearest)
             return Estimate(minutes, mean(run.together for run in nearest), "like runs")
 
         # Other runs: the median of their minutes per work, times the run's work.
-        workload = _workload(settings)
-        comparable = [run for run in on_kind if _workload(run.settings) == workload]
+        comparable = self._scalable.get((kind, _workload(settings)), [])
         if kind == CORE and not comparable:
-            comparable = on_kind
+            comparable = [run for run in self._timed.values() if run.kind == CORE]
         if not comparable:
             return Estimate()
         nearest = _with_nearest_sharing(comparable, together)
@@ -395,6 +397,16 @@ def _share(own: _TimeSpan, spans: list[_TimeSpan]) -> float:
         present = [span.presence for span in overlapping if span.start <= start and span.end >= end]
         seconds += (end - start) / (1 + sum(present))
     return seconds / (own.end - own.start)
+
+
+def _group(
+    timed: Iterable[RunTime], key: Callable[[RunTime], tuple[object, ...]]
+) -> dict[tuple[object, ...], list[RunTime]]:
+    """Timed runs by a key of theirs, in their order."""
+    groups: dict[tuple[object, ...], list[RunTime]] = {}
+    for run in timed:
+        groups.setdefault(key(run), []).append(run)
+    return groups
 
 
 def _workload(settings: Settings) -> tuple[object, ...]:

@@ -82,17 +82,24 @@ class Record:
 
     def has(self, measure: str) -> bool:
         """Whether the measure is recorded, in one epoch at least."""
-        return measure in self._curves
+        return measure in self._places
 
     @cached_property
-    def _curves(self) -> dict[str, pd.DataFrame]:
-        """The rows of each measure: rules ask for the same curves again and again."""
-        codes, names = pd.factorize(self.measures.measure)
-        rows = self.measures.set_index("epoch").drop(columns="measure")
-        rows = rows.iloc[np.argsort(codes, kind="stable")]  # all of a measure one below the other
-        ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-        parts = zip(names, [0, *ends], ends, strict=False)
-        return {name: rows.iloc[start:end] for name, start, end in parts}
+    def _by_measure(self) -> pd.DataFrame:
+        """The rows, all of a measure one below the other: rules ask again and again for them."""
+        return self.measures.sort_values("measure", kind="stable").set_index("epoch")
+
+    @cached_property
+    def _places(self) -> dict[str, slice]:
+        """Where each measure stands in `_by_measure`; in the order in which they were recorded."""
+        names, starts, counts = np.unique(
+            self._by_measure.measure.to_numpy(), return_index=True, return_counts=True
+        )
+        places = {
+            name: slice(start, start + count)
+            for name, start, count in zip(names, starts, counts, strict=True)
+        }
+        return {name: places[name] for name in self.measures.measure.unique()}
 
     @property
     def iterations(self) -> int:
@@ -141,12 +148,47 @@ class Record:
             >>> record.curve("distance")["mean"].tolist()
             [0.25, 0.5]
         """
-        if measure not in self._curves:
+        return self._by_measure.iloc[self._place(measure)].drop(columns="measure")
+
+    def values(self, measure: str, column: str = "mean") -> tuple[np.ndarray, np.ndarray]:
+        """One column of the rows of a measure: the epochs, and its values after them.
+
+        `curve` has the same as a table; this takes a tenth of its time.
+
+        Args:
+            measure: its name, such as "query_accuracy".
+            column: "mean" over tasks, or another column of `curve`.
+
+        Raises:
+            RecordError: as `curve` does.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import pandas as pd
+            >>> from metanb import Record, preset
+            >>> measures = pd.DataFrame(
+            ...     {"epoch": [0, 1], "measure": ["distance"] * 2, "mean": [0.25, 0.5]}
+            ... )
+            >>> record = Record(preset("smoke", "glyphs"), measures, {}, Path("by-hand"))
+            >>> epochs, means = record.values("distance")
+            >>> epochs.tolist(), means.tolist()
+            ([0, 1], [0.25, 0.5])
+        """
+        place = self._place(measure)
+        epochs, values = (
+            axis.to_numpy()[place].copy()
+            for axis in (self._by_measure.index, self._by_measure[column])
+        )
+        return epochs, values
+
+    def _place(self, measure: str) -> slice:
+        """Where the measure stands in `_by_measure`."""
+        if measure not in self._places:
             raise RecordError(
-                f"no measure {measure!r} in {self.path}: it has {', '.join(self._curves)}; "
+                f"no measure {measure!r} in {self.path}: it has {', '.join(self._places)}; "
                 f"if it was recorded by an older version, {self.anew}"
             )
-        return self._curves[measure].copy()
+        return self._places[measure]
 
 
 def find_record(settings: Settings, epochs: int | None = None) -> Record | None:

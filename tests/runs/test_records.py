@@ -3,12 +3,14 @@
 import gzip
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from metanb.runs import records
-from metanb.runs.records import PROVENANCE, RecordError
+from metanb.runs.records import PROVENANCE, Record, RecordError
 from metanb.settings import Settings
 from tests.support.bad_days import shown
 
@@ -49,6 +51,28 @@ def test_measures_keep_names_that_pandas_takes_for_missing(tmp_path):
     assert list(record.measures.measure) == ["null", "NA"] * 3
     assert record.curve("null")["sem"].isna().tolist() == [True, False, False]
     assert record.curve("NA")["mean"].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_values_and_curve_are_the_rows_of_a_measure_and_copies_of_them():
+    """Rows in no order of measures, and one measure with a gap."""
+    rng = np.random.default_rng(0)
+    places = [(e, m) for e in range(4) for m in rng.permutation(["b", "a", "c"])]
+    places.remove((2, "a"))
+    table = pd.DataFrame(places, columns=["epoch", "measure"])
+    table[["mean", "sem"]] = rng.normal(size=(len(table), 2))
+    record = Record(SETTINGS, table, {}, Path("by-hand"))
+    for _ in range(2):
+        for measure in "abc":
+            expected = table[table.measure == measure]
+            curve = record.curve(measure)
+            assert curve.index.tolist() == expected.epoch.tolist()
+            assert curve["sem"].tolist() == expected["sem"].tolist()
+            epochs, means = record.values(measure)
+            assert epochs.tolist() == expected.epoch.tolist()
+            assert means.tolist() == expected["mean"].tolist()
+            # what a caller does to them stays with the caller
+            curve["sem"] = 0.0
+            epochs[:], means[:] = 0, 0.0
 
 
 def test_a_compressed_table_is_the_same_record(tmp_path):
