@@ -4,18 +4,19 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install book test clean
-.PHONY: tests-without-book
+.PHONY: book-beside-tests tests
 
 PYTHON ?= python3
 # Two workers of one thread each: on two cores three are slower.
 # tests/conftest.py says which tests stay together, and which come first.
 PYTEST_ARGS ?= -q -n 2 --dist loadscope --no-loadscope-reorder
 BIN := .venv/bin
-PYTEST = OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' $(BIN)/python -m pytest $(PYTEST_ARGS) \
-    --nbval --nbval-sanitize-with tests/nbval.cfg --doctest-modules
+PYTEST = OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' METANB_BOOK_BEING_BUILT='$(BEING_BUILT)' \
+    $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-sanitize-with tests/nbval.cfg --doctest-modules
 INSTALLED := .venv/.installed
 INDEX := _build/html/index.html
 LIVE := book/on-this-machine.ipynb
+BEING_BUILT := $(CURDIR)/.live/book-being-built
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,14 +51,18 @@ book: $(INSTALLED) $(LIVE) ## build the book strictly: _build/html/index.html
 	@test -s $(INDEX) || { echo "$(INDEX) is missing although the build reported success" >&2; exit 1; }
 	@echo "The book: $(CURDIR)/$(INDEX)"
 
-# The build takes one core; meanwhile the other tests begin.
+# The build takes one core; meanwhile the other tests run. Those of the book come last, and wait for it.
 test: $(INSTALLED) ## make book, then run all tests, the notebooks' outputs among them
 	@rm -rf .live/test
-	@$(MAKE) --no-print-directory -j2 book tests-without-book
-	@$(PYTEST) tests/book
+	@mkdir -p .live
+	@touch '$(BEING_BUILT)'
+	@$(MAKE) --no-print-directory -j2 book-beside-tests tests
 
-tests-without-book: $(INSTALLED)
-	@$(PYTEST) --ignore=tests/book metanb tests notebooks
+book-beside-tests: $(INSTALLED)
+	@trap "rm -f '$(BEING_BUILT)'" EXIT; $(MAKE) --no-print-directory book
+
+tests: $(INSTALLED)
+	@$(PYTEST) metanb tests notebooks
 
 clean: ## remove what make made: the book, its live page and its runs, .venv
 	rm -rf _build .live $(LIVE) .venv

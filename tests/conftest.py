@@ -42,8 +42,14 @@ def _is_long(nodeid):
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests and files begin first, so that all workers end together."""
-    items.sort(key=lambda item: not (_is_long(item.nodeid) or item.nodeid.startswith(LONG_FILES)))
+    """The book's tests come last, and long tests and files first, so that workers end together."""
+    items.sort(key=_turn)
+
+
+def _turn(item):
+    """Where a test's turn is: those that are equal in this keep their order."""
+    is_long = _is_long(item.nodeid) or item.nodeid.startswith(LONG_FILES)
+    return item.nodeid.startswith("tests/book/"), not is_long
 
 
 @pytest.hookimpl(optionalhook=True)  # xdist may be off

@@ -1,4 +1,4 @@
-"""The built book as a reader's browser shows it: desktop and phone, light and dark, no network.
+"""The built book as a reader's browser shows it: desktop, phone, paper, light, dark, no network.
 
 Evidence: a headless Chromium, which lays out the pages and runs their scripts, and axe-core's rules
 for accessibility. What can be seen in the files themselves is tested in test_book.py, which needs
@@ -8,7 +8,7 @@ no browser.
 import pytest
 
 from tests.support.axe import CONTRAST, add_axe, axe
-from tests.support.browser import DESKTOP, PHONE, WIDER_THAN_THE_PAGE, address, tab
+from tests.support.browser import DESKTOP, PAPER, PHONE, WIDER_THAN_THE_PAGE, address, tab
 from tests.support.paths import PAGES
 
 EVERYWHERE = [*PAGES, "search"]
@@ -21,6 +21,23 @@ BAD_FORMULAS = r"""() => [...document.querySelectorAll('article math')].filter(f
         return formula.checkVisibility() && (!box.width || !box.height)
             || formula.querySelector('merror, parsererror');
     }).map(formula => formula.textContent)"""
+# What paper does not show, and frames that are empty there.
+MENUS = """() => [...document.querySelectorAll(
+        '.bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-footer, '
+        + '.copybtn')]
+    .filter(menu => menu.checkVisibility({visibilityProperty: true})
+        && menu.getBoundingClientRect().height)
+    .map(menu => menu.outerHTML.slice(0, 120))"""
+WIDER_THAN_PAPER = """() => [...document.querySelectorAll('article *')].filter(element => {
+    const box = element.getBoundingClientRect();
+    return box.width && box.right > document.documentElement.clientWidth + 2
+        && element.checkVisibility() && !element.closest('svg, math, .uplot');
+}).map(element => element.outerHTML.slice(0, 120))"""
+FRAMES = """() => [...document.querySelectorAll(
+        'article :is(pre, figure, details, .cell, .cell_input)')]
+    .filter(element => element.checkVisibility() && element.getBoundingClientRect().height > 4
+        && !element.innerText.trim() && !element.querySelector('img, svg, canvas, math'))
+    .map(element => element.outerHTML.slice(0, 120))"""
 
 
 @pytest.fixture(scope="module", params=EVERYWHERE)
@@ -63,6 +80,24 @@ def test_dark_page_is_legible(opened):
     show(opened, DESKTOP, "dark")
     assert axe(opened, CONTRAST) == []
     assert opened.watch.complaints == []
+
+
+def test_page_prints_light_and_whole(opened):
+    """For a reader in the dark: without menus or empty frames, and with what is folded."""
+    show(opened, PAPER, "dark")
+    assert opened.evaluate(MENUS) != []
+    opened.emulate_media(media="print")
+    opened.wait_for_function("document.documentElement.dataset.theme === 'light'")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") in (
+        "rgb(255, 255, 255)",
+        "rgba(0, 0, 0, 0)",
+    )
+    assert opened.evaluate(MENUS) == []
+    assert opened.evaluate(WIDER_THAN_PAPER) == []
+    assert opened.evaluate(FRAMES) == []
+    assert opened.locator("article details:not([open], .hide)").count() == 0
+    opened.emulate_media(media="screen")
+    opened.wait_for_function("document.documentElement.dataset.theme === 'dark'")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,30 +1,12 @@
-"""The book on paper: light, without menus or empty frames, and with what is folded.
+"""The book on paper: what is folded, the explorer's charts, and a PDF.
 
-Evidence: a headless Chromium that lays the pages out for print, on a page as wide as A4's text.
+Evidence: a headless Chromium that lays the pages out for print. test_browser.py does so with every
+page.
 """
 
 import pytest
 
-from tests.support.browser import address, tab
-from tests.support.paths import PAGES
-
-PAPER = (680, 960)  # CSS pixels: A4 without its margins
-MENUS = """() => [...document.querySelectorAll(
-        '.bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-footer, '
-        + '.copybtn')]
-    .filter(menu => menu.checkVisibility({visibilityProperty: true})
-        && menu.getBoundingClientRect().height)
-    .map(menu => menu.outerHTML.slice(0, 120))"""
-WIDER = """() => [...document.querySelectorAll('article *')].filter(element => {
-    const box = element.getBoundingClientRect();
-    return box.width && box.right > document.documentElement.clientWidth + 2
-        && element.checkVisibility() && !element.closest('svg, math, .uplot');
-}).map(element => element.outerHTML.slice(0, 120))"""
-FRAMES = """() => [...document.querySelectorAll(
-        'article :is(pre, figure, details, .cell, .cell_input)')]
-    .filter(element => element.checkVisibility() && element.getBoundingClientRect().height > 4
-        && !element.innerText.trim() && !element.querySelector('img, svg, canvas, math'))
-    .map(element => element.outerHTML.slice(0, 120))"""
+from tests.support.browser import PAPER, address, tab
 
 
 @pytest.fixture
@@ -32,26 +14,6 @@ def on_paper(browser):
     """A tab of a reader in the dark, as it is printed."""
     with tab(browser, PAPER, "dark") as page:
         yield page
-
-
-@pytest.mark.parametrize("name", [page for page in PAGES if not page.startswith("book/api")])
-def test_page_prints_light_and_whole(on_paper, name):
-    on_paper.goto(address(name))
-    assert on_paper.evaluate("document.documentElement.dataset.theme") == "dark"
-    assert on_paper.evaluate(MENUS) != []
-    on_paper.emulate_media(media="print")
-    on_paper.wait_for_function("document.documentElement.dataset.theme === 'light'")
-    assert on_paper.evaluate("getComputedStyle(document.body).backgroundColor") in (
-        "rgb(255, 255, 255)",
-        "rgba(0, 0, 0, 0)",
-    )
-    assert on_paper.evaluate(MENUS) == []
-    assert on_paper.evaluate(WIDER) == []
-    assert on_paper.evaluate(FRAMES) == []
-    closed = "article details:not([open], .hide)"
-    assert on_paper.locator(closed).count() == 0
-    on_paper.emulate_media(media="screen")
-    on_paper.wait_for_function("document.documentElement.dataset.theme === 'dark'")
 
 
 def test_folded_content_closes_again(on_paper):

@@ -158,8 +158,11 @@ def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(
     assert failure.startswith(planned[1].settings.id) and "damaged" in failure
 
 
-def test_grid_killed_twice_and_asked_again(store, tmp_path, monkeypatch):
-    """After SIGKILL at random moments of its work, the record is that of an undisturbed run."""
+def test_grid_killed_twice_and_asked_again(store, forked, tmp_path, monkeypatch):
+    """After SIGKILL at random moments of its work, the record is that of an undisturbed run.
+
+    What is killed are processes of their own, and what they started.
+    """
     settings = replace(TINY, iterations=8, epoch_iterations=1)
     planned = [Planned("a", settings)]
     script = (

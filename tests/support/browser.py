@@ -24,7 +24,8 @@ FLAGS = [
     "--disable-sync",
 ]
 BLANK = "about:blank"
-DESKTOP, PHONE = (1400, 900), (390, 844)  # CSS pixels, width and height
+# In CSS pixels, width and height; paper is A4 without its margins.
+DESKTOP, PHONE, PAPER = (1400, 900), (390, 844), (680, 960)
 WIDER_THAN_THE_PAGE = """() => {
     const page = document.scrollingElement;
     return page.scrollWidth <= page.clientWidth ? [] : [...document.body.querySelectorAll('*')]
