@@ -11,8 +11,10 @@ PYTHON ?= python3
 # tests/conftest.py says which tests stay together, and which come first.
 PYTEST_ARGS ?= -q -n 2 --dist loadscope --no-loadscope-reorder
 BIN := .venv/bin
-PYTEST = OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' METANB_BOOK_BEING_BUILT='$(BEING_BUILT)' \
-    $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-sanitize-with tests/nbval.cfg --doctest-modules
+# Many tests start Python anew, so it keeps what it compiles.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 METANB_STORE='$(CURDIR)/.live/test' \
+    METANB_BOOK_BEING_BUILT='$(BEING_BUILT)' $(BIN)/python -m pytest $(PYTEST_ARGS) \
+    --nbval --nbval-sanitize-with tests/nbval.cfg --doctest-modules
 INSTALLED := .venv/.installed
 INDEX := _build/html/index.html
 LIVE := book/on-this-machine.ipynb

@@ -82,24 +82,19 @@ class Record:
 
     def has(self, measure: str) -> bool:
         """Whether the measure is recorded, in one epoch at least."""
-        return measure in self._places
+        return measure in self._grouped[1]
 
     @cached_property
-    def _by_measure(self) -> pd.DataFrame:
-        """The rows, all of a measure one below the other: rules ask again and again for them."""
-        return self.measures.sort_values("measure", kind="stable").set_index("epoch")
+    def _grouped(self) -> tuple[pd.DataFrame, dict[str, slice]]:
+        """The rows by epoch, one measure below the other, and where each measure stands there.
 
-    @cached_property
-    def _places(self) -> dict[str, slice]:
-        """Where each measure stands in `_by_measure`; in the order in which they were recorded."""
-        names, starts, counts = np.unique(
-            self._by_measure.measure.to_numpy(), return_index=True, return_counts=True
-        )
-        places = {
-            name: slice(start, start + count)
-            for name, start, count in zip(names, starts, counts, strict=True)
-        }
-        return {name: places[name] for name in self.measures.measure.unique()}
+        Rules ask for the same curves again and again.
+        """
+        codes, names = pd.factorize(self.measures.measure)
+        rows = self.measures.set_index("epoch").drop(columns="measure")
+        rows = rows.iloc[np.argsort(codes, kind="stable")]
+        ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+        return rows, dict(zip(names, map(slice, [0, *ends], ends), strict=True))
 
     @property
     def iterations(self) -> int:
@@ -148,12 +143,13 @@ class Record:
             >>> record.curve("distance")["mean"].tolist()
             [0.25, 0.5]
         """
-        return self._by_measure.iloc[self._place(measure)].drop(columns="measure")
+        rows, place = self._find(measure)
+        return rows.iloc[place].copy()
 
     def values(self, measure: str, column: str = "mean") -> tuple[np.ndarray, np.ndarray]:
         """One column of the rows of a measure: the epochs, and its values after them.
 
-        `curve` has the same as a table; this takes a tenth of its time.
+        The same as a column of `curve`, without making a table first.
 
         Args:
             measure: its name, such as "query_accuracy".
@@ -174,21 +170,18 @@ class Record:
             >>> epochs.tolist(), means.tolist()
             ([0, 1], [0.25, 0.5])
         """
-        place = self._place(measure)
-        epochs, values = (
-            axis.to_numpy()[place].copy()
-            for axis in (self._by_measure.index, self._by_measure[column])
-        )
-        return epochs, values
+        rows, place = self._find(measure)
+        return rows.index.to_numpy()[place].copy(), rows[column].to_numpy()[place].copy()
 
-    def _place(self, measure: str) -> slice:
-        """Where the measure stands in `_by_measure`."""
-        if measure not in self._places:
+    def _find(self, measure: str) -> tuple[pd.DataFrame, slice]:
+        """The rows of all measures, and where this one stands among them."""
+        rows, places = self._grouped
+        if measure not in places:
             raise RecordError(
-                f"no measure {measure!r} in {self.path}: it has {', '.join(self._places)}; "
+                f"no measure {measure!r} in {self.path}: it has {', '.join(places)}; "
                 f"if it was recorded by an older version, {self.anew}"
             )
-        return self._places[measure]
+        return rows, places[measure]
 
 
 def find_record(settings: Settings, epochs: int | None = None) -> Record | None:

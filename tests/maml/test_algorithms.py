@@ -4,7 +4,6 @@ Evidence: an algorithm that is MAML under another name has MAML's numbers.
 """
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -18,6 +17,7 @@ from metanb.maml.algorithms import GRADIENTS, add_gradient, algorithm, finetune,
 from metanb.runs import archive, plugins, records, weights
 from metanb.runs.store import store_folder
 from tests.support.bad_days import shown
+from tests.support.processes import Process
 
 TINY = {"filters": 4, "iterations": 4, "epoch_iterations": 2, "test_tasks": 4, "test_queries": 2}
 
@@ -214,26 +214,16 @@ def test_a_plugin_adds_one_to_the_command_line(tmp_path):
         "algorithm('mine', Algorithm('mine'))(meta_train)\n"
     )
     options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-    command = [sys.executable, "-m", "metanb", "train", "--device", "cpu", "--algorithm", "mine"]
-    environment = {"METANB_STORE": str(tmp_path / "store"), "PATH": "/usr/bin:/bin"}
-    environment["OMP_NUM_THREADS"] = "1"  # two threads of a small network wait for each other
-    done = subprocess.run(
-        [*command, *options], capture_output=True, text=True, env=environment | {"HOME": "/tmp"}
-    )
-    assert done.returncode == 1 and "'mine' is not one of 'maml'" in done.stderr
-    assert "if it is your own, name its file with --plugin" in done.stderr
-    done = subprocess.run(
-        [*command, *options, "--plugin", plugin],
-        capture_output=True,
-        text=True,
-        env=environment | {"HOME": "/tmp"},
-    )
-    assert done.returncode == 0, done.stderr
-    (record,) = (tmp_path / "store").glob("glyphs-*/provenance.json")
+    command = ["train", "--device", "cpu", "--algorithm", "mine", *options]
+    store = tmp_path / "store"
+    process = Process(store, *command)
+    assert process.wait() == 1 and "'mine' is not one of 'maml'" in process.err
+    assert "if it is your own, name its file with --plugin" in process.err
+    process = Process(store, *command, "--plugin", plugin)
+    assert process.wait() == 0, process.err
+    (record,) = store.glob("glyphs-*/provenance.json")
     assert '"plugins": "mine.py ' in record.read_text()
     plugin.write_text("import nowhere\n")
-    done = subprocess.run(
-        [*command, "--plugin", plugin], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 1 and "ModuleNotFoundError" in done.stderr
-    shown("A plugin fails", done.stderr)
+    process = Process(store, *command, "--plugin", plugin)
+    assert process.wait() == 1 and "ModuleNotFoundError" in process.err
+    shown("A plugin fails", process.err)
