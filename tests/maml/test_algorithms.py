@@ -4,7 +4,6 @@ Evidence: an algorithm that is MAML under another name has MAML's numbers.
 """
 
 import json
-import sys
 
 import numpy as np
 import pytest
