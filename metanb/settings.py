@@ -7,6 +7,7 @@ never its meaning. They are recorded in its provenance instead.
 import hashlib
 import json
 import math
+import numbers
 import re
 from collections.abc import Collection
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -205,9 +206,10 @@ class Settings:
         for setting in fields(self):
             value = getattr(self, setting.name)
             _check_value(setting, value)
-            # 1 and 1.0 are one setting, and one run.
-            if isinstance(setting.default, float):
-                object.__setattr__(self, setting.name, float(value))
+            # 1 and 1.0 are one setting, and one run; so are 1 and numpy's 1.
+            if "range" in setting.metadata:
+                plain = float if isinstance(setting.default, float) else int
+                object.__setattr__(self, setting.name, plain(value))
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -246,6 +248,11 @@ class Settings:
         if self.inner_head == "zero" and self.test_head != "fresh":
             raise SettingsError(
                 f"test_head={self.test_head!r} has no effect with inner_head='zero', which puts a "
+                "head of zeros in its place: leave one of them out"
+            )
+        if self.inner_head == "zero" and self.head_init != "torch":
+            raise SettingsError(
+                f"head_init={self.head_init!r} has no effect with inner_head='zero', which puts a "
                 "head of zeros in its place: leave one of them out"
             )
         for name, heads in ALIKE_HEADS.items():
@@ -416,7 +423,7 @@ def _check_value(setting: Field[Any], value: Any) -> None:
             raise SettingsError(f"{setting.name}={value!r} does not match {pattern}")
         return
     low, high = setting.metadata["range"]
-    accepted = (int, float) if kind is float else int
+    accepted = numbers.Real if kind is float else numbers.Integral
     is_number = isinstance(value, accepted) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
         noun = "a number" if kind is float else "a whole number"

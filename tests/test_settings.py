@@ -5,8 +5,10 @@ refused because they have no effect.
 """
 
 import itertools
+import json
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -203,6 +205,23 @@ def test_a_body_that_no_step_can_move_is_refused(algorithm, name):
 def test_a_test_head_that_a_head_of_zeros_replaces_is_refused(head):
     with pytest.raises(SettingsError, match=f"test_head='{head}' has no effect with inner_head="):
         preset("smoke", "glyphs", inner_head="zero", test_head=head)
+
+
+@pytest.mark.parametrize("head_init", ["zero", "finn"])
+def test_a_drawn_head_that_a_head_of_zeros_replaces_is_refused(head_init):
+    with pytest.raises(SettingsError, match=f"head_init='{head_init}' has no effect with inner_he"):
+        preset("smoke", "glyphs", inner_head="zero", head_init=head_init)
+
+
+def test_numbers_of_numpy_are_plain_numbers():
+    """As in `for seed in numpy.arange(3)`: the same run, whose settings JSON can hold."""
+    plain = Settings(seed=1, shots=2, inner_lr=0.5)
+    settings = Settings(seed=np.int64(1), shots=np.uint8(2), inner_lr=np.float32(0.5))
+    assert settings == plain and settings.id == plain.id
+    assert json.loads(json.dumps(settings.to_dict())) == plain.to_dict()
+    for name, value in (("seed", np.float64(1)), ("seed", np.bool_(True)), ("inner_lr", "1")):
+        with pytest.raises(SettingsError, match=name):
+            Settings(**{name: value})
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml"])

@@ -100,6 +100,9 @@ def long_table(
     """
     if not runs or not measures:
         raise ValueError(f"no {'measure' if runs else 'run'} is given: give at least one")
+    twice = [measure for measure in dict.fromkeys(measures) if list(measures).count(measure) > 1]
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given more than once: give each measure once")
     left_out = _find_lacking(runs, measures, label) if partly else set()
     return pd.concat(
         [
@@ -177,7 +180,7 @@ def curves(
             not, that is an error.
 
     Raises:
-        ValueError: no run or no measure is given.
+        ValueError: no run or no measure is given, or a measure is given more than once.
         metanb.runs.records.RecordError: a run does not have a measure; with `partly`, no label has.
 
     Example:

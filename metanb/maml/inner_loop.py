@@ -208,13 +208,13 @@ def adapt(
         )
     if steps < 0:
         raise ValueError(f"steps is {steps}: the inner loop needs 0 steps or more")
+    selected = select_parameters(net, adapts)
     mapped = for_tasks(net)
     initial = flatten(net).expand(len(tasks), -1) if start is None else start
     if steps == 0:
         return initial
 
     # An SGD optimiser of the parameters that are adapted: `higher` makes it differentiable.
-    selected = select_parameters(net, adapts)
     parameters_and_use = zip(net.parameters(), selected, strict=True)
     adaptable = [p for p, is_selected in parameters_and_use if is_selected]
     optimiser = torch.optim.SGD(adaptable, lr=step_size)

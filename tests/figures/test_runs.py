@@ -179,6 +179,13 @@ def test_a_label_without_a_measure_is_left_out_where_that_is_asked_for(runs):
         figures.curves(measured, ["neither"], "d", "c", partly=True)
 
 
+def test_a_measure_that_is_given_twice_is_named(runs):
+    with pytest.raises(ValueError, match="distance is given more than once"):
+        figures.curves(runs, ["distance", "support_loss", "distance"], "d", "c")
+    with pytest.raises(ValueError, match="distance is given more than once"):
+        figures.scatter(runs, "distance", "distance", "d", "c")
+
+
 def test_a_figure_of_nothing_is_refused(runs):
     for drawn, measures, what in (([], ["distance"], "run"), (runs, [], "measure")):
         with pytest.raises(ValueError, match=f"no {what} is given"):

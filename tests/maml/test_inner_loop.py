@@ -291,6 +291,7 @@ def test_the_inner_loss_may_be_any_function():
         ({"lr": float("inf")}, "lr is inf"),
         ({"steps": -1}, "steps is -1"),
         ({"adapts": "heads"}, "adapts is 'heads'"),
+        ({"adapts": "heads", "steps": 0}, "adapts is 'heads'"),
         ({"adapts": ["blocks.9"]}, "adapts names 'blocks.9'"),
         ({"adapts": []}, "nothing is left"),
         ({"inner_loss": "summ"}, "loss is 'summ'"),
