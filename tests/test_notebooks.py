@@ -202,7 +202,7 @@ def test_a_mistyped_type_is_told_before_the_kernel_starts(capsys, monkeypatch, t
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_notebook_says_so(number, tmp_path):
+def test_an_interrupted_notebook_says_so(number, capsys, monkeypatch, tmp_path):
     """Stopped for real, in its second cell; run anew, its output has no such note."""
     begun = tmp_path / "begun"
     slow = (
@@ -225,7 +225,8 @@ def test_an_interrupted_notebook_says_so(number, tmp_path):
     assert first.outputs[0].text == "first\n" and second.execution_count and not last.outputs
     assert last.metadata.papermill.status == "pending"
 
-    again = [*command[:4], tmp_path / "out.ipynb", "-o", tmp_path / "again.ipynb"]
-    subprocess.run(again, check=True, capture_output=True, env=os.environ | {"NAP": "0"})
+    monkeypatch.setenv("NAP", "0")
+    again = "run", tmp_path / "out.ipynb", "-o", tmp_path / "again.ipynb"
+    assert call(capsys, monkeypatch, *again)[0] == 0
     whole = nbformat.read(tmp_path / "again.ipynb", 4).cells
     assert len(whole) == 4 and whole[-1].outputs[0].text == "last\n"
