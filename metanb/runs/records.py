@@ -159,16 +159,11 @@ class Record:
             RecordError: as `curve` does.
 
         Example:
-            >>> from pathlib import Path
-            >>> import pandas as pd
-            >>> from metanb import Record, preset
-            >>> measures = pd.DataFrame(
-            ...     {"epoch": [0, 1], "measure": ["distance"] * 2, "mean": [0.25, 0.5]}
-            ... )
-            >>> record = Record(preset("smoke", "glyphs"), measures, {}, Path("by-hand"))
-            >>> epochs, means = record.values("distance")
-            >>> epochs.tolist(), means.tolist()
-            ([0, 1], [0.25, 0.5])
+            >>> from metanb import preset
+            >>> record = find_record(preset("quick", "omniglot"))
+            >>> epochs, accuracies = record.values("query_accuracy")
+            >>> print(f"{accuracies[-1]:.2f} after epoch {epochs[-1]}")
+            0.82 after epoch 12
         """
         rows, place = self._find(measure)
         return rows.index.to_numpy()[place].copy(), rows[column].to_numpy()[place].copy()
