@@ -148,16 +148,20 @@ def value_after(run: Record, epoch: int, measure: str, column: str = "mean") -> 
     return float(values[epochs == epoch].item())
 
 
+def value_at_the_end(run: Record, measure: str) -> tuple[float, float]:
+    """A measure after the last epoch, and its standard error over tasks."""
+    mean, error = (value_after(run, run.epochs, measure, column) for column in ("mean", "sem"))
+    return mean, error
+
+
 def final_accuracy(run: Record) -> tuple[float, float] | None:
     """Accuracy on the further tasks that a run is measured on once, after its last epoch.
 
     Returns:
         The mean and its standard error over these tasks; None for a run without this measurement.
     """
-    measure = "final_accuracy"
-    if measure not in run.at_the_end:
-        return None
-    return value_after(run, run.epochs, measure), value_after(run, run.epochs, measure, "sem")
+    name = "final_accuracy"
+    return value_at_the_end(run, name) if name in run.at_the_end else None
 
 
 def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:

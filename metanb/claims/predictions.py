@@ -38,7 +38,7 @@ from enum import StrEnum
 import numpy as np
 import pandas as pd
 
-from metanb.claims.cells import final_accuracy, group_into_cells, pair_by_seed, value_after
+from metanb.claims.cells import group_into_cells, pair_by_seed, value_at_the_end
 from metanb.claims.run_stats import NO_EFFECT, Interval, interval, ratio_interval
 from metanb.claims.verdicts import MIN_RUNS
 from metanb.grids.interventions import BASE, BY_NAME, INNER_STEPS, find_intervention
@@ -330,22 +330,12 @@ def _judge_prediction(
 def values_at_the_end(
     pairs: Sequence[tuple[Record, Record]], measure: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `value_at_the_end` gives, [pairs, 2]: of the interventions, and of their bases."""
+    """What `cells.value_at_the_end` gives, [pairs, 2]: of the interventions, and of their bases."""
     after, base = (
         np.array([value_at_the_end(run, measure) for run in runs])
         for runs in zip(*pairs, strict=True)
     )
     return after, base
-
-
-def value_at_the_end(run: Record, measure: str) -> tuple[float, float]:
-    """A measure after the last epoch, and its standard error over tasks."""
-    if measure == "final_accuracy":
-        accuracy = final_accuracy(run)
-        assert accuracy is not None  # an intervention's settings ask for it
-        return accuracy
-    mean, error = (value_after(run, run.epochs, measure, column) for column in ("mean", "sem"))
-    return mean, error
 
 
 def effect_of(expected: Expectation, after: np.ndarray, base: np.ndarray) -> Interval:

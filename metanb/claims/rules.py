@@ -252,7 +252,7 @@ def _judge_trend(
     """
     curves, errors = _curves_and_errors(cell, measure)
     if divisor:
-        divisors, _ = _curves_and_errors(cell, divisor)
+        divisors = np.stack([curve(run, divisor) for run in cell])
         with np.errstate(divide="ignore", invalid="ignore"):
             curves, errors = curves / divisors, errors / divisors
     trends = []
