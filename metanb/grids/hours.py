@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import pairwise
 from statistics import mean, median
 from typing import Literal
@@ -169,11 +170,15 @@ class Timings:
             whole = seconds / 60 * settings.epochs / run.epochs
             self._timed[settings] = RunTime(settings, _kind(run), seconds / 60, whole, together)
 
-        # A grid has hundreds of runs, and for each estimates ask which of hundreds are like it.
-        self._like = _group(self._timed.values(), lambda run: (run.kind, run.settings.unseeded))
-        self._scalable = _group(
-            self._timed.values(), lambda run: (run.kind, _workload(run.settings))
-        )
+    @cached_property
+    def _like(self) -> dict[tuple[object, ...], list[RunTime]]:
+        """The timed runs by kind of device and settings but for seeds: estimates ask often."""
+        return _group(self._timed.values(), lambda run: (run.kind, run.settings.unseeded))
+
+    @cached_property
+    def _scalable(self) -> dict[tuple[object, ...], list[RunTime]]:
+        """The timed runs by kind of device and workload, see `_workload`."""
+        return _group(self._timed.values(), lambda run: (run.kind, *_workload(run.settings)))
 
     def run_time(self, run: Record) -> RunTime:
         """The time of one of the records.
@@ -302,7 +307,7 @@ class Timings:
             return Estimate(minutes, mean(run.together for run in nearest), "like runs")
 
         # Other runs: the median of their minutes per work, times the run's work.
-        comparable = self._scalable.get((kind, _workload(settings)), [])
+        comparable = self._scalable.get((kind, *_workload(settings)), [])
         if kind == CORE and not comparable:
             comparable = [run for run in self._timed.values() if run.kind == CORE]
         if not comparable:
