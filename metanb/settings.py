@@ -245,16 +245,13 @@ class Settings:
                 f"{self.algorithm!r}",
                 "give a test_head",
             )
-        if self.inner_head == "zero" and self.test_head != "fresh":
-            raise SettingsError(
-                f"test_head={self.test_head!r} has no effect with inner_head='zero', which puts a "
-                "head of zeros in its place: leave one of them out"
-            )
-        if self.inner_head == "zero" and self.head_init != "torch":
-            raise SettingsError(
-                f"head_init={self.head_init!r} has no effect with inner_head='zero', which puts a "
-                "head of zeros in its place: leave one of them out"
-            )
+        for name in ("test_head", "head_init"):
+            head = getattr(self, name)
+            if self.inner_head == "zero" and head != getattr(Settings, name):
+                raise SettingsError(
+                    f"{name}={head!r} has no effect with inner_head='zero', which puts a head of "
+                    "zeros in its place: leave one of them out"
+                )
         for name, heads in ALIKE_HEADS.items():
             head = getattr(self, name)
             if self.adapts == "body" and head in heads:

@@ -201,16 +201,13 @@ def test_a_body_that_no_step_can_move_is_refused(algorithm, name):
                 preset("smoke", "glyphs", **values, adapts="body")
 
 
-@pytest.mark.parametrize("head", ["zero", "centred"])
-def test_a_test_head_that_a_head_of_zeros_replaces_is_refused(head):
-    with pytest.raises(SettingsError, match=f"test_head='{head}' has no effect with inner_head="):
-        preset("smoke", "glyphs", inner_head="zero", test_head=head)
-
-
-@pytest.mark.parametrize("head_init", ["zero", "finn"])
-def test_a_drawn_head_that_a_head_of_zeros_replaces_is_refused(head_init):
-    with pytest.raises(SettingsError, match=f"head_init='{head_init}' has no effect with inner_he"):
-        preset("smoke", "glyphs", inner_head="zero", head_init=head_init)
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("test_head", "zero"), ("test_head", "centred"), ("head_init", "zero"), ("head_init", "finn")],
+)
+def test_a_head_that_a_head_of_zeros_replaces_is_refused(name, head):
+    with pytest.raises(SettingsError, match=f"{name}='{head}' has no effect with inner_head="):
+        preset("smoke", "glyphs", inner_head="zero", **{name: head})
 
 
 def test_numbers_of_numpy_are_plain_numbers():
