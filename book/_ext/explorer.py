@@ -35,6 +35,8 @@ EXACT_WHOLE = 2**52  # up to here a float holds every whole number, and twice as
 EXACT_POWER = 22  # up to here a float holds every power of ten
 PALE = ("#fbafe4", "#ece133")  # colours of the palette that fade on white
 
+Curve = tuple[list[float], list[float]]  # means over tasks, and their standard errors
+
 
 def curves_of_cells(records: Iterable[Record]) -> dict[str, Any]:
     """The data that the page draws.
@@ -96,13 +98,12 @@ def _describe_cell(cell: list[Record]) -> dict[str, Any]:
 
 
 def _join_curves(
-    curves: list[list[tuple[list[float], list[float]]]], write: Callable[[float, float], str]
+    curves: list[list[Curve]], write: Callable[[float, float], str]
 ) -> list[list[str]]:
     """`means` or `errors` of runs.
 
     Args:
-        curves: of each measure and run the means and their standard errors; none if the measure is
-            not recorded.
+        curves: of each measure and run; empty if the measure is not recorded.
         write: a number from a mean and its standard error.
     """
     return [[_join_numbers(map(write, *curve)) for curve in of_measure] for of_measure in curves]
