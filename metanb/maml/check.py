@@ -24,8 +24,9 @@ def check_outputs(net: nn.Module, image_shape: tuple[int, ...], outputs: int) ->
         outputs: of the head.
 
     Raises:
-        NetworkError: outputs are of another number, not finite, or drawn at random; or the network
-            changes a buffer, which no checkpoint would hold.
+        NetworkError: outputs are of another number, not finite, or drawn at random; the network
+            changes a buffer, which no checkpoint would hold; or it has `takes_tasks = True` and
+            answers otherwise without the task dimension.
 
     Example:
         >>> check_outputs(nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), (1, 2, 2), 5)
@@ -44,7 +45,40 @@ def check_outputs(net: nn.Module, image_shape: tuple[int, ...], outputs: int) ->
     _require_finite(name, answer)
     if not torch.equal(answer, again):
         raise NetworkError(_RANDOM.format(name))
+    _require_same_without_tasks(net, images[0], answer)
     _require_unchanged(net, buffers)
+
+
+def _require_same_without_tasks(net: nn.Module, images: Tensor, answer: Tensor) -> None:
+    """Raise NetworkError if a network that takes tasks does not take one batch of images as well.
+
+    Finetuning trains it in that form, and the size of its layers is measured there.
+
+    Args:
+        net: the network; only one with `takes_tasks = True` is tried.
+        images: [B, ...].
+        answer: of the network's own weights, with a task dimension that was taken away, [B, ways].
+    """
+    if not getattr(net, "takes_tasks", False):
+        return
+    name = type(net).__name__
+    remedy = (
+        "with takes_tasks = True it also has to take its own weights and images [B, ...]: count "
+        "dimensions from the last, or leave takes_tasks out"
+    )
+    try:
+        with torch.no_grad():
+            plain = net(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise NetworkError(
+            f"{name} takes tasks, but not images alone ({reason}); {remedy}"
+        ) from error
+    tolerance = torch.finfo(answer.dtype).eps ** 0.5 * float(answer.abs().max())
+    if plain.shape != answer.shape or not float((plain - answer).abs().max()) <= tolerance:
+        raise NetworkError(f"{name} answers images alone otherwise than as one task; {remedy}")
 
 
 def _copy_buffers(net: nn.Module) -> dict[str, Tensor]:
@@ -103,8 +137,9 @@ def check_network(
         The largest relative difference of the query outputs: about the rounding error.
 
     Raises:
-        NetworkError: tasks mix; outputs are not finite; the network answers at random, or changes a
-            buffer; or it cannot adapt, see `adapt`.
+        NetworkError: tasks mix; outputs are not finite; the network answers at random, changes a
+            buffer, or has `takes_tasks = True` and answers otherwise without the task dimension; or
+            it cannot adapt, see `adapt`.
         ValueError: fewer than two tasks.
 
     Example:
@@ -143,6 +178,9 @@ def check_network(
     _require_finite(name, apart)
     if float((answer(tasks[0:1]) - apart[:1]).abs().max()) > tolerance * scale:
         raise NetworkError(_RANDOM.format(name))
+    with torch.no_grad():
+        of_first = logits(net, flatten(net)[None], tasks.query_x[:1])[0]
+    _require_same_without_tasks(net, tasks.query_x[0], of_first)
     _require_unchanged(net, buffers)
     difference = float((together - apart).abs().max()) / scale
     if not difference <= tolerance:

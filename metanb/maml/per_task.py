@@ -10,8 +10,9 @@ map a gradient instead is silently wrong for batch norm, see the tests.) What ca
     running statistics  updated in place in training mode, and tasks would share them: refused
 
 A module may instead take weights [T, ...] by itself, and say so: `takes_tasks = True`. Then it has
-to keep tasks apart, which `metanb.maml.check.check_network` tries, and to have a method `patches`,
-which is called once on images that pass several times.
+to keep tasks apart, to take its own weights and images [B, ...] as well, both of which
+`metanb.maml.check.check_network` tries, and to have a method `patches`, which is called once on
+images that pass several times.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Broadcasts(nn.Module):
         return x
 
     def forward(self, x):  # noqa: D102
-        bias = self.bias.unsqueeze(1) if self.right else self.bias
+        bias = self.bias.unsqueeze(-2) if self.right else self.bias
         return x @ self.weight.mT + bias
 
 
@@ -54,6 +54,32 @@ def test_a_broadcast_is_found_among_as_many_tasks_as_images():
         check_network(Broadcasts(right=False), make_tasks(n_images=4, n_tasks=4))
     with pytest.raises(NetworkError, match="takes one task, but not several .*broadcast"):
         check_network(Broadcasts(right=False), make_tasks(n_images=4, n_tasks=3))
+
+
+class CountsFromTheFirst(Broadcasts):
+    """Keeps tasks apart, but finds its bias by dimensions that only weights [T, ...] have."""
+
+    def forward(self, x):  # noqa: D102
+        return x @ self.weight.mT + self.bias.unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    ("n_images", "message"),
+    [(4, r"takes tasks, but not images alone \("), (2, "answers images alone otherwise")],
+)
+def test_a_network_that_takes_nothing_but_tasks_is_refused(n_images, message):
+    """With as many images as outputs the shapes fit, and the values alone are wrong."""
+    with pytest.raises(NetworkError, match=f"^CountsFromTheFirst {message}.*from the last"):
+        check_network(CountsFromTheFirst(right=True), make_tasks(n_images))
+
+
+def test_a_network_for_a_run_also_takes_images_alone():
+    class Flat(CountsFromTheFirst):
+        def forward(self, x):
+            return super().forward(x.flatten(-3))
+
+    with pytest.raises(NetworkError, match="Flat takes tasks, but not images alone"):
+        check_outputs(Flat(right=True), (3, 1, 1), 2)
 
 
 def test_dropout_in_training_mode_is_found():
