@@ -341,18 +341,6 @@ def test_the_gpu_runs_out_of_memory(metanb, metanb_fails, store, undisturbed, mo
     assert is_undisturbed(store, undisturbed)
 
 
-SHORT_OF_MEMORY = """
-import resource, sys
-# by torch's optimisers, when a run begins: no module should be what does not fit
-import torch._dynamo
-from metanb.runs import experiment
-from metanb.cli import main
-pages = int(open("/proc/self/statm").read().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv.pop(1)),) * 2)
-main()
-"""
-
-
 @pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="Linux alone tells how much memory a process has"
 )
@@ -364,12 +352,9 @@ def test_the_machine_runs_out_of_memory(store, room):
     crash instead.
     """
     large = ["--ways", "40", "--queries", "19", "--meta-batch", "1024"]
-    command = [sys.executable, "-c", SHORT_OF_MEMORY, str(room), *TRAIN, *large]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr, (
-        done.stderr
-    )
-    shown("The machine runs out of memory", done.stderr)
+    process = Process(store, *TRAIN, *large, room=room)
+    assert process.wait() == 1 and process.out == "" and "Traceback" not in process.err, process.err
+    shown("The machine runs out of memory", process.err)
     assert [checkpoint.read_checkpoint(path)["epoch"] for path in store.glob("*.pt")] == [0]
 
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import resnet18
 
 from metanb.bench import peers, units
 from metanb.data import image_sets
@@ -155,6 +154,8 @@ def time_hessian_norms(unit: str, device: torch.device, repeats: int) -> list[Ti
         tasks = unit_tasks(settings, units.HESSIAN_TASKS, device)
         net: torch.nn.Module = _seeded_network(settings, tasks)
     else:
+        from torchvision.models import resnet18  # here, since torchvision takes seconds to import
+
         settings = replace(settings, inner_lr=0.01)
         rng = np.random.default_rng(0)
         shape = (settings.ways, settings.shots, settings.queries)

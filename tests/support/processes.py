@@ -4,8 +4,10 @@ They are forked from one process that has loaded torch, which takes seconds of e
 so are the kernels of notebooks (`tests.support.kernels`).
 """
 
+import gc
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -38,7 +40,7 @@ class Forked:
     """
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        self._process = _context.Process(target=target, args=arguments, daemon=True)
+        self._process = _context.Process(target=_begin, args=(target, *arguments), daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -65,10 +67,16 @@ class Process(Forked):
         arguments: of the command line.
         text: what it finds on standard input.
         terminal: the path of a terminal that is its standard error; None: a file.
+        room: bytes of memory that it may take for itself, where Linux counts them; None: any.
     """
 
     def __init__(
-        self, store: Path, *arguments: Any, text: str = "", terminal: str | None = None
+        self,
+        store: Path,
+        *arguments: Any,
+        text: str = "",
+        terminal: str | None = None,
+        room: int | None = None,
     ) -> None:
         self._folder = TemporaryDirectory()
         self._streams = [Path(self._folder.name, name) for name in ("in", "out", "err")]
@@ -77,7 +85,7 @@ class Process(Forked):
         if terminal is not None:
             self._streams[2] = Path(terminal)
         environment = os.environ | {"METANB_STORE": str(store)}
-        super().__init__(_run, environment, self._streams, list(map(str, arguments)))
+        super().__init__(_run, environment, self._streams, list(map(str, arguments)), room)
 
     @property
     def out(self) -> str:
@@ -117,11 +125,22 @@ class Child:
             self._process.send_signal(signal.SIGTERM)
 
 
-def _run(environment: dict[str, str], streams: list[Path], arguments: list[str]) -> None:
+def _begin(target: Callable[..., None], *arguments: Any) -> None:
+    gc.freeze()  # what was loaded before the fork is no garbage
+    target(*arguments)
+
+
+def _run(
+    environment: dict[str, str], streams: list[Path], arguments: list[str], room: int | None
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     for number, stream in enumerate(streams):
         os.dup2(os.open(stream, os.O_WRONLY if number else os.O_RDONLY), number)
     sys.stdin = open(0)
+    if room is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + room
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     sys.argv = ["metanb", *arguments]
     main()
