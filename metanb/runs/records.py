@@ -85,16 +85,17 @@ class Record:
         return measure in self._grouped[1]
 
     @cached_property
-    def _grouped(self) -> tuple[pd.DataFrame, dict[str, slice]]:
-        """The rows by epoch, one measure below the other, and where each measure stands there.
+    def _grouped(self) -> tuple[dict[str, np.ndarray], dict[str, slice]]:
+        """The columns, one measure below the other by epoch, and where each measure stands there.
 
-        Rules ask for the same curves again and again.
+        Rules ask for the same curves again and again, tens of thousands of times.
         """
         codes, names = pd.factorize(self.measures.measure)
-        rows = self.measures.set_index("epoch").drop(columns="measure")
-        rows = rows.iloc[np.argsort(codes, kind="stable")]
+        order = np.argsort(codes, kind="stable")
+        table = self.measures.drop(columns="measure")
+        columns = {name: values.to_numpy()[order] for name, values in table.items()}
         ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-        return rows, dict(zip(names, map(slice, [0, *ends], ends), strict=True))
+        return columns, dict(zip(names, map(slice, [0, *ends], ends), strict=True))
 
     @property
     def iterations(self) -> int:
@@ -143,8 +144,9 @@ class Record:
             >>> record.curve("distance")["mean"].tolist()
             [0.25, 0.5]
         """
-        rows, place = self._find(measure)
-        return rows.iloc[place].copy()
+        columns, place = self._find(measure)
+        rows = pd.DataFrame({name: values[place] for name, values in columns.items()})
+        return rows.set_index("epoch")
 
     def values(self, measure: str, column: str = "mean") -> tuple[np.ndarray, np.ndarray]:
         """One column of the rows of a measure: the epochs, and its values after them.
@@ -165,18 +167,18 @@ class Record:
             >>> print(f"{accuracies[-1]:.2f} after epoch {epochs[-1]}")
             0.82 after epoch 12
         """
-        rows, place = self._find(measure)
-        return rows.index.to_numpy()[place].copy(), rows[column].to_numpy()[place].copy()
+        columns, place = self._find(measure)
+        return columns["epoch"][place].copy(), columns[column][place].copy()
 
-    def _find(self, measure: str) -> tuple[pd.DataFrame, slice]:
-        """The rows of all measures, and where this one stands among them."""
-        rows, places = self._grouped
+    def _find(self, measure: str) -> tuple[dict[str, np.ndarray], slice]:
+        """The columns of all measures, and where this one stands among them."""
+        columns, places = self._grouped
         if measure not in places:
             raise RecordError(
                 f"no measure {measure!r} in {self.path}: it has {', '.join(places)}; "
                 f"if it was recorded by an older version, {self.anew}"
             )
-        return rows, places[measure]
+        return columns, places[measure]
 
 
 def find_record(settings: Settings, epochs: int | None = None) -> Record | None:
