@@ -176,16 +176,26 @@ def trained_net(settings: Settings, device: str = "auto") -> nn.Module:
     (settings,) = training.identify_runs([settings])
     if kept := _kept_net(settings, settings.epochs):
         return kept
+    values = _read_whole_checkpoint(settings)
+    if values is None:
+        with store.lock_run(settings.id), enough_memory(settings):
+            # Look again: another process may have trained it while this one waited.
+            if _read_whole_checkpoint(settings) is None:
+                torch_device = resolve_device(device)
+                engine = choose_engine(torch_device, 1)
+                results = training.train_together(
+                    [settings], torch_device, settings.epochs, engine, shown=is_interactive()
+                )
+                _raise_first(results)
+        values = checkpoint.read_checkpoint(store.checkpoint_path(settings.id))
+    return _net_of_checkpoint(settings, values)
+
+
+def _read_whole_checkpoint(settings: Settings) -> dict[str, Any] | None:
+    """The checkpoint of a run, if it has reached the run's last epoch."""
     path = store.checkpoint_path(settings.id)
-    with store.lock_run(settings.id), enough_memory(settings):
-        if not path.exists() or checkpoint.read_checkpoint(path)["epoch"] < settings.epochs:
-            torch_device = resolve_device(device)
-            engine = choose_engine(torch_device, 1)
-            results = training.train_together(
-                [settings], torch_device, settings.epochs, engine, shown=is_interactive()
-            )
-            _raise_first(results)
-    return _net_of_checkpoint(settings, checkpoint.read_checkpoint(path))
+    values = checkpoint.read_checkpoint(path) if path.exists() else None
+    return values if values and values["epoch"] >= settings.epochs else None
 
 
 def nets_after(

@@ -152,8 +152,10 @@ def test_weights_kept_come_before_the_checkpoint(store):
     assert same(trained_net(TINY, "cpu").state_dict(), expected)
 
 
-def test_the_net_of_a_checkpoint_needs_no_images(store, monkeypatch):
+def test_the_net_of_a_checkpoint_needs_no_images_and_no_lock(store, monkeypatch):
+    """As from a store that others may only read."""
     monkeypatch.setattr(image_sets, "load_images", None)  # calling it would raise
+    monkeypatch.setattr(run_store, "lock_run", None)
     assert same(trained_net(FINETUNED, "cpu").state_dict(), trained(FINETUNED))
 
 
