@@ -228,9 +228,9 @@ def nets_after(
 
 
 def _go_on_from(shorter: Settings, longer: Settings) -> None:
-    """Let a run start from the checkpoint of a shorter one, if there is one."""
+    """Let a run that has no checkpoint start from that of a shorter one, if there is one."""
     path = store.checkpoint_path(shorter.id)
-    if path.exists():
+    if path.exists() and not store.checkpoint_path(longer.id).exists():
         with store.lock_run(longer.id):
             checkpoint.go_on_from(path, store.checkpoint_path(longer.id))
 

@@ -165,6 +165,12 @@ def test_an_unknown_kind_is_refused():
 def test_networks_after_epochs_are_those_the_run_passes_through(store, tmp_path, monkeypatch):
     nets = experiment.nets_after(TINY, (4, 0, 2), "cpu")
     assert list(nets) == [0, 2, 4]
+    with monkeypatch.context() as patch:  # what is trained needs no lock
+        patch.setattr(run_store, "lock_run", None)
+        again = experiment.nets_after(TINY, (2, 4), "cpu")
+    for epoch, net in again.items():
+        expected = nets[epoch].state_dict()
+        assert all(torch.equal(expected[name], value) for name, value in net.state_dict().items())
     monkeypatch.setenv("METANB_STORE", str(tmp_path / "other"))
     train = training.load_split(TINY, "train")
     for epoch in (2, 4):
