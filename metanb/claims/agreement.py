@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from metanb.claims.cells import cut_to_common_length, group_into_cells, late_values
+from metanb.claims.rules import MIN_EPOCHS
 from metanb.claims.run_stats import Interval, interval
 from metanb.claims.verdicts import MIN_RUNS
 from metanb.labels import name_of
 from metanb.runs.records import Record
-from metanb.settings import scale_of
+from metanb.settings import differences_from_scale, scale_of
 
 DECIDED = 1.5  # times ln N
 TRACK = "trajectory_coherence"
@@ -139,12 +140,13 @@ def describe_penalty(pushed: Sequence[Record], plain: Sequence[Record]) -> str:
 
 
 def traits_by_setting(records: Iterable[Record]) -> pd.DataFrame:
-    """What chapter 7 measures, late, in each cell of at least MIN_RUNS runs.
+    """What chapter 7 measures, late, in each plain cell of MIN_RUNS runs and MIN_EPOCHS epochs.
 
     Runs that were stopped early are cut to what the furthest MIN_RUNS have in common.
 
     Args:
-        records: of algorithms that adapt in meta-training; others are left out.
+        records: of algorithms that adapt in meta-training. Others are left out, and so are cells
+            that differ from their scale, in a head or an inner loss, and those that are too small.
 
     Returns:
         A row per cell: `data`, `scale`, `algorithm`, `coherence`, `head part` of it, `loss / ln N`
@@ -153,7 +155,9 @@ def traits_by_setting(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for cell in map(cut_to_common_length, group_into_cells(records)):
         settings = cell[0].settings
-        if settings.algorithm == "finetune" or len(cell) < MIN_RUNS:
+        is_plain = not differences_from_scale(settings).keys() - {"content"}
+        is_large = len(cell) >= MIN_RUNS and cell[0].epochs >= MIN_EPOCHS
+        if settings.algorithm == "finetune" or not is_plain or not is_large:
             continue
         rows.append(
             {

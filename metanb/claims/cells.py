@@ -143,9 +143,15 @@ def value_after(run: Record, epoch: int, measure: str, column: str = "mean") -> 
         epoch: the epoch; 0 is the untrained network.
         measure: the measure's name.
         column: "mean" over tasks, or another column of the record.
+
+    Raises:
+        RecordError: the measure has no value after that epoch.
     """
     epochs, values = run.values(measure, column)
-    return float(values[epochs == epoch].item())
+    of_epoch = values[epochs == epoch]
+    if len(of_epoch) != 1:
+        raise RecordError(f"{measure} of {run.path} has no value after epoch {epoch}: {run.anew}")
+    return float(of_epoch[0])
 
 
 def value_at_the_end(run: Record, measure: str) -> tuple[float, float]:

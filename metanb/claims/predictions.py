@@ -34,6 +34,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ from metanb.claims.cells import group_into_cells, pair_by_seed, value_at_the_end
 from metanb.claims.run_stats import NO_EFFECT, Interval, interval, ratio_interval
 from metanb.claims.verdicts import MIN_RUNS
 from metanb.grids.interventions import BASE, BY_NAME, INNER_STEPS, find_intervention
-from metanb.labels import MEASURES, name_of
+from metanb.labels import describe_measure, name_of
 from metanb.runs.records import Record, keep_furthest, keep_new
 from metanb.settings import scale_of
 
@@ -193,7 +194,7 @@ class PredictionRow:
         if self.runs < 2:
             return f"{effect} (no interval)"
         if math.isinf(self.low) and math.isinf(self.high):
-            return f"{effect} (no bounds: the base may be 0)"
+            return f"{effect} (no bounds: the base may be 0 or less)"
         return f"{effect} ({self.low:{number}} to {self.high:{number}})"
 
 
@@ -210,9 +211,13 @@ def compare_interventions(
         A row per algorithm and intervention, the base first: `algorithm`, `intervention`, `pairs`;
         `gain`, `low`, `high`: the change of accuracy with its 95 % interval over pairs and tasks,
         percentage points (of the base 0); and each measure's mean.
+
+    Raises:
+        metanb.runs.records.RecordError: a measure of a run is missing.
+        ValueError: the runs are of several settings, scales or sets of images.
     """
     rows = []
-    for place, cells in group_by_place(records).items():
+    for algorithm, cells in group_by_algorithm(records).items():
         for name in (name for name in BY_NAME if name in cells and BASE.name in cells):
             pairs = pair_by_seed(cells[name], cells[BASE.name])
             if not pairs:
@@ -221,7 +226,7 @@ def compare_interventions(
             gain = Interval(0.0, 0.0, 0.0, 1.0)
             if name != BASE.name:
                 gain = effect_of(Expectation.STAYS, after, base)
-            row = {"algorithm": place[-1], "intervention": name, "pairs": len(pairs)}
+            row = {"algorithm": algorithm, "intervention": name, "pairs": len(pairs)}
             row |= {"gain": gain.mean, "low": gain.low, "high": gain.high}
             for measure in measures:
                 row[measure] = np.mean([value_at_the_end(run, measure)[0] for run, _ in pairs])
@@ -229,17 +234,48 @@ def compare_interventions(
     return pd.DataFrame(rows)
 
 
-def group_by_place(
-    records: Iterable[Record],
-) -> dict[tuple[str, str, str, str], dict[str, list[Record]]]:
-    """Finished runs by place (data set, setting, scale, algorithm) and by intervention."""
-    places: dict[tuple[str, str, str, str], dict[str, list[Record]]] = {}
+class Place(NamedTuple):
+    """Where interventions are compared: all but the intervention and the seed is the same.
+
+    Attributes:
+        dataset: the data set's key.
+        content: of images of one's own.
+        setting: ways and shots, as rows name them.
+        scale: "quick" or "paper".
+        algorithm: the algorithm's key.
+    """
+
+    dataset: str
+    content: str
+    setting: str
+    scale: str
+    algorithm: str
+
+
+def group_by_algorithm(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Finished runs of one setting by algorithm and by intervention.
+
+    Raises:
+        ValueError: the runs are of several settings, scales or sets of images.
+    """
+    places = _group_by_place(records)
+    several = {place[:-1] for place in places}
+    if len(several) > 1:
+        names = " and ".join(" ".join(filter(None, names)) for names in sorted(several))
+        raise ValueError(f"runs of {names} cannot be compared: give those of one")
+    return {place.algorithm: cells for place, cells in places.items()}
+
+
+def _group_by_place(records: Iterable[Record]) -> dict[Place, dict[str, list[Record]]]:
+    """Finished runs by place and by intervention."""
+    places: dict[Place, dict[str, list[Record]]] = {}
     finished = [run for run in keep_furthest(records) if run.finished]
     for cell in group_into_cells(finished):
         settings = cell[0].settings
         if known := find_intervention(settings):
             scale, intervention = known
-            place = (settings.dataset, settings.setting, scale, settings.algorithm)
+            images = settings.dataset, settings.content
+            place = Place(*images, settings.setting, scale, settings.algorithm)
             places.setdefault(place, {})[intervention.name] = cell
     return places
 
@@ -252,12 +288,12 @@ def judge_predictions(records: Iterable[Record]) -> list[PredictionRow]:
     Raises:
         metanb.runs.records.RecordError: a measure of a run is missing.
     """
-    places = group_by_place(records)
+    places = _group_by_place(records)
     rows = []
     for prediction in PREDICTIONS:
         for place, cells in places.items():
             is_there = prediction.intervention in cells and BASE.name in cells
-            if is_there and place[-1] in prediction.algorithms:
+            if is_there and place.algorithm in prediction.algorithms:
                 if row := _judge_prediction(prediction, place, cells):
                     rows.append(row)
     return rows
@@ -288,14 +324,13 @@ def judge_predictions_apart(
 
 
 def _judge_prediction(
-    prediction: Prediction, place: tuple[str, str, str, str], cells: dict[str, list[Record]]
+    prediction: Prediction, place: Place, cells: dict[str, list[Record]]
 ) -> PredictionRow | None:
     """The row of one prediction in one place, where its cell and the base's are.
 
     None if they have no seed in common, or if the rule takes several step sizes and only the base's
     is there.
     """
-    dataset, setting, scale, algorithm = place
     pairs = pair_by_seed(cells[prediction.intervention], cells[BASE.name])
     if not pairs:
         return None
@@ -312,10 +347,10 @@ def _judge_prediction(
         runs = len(pairs)
     return PredictionRow(
         prediction=prediction,
-        algorithm=algorithm,
-        dataset=dataset,
-        setting=setting,
-        scale=scale,
+        algorithm=place.algorithm,
+        dataset=place.dataset,
+        setting=place.setting,
+        scale=place.scale,
         before=float(base[:, 0].mean()),
         after=float(after[:, 0].mean()),
         effect=effect.mean,
@@ -528,4 +563,4 @@ def predictions_as_json(
 
 def label_of(measure: str) -> str:
     """What readers call a measure."""
-    return "accuracy" if measure == "final_accuracy" else MEASURES[measure].label
+    return "accuracy" if measure == "final_accuracy" else describe_measure(measure).label

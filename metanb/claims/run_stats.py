@@ -93,8 +93,8 @@ def ratio_interval(
     """The ratio of two means over pairs of runs, and its 95 % interval by Fieller's theorem.
 
     A ratio r is in the interval if the one of `values - r base` holds 0, which takes the error of
-    the base into account. Where the base is not seen to differ from 0, any ratio may be: then the
-    interval is infinite. p is not defined and NaN.
+    the base into account. Where the base is not seen to lie above 0, the ratio is no share of it:
+    then the interval is infinite. p is not defined and NaN.
 
     Args:
         values: one per pair.
@@ -123,7 +123,9 @@ def ratio_interval(
             return inside
         return float(optimize.brentq(room, inside, outside))
 
-    mean = float(values.mean() / base.mean())
+    mean = float(values.mean() / base.mean()) if base.mean() else math.inf
+    if interval(base, shared=base_errors).low <= 0:
+        return Interval(mean, -math.inf, math.inf, math.nan)
     far = _FAR * max(1.0, abs(mean))
     return Interval(mean, find_end(mean, mean - far), find_end(mean, mean + far), math.nan)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from metanb.claims.predictions import MARGIN
 from metanb.figures.style import STYLE, Figure, finish_figure
 from metanb.grids.interventions import BY_NAME
-from metanb.labels import MEASURES, name_of
+from metanb.labels import describe_measure, name_of
 
 NAME_WIDTH = 18  # letters of a line of a name
 
@@ -51,6 +51,7 @@ def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) ->
         name: of the data file.
         caption: what to see.
     """
+    shown = describe_measure(measure)
     algorithms = list(dict.fromkeys(table.algorithm))
     names = [name for name in dict.fromkeys(table.intervention) if name != "base"]
     columns = ["algorithm", "intervention", "pairs", measure, "gain", "low", "high"]
@@ -63,12 +64,14 @@ def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) ->
         panels = canvas.subplots(len(algorithms), 2, squeeze=False, sharex="col", sharey=True)
         for (left, right), algorithm in zip(panels, algorithms, strict=True):
             of_algorithm = data[data.algorithm == algorithm].set_index("intervention")
-            _draw_measure(left, of_algorithm[measure], names, MEASURES[measure].log)
+            _draw_measure(left, of_algorithm[measure], names, shown.log)
             left.set_yticks(range(len(names)), labels)
             _draw_gains(right, of_algorithm, names)
             left.set_title(name_of(algorithm), size=10, loc="left")
         for axis, label in zip(
-            panels[-1], (MEASURES[measure].label, "change of accuracy (points)"), strict=True
+            panels[-1],
+            (shown.label, "change of accuracy (points)"),
+            strict=True,
         ):
             axis.set_xlabel(textwrap.fill(label, NAME_WIDTH))
         panels[0, 0].invert_yaxis()
@@ -80,7 +83,7 @@ def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) ->
             "same seeds, with 95 % intervals over runs and tasks; filled: the interval excludes 0; "
             f"band: ± {MARGIN:g} points, within which accuracy counts as unchanged."
         )
-        alt = f"{MEASURES[measure].label}, and the change of accuracy. {_in_words(data, measure)}."
+        alt = f"{shown.label}, and the change of accuracy. {_in_words(data, measure)}."
         return finish_figure(canvas, name, caption, alt, data)
 
 

@@ -91,13 +91,15 @@ def test_the_penalty_in_words():
 
 
 def test_settings_count_where_both_algorithms_are():
-    """Of 20 ways there are two runs of an algorithm: too few."""
+    """Of 20 ways there are two runs of an algorithm: too few. Other losses are no plain cells."""
     made_up = [
         *runs(0.01, 1.7, 0.8),
         *runs(0.30, 7.0, 0.8, "fomaml", head=0.9),
         *runs(0.01, 3.0, 0.8, ways=20),
         *runs(0.30, 9.0, 0.8, "fomaml", seeds=range(2), ways=20),
         *runs(0.30, 9.0, 0.8, "finetune"),
+        *runs(0.50, 9.0, 0.8, inner_loss="sum"),
+        *(run.upto(3) for run in runs(0.01, 1.7, 0.8, shots=5)),
     ]
     traits = traits_by_setting(made_up)
     assert len(traits) == 3 and set(traits.scale) == {"quick"}

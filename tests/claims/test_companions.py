@@ -1,5 +1,6 @@
 """Tables that explore the records: made-up runs whose answers are known by hand."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,8 @@ from metanb.claims.companions import (
     role_table,
     stopping_table,
 )
+from metanb.claims.predictions import judge_predictions
+from metanb.grids.interventions import BY_NAME
 from metanb.labels import MEASURES
 from tests.support.interventions import made_up
 from tests.support.records import EPOCHS, TIME, cell, record
@@ -153,6 +156,54 @@ def test_positive_values_move_by_their_ratios():
         runs += made_up("shared head", seeds=range(3), final_accuracy=0.8, hessian_norm=norms)
         (role_of_norm,) = find_roles(runs, plain, ["hessian_norm"])
         assert role_of_norm.role == expected
+
+
+def test_noise_around_0_seldom_moves():
+    """Twelve interventions of five seeds, and nothing but noise: at most one time in twenty.
+
+    By intervals of 95 % for each pair alone it would be every second time.
+    """
+    rng = np.random.default_rng(0)
+    plain = cell(FALLING, algorithm="fomaml", seeds=range(5))
+    chosen = [name for name in BY_NAME if name != "centred head at meta-test"][:12]
+    runs = {name: made_up(name, final_accuracy=0.8) for name in chosen}
+
+    def is_untested():
+        noisy = []
+        for run in itertools.chain(*runs.values()):
+            is_norm = run.measures.measure == "hessian_norm"
+            mean = run.measures["mean"].mask(is_norm, rng.normal())
+            noisy.append(replace(run, measures=run.measures.assign(mean=mean)))
+        (role_of_norm,) = find_roles(noisy, plain, ["hessian_norm"])
+        return role_of_norm.role == Role.UNTESTED
+
+    assert sum(is_untested() for _ in range(40)) >= 36
+
+
+def test_other_images_are_another_setting():
+    """A folder of one name holds other images than before: nothing is compared across them."""
+    base, zero = made_up("base"), made_up("zero head")
+    others = [
+        replace(run, settings=replace(run.settings, dataset="birds", rotations=False, content=name))
+        for runs, name in ((base, "1x28x28-" + "a" * 16), (zero, "1x28x28-" + "b" * 16))
+        for run in runs
+    ]
+    with pytest.raises(ValueError, match=r"^runs of birds 1x28x28-a+ .* and birds .*: give those"):
+        find_roles(others, [], ["hessian_norm"])
+    assert judge_predictions(others) == []
+
+
+def test_a_measure_of_ones_own_keeps_its_name():
+    plain = cell(FALLING, algorithm="fomaml", seeds=range(5))
+    runs = made_up("base", final_accuracy=0.8) + made_up("zero head", final_accuracy=0.8)
+    mine = [
+        replace(run, measures=run.measures.replace("hessian_norm", "my_measure"))
+        for run in (*plain, *runs)
+    ]
+    roles = find_roles(mine[len(plain) :], mine[: len(plain)], ["my_measure"])
+    (line,) = role_table(roles).to_dict("records")
+    assert "my_measure" in line.values()
+    assert "**My_measure**" in role_sentences(roles)[0]
 
 
 def test_flatter_and_worse_speaks_against_flatness():

@@ -119,6 +119,17 @@ def test_a_norm_that_follows_the_step_size(slope, expected):
     assert outcome(fewer, "base", "hessian_norm").runs == 4
 
 
+@pytest.mark.parametrize("base", [-0.2, 0.0, [-0.3, 0.1, 0.2, -0.1, 0.1]])
+def test_less_than_half_of_what_is_not_above_0_is_open(base):
+    """From a mean cosine of -0.2 to 0.5 the ratio is below a half, and nothing collapsed."""
+    runs = made_up("base", trajectory_coherence=base)
+    runs += made_up("zero head", trajectory_coherence=[0.4, 0.5, 0.6, 0.5, 0.5])
+    (row,) = [
+        row for row in judge_predictions(runs) if row.prediction.measure == "trajectory_coherence"
+    ]
+    assert row.outcome == Outcome.OPEN and "no bounds: the base may be 0 or less" in row.change
+
+
 def test_two_pairs_are_too_few():
     runs = made_up("base") + made_up("zero head", seeds=[1, 4, 7])
     assert outcome(runs, "zero head", "final_accuracy").outcome == Outcome.TOO_FEW

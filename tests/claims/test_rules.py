@@ -10,7 +10,7 @@ import pytest
 
 from metanb.claims import paper as paper_claims
 from metanb.claims import rules, verdicts
-from metanb.claims.cells import group_into_cells, late_values
+from metanb.claims.cells import group_into_cells, late_values, value_after
 from metanb.claims.run_stats import holm, interval
 from metanb.claims.verdicts import Unit, Verdict
 from metanb.runs.records import RecordError
@@ -360,3 +360,13 @@ def test_late_values_are_means_over_the_last_quarter_of_each_run():
     ]
     assert late_values(runs, "distance") == pytest.approx([11, 16])  # epochs 10, 11 and 12
     assert len(late_values([], "distance")) == 0
+
+
+def test_a_measure_that_an_epoch_lacks_is_named():
+    """As one of a plugin's that came later than the run's first epochs."""
+    run = record(0)
+    lacks = (run.measures.measure == "distance") & (run.measures.epoch == 3)
+    run = replace(run, measures=run.measures[~lacks])
+    assert value_after(run, 4, "distance") > 0
+    with pytest.raises(RecordError, match=f"^distance of {run.path} has no value after epoch 3: "):
+        value_after(run, 3, "distance")
