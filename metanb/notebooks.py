@@ -210,13 +210,27 @@ def read_values(
     return fitted
 
 
+def _load_yaml(text: str) -> Any:
+    """The value that a text in YAML stands for.
+
+    Raises:
+        ValueError: it cannot be read, or is tagged as something that it is not.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    # A value with a wrong tag of its own, such as !!bool x, fails inside of the loader.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     """The values in a YAML file, by name."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # bad UTF-8, too
-        reason = " ".join(str(error).split())
-        raise NotebookError(f"-f {path} cannot be read as YAML: {reason}") from None
+        values = _load_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad UTF-8, too
+        raise NotebookError(f"-f {path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise NotebookError(f"-f {path} is no mapping: write a line NAME: VALUE per parameter")
     return values
@@ -225,8 +239,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _read_text(name: str, text: str, default: Any) -> Any:
     """A value as typed, read as YAML; where the notebook has a word, anything is a word."""
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        value = _load_yaml(text)
+    except ValueError:
         if isinstance(default, str):
             return text
         raise NotebookError(

@@ -29,26 +29,31 @@ from tests.support.processes import Process
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected", "words"),
     [
-        (["train", "--ways", "1"], ["ways=1", "2 to 100"]),
-        (["train", "--algorithm", "maml3"], ["maml3", "fomaml"]),
-        (["train", "--sede", "1"], ["--sede", "--seed"]),
-        (["train", "--scale", "fast"], ["fast", "smoke"]),
-        (["train", "--device", "tpu"], ["tpu", "cpu"]),
-        (["train", "--device", "cpu:foo"], ["cpu:foo", "auto"]),
-        (["train", "--iterations", "7"], ["iterations=7", "epoch_iterations=15"]),
-        (["train", "--dataset", "mini-imagenet"], ["mini-imagenet"]),
-        (["data", "fetch", "imagenet"], ["imagenet", "mini-imagenet"]),
-        (["run", "nowhere.ipynb"], ["nowhere.ipynb"]),
+        (["train", "--ways", "1"], 1, ["ways=1", "2 to 100"]),
+        (["train", "--algorithm", "maml3"], 1, ["maml3", "fomaml"]),
+        (["train", "--sede", "1"], 2, ["--sede", "--seed"]),
+        (["train", "--scale", "fast"], 2, ["fast", "smoke"]),
+        (["train", "--device", "tpu"], 1, ["tpu", "cpu"]),
+        (["train", "--device", "cpu:foo"], 1, ["cpu:foo", "auto"]),
+        (["train", "--iterations", "7"], 1, ["iterations=7", "epoch_iterations=15"]),
+        (["train", "--dataset", "mini-imagenet"], 1, ["mini-imagenet"]),
+        (["grid", "smoke", "--only", "nowhere"], 1, ["nowhere"]),
+        (["grid", "smoke", "--budget", "nan"], 2, ["--budget nan", "minutes"]),
+        (["data", "fetch", "imagenet"], 2, ["imagenet", "mini-imagenet"]),
+        (["run", "nowhere.ipynb"], 2, ["nowhere.ipynb"]),
     ],
 )
-def test_errors_are_one_line_and_not_zero(arguments, words, capsys, monkeypatch, tmp_path):
+def test_errors_are_one_line_and_their_code_is_as_documented(
+    arguments, expected, words, capsys, monkeypatch, tmp_path
+):
+    """book/commands.md says when it is 1 and when 2."""
     monkeypatch.setenv("METANB_STORE", str(tmp_path))
     if "mini-imagenet" in arguments:
         monkeypatch.setenv("METANB_DATA", str(tmp_path))
     code, out, err = call(capsys, monkeypatch, *arguments)
-    assert code != 0
+    assert code == expected
     assert out == ""
     assert "Traceback" not in err
     errors = [line for line in err.splitlines() if line.startswith("Error:")]
@@ -258,6 +263,13 @@ def test_ones_own_runs_are_marked_and_smoke_is_left_out(capsys, monkeypatch, led
     assert {row["scale"] for row in after} == {"quick"}
 
 
+def test_smoke_runs_alone_have_no_data_set_to_choose(capsys, monkeypatch, tmp_path):
+    put_into(tmp_path, preset("smoke", "glyphs"), preset("quick", "glyphs", seed=2).id)
+    options = ["--records", tmp_path, "--dataset", "glyphs"]
+    code, out, err = call(capsys, monkeypatch, "claims", *options)
+    assert (code, out) == (2, "") and "--dataset 'glyphs' has nothing to choose from" in err
+
+
 def test_an_encoding_without_greek_does_not_stop_the_ledger(capsys, monkeypatch, ledger):
     for encoding, letter in (("cp1252", "?"), ("utf-8", "γ")):
         bytes_out = io.BytesIO()
@@ -312,13 +324,14 @@ def test_run_refuses_a_parameter_that_the_notebook_lacks(capsys, monkeypatch, tm
     assert not (tmp_path / "out.ipynb").exists()
 
 
-def test_run_refuses_a_value_that_cannot_be_read(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("text", ["[1, 2", "!!bool x", "!!timestamp x", "9" * 5000, "[" * 3000])
+def test_run_refuses_a_value_that_cannot_be_read(text, capsys, monkeypatch, tmp_path):
     path = notebook(tmp_path / "sum.ipynb", "print(ways)")
     code, _, err = call(
-        capsys, monkeypatch, "run", path, "-p", "seeds", "[1, 2", "-o", tmp_path / "out.ipynb"
+        capsys, monkeypatch, "run", path, "-p", "seeds", text, "-o", tmp_path / "out.ipynb"
     )
-    assert code != 0
-    assert "seeds='[1, 2'" in err and "Traceback" not in err
+    assert code == 2
+    assert f"seeds={text!r} cannot be read" in err.replace("\n", " ") and "Traceback" not in err
 
 
 def test_run_names_the_cell_that_failed(capsys, monkeypatch, tmp_path):

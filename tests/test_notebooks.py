@@ -125,6 +125,7 @@ def test_a_file_of_parameters_and_typed_ones_win(capsys, monkeypatch, tmp_path):
     [
         ("- 1\n", "is no mapping"),
         ("ways: [1, 2\n", "cannot be read as YAML: while parsing"),
+        ("ways: !!bool x\n", "cannot be read as YAML: 'x'"),
         ("wyas: 3\n", "no parameter 'wyas': choose from ways, rate"),
         ("seeds: zero\n", "seeds='zero' is not a list of whole numbers"),
         ("dataset: 5\n", "dataset=5 is not a word"),

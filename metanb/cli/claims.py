@@ -1,7 +1,7 @@
 """`metanb claims` and `metanb predictions`: verdicts on recorded runs."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import click
@@ -149,12 +149,14 @@ def _report_unjudged(recorded: Sequence[records.Record]) -> None:
         click.echo(f"left out: runs of fewer than {rules.MIN_EPOCHS} epochs ({short})", err=True)
 
 
-def _choose(option: str, value: str, choices: Iterable[str]) -> str:
+def _choose(option: str, value: str, choices: Collection[str]) -> str:
     """The value, if it is one of the choices.
 
     Raises:
         click.UsageError: it is not; the message lists the choices.
     """
+    if not choices:
+        raise click.UsageError(f"{option} {value!r} has nothing to choose from: no run is judged")
     if value not in choices:
         raise click.UsageError(f"{option} {value!r} is none of {', '.join(sorted(choices))}")
     return value

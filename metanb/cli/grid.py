@@ -1,5 +1,6 @@
 """`metanb grid`: list, train, pack and unpack the runs of a grid."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def grid_command(
         raise click.UsageError(
             "--list only lists: to keep weights or to export, give --budget 0 instead"
         )
+    if math.isnan(budget):
+        raise click.UsageError("--budget nan is no time: give minutes, or leave it out")
     default_together = runner.together_on(device)
     together = together or default_together
     processes = processes or (1 if default_together > 1 else 2)
