@@ -42,7 +42,7 @@ def reproduced_share(rows: Sequence[Row]) -> float:
 
 
 def belief_in_flatness(rows: Sequence[Row]) -> str:
-    """C1: whether solutions become flatter, and whether growing weights can explain it."""
+    """C1: whether solutions become flatter, and whether they do so by a second measure."""
     phrases = []
     for scale, place in PLACES.items():
         of_scale = [row for row in rows if row.claim == "C1" and row.scale == scale]
@@ -51,11 +51,11 @@ def belief_in_flatness(rows: Sequence[Row]) -> str:
         if not any(row.verdict.is_judged for row in plain):
             continue
         phrase = (
-            f"{place} the Hessian norm falls in {share_words(plain)} cells, and the scale-free "
-            f"measure in {share_words(scale_free)}"
+            f"{place} the Hessian norm falls in {share_words(plain)} cells, and adaptive "
+            f"sharpness (scale-free) in {share_words(scale_free)}"
         )
-        explained = reproduced_share(scale_free) < reproduced_share(plain) / 2
-        phrases.append(phrase + (", so growing weights may be why" if explained else ""))
+        seldom = reproduced_share(scale_free) < reproduced_share(plain) / 2
+        phrases.append(phrase + (", less than half as often" if seldom else ""))
     if not phrases:
         return ""
     return f"**Are adapted solutions flatter?** {capitalise('; '.join(phrases))}."
@@ -95,6 +95,12 @@ def belief_in_coherence(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) 
         f"{len(judged)} tests, and in {whole or 'none'} of these also from epoch to epoch and from "
         "run to run."
     )
+    steps = sum(row.verdict == Verdict.POWERLESS for row in judged)
+    if steps:
+        text += (
+            f" In {steps} they go together from epoch to epoch, with too few runs to compare "
+            "across them."
+        )
     falling = {row.ids for row in rows if row.claim == "C4" and row.verdict.is_judged}
     there = [row for row in judged if row.ids in falling]
     if there:
@@ -109,7 +115,7 @@ def belief_in_coherence(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) 
         )
     text += accuracy_without_coherence(outcomes)
     if not whole:
-        text += " Nothing here shows that coherence is more than a companion of training."
+        text += " Nothing here shows that coherence is a cause."
     return text
 
 
@@ -122,7 +128,7 @@ def accuracy_without_coherence(outcomes: Iterable[PredictionRow]) -> str:
     stays = [names[row] for row in rows if row.outcome == Outcome.PREDICTED]
     changes = [names[row] for row in rows if row.outcome != Outcome.PREDICTED]
     margin = f"within ± {predictions.MARGIN:g} points"
-    text = " Without most of the coherence, "
+    text = f" {_place_of(rows)}, without most of the coherence, "
     if stays:
         text += f"accuracy stays {margin} under {enumerate_words(stays)}"
     if changes:
@@ -130,6 +136,16 @@ def accuracy_without_coherence(outcomes: Iterable[PredictionRow]) -> str:
         text += f"under {enumerate_words(changes)}"
         text += " ([why that does not decide](../notebooks/8-causes.ipynb))" if stays else ""
     return f"{text}."
+
+
+def _place_of(rows: Iterable[PredictionRow]) -> str:
+    """The algorithms, settings and scales of some predictions, as a sentence begins with them."""
+    places = {
+        f"under {name_of(row.algorithm)} on {name_of(row.dataset)} {row.setting} "
+        f"{PLACES[row.scale]}"
+        for row in rows
+    }
+    return capitalise(enumerate_words(sorted(places)))
 
 
 def belief_in_finetuning(rows: Sequence[Row]) -> str:

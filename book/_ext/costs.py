@@ -75,7 +75,7 @@ def format_whole_grid(left: TimeLeft) -> tuple[str, str]:
     if left.unknown == left.runs:
         return "unknown", "unknown"
     if left.unknown:
-        note = small_print(f"{left.unknown} of the {left.runs} runs left were never timed")
+        note = small_print(f"{left.unknown} of the {left.runs} runs were never timed")
         return f"over {time}{note}", f"over {device_hours}"
     if left.bases != {"like runs"}:
         return f"≈ {time}", f"≈ {device_hours}"
@@ -95,7 +95,7 @@ def format_hours(left: TimeLeft) -> str:
     hours = left.minutes / 60
     text = f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
     if left.unknown:
-        note = small_print(f"{left.unknown} of the {left.runs} runs left were never timed")
+        note = small_print(f"{left.unknown} of the {left.runs} runs were never timed")
         return f"over {text}{note}"
     return text if left.bases == {"like runs"} else f"≈ {text}"
 

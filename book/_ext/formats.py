@@ -30,12 +30,14 @@ def format_iterations(cell: list[Record]) -> str:
 
 def describe_cell(settings: Settings) -> str:
     """A cell in words: data, algorithm, scale, and every setting that differs from its scale's."""
-    changes = "".join(
-        f", `{name}={format_value(value)}`"
-        for name, value in differences_from_scale(settings).items()
-    )
     experiment = f"{name_of(settings.dataset)}, {settings.setting}, {name_of(settings.algorithm)}"
-    return f"{experiment}, {scale_of(settings)} settings{changes}"
+    return f"{experiment}, {scale_of(settings)} settings{describe_changes(settings)}"
+
+
+def describe_changes(settings: Settings) -> str:
+    """Every setting that differs from its scale's, each after a comma: ", `inner_loss=sum`"."""
+    changes = differences_from_scale(settings).items()
+    return "".join(f", `{name}={format_value(value)}`" for name, value in changes)
 
 
 def small_print(*texts: str) -> str:

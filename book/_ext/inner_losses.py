@@ -54,6 +54,17 @@ def inner_loss_table(pairs: Sequence[tuple[Row, Row]]) -> str:
     return markdown_table(["Claim", "With the mean", "With the sum", "Same verdict"], lines)
 
 
+def describe_changes(pairs: Iterable[tuple[Row, Row]]) -> str:
+    """How many verdicts another inner loss changes, and how many of them by testability alone."""
+    shown = [pair for pair in pairs if pair[0].as_in_paper or is_control(pair[0])]
+    changed = [pair for pair in shown if pair[0].verdict != pair[1].verdict]
+    testable = sum(not all(row.verdict.is_judged for row in pair) for pair in changed)
+    return (
+        f"{len(changed)} of these {len(shown)} verdicts change, {testable} of them from or to "
+        "*not testable*"
+    )
+
+
 def inner_loss_accuracy(recorded: Iterable[Record], pairs: Iterable[tuple[Row, Row]]) -> str:
     """By how many points the sum changes late accuracy, over cells by algorithm, in words."""
     by_id = {run.settings.id: run for run in recorded}

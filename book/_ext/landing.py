@@ -20,15 +20,15 @@ from beliefs import (
 )
 from committed import committed_runs, judged_on_paper_data
 from formats import format_iterations
-from published import GAIN_SETTING
+from published import GAIN_SETTING, pairs_of_gain
 from sphinx.errors import ExtensionError
 
 from metanb.claims import rules
 from metanb.claims.agreement import late
-from metanb.claims.cells import curves_with_accuracy
+from metanb.claims.cells import curves_with_accuracy, late_values
 from metanb.claims.paper import PAPER_GAIN
 from metanb.claims.predictions import MARGIN, compare_interventions
-from metanb.claims.run_stats import Interval, correlate_over_epochs, correlation_power
+from metanb.claims.run_stats import Interval, correlate_over_epochs, correlation_power, interval
 from metanb.claims.verdicts import Row, Verdict
 from metanb.grids.interventions import BY_NAME, intervention_runs
 from metanb.labels import name_of
@@ -84,22 +84,36 @@ class Evidence:
         """The records of these runs."""
         return [run for run in self.records if run.settings.id in ids]
 
-    def correlations_by_half(self, ids: Collection[str], measure: str) -> list[Interval]:
+    def correlations_by_half(
+        self,
+        ids: Collection[str],
+        measure: str,
+        change: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    ) -> list[Interval]:
         """A measure's correlation with accuracy over the first and the second half of the epochs.
 
         Args:
             ids: of the runs of a cell.
             measure: trajectory or gradient coherence.
+            change: what is correlated of each half: the values, or `np.diff`, their changes.
         """
         pairs = curves_with_accuracy(self.runs(ids), measure)
         half = len(pairs[0][0]) // 2
-        halves = (lambda values: values[:half]), (lambda values: values[half:])
+        halves = (lambda values: change(values[:half])), (lambda values: change(values[half:]))
         return [correlate_over_epochs(pairs, of_half) for of_half in halves]
 
     def moves_against_accuracy(self, ids: Collection[str], measure: str) -> bool:
         """Whether a measure is seen to change against accuracy from one epoch to the next."""
         pairs = curves_with_accuracy(self.runs(ids), measure)
         return correlate_over_epochs(pairs, np.diff).high < 0
+
+    def raises_coherence(self, row: Row) -> bool:
+        """Whether the regulariser of a row of C8 is seen to raise late trajectory coherence."""
+        by_id = {run.settings.id: run for run in self.records}
+        with_it, without = (
+            late_values(runs, "trajectory_coherence") for runs in pairs_of_gain(row, by_id)
+        )
+        return interval(with_it - without).low > 0
 
     def base_runs(
         self, algorithm: str, setting: tuple[str, int, int] = MAIN, scale: Scale = "quick"
@@ -130,14 +144,15 @@ def find_flatness(evidence: Evidence) -> Finding:
     )
     back = count(relative, Verdict.CONTRARY)
     text = (
-        "**Adapted solutions get flatter; in the smaller version, growing weights may be why.** "
-        f"Curvature falls over meta-training in {share_words(falls)} cells. On a measure that the "
-        f"weights' size cannot change, it falls in {share_words(small)} of the smaller version (it "
+        "**Adapted solutions get flatter, in the smaller version mostly by one measure alone.** "
+        f"Curvature falls over meta-training in {share_words(falls)} cells. Adaptive sharpness, "
+        "which stays the same when convolutions are rescaled, falls in "
+        f"{share_words(small)} of the smaller version (it "
         f"rises in {count(small, Verdict.CONTRARY)}) and in {share_words(large)} at the paper's "
         f"settings; of those with the paper's whole length, in {share_words(whole)}. The distance "
         f"to the adapted solution grows in {share_words(further)}. Over the weights' norm it grows "
         f"in {share_words(relative_small)} of the smaller version, and shrinks in {back} of "
-        f"{len(relative)} at the paper's settings."
+        f"{len(relative)} at the paper's settings, as it would if nothing but the weights grew."
     )
     most = [reproduced_share(rows) > 0.5 for rows in (falls, large, further, relative_small)]
     holds = all(most) and reproduced_share(small) <= 0.5 and back > len(relative) / 2
@@ -157,8 +172,8 @@ def find_worse(evidence: Evidence) -> Finding:
         f"**Flatter need not mean better.** Accuracy on new tasks falls late in {len(plain)} "
         "cells. Over the second half of training curvature goes on falling in the first, as the "
         f"paper says ({places[0]}). In the second, whose inner loss is a sum as in the code of "
-        f"Finn et al. (2017), it is not seen to fall ({places[-1]}). On the measure without the "
-        "weights' size it falls in neither, and rises in the second."
+        f"Finn et al. (2017), it is not seen to fall ({places[-1]}). Adaptive sharpness falls in "
+        "neither, and rises in the second."
     )
     holds = [row.verdict for row in plain] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
     holds &= [row.verdict for row in scale_free] == [Verdict.NOT_SEEN, Verdict.CONTRARY]
@@ -173,8 +188,8 @@ def find_coherence(evidence: Evidence) -> Finding:
     trend = count(rows, Verdict.TREND_ONLY)
     text = (
         "**Coherence and accuracy often rise together; more than a shared trend is seldom seen.** "
-        f"Over epochs they are correlated in {together} of {len(rows)} comparisons. In {trend} of "
-        "these their changes from one epoch to the next are not seen to be. In none are the more "
+        f"Over epochs they go together in {together} of {len(rows)} comparisons. In {trend} of "
+        "these their changes from one epoch to the next are not seen to. In none are the more "
         "coherent runs shown to be the more accurate ones; no cell has the runs for that. "
     )
     turned = [row for row in evidence.judged("C5") if row.verdict == Verdict.CONTRARY]
@@ -187,15 +202,18 @@ def find_coherence(evidence: Evidence) -> Finding:
     shared = [row for row in turned if not evidence.moves_against_accuracy(row.ids, trajectories)]
     early, late_in_training = evidence.correlations_by_half(overfitting[0].ids, trajectories)
     late_gradients = [evidence.correlations_by_half(ids, gradients)[1] for ids in falling]
+    steps = [evidence.correlations_by_half(ids, gradients, np.diff)[1] for ids in falling]
     text += (
         f"Trajectory coherence goes *against* accuracy over epochs in {len(turned)} cells. In "
         f"{len(shared)} of these that, too, is no more than a shared trend, as in the one at the "
         f"paper's settings and full length (r = {whole[0].change} under first-order MAML). With 10 "
         f"classes, where accuracy falls late, r is {overfitting[0].change}, which comes from the "
         "first half of training. In the half in which accuracy falls, a cut that we chose after "
-        f"seeing the runs, r is {late_in_training.describe()}. Gradient coherence goes against "
+        f"seeing the runs, r is {late_in_training.describe()}. Gradient coherence drifts against "
         f"accuracy in that half: r is {late_gradients[0].describe()} there, and "
-        f"{late_gradients[1].describe()} in the other cell in which accuracy falls."
+        f"{late_gradients[1].describe()} in the other cell in which accuracy falls. From one epoch "
+        "to the next it is not seen to go against accuracy in the first, and goes *with* it in the "
+        f"second ({steps[1].describe()})."
     )
     rising = [
         row.ids for row in evidence.rows if row.claim == "C4" and row.verdict == Verdict.NO_CASE
@@ -204,6 +222,7 @@ def find_coherence(evidence: Evidence) -> Finding:
     holds &= correlation_power(max(row.runs for row in rows), rules.STRONG) < rules.POWER
     holds &= whole[0].algorithm == "fomaml" and whole[0].ids in rising and whole[0] in shared
     holds &= falling[0] == overfitting[0].ids and all(r.high < 0 for r in late_gradients)
+    holds &= steps[0].low < 0 < steps[0].high and steps[1].low > 0
     holds &= early.high < 0 and late_in_training.low < 0 < late_in_training.high
     return Finding(text, holds)
 
@@ -230,18 +249,18 @@ def find_agreement(evidence: Evidence) -> Finding:
     ]
     dataset, ways, shots = MAIN
     text = (
-        f"**On {name_of(dataset)}, {ways}-way {shots}-shot, what tasks agree on is one wrong "
-        "answer.** In the smaller version first-order MAML's trajectories are coherent late in "
-        f"training ({first:.2f}; MAML's {second:.3f}), because before it adapts it gives "
+        f"**Under first-order MAML on {name_of(dataset)}, {ways}-way {shots}-shot, what tasks "
+        "agree on is one wrong answer.** In the smaller version its trajectories are coherent late "
+        f"in training ({first:.2f}; MAML's {second:.3f}), because before it adapts it gives "
         f"{100 * answer:.0f} % of a task's images the same class. Taking this out of the head at "
         f"meta-test brings coherence after the last epoch from {base.trajectory_coherence:.2f} to "
         f"{changed.trajectory_coherence:.3f} and changes accuracy by {changed.gain:+.1f} points "
         f"({changed.low:+.1f} to {changed.high:+.1f}): most of the accuracy does not need this "
         "coherence. Two heads that are trained without it cost "
         f"{-heads.gain.max():.0f} points, and change more than coherence. On {GAIN_SETTING[1]}-way "
-        f"tasks the head holds {100 * shares[0]:.0f} % of the coherence in the smaller version, "
-        f"and {100 * shares[1]:.0f} % after {format_iterations(large)} iterations at the paper's "
-        "settings."
+        f"tasks, under first-order MAML, the head holds {100 * shares[0]:.0f} % of the coherence "
+        f"in the smaller version, and {100 * shares[1]:.0f} % after {format_iterations(large)} "
+        "iterations at the paper's settings."
     )
     holds = first > 10 * second and answer > 2 / ways and shares[0] < 0.5 < shares[1]
     holds &= changed.trajectory_coherence < base.trajectory_coherence / 2
@@ -256,11 +275,14 @@ def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
     baselines = evidence.judged("C7")
     orthogonal = [row for row in baselines if row.verdict in NEARLY_ORTHOGONAL]
     gains = evidence.judged("C8")
+    idle = [row for row in gains if not evidence.raises_coherence(row)]
     own = [row for row in gains if row.scale == "paper" and row.paper]
     row = own[0]
     text = (
         "**The regulariser on coherence shows no gain in what could be run.** "
-        f"A gain is seen in none of {len(gains)} comparisons. On the paper's task, "
+        f"A gain is seen in none of {len(gains)} comparisons. In {len(idle)} of these the "
+        "regulariser is not seen to raise coherence either, so they hardly test it. On the paper's "
+        f"task, "
         f"{name_of(row.dataset)} {row.setting}, it is {row.change} after {row.reached} of "
         f"{name_of(row.algorithm)}, at a strength of our choice; the paper's {PAPER_GAIN:+.2f}, by "
         "our source under MAML, is neither seen nor ruled out. Finetuning's trajectories are "
@@ -268,6 +290,7 @@ def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
         f"baseline works, with a fresh head. {set_apart(orthogonal)}"
     )
     holds = not count(gains, Verdict.REPRODUCED) and len(orthogonal) == len(baselines) > 0
+    holds &= len(gains) / 2 < len(idle) < len(gains)
     holds &= [(row.algorithm, row.verdict) for row in own] == [("fomaml", Verdict.UNCLEAR)]
     return Finding(text, holds)
 

@@ -1,9 +1,9 @@
 """Our accuracies beside published ones: those of Finn et al., and the paper's for C8."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from formats import PLACES, format_iterations, format_value, markdown_table
+from formats import PLACES, describe_changes, format_iterations, format_value, markdown_table
 
 from metanb.claims.cells import final_accuracy, group_into_cells, late_values, pair_by_seed
 from metanb.claims.paper import PAPER, PAPER_GAIN, PUBLISHED
@@ -47,7 +47,7 @@ def accuracy_table(recorded: list[Record]) -> str:
         error = 1.96 * max(100 * end["sem"] for end in ends)
         lines.append(
             [
-                f"{name_of(settings.dataset)}, {settings.setting}",
+                f"{name_of(settings.dataset)}, {settings.setting}{describe_changes(settings)}",
                 name_of(settings.algorithm),
                 format_iterations(cell),
                 mean,
@@ -93,10 +93,7 @@ def gain_table(recorded: Sequence[Record], rows: Sequence[Row]) -> str:
         is_here = (row.dataset, row.setting) == (dataset, f"{ways}-way {shots}-shot")
         if row.claim != "C8" or not is_here or not row.as_in_paper or not row.runs:
             continue
-        half = len(row.ids) // 2
-        cell, base = ([by_id[i] for i in ids] for ids in (row.ids[:half], row.ids[half:]))
-        pairs = pair_by_seed(cell, base)
-        with_it, without = (mean_accuracy(runs) for runs in zip(*pairs, strict=True))
+        with_it, without = (mean_accuracy(runs) for runs in pairs_of_gain(row, by_id))
         lines.append(
             [
                 f"{name_of(row.algorithm)}, {PLACES[row.scale]}",
@@ -110,6 +107,16 @@ def gain_table(recorded: Sequence[Record], rows: Sequence[Row]) -> str:
         )
     head = ["", "Iterations", "γ", "Without", "With the regulariser", "Difference", "Runs"]
     return markdown_table(head, lines)
+
+
+def pairs_of_gain(
+    row: Row, by_id: Mapping[str, Record]
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """The runs that a row of C8 compares, seed by seed: with the regulariser, and without."""
+    half = len(row.ids) // 2
+    cell, base = ([by_id[i] for i in ids] for ids in (row.ids[:half], row.ids[half:]))
+    with_it, without = zip(*pair_by_seed(cell, base), strict=True)
+    return with_it, without
 
 
 def mean_accuracy(runs: Sequence[Record]) -> str:

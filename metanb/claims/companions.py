@@ -58,7 +58,7 @@ from metanb.settings import scale_of
 TWOFOLD = 2.0  # a measure that changes less has not moved
 MIN_CELLS = 5  # networks that a rank correlation takes at least
 # By what meta-training is stopped: the measure, and whether its greatest or its least value counts.
-# Meta-validation accuracy needs labelled tasks of further classes, the others need none.
+# Meta-validation accuracy needs labelled queries of further classes; the others need support sets.
 STOPPED_BY = {
     "valid_accuracy": max,
     "trajectory_coherence": max,

@@ -39,9 +39,9 @@ class Intervention:
 BASE = Intervention("base", {})
 _ANOTHER_STEP = (
     "another inner step size. Gradient descent with steps of size α settles where the "
-    "curvature is at most about 2/α. One inner step is no such descent; by analogy we expected "
-    "the Hessian norm in proportion to 1/α. A step size that moves curvature and accuracy is a "
-    "common cause of both, and tells nothing of their order"
+    "curvature is at most about 2/α (Cohen et al. 2021). One inner step is no such descent; by "
+    "analogy we expected the Hessian norm in proportion to 1/α. A step size that moves curvature "
+    "and accuracy is a common cause of both, and tells nothing of their order"
 )
 INTERVENTIONS = (
     Intervention(

@@ -32,7 +32,7 @@ def test_the_cost_of_the_paper_by_device(monkeypatch):
     )
     assert h200[:3] == ["2", "30 min", "unknown"] and h200[3].startswith("≈ ")
     assert h200[4:] == [
-        "over 2.0 h<br><small>4 of the 8 runs left were never timed</small>",
+        "over 2.0 h<br><small>4 of the 8 runs were never timed</small>",
         "over 2",
     ]
     scaled = hours.format_minutes(30 * 4.8 / 1.01)
