@@ -103,6 +103,18 @@ def test_a_run_stays_on_its_device_and_finds_what_the_cpu_finds(tmp_path, monkey
 
 
 @pytest.mark.usefixtures("few_products")
+def test_a_run_on_the_cpu_leaves_the_random_state_of_gpus_alone(tmp_path, monkeypatch):
+    """Its network, the heads of its tasks, and the network that is read again."""
+    monkeypatch.setenv("METANB_STORE", str(tmp_path / "store"))
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    settings = replace(TINY, algorithm="finetune")
+    experiment.run(settings, "cpu")
+    experiment.trained_net(settings)
+    assert not seeds
+
+
+@pytest.mark.usefixtures("few_products")
 def test_runs_side_by_side_stay_there_with_their_images(tmp_path, monkeypatch, request):
     """Two seeds in one batch, the images sent once; measured together, stopped, resumed."""
     options = {"algorithm": "fomaml", "adapts": "body", "regulariser": "random", "gamma": 0.1}

@@ -178,9 +178,10 @@ def hessian_norms(
 
     task = int((products == 0).nonzero()[0])
     raise LandscapeError(
-        f"Hessian norm of task {task} is still uncertain after {max_products} products "
-        f"(so far {estimates[0, task]:.4g}, residual {estimates[1, task]:.1g}): "
-        f"raise max_products or tol ({tol:g})"
+        f"Hessian norm is still uncertain after {max_products} products (so far "
+        f"{estimates[0, task]:.4g}, residual {estimates[1, task]:.1g}): raise max_products or tol "
+        f"({tol:g})",
+        task,
     )
 
 

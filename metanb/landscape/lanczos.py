@@ -4,6 +4,7 @@ Norms (`hessian`) and spectra (`spectrum`) of Hessians are built on it.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,7 +14,33 @@ class LandscapeError(ArithmeticError):
     """A curvature that cannot be computed: not finite, or not converged.
 
     The message names the task and the value.
+
+    Args:
+        reason: what is wrong, with the value.
+        task: the number of the task where it is wrong; None: of no single task.
     """
+
+    def __init__(self, reason: str, task: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.task = task
+
+    def __str__(self) -> str:
+        return self.reason if self.task is None else f"task {self.task}: {self.reason}"
+
+
+@contextmanager
+def number_tasks(first: int, n_tasks: int) -> Iterator[None]:
+    """In its block, of a chunk of tasks, a LandscapeError names the task's number and not its row.
+
+    Row 0 of the chunk is the task `first`. Numbers begin again after n_tasks, those of a run.
+    """
+    try:
+        yield
+    except LandscapeError as error:
+        if error.task is not None:
+            error.task = (first + error.task) % n_tasks
+        raise
 
 
 def hessian_product(
@@ -151,7 +178,7 @@ def require_finite(values: Tensor, name: str) -> None:
     """
     if not bool(values.isfinite().all()):
         task = int((~values.isfinite()).nonzero()[0])
-        raise LandscapeError(f"{name} of task {task} is {float(values[task])}: no curvature there")
+        raise LandscapeError(f"{name} is {float(values[task])}, no curvature there", task)
 
 
 def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

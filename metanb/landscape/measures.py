@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metanb.data.tasks import Tasks
 from metanb.labels import MEASURES, OWN_MEASURE, Measure, require_free_name, require_name
 from metanb.landscape import coherence, hessian, task_stats
+from metanb.landscape.lanczos import number_tasks
 from metanb.landscape.solutions import (
     Solutions,
     adapt_at_test,
@@ -50,6 +51,7 @@ OF_TRAINING = ("train_loss", "relative_move")
 OF_RUNS = (*OF_TRAINING, "final_accuracy", "final_accuracy_finn")
 # pandas reads these words in a column of a table as missing values
 _MISSING_VALUES = ("nan", "null")
+BASIS = 33  # vectors of the Lanczos basis of a Hessian norm, and one beside it
 PERMUTATIONS = 5  # of a task's labels, at most: cyclic shifts that are evenly spread
 
 Function = TypeVar("Function", ValuesPerTask, StatOverTasks)
@@ -201,7 +203,8 @@ def _within_product(at: Solutions) -> Tensor:
 
 @per_task("within_cosine")
 def _within_cosine(at: Solutions) -> Tensor:
-    return F.cosine_similarity(at.gradient, at.query_gradient, dim=1)
+    # A length below eps counts as eps; of such gradients, float32 holds the squares no longer.
+    return F.cosine_similarity(at.gradient, at.query_gradient, dim=1, eps=1e-15)
 
 
 @per_task("permutation_spread")
@@ -372,7 +375,7 @@ def measure_together(
     vectors_by_chunk: dict[str, list[Tensor]] = {}
     for rows, tasks in _split_into_chunks(learner, starts, test, len(runs)):
         at = Solutions(learner, tasks, starts[rows], runs[0])
-        with torch.no_grad():
+        with torch.no_grad(), number_tasks(rows.start, len(test)):
             for name, compute in values_per_task.items():
                 by_chunk.setdefault(name, []).append(_require_one_per_task(name, compute(at), at))
             if stats_over_tasks:
@@ -472,15 +475,15 @@ def _split_into_chunks(
             yield rows, Tasks(*(x[numbers.to(x.device)] for x in tasks.tensors()))
 
 
-def bytes_per_task(net: nn.Module, starts: Tensor, tasks: Tasks) -> float:
+def bytes_per_task(net: nn.Module, starts: Tensor, tasks: Tasks, vectors: int = BASIS) -> float:
     """Memory that measuring a task takes on a GPU, a generous estimate.
 
-    It holds a Lanczos basis, copies of the query images' activations and patches for a gradient,
-    and more of the support images', whose gradient is differentiated. Exact counts:
+    It holds a Lanczos basis of so many vectors, copies of the query images' activations and patches
+    for a gradient, and more of the support images', whose gradient is differentiated. Exact counts:
     `tests/landscape/test_memory.py`.
     """
     bytes_per_image = count_activations(net, tasks.query_x[0, :1]) * starts.element_size()
     support = tasks.support_x.shape[1] * bytes_per_image
     query = tasks.query_x.shape[1] * bytes_per_image
-    basis = 33 * starts.shape[1] * starts.element_size()
+    basis = vectors * starts.shape[1] * starts.element_size()
     return basis + 5 * query + 8 * support

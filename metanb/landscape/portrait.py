@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from metanb.data.tasks import Tasks
 from metanb.landscape import slices, spectrum
-from metanb.landscape.lanczos import random_directions
+from metanb.landscape.lanczos import number_tasks, random_directions
+from metanb.landscape.measures import BASIS, bytes_per_task
 from metanb.landscape.solutions import adapt_at_test, starting_points
 from metanb.landscape.spectrum import Quadrature
 from metanb.landscape.square import BEYOND, DRAWN, FILMED
@@ -24,7 +25,10 @@ from metanb.settings import Settings
 ALPHAS = np.linspace(-0.5, 2, 26).round(2)
 SPECTRUM_TASKS = 16
 DIRECTIONS = 2  # per task
+DRAWN_TOGETHER = 8  # tasks whose directions come from one seed, whatever is measured at once
 PRODUCTS = 80  # per direction
+# Vectors that `lanczos` holds for PRODUCTS when its basis of 64 doubles: both halves, the whole.
+SPECTRUM_BASIS = 64 + 64 + 128
 TOP = 20  # largest eigenvalues that a spectrum lists
 BELLS = 100  # widths of the density's Gaussian in the range of the eigenvalues
 # Eigenvalues are counted above each of these values, and below minus it.
@@ -47,7 +51,7 @@ def adapt_at_stage(settings: Settings, epoch: int, net: nn.Module, tasks: Tasks)
     Raises ValueError for a "centred" head, see `metanb.landscape.solutions.require_head`.
     """
     learner, theta = starting_points(net, settings, len(tasks), stream=0)
-    at_once = tasks_at_once(theta.device)
+    at_once = tasks_at_once(theta.device, bytes_per_task(learner, theta, tasks))
     single_step = replace(settings, test_steps=1)
     paths = [theta]
     for _ in range(settings.test_steps):
@@ -182,19 +186,17 @@ def compute_spectra(stages: list[Stage]) -> dict[str, Any]:
     `above` and `below`, the numbers of eigenvalues above each of `counted` and below minus it.
     """
     n = min(SPECTRUM_TASKS, len(stages[0].tasks))
+    starts = _draw_directions(n, stages[0].paths.shape[-1])
     records = []
     for stage in stages:
         nodes, weights, gauss_newton = [], [], []
-        for part in _chunks(stage, n):
+        for part in _chunks(stage, n, SPECTRUM_BASIS):
             theta = stage.paths[-1, part]
             tasks = stage.tasks[part]
             # The whole Hessian, seen from random directions.
-            starts = [
-                random_directions(len(theta), theta.shape[1], seed=part.start * DIRECTIONS + i)
-                for i in range(DIRECTIONS)
-            ]
             loss = _as_function_of_params(losses, stage.net, tasks.support_x, tasks.support_y)
-            quadrature = spectrum.quadrature(loss, theta, torch.stack(starts), PRODUCTS)
+            with number_tasks(part.start, n):
+                quadrature = spectrum.quadrature(loss, theta, starts[:, part], PRODUCTS)
             nodes.append(quadrature.nodes)
             weights.append(quadrature.weights)
             # Its Gauss-Newton part, task by task: the Jacobian of all tasks is large.
@@ -206,6 +208,16 @@ def compute_spectra(stages: list[Stage]) -> dict[str, Any]:
         records.append({"epoch": stage.epoch} | record)
     counted = torch.from_numpy(COUNTED)
     return {"n": n, "size": quadrature.size, "counted": counted, "stages": records}
+
+
+def _draw_directions(n_tasks: int, size: int) -> Tensor:
+    """Random directions of length 1 for the first tasks, [DIRECTIONS, n_tasks, size]."""
+    by_block = []
+    for first in range(0, n_tasks, DRAWN_TOGETHER):
+        rows = min(DRAWN_TOGETHER, n_tasks - first)
+        seeds = range(first * DIRECTIONS, (first + 1) * DIRECTIONS)
+        by_block.append(torch.stack([random_directions(rows, size, seed) for seed in seeds]))
+    return torch.cat(by_block, dim=1)
 
 
 def _summarise_spectra(spectra: Quadrature, gauss_newton: Tensor) -> dict[str, Any]:
@@ -244,9 +256,10 @@ KINDS: dict[str, Callable[[list[Stage]], dict[str, Any]]] = {
 }
 
 
-def _chunks(stage: Stage, n_tasks: int) -> Iterator[slice]:
-    """The first n_tasks tasks of a stage, as many as are measured at once."""
-    at_once = tasks_at_once(stage.paths.device)
+def _chunks(stage: Stage, n_tasks: int, vectors: int = BASIS) -> Iterator[slice]:
+    """The first n_tasks tasks of a stage, as many at once as `bytes_per_task` lets fit."""
+    each = bytes_per_task(stage.net, stage.paths[0], stage.tasks, vectors)
+    at_once = tasks_at_once(stage.paths.device, each)
     for first in range(0, n_tasks, at_once):
         yield slice(first, min(n_tasks, first + at_once))
 

@@ -228,7 +228,7 @@ def _draw_head(learner: ConvNet, settings: Settings, stream: int, number: int) -
     """Parameters of a new head, flat; torch's own random state stays as it is."""
     rng = np.random.default_rng([settings.seed, HEAD, stream, number])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**63)))
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
         learner.reset_head("zero" if settings.test_head == "zero" else settings.head_init)
     return torch.cat([p.detach().flatten() for p in learner.head.parameters()])
 

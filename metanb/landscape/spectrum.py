@@ -113,18 +113,18 @@ def moment(spectra: Quadrature, power: int) -> Tensor:
 
 
 def largest(spectra: Quadrature, n: int) -> Tensor:
-    """Return the n largest eigenvalues, descending, [T, n].
+    """Return the n largest eigenvalues, descending, [T, n]; all k nodes, [T, k], if n is above k.
 
     They are at most the true ones (Cauchy), and near them once Lanczos has converged. Equal
-    eigenvalues may appear as one. Where a direction has fewer than n nodes, the rest is -inf.
+    eigenvalues may appear as one. Where all directions of a task have fewer, the rest is -inf.
     """
     return spectra.nodes.nan_to_num(-torch.inf).sort(2, descending=True).values[..., :n].amax(1)
 
 
 def smallest(spectra: Quadrature, n: int) -> Tensor:
-    """Return the n smallest eigenvalues, ascending, [T, n].
+    """Return the n smallest eigenvalues, ascending, [T, n]; all k nodes, [T, k], if n is above k.
 
-    They are at least the true ones. Where a direction has fewer than n nodes, the rest is inf.
+    They are at least the true ones. Where all directions of a task have fewer, the rest is inf.
     """
     return spectra.nodes.nan_to_num(torch.inf)[..., :n].amin(1)
 

@@ -11,7 +11,7 @@ GPU_BYTES = 8 * 2**30
 CPU_BYTES = 6 * 2**30
 
 
-def tasks_at_once(device: torch.device, bytes_each: float = GPU_BYTES / 20) -> int:
+def tasks_at_once(device: torch.device, bytes_each: float) -> int:
     """Return how many tasks to measure at once, where each takes `bytes_each` on the device.
 
     On a CPU the number is 8, or as many as CPU_BYTES hold: the Lanczos basis of more would leave

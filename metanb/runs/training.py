@@ -264,7 +264,7 @@ def new_network(settings: Settings, train: ImageSet) -> nn.Module:
     """
     outputs = settings.ways if ALGORITHMS[settings.algorithm].episodic else len(train.classes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)
         net = build_network(settings, train.images.shape[2:], outputs)
         check_outputs(net, train.images.shape[2:], outputs)
         return net

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from metanb.data.tasks import Tasks
 from metanb.labels import MEASURES, Measure
 from metanb.landscape import measures, task_stats
 from metanb.landscape.coherence import trajectory_coherence
-from metanb.landscape.hessian import adaptive_sharpness, hessian_norms
+from metanb.landscape.hessian import LandscapeError, adaptive_sharpness, hessian_norms
 from metanb.landscape.measures import measure
 from metanb.landscape.solutions import ENDS_TOL, starting_points, without_common_answer
 from metanb.maml.inner_loop import flatten, logits, losses
@@ -102,7 +103,7 @@ def test_measures_are_those_of_a_plain_loop(algorithm):
     stats = measure(net, test, valid, run_settings)
     learner, theta = starting_points(net, run_settings, TASKS, stream=0)
     # so that they are measured in chunks
-    assert TASKS > task_stats.tasks_at_once(torch.device("cpu"))
+    assert TASKS > task_stats.tasks_at_once(torch.device("cpu"), 1)
     expected, rows = by_hand(learner, test, theta, run_settings.inner_lr, 2)
     for name, value in expected.items():
         tolerance = 1e-7 if "accuracy" in name else 1e-9
@@ -449,6 +450,30 @@ def test_settings_of_the_inner_loop_count_for_a_module_of_ones_own():
 
     assert all(distance(**{name: value}) != distance() for name, value in others.items())
     assert all(distance(**{name: value}) == distance() for name, value in unused.items())
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_an_error_names_the_task_and_not_its_row_among_those_measured_at_once(runs):
+    """With two runs the second is broken: its first task is row 10, the third of its chunk."""
+    given, net = tasks(1), new_net()
+    weights = flatten(net).detach().expand(runs, -1).clone()
+    if runs == 1:
+        given.support_x[9] = torch.nan
+    else:
+        weights[1] = torch.nan
+    together = [settings(seed=seed) for seed in range(runs)]
+    with pytest.raises(LandscapeError, match=f"^task {9 if runs == 1 else 0}: loss is nan"):
+        measures.measure_together(net, weights, given, given, together, ["hessian_norm"])
+
+
+def test_short_gradients_have_the_cosine_of_long_ones():
+    gradient, query_gradient = torch.randn(2, 3, 1000, generator=torch.Generator().manual_seed(0))
+    cosines = []
+    for scale in (1.0, 2.0**-45):  # the latter makes lengths of 1e-12
+        at = SimpleNamespace(gradient=scale * gradient, query_gradient=scale * query_gradient)
+        cosines.append(measures.PER_TASK["within_cosine"](at))
+    assert torch.equal(cosines[0], F.cosine_similarity(gradient, query_gradient))
+    torch.testing.assert_close(*cosines)
 
 
 def test_some_measures_are_those_of_all():

@@ -6,7 +6,7 @@ import torch
 from metanb.data.tasks import Tasks
 from metanb.grids import definitions
 from metanb.labels import DATASETS
-from metanb.landscape import hessian, measures, solutions, task_stats
+from metanb.landscape import hessian, measures, portrait, solutions, spectrum, task_stats
 from metanb.landscape.solutions import Solutions
 from metanb.maml import kernels
 from metanb.maml.inner_loop import flatten
@@ -92,6 +92,24 @@ def test_measuring_a_task_takes_no_more_than_is_set_aside_for_it(dataset, ways, 
         == task_stats.GPU_BYTES // set_aside
     )
     assert task_stats.tasks_at_once(torch.device("cpu"), set_aside) == 8
+
+
+def test_the_spectrum_of_a_task_takes_no_more_than_is_set_aside_for_it(monkeypatch):
+    settings = preset("paper", "omniglot")
+    net, tasks = one_task(settings, settings.test_queries)
+    stage = portrait.Stage(0, net, tasks, flatten(net).detach().expand(1, 1, -1))
+    set_aside = []
+
+    def one_at_once(device, bytes_each):
+        set_aside.append(bytes_each)
+        return 1
+
+    monkeypatch.setattr(portrait, "tasks_at_once", one_at_once)
+    monkeypatch.setattr(portrait, "DIRECTIONS", 1)
+    monkeypatch.setattr(spectrum, "gauss_newton", lambda *_: torch.zeros(1, 1))  # on the host
+    with Peak() as peak:
+        portrait.compute_spectra([stage])
+    assert 0.2 * set_aside[0] < peak.bytes < set_aside[0]
 
 
 def few_products(honest):

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metanb.landscape import hessian, portrait
+from metanb.data.tasks import Tasks
+from metanb.landscape import hessian, portrait, task_stats
+from metanb.landscape.lanczos import LandscapeError, random_directions
 from metanb.landscape.measures import measure
 from metanb.maml.inner_loop import flatten, logits, losses
 from metanb.runs import experiment, training
@@ -157,3 +159,56 @@ def test_spectra_against_dense_ones(both, monkeypatch):
         torch.maximum(drawn["largest"], -drawn["smallest"]), norms.norms, rtol=2e-3, atol=0
     )
     assert (drawn["gauss_newton"] > 0).all() and len(drawn["gauss_newton_top"]) == 20
+
+
+@pytest.fixture(scope="module")
+def more_tasks():
+    """A stage with more tasks than a CPU measures at once."""
+    settings = replace(TINY, test_tasks=10)
+    net = training.new_network(TINY, training.load_split(TINY, "train"))
+    return portrait.adapt_at_stage(settings, 0, net, experiment.meta_test_tasks(settings))
+
+
+@pytest.mark.parametrize("at_once", [3, 20])
+def test_spectra_do_not_depend_on_how_many_tasks_are_measured_at_once(
+    more_tasks, monkeypatch, at_once
+):
+    monkeypatch.setattr(portrait, "PRODUCTS", 4)
+    (expected,) = portrait.compute_spectra([more_tasks])["stages"]
+    monkeypatch.setattr(portrait, "tasks_at_once", lambda *_: at_once)
+    (drawn,) = portrait.compute_spectra([more_tasks])["stages"]
+    for name in ("largest", "smallest", "trace", "squares"):
+        torch.testing.assert_close(drawn[name], expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_directions_of_the_recorded_spectra():
+    """They were drawn on a CPU, 8 tasks at once."""
+    recorded = [
+        torch.cat([random_directions(8, 50, seed=first + i) for first in (0, 16)]) for i in (0, 1)
+    ]
+    assert torch.equal(portrait._draw_directions(16, 50), torch.stack(recorded))
+
+
+def test_an_error_names_the_task_and_not_its_row_among_those_measured_at_once(
+    more_tasks, monkeypatch
+):
+    monkeypatch.setattr(portrait, "PRODUCTS", 4)
+    paths = more_tasks.paths.clone()
+    paths[-1, 9] = torch.nan
+    with pytest.raises(LandscapeError, match="^task 9: loss is nan"):
+        portrait.compute_spectra([replace(more_tasks, paths=paths)])
+
+
+@pytest.mark.parametrize("vectors", [portrait.BASIS, portrait.SPECTRUM_BASIS])
+def test_as_many_tasks_are_taken_at_once_as_fit(more_tasks, vectors):
+    assert chunk_sizes(more_tasks, vectors) == [8, 2]
+    size = task_stats.CPU_BYTES // (4 * vectors * 3)  # with other memory, three tasks are too many
+    x, y = torch.zeros(10, 3, 1, 8, 8), torch.zeros(10, 3, dtype=torch.long)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    paths = torch.zeros(1, 1, 1).expand(2, 10, size)  # which takes no memory
+    large = portrait.Stage(0, net, Tasks(x, y, x, y), paths)
+    assert chunk_sizes(large, vectors) == 5 * [2]
+
+
+def chunk_sizes(stage, vectors):
+    return [part.stop - part.start for part in portrait._chunks(stage, 10, vectors)]

@@ -4,6 +4,8 @@ Eigenvalues and powers of dense Hessians of a small net, matrices of known spect
 Hutchinson's variance, and `torch.autograd.functional`'s Jacobian and Hessian.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,6 +138,17 @@ def test_ends_and_outliers_are_the_dense_ones(net):
     assert spectrum.outliers(quadrature).tolist() == above_bulk != [0, 0]
 
 
+def test_there_are_no_more_ends_than_nodes(net):
+    loss, params, _ = net
+    quadrature = spectrum.quadrature(loss, params, random_starts(2, params), 2)
+    nodes = quadrature.nodes
+    assert torch.equal(spectrum.largest(quadrature, 3), nodes.flip(2).amax(1))
+    assert torch.equal(spectrum.smallest(quadrature, 3), nodes.amin(1))
+    closed = replace(quadrature, nodes=nodes.index_fill(2, torch.tensor([1]), torch.nan))
+    assert (spectrum.largest(closed, 2)[:, 1] == -torch.inf).all()
+    assert (spectrum.smallest(closed, 2)[:, 1] == torch.inf).all()
+
+
 def test_float32_sees_the_same_spectrum(net):
     loss32, params32 = conv_net(torch.Generator().manual_seed(0), torch.float32, tasks=TASKS)
     quadrature = spectrum.quadrature(loss32, params32, random_starts(1, params32), 50)
@@ -222,8 +235,8 @@ def test_refusals():
         spectrum.quadrature(loss, params, starts, 0)
     with pytest.raises(ValueError, match=r"starts has shape \(2, 6\)"):
         spectrum.quadrature(loss, params, starts[0], 3)
-    with pytest.raises(LandscapeError, match="loss of task 1 is nan"):
+    with pytest.raises(LandscapeError, match="task 1: loss is nan"):
         spectrum.quadrature(lambda p: loss(p) * torch.tensor([1, torch.nan]), params, starts, 3)
     # |p|^1.5 has no second derivative at 0
-    with pytest.raises(LandscapeError, match="product of task 0 is (nan|inf)"):
+    with pytest.raises(LandscapeError, match="task 0: .*product is (nan|inf)"):
         spectrum.quadrature(lambda p: p.abs().pow(1.5).sum(1), torch.zeros_like(params), starts, 3)
