@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +17,22 @@ SCRATCH_ENDING = re.compile(r"\.metanb-(\d+)")  # with the number of the process
 
 class DiskError(OSError):
     """A file cannot be written; the message names it, the reason and the remedy."""
+
+
+class LockedError(Timeout):
+    """A lock stays held; the message says what is locked, how long was waited and the remedy.
+
+    Args:
+        lock_file: its path.
+        message: a copy by pickle gets it after its creation, as `filelock.Timeout` has it.
+    """
+
+    def __init__(self, lock_file: str, message: str = "") -> None:
+        super().__init__(lock_file)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @contextmanager
@@ -122,6 +138,29 @@ def replace(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
+def replace_all(contents: Mapping[Path, bytes]) -> None:
+    """Replace several files, each as a whole, and none of them unless all can be written.
+
+    Args:
+        contents: of the files, by path.
+
+    Raises:
+        DiskError: a content cannot be written; all old files stay.
+    """
+    scratches: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            scratches[path] = scratch_path(path)
+            with writing(path):
+                write_synced(scratches[path], content)
+        for path, scratch in scratches.items():
+            with writing(path):
+                os.replace(scratch, path)
+    finally:
+        for scratch in scratches.values():
+            scratch.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(path: Path, name: str, patience: float = -1) -> Iterator[None]:
     """Hold a lock; while another process holds it, wait and say so on standard error.
@@ -135,7 +174,7 @@ def locked(path: Path, name: str, patience: float = -1) -> Iterator[None]:
 
     Raises:
         DiskError: the lock file cannot be written.
-        filelock.Timeout: the lock is still held after `patience` seconds.
+        LockedError: the lock is still held after `patience` seconds.
     """
     lock = FileLock(path)
     with writing(path):
@@ -144,7 +183,14 @@ def locked(path: Path, name: str, patience: float = -1) -> Iterator[None]:
             lock.acquire(timeout=0)
     if not lock.is_locked:
         print(f"waiting for {name}: another process is using it", file=sys.stderr)
-        lock.acquire(timeout=patience)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout as error:
+            raise LockedError(
+                error.lock_file,
+                f"{name} is still in use by another process after {patience:g} s of waiting: try "
+                "again when that process has ended",
+            ) from error
     try:
         yield
     finally:

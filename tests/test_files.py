@@ -1,9 +1,11 @@
 """Files that are whole or absent: what is replaced, and what beside it is left alone."""
 
+import pickle
 import subprocess
 import sys
 
 import pytest
+from filelock import Timeout
 
 from metanb import files
 
@@ -72,3 +74,32 @@ def test_a_process_of_another_user_is_running(monkeypatch, tmp_path):
     (tmp_path / ".mine.pdf.metanb-1").write_bytes(b"half")
     files.replace(tmp_path / "mine.pdf", b"whole")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_several_files_are_replaced_or_none(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"old")
+    with pytest.raises(files.DiskError, match="absent"):
+        files.replace_all({old: b"x", new: b"y", tmp_path / "absent" / "file": b"z"})
+    assert old.read_bytes() == b"old" and list(tmp_path.iterdir()) == [old]
+    files.replace_all({old: b"x", new: b"y"})
+    assert (old.read_bytes(), new.read_bytes()) == (b"x", b"y") and len(
+        list(tmp_path.iterdir())
+    ) == 2
+
+
+def test_a_lock_that_stays_held_is_told_of_in_one_line(tmp_path, capsys):
+    path = tmp_path / "mine.lock"
+    with (
+        files.locked(path, "run mine"),
+        pytest.raises(files.LockedError) as error,
+        files.locked(path, "run mine", patience=0.1),
+    ):
+        pass
+    assert str(error.value) == (
+        "run mine is still in use by another process after 0.1 s of waiting: try again when that "
+        "process has ended"
+    )
+    assert isinstance(error.value, Timeout) and error.value.lock_file == str(path)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    assert capsys.readouterr().err == "waiting for run mine: another process is using it\n"

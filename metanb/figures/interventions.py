@@ -69,9 +69,7 @@ def interventions(table: pd.DataFrame, measure: str, name: str, caption: str) ->
             _draw_gains(right, of_algorithm, names)
             left.set_title(name_of(algorithm), size=10, loc="left")
         for axis, label in zip(
-            panels[-1],
-            (shown.label, "change of accuracy (points)"),
-            strict=True,
+            panels[-1], (shown.label, "change of accuracy (points)"), strict=True
         ):
             axis.set_xlabel(textwrap.fill(label, NAME_WIDTH))
         panels[0, 0].invert_yaxis()

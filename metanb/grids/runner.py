@@ -322,8 +322,7 @@ def _own_errors(settings: Settings, errors: str) -> list[str]:
     return [
         line
         for line in map(str.strip, errors.splitlines())
-        if line.startswith(("set aside: ", "Error: "))
-        and settings.id in line.partition(": the others")[0]
+        if line.startswith(("set aside: ", "Error: ")) and settings.id in line
     ]
 
 

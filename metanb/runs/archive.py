@@ -13,16 +13,17 @@ An archive of any size is a row of files, each whole in itself:
 import hashlib
 import io
 import json
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metanb import files
 from metanb.runs import checkpoint, records, store, weights
+from metanb.runs.records import Record
 from metanb.settings import Settings, SettingsError
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
@@ -37,14 +38,42 @@ UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.Bad
 
 
 class ArchiveError(RuntimeError):
-    """An archive is damaged or foreign; the message names the file and the remedy."""
+    """An archive is damaged or foreign, or holds more than what is to replace it.
+
+    The message names the file and the remedy.
+    """
+
+
+class _Checkpoint(NamedTuple):
+    """A checkpoint in an archive: of which run, and at which epoch."""
+
+    run: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the members of an archive are, each of them checked.
+
+    Attributes:
+        records: by the names of their folders.
+        weights: the names of the records whose weights are there.
+        later: the names of the measures that were taken later, by record.
+        checkpoints: by the names of their files, without the ending.
+    """
+
+    records: dict[str, Record]
+    weights: set[str]
+    later: dict[str, set[str]]
+    checkpoints: dict[str, _Checkpoint]
 
 
 def pack_runs(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
     """Pack what the local store has of these runs: records, weights, unfinished checkpoints.
 
     A checkpoint is packed if the run has no whole record, weights if they are kept beside a record.
-    The runs fill as few files as their order allows. Earlier archives of that name are replaced.
+    The runs fill as few files as their order allows. Earlier archives of that name are replaced:
+    none of them, unless all new ones can be written.
 
     Args:
         runs: to pack; a run with nothing in the store is left out.
@@ -55,22 +84,24 @@ def pack_runs(runs: Iterable[Settings], folder: Path, name: str) -> list[Path]:
         The archives.
 
     Raises:
-        ArchiveError: a run is too large, or earlier archives of that name hold other runs.
-        metanb.runs.records.RecordError: a record or weights are damaged.
+        ArchiveError: a run is too large; or an earlier archive of that name holds other runs, or
+            more of one of these: it goes further, or has weights or later measures besides.
+        metanb.runs.records.RecordError: a record, weights or a checkpoint are damaged.
         metanb.files.DiskError: an archive cannot be written.
     """
     members_by_run = [_members_of_run(settings) for settings in runs]
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _find_archives(folder, name)
-    _check_nothing_is_lost(earlier, members_by_run)
-    paths = []
-    for number, members in enumerate(_fill_volumes(members_by_run), start=1):
-        path = folder / f"{name}-{number:02d}.zip"
-        _write_archive(path, members)
-        paths.append(path)
-    for path in set(earlier) - set(paths):
+    if earlier:
+        _check_nothing_is_lost(earlier, members_by_run)
+    archives = {
+        folder / f"{name}-{number:02d}.zip": _zip_members(members)
+        for number, members in enumerate(_fill_volumes(members_by_run), start=1)
+    }
+    files.replace_all(archives)
+    for path in set(earlier) - set(archives):
         path.unlink()
-    return paths
+    return list(archives)
 
 
 def _members_of_run(settings: Settings) -> dict[str, bytes]:
@@ -81,6 +112,7 @@ def _members_of_run(settings: Settings) -> dict[str, bytes]:
         members |= _members_of_record(folder)
     path = store.checkpoint_path(settings.id)
     if path.exists() and records.find_record(settings) is None:
+        checkpoint.read_checkpoint(path)  # a torn one is refused
         members[path.name] = path.read_bytes()
     return members
 
@@ -98,24 +130,53 @@ def _members_of_record(folder: Path) -> dict[str, bytes]:
 
 def _find_archives(folder: Path, name: str) -> list[Path]:
     """The archives of this name in a folder, in order."""
-    return [
-        path
-        for path in sorted(folder.glob(f"{name}-*.zip"))
-        if re.fullmatch(rf"{name}-\d+\.zip", path.name)
-    ]
+    archive = re.compile(rf"{re.escape(name)}-\d+\.zip")
+    return [path for path in sorted(folder.iterdir()) if archive.fullmatch(path.name)]
 
 
 def _check_nothing_is_lost(
-    earlier: Iterable[Path], members_by_run: Iterable[Iterable[str]]
+    earlier: Sequence[Path], members_by_run: Iterable[Mapping[str, bytes]]
 ) -> None:
-    """Raises ArchiveError if an earlier archive holds a run that is not among those to pack."""
-    packed = {run for members in members_by_run for run in _runs_of_members(members)}
+    """Raises ArchiveError if an earlier archive holds what is not among the members to pack."""
+    members = {name: content for of_run in members_by_run for name, content in of_run.items()}
+    now = _check_members(members, earlier[0])  # they were read from the store, which checks them
     for path in earlier:
-        if lost := sorted(_runs_of_members(_read_archive(path)) - packed):
+        packed = _read_archive(path)
+        if lost := sorted(_runs_of_members(packed) - _runs_of_members(members)):
             raise ArchiveError(
                 f"archive {path} holds runs that this one would not, such as {lost[0]}: "
                 "name another folder"
             )
+        for run, what in _find_more(_check_members(packed, path), now):
+            raise ArchiveError(
+                f"archive {path} holds more of run {run} than the store, such as {what}: import it "
+                "first, or name another folder"
+            )
+
+
+def _find_more(earlier: _Content, now: _Content) -> Iterator[tuple[str, str]]:
+    """The runs of which an earlier archive holds more than there is now, each with what is more."""
+    recorded: dict[str, int] = {}  # the epochs that are reached now, by run
+    begun = {point.run: point.epoch for point in now.checkpoints.values()}
+    for record in now.records.values():
+        run = record.settings.id
+        recorded[run] = max(record.epochs, recorded.get(run, -1))
+        if record.finished:  # it needs no checkpoint
+            begun[run] = record.epochs
+
+    for name, record in earlier.records.items():
+        run = record.settings.id
+        if record.epochs > recorded.get(run, -1):
+            yield run, f"the record of epoch {record.epochs}"
+        if name in earlier.weights and name not in now.weights:
+            yield run, f"the weights of record {name}"
+        there = now.records[name].at_the_end if name in now.records else set()
+        for measure in sorted(earlier.later.get(name, set()) - there):
+            yield run, f"measure {measure!r} of record {name}"
+    for name, point in earlier.checkpoints.items():
+        run = store.run_of(name)
+        if point.epoch > begun.get(run, -1):
+            yield run, f"the checkpoint of epoch {point.epoch}"
 
 
 def _fill_volumes(members_by_run: Iterable[dict[str, bytes]]) -> list[dict[str, bytes]]:
@@ -142,15 +203,15 @@ def _fill_volumes(members_by_run: Iterable[dict[str, bytes]]) -> list[dict[str, 
     return volumes
 
 
-def _write_archive(path: Path, members: Mapping[str, bytes]) -> None:
-    """Write one archive, whole or not at all; the same members give the same bytes."""
+def _zip_members(members: Mapping[str, bytes]) -> bytes:
+    """The content of an archive; the same members give the same bytes."""
     manifest = json.dumps(_checksums(members), indent=1).encode()
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in {MANIFEST: manifest, **members}.items():
             # A ZipInfo by name alone has a fixed date.
             archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
-    files.replace(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def unpack_runs(path: Path) -> list[str]:
@@ -163,27 +224,22 @@ def unpack_runs(path: Path) -> list[str]:
         A line for each record and each checkpoint.
 
     Raises:
-        ArchiveError: the archive is damaged or foreign.
-        metanb.runs.records.RecordError: a member is no record or no plain checkpoint.
+        ArchiveError: the archive is damaged or foreign, or a member is no record, no weights of its
+            record or no plain checkpoint.
+        metanb.runs.records.RecordError: what the store has already is damaged.
         metanb.files.DiskError: the store cannot be written.
     """
     # Check everything first.
     members = _read_archive(path)
-    owners = dict.fromkeys(map(_owner, members))
-    recorded = [name for name in owners if any(m.startswith(f"{name}/") for m in members)]
-    for record_name in recorded:
-        _check_weights(record_name, members, path)
-    checkpoints = {
-        name: _run_of_checkpoint(name, members, path) for name in owners if f"{name}.pt" in members
-    }
+    content = _check_members(members, path)
 
     # Then write, the record first: a run that is recorded needs no checkpoint to go on from.
     lines = []
-    for name in owners:
-        if name in recorded:
-            lines.append(_put_record(name, members))
-        if name in checkpoints:
-            lines.append(_put_checkpoint(checkpoints[name], members[f"{name}.pt"]))
+    for name in dict.fromkeys(map(_owner, members)):
+        if name in content.records:
+            lines.append(_put_record(content.records[name], _files_of_record(name, members)))
+        if name in content.checkpoints:
+            lines.append(_put_checkpoint(content.checkpoints[name], members[f"{name}.pt"]))
     return lines
 
 
@@ -195,9 +251,15 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-        checksums = files.parse_json(members.pop(MANIFEST))
+        manifest = members.pop(MANIFEST, None)
+        checksums = None if manifest is None else files.parse_json(manifest)
     except UNREADABLE as error:
         raise ArchiveError(f"archive {path} is damaged ({error}): copy it again") from error
+    if manifest is None:
+        raise ArchiveError(
+            f"{path} is no archive of metanb: it has no {MANIFEST}; name a file that "
+            "`metanb grid --export` wrote"
+        )
     if _checksums(members) != checksums:
         raise ArchiveError(
             f"archive {path} is damaged: it does not hold what its manifest lists; copy it again"
@@ -209,66 +271,114 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     return members
 
 
-def _check_weights(record_name: str, members: dict[str, bytes], path: Path) -> None:
-    """Raises ArchiveError for weights in an archive that are not those of their record."""
-    member = f"{record_name}/{records.WEIGHTS}"
-    if member not in members:
-        return
+def _check_members(members: Mapping[str, bytes], path: Path) -> _Content:
+    """What the members of an archive are.
+
+    Raises ArchiveError for a member that is no record, no weights of its record or no checkpoint.
+    """
+    content = _Content({}, set(), {}, {})
+    for name in dict.fromkeys(map(_owner, members)):
+        if contents := _files_of_record(name, members):
+            record = _check_record(name, contents, path)
+            content.records[name] = record
+            if records.WEIGHTS in contents:
+                _check_weights(record, contents[records.WEIGHTS], path)
+                content.weights.add(name)
+            if records.LATER in contents:
+                rows = records.parse_later(contents[records.LATER])["rows"]
+                content.later[name] = {row["measure"] for row in rows}
+        if f"{name}.pt" in members:
+            record_of_it = content.records.get(name)
+            content.checkpoints[name] = _check_checkpoint(
+                name, members[f"{name}.pt"], record_of_it, path
+            )
+    return content
+
+
+def _files_of_record(name: str, members: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a packed record, by their names in its folder; none where there is no record."""
+    return {
+        member.removeprefix(f"{name}/"): content
+        for member, content in members.items()
+        if member.startswith(f"{name}/")
+    }
+
+
+def _check_record(name: str, contents: Mapping[str, bytes], path: Path) -> Record:
+    """The record in an archive, with its later measures. Raises ArchiveError if it is none."""
     try:
-        provenance = files.parse_json(members[f"{record_name}/provenance.json"])
-        settings = _settings_of_record(record_name, members)
-        weights.unpack_weights(members[member], settings, provenance)
-    except SettingsError as error:  # an algorithm or a network that is one's own
+        record = records.parse_record(contents, path / name, name)
+        if records.LATER in contents:
+            record = records.with_later(record, records.parse_later(contents[records.LATER]))
+        return record
+    except records.OwnAlgorithmError as error:
+        raise ArchiveError(f"archive {path} holds record {name}, which {error}") from error
+    except ValueError as error:
+        raise ArchiveError(
+            f"archive {path} holds record {name}, which is damaged: {error}; ask for a whole one"
+        ) from error
+
+
+def _check_weights(record: Record, content: bytes, path: Path) -> None:
+    """Raises ArchiveError for weights in an archive that are not those of their record."""
+    member = f"{record.path.name}/{records.WEIGHTS}"
+    try:
+        weights.unpack_weights(content, record.settings, record.provenance)
+    except SettingsError as error:  # a network that is one's own
         raise ArchiveError(
             f"archive {path} holds {member}, which cannot be checked here: {error}"
         ) from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except ValueError as error:
         raise ArchiveError(
             f"archive {path} holds {member}, which does not fit the record: ask for a whole one"
         ) from error
 
 
-def _run_of_checkpoint(name: str, members: dict[str, bytes], path: Path) -> str:
-    """The id of the run whose checkpoint `<name>.pt` is.
+def _check_checkpoint(name: str, content: bytes, record: Record | None, path: Path) -> _Checkpoint:
+    """The run and the epoch of the checkpoint `<name>.pt` in an archive.
 
     Earlier versions packed the weights of a stopped run as `<id>-to-<iterations>.pt`. They are the
     end of another run: of the same settings, but with so many iterations.
+
+    Raises ArchiveError for what is no checkpoint, and for such weights without their record.
     """
-    if name == store.run_of(name):
-        return name
     try:
-        settings = _settings_of_record(name, members)
-        iterations = int(name.rpartition("-")[2])
-        return settings.ending(iterations // settings.epoch_iterations).id
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        epoch = checkpoint.parse_checkpoint(io.BytesIO(content))["epoch"]
+    except ValueError as error:
+        raise ArchiveError(
+            f"archive {path} holds {name}.pt, which {error}: ask for a whole one"
+        ) from error
+    if name == store.run_of(name):
+        return _Checkpoint(name, epoch)
+    if record is None:
         raise ArchiveError(
             f"archive {path} holds {name}.pt without a record of it: ask for a whole one"
-        ) from error
+        )
+    return _Checkpoint(record.settings.ending(record.epochs).id, epoch)
 
 
-def _put_record(record_name: str, members: dict[str, bytes]) -> str:
+def _put_record(packed: Record, contents: dict[str, bytes]) -> str:
     """Put a record into the store, unless the one there is as far; return a line about it.
 
     If the store has a record of the same training, it gets the packed weights where it has none,
     and the packed later measures that it lacks.
+
+    Args:
+        packed: the record in the archive.
+        contents: of its files.
     """
-    contents = {file: members.get(f"{record_name}/{file}", b"") for file in records.FILES}
-    weights_file = members.get(f"{record_name}/{records.WEIGHTS}")
-    if weights_file is not None:
-        contents[records.WEIGHTS] = weights_file
-    later = members.get(f"{record_name}/{records.LATER}")
-    if later is not None:
-        contents[records.LATER] = later
     folder = store.store_folder()
-    with store.lock_run(store.run_of(record_name)):
-        record = records.put_record(folder, record_name, contents)
-        if (folder / record_name).is_dir():  # a shorter record than that, kept for its weights
-            record = records.read_record(folder / record_name)
-        packed = files.parse_json(contents["provenance.json"])
-        same = all(record.provenance[key] == packed[key] for key in TRAINING)
-        if weights_file is not None and same and not (record.path / records.WEIGHTS).exists():
-            records.attach_weights(record, weights_file)
-        news = _merge_later(record, files.parse_json(later), same) if later is not None else ""
+    name = packed.path.name
+    with store.lock_run(store.run_of(name)):
+        record = records.put_record(folder, name, contents)
+        if (folder / name).is_dir():  # a shorter record than that, kept for its weights
+            record = records.read_record(folder / name)
+        same = all(record.provenance[key] == packed.provenance[key] for key in TRAINING)
+        if records.WEIGHTS in contents and same and not (record.path / records.WEIGHTS).exists():
+            records.attach_weights(record, contents[records.WEIGHTS])
+        news = ""
+        if records.LATER in contents:
+            news = _merge_later(record, records.parse_later(contents[records.LATER]), same)
     return f"record {record.path}{news}"
 
 
@@ -305,29 +415,14 @@ def _merge_later(
     return "".join(f"; {what}: {', '.join(names)}" for what, names in news if names)
 
 
-def _put_checkpoint(run_id: str, content: bytes) -> str:
+def _put_checkpoint(packed: _Checkpoint, content: bytes) -> str:
     """Put a checkpoint into the store, unless the one there is as far; return a line about it."""
-    path = store.checkpoint_path(run_id)
-    with store.lock_run(run_id):
-        scratch = files.scratch_path(path)
-        try:
-            with files.writing(path):
-                files.write_synced(scratch, content)
-                epoch = checkpoint.read_checkpoint(scratch)["epoch"]
-                if path.exists() and checkpoint.read_checkpoint(path)["epoch"] >= epoch:
-                    return f"checkpoint {path} is as far already"
-                os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
-    return f"checkpoint {path}, epoch {epoch}"
-
-
-def _settings_of_record(record_name: str, members: Mapping[str, bytes]) -> Settings:
-    """The settings in a packed record."""
-    values, provenance = (
-        files.parse_json(members[f"{record_name}/{file}"]) for file in records.FILES[:2]
-    )
-    return records.settings_in(values, provenance)
+    path = store.checkpoint_path(packed.run)
+    with store.lock_run(packed.run):
+        if path.exists() and checkpoint.read_checkpoint(path)["epoch"] >= packed.epoch:
+            return f"checkpoint {path} is as far already"
+        files.replace(path, content)
+    return f"checkpoint {path}, epoch {packed.epoch}"
 
 
 def _owner(member: str) -> str:

@@ -3,7 +3,7 @@
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -131,11 +131,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises RecordError for a file that is torn.
     """
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        return parse_checkpoint(path)
+    except ValueError as error:
+        raise _unusable(path, str(error)) from error
+
+
+def parse_checkpoint(source: Path | BinaryIO) -> dict[str, Any]:
+    """Read a checkpoint as `read_checkpoint` does, from a file that need not be in the store.
+
+    Raises ValueError for what is no checkpoint; the message says why.
+    """
+    try:
+        values = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a torn file
-        raise _unusable(path, f"cannot be read ({type(error).__name__})") from error
-    if not (isinstance(values, dict) and {"epoch", "net"} <= values.keys()):
-        raise _unusable(path, "cannot be read: it holds no network")
+        raise ValueError(f"cannot be read ({type(error).__name__})") from error
+    if not (isinstance(values, dict) and "net" in values and isinstance(values.get("epoch"), int)):
+        raise ValueError("cannot be read: it holds no network, or no epoch")
     added = {name: values[equal] for name, equal in ADDED.items() if equal in values}
     return added | values
 

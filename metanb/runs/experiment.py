@@ -209,11 +209,18 @@ def nets_after(
 
     After finetuning the networks have a head of zeros with N outputs, as `trained_net` says. Only
     that of epoch 0 has the head that it was drawn with, of an output per meta-train class.
+
+    Raises:
+        ValueError: the run does not have one of the epochs; and what `trained_net` raises.
     """
+    wanted = sorted(set(epochs))
+    for epoch in wanted:
+        if not 0 <= epoch <= settings.epochs:
+            raise ValueError(f"epoch is {epoch}: give one from 0 to {settings.epochs}")
     (settings,) = training.identify_runs([settings])
     nets: dict[int, nn.Module] = {}
     shorter: Settings | None = None
-    for epoch in sorted(set(epochs)):
+    for epoch in wanted:
         if epoch == 0:
             nets[epoch] = new_network(settings, load_split(settings, "train"))
         elif kept := _kept_net(settings, epoch):
@@ -254,7 +261,7 @@ def record_so_far(settings: Settings, device: str = "auto") -> records.Record | 
         The record, or None if the run has not trained one epoch.
 
     Raises:
-        filelock.Timeout: another process is training the run.
+        metanb.files.LockedError: another process is training the run.
     """
     (settings,) = training.identify_runs([settings])
     path = store.checkpoint_path(settings.id)

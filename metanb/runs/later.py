@@ -40,20 +40,15 @@ def measure_later(
         metanb.data.cache.DataError: the data set is missing, or is not the one that the run was
             trained on.
         metanb.files.DiskError: the record's folder cannot be written.
-        filelock.Timeout: another process is training the run.
+        metanb.files.LockedError: another process is training the run.
     """
     torch_device = machine.resolve_device(device)
+    _choose_measures(records.read_record(record.path), names)  # refused before anything is written
     if not (record.path / records.WEIGHTS).exists():
         weights.keep_weights(record)  # from the run's checkpoint
     with store.lock_run(record.settings.id, PATIENCE):
         record = records.read_record(record.path)
-        final = list(training.FINAL_MEASURES) if record.settings.final_tasks else []
-        known = [*known_measures(), *final]
-        missing = [name for name in known if name not in record.at_the_end]
-        wanted = missing if names is None else list(names)
-        for name in wanted:
-            if name in known and name not in missing:
-                raise RecordError(f"{record.path} has measure {name!r} already: leave it out")
+        wanted = _choose_measures(record, names)
         if not wanted:
             return record
 
@@ -74,7 +69,7 @@ def measure_later(
             theta = flatten(net).detach().unsqueeze(0)
             theta = training.weights_at_test(net, theta, [settings], [digests])
             tasks = test.to(torch_device), valid.to(torch_device)
-            of_epochs = [name for name in wanted if name not in final]
+            of_epochs = [name for name in wanted if name not in training.FINAL_MEASURES]
             (stats,) = measure_together(net, theta, *tasks, [settings], of_epochs)
             stats |= training.measure_at_the_end(settings, net, theta, digests, wanted)
 
@@ -91,3 +86,17 @@ def measure_later(
         }
         rows = training.make_rows(settings, record.epochs, stats)
         return records.add_later(record, rows, [origin])
+
+
+def _choose_measures(record: Record, names: Sequence[str] | None) -> list[str]:
+    """The names of the measures to take; arguments and errors are those of `measure_later`."""
+    final = training.FINAL_MEASURES if record.settings.final_tasks else ()
+    known = [*known_measures(), *final]
+    if names is None:
+        return [name for name in known if name not in record.at_the_end]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no measure {name!r}: choose from {', '.join(known)}")
+        if name in record.at_the_end:
+            raise RecordError(f"{record.path} has measure {name!r} already: leave it out")
+    return list(names)

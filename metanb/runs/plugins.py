@@ -7,9 +7,12 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from metanb.labels import ALGORITHMS, MEASURES, NETWORKS
 
 _PREFIX = "metanb_plugin_"  # of the names of their modules
 # By a file's resolved path, the first 16 hex digits of its SHA-256.
@@ -22,6 +25,9 @@ class PluginError(RuntimeError):
 
 def load_plugin(path: Path) -> None:
     """Run a Python file, which registers measures, networks or algorithms; again, nothing happens.
+
+    Of a file that fails nothing is registered. If it was loaded before, and edited since then, what
+    it had registered stays.
 
     See `metanb.landscape.measures.per_task` and `metanb.maml.algorithms.algorithm`.
 
@@ -44,14 +50,38 @@ def load_plugin(path: Path) -> None:
         if spec is None or spec.loader is None:
             raise PluginError(f"plugin {path} is no Python file: give one that ends in .py")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
+        with _undone_on_failure(name):
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
     except PluginError:
         raise
     except (Exception, SystemExit) as error:  # whatever the file does
-        sys.modules.pop(name, None)
         raise PluginError(f"plugin {path}: {type(error).__name__}: {error}") from error
     LOADED[place] = digest
+
+
+@contextmanager
+def _undone_on_failure(module_name: str) -> Iterator[None]:
+    """Take back what the block registers, and its module, if the block fails."""
+    # These load torch, which takes seconds: commands without plugins go without.
+    from metanb.landscape.measures import OVER_TASKS, PER_TASK
+    from metanb.maml.algorithms import GRADIENTS
+    from metanb.maml.network import BUILDERS
+
+    tables: list[dict[Any, Any]] = [ALGORITHMS, NETWORKS, MEASURES, GRADIENTS, BUILDERS]
+    tables += [PER_TASK, OVER_TASKS, LOADED]
+    before = [dict(table) for table in tables]
+    module = sys.modules.get(module_name)
+    try:
+        yield
+    except BaseException:
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            table.update(entries)
+        sys.modules.pop(module_name, None)
+        if module is not None:
+            sys.modules[module_name] = module
+        raise
 
 
 def find_line(error: BaseException) -> str:

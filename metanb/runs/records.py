@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,6 +51,10 @@ PROVENANCE = (
 
 class RecordError(RuntimeError):
     """A record is torn, foreign or incomplete; the message names the file and the remedy."""
+
+
+class OwnAlgorithmError(ValueError):
+    """A record does not fit what is known here of its algorithm, which is one's own."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,12 @@ class Record:
         return f"delete the folder and {store.checkpoint_path(self.settings.id)} to train it anew"
 
     def upto(self, epochs: int) -> "Record":
-        """The record as it was after an epoch, or as it is if it ends there or earlier."""
+        """The record as it was after an epoch, or as it is if it ends there or earlier.
+
+        Raises ValueError for an epoch below 0.
+        """
+        if epochs < 0:
+            raise ValueError(f"epochs is {epochs}: give an epoch, 0 or later")
         if epochs >= self.epochs:
             return self
         return replace(self, measures=self.measures[self.measures.epoch <= epochs])
@@ -215,56 +224,92 @@ def read_record(path: Path) -> Record:
 
 def _read_as(path: Path, name: str) -> Record:
     """Read and check the record in a folder that has this name, or is to have it."""
-    # Read the three files.
     try:
-        values = files.parse_json((path / "settings.json").read_text())
-        provenance = files.parse_json((path / "provenance.json").read_text())
-        content = read_file(path, MEASURES)
-        if not (isinstance(values, dict) and isinstance(provenance, dict)):
-            raise ValueError("settings.json and provenance.json must each hold one object")
+        record = parse_record({file: read_file(path, file) for file in FILES}, path, name)
+    except OwnAlgorithmError as error:
+        raise RecordError(f"record {path} {error}") from error
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise _damaged(path, str(error)) from error
+
+    # Add the measures that were taken later.
+    later = read_later(path)
+    try:
+        return with_later(record, later)
+    except ValueError as error:
+        raise _damaged_later(path, str(error)) from error
+
+
+def parse_record(contents: Mapping[str, bytes], path: Path, name: str) -> Record:
+    """The record that the contents of its files are, each checked; without later measures.
+
+    Args:
+        contents: of FILES.
+        path: of the record.
+        name: that its folder has, or is to have.
+
+    Raises:
+        ValueError: the contents are no record, or that of another name; the message says why.
+        OwnAlgorithmError: its algorithm does not fit what is known here of it.
+    """
+    # Read the settings and the provenance, which has to be complete.
+    if absent := [file for file in FILES if file not in contents]:
+        raise ValueError(f"it lacks {', '.join(absent)}")
+    values, provenance = (_parse_object(file, contents[file]) for file in FILES[:2])
+    try:
         settings = settings_in(values, provenance)
     except AlgorithmError as error:
         algorithm = values.get("algorithm", Settings.algorithm)
         if algorithm in OF_PACKAGE:
-            raise _damaged(path, str(error)) from error
-        raise RecordError(
-            f"record {path} does not fit what is known here of algorithm={algorithm!r}, which is "
-            f"one's own: {error.cause}; register it as it was then, or name its file with --plugin"
+            raise
+        raise OwnAlgorithmError(
+            f"does not fit what is known here of algorithm={algorithm!r}, which is one's own: "
+            f"{error.cause}; register it as it was then, or name its file with --plugin"
         ) from error
-    # Bad UTF-8, bad JSON and a SettingsError are ValueErrors.
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise _damaged(path, str(error)) from error
+    if missing := [key for key in PROVENANCE if key not in provenance]:
+        raise ValueError(f"provenance.json lacks {', '.join(missing)}")
 
-    # Check that the provenance is complete, and that the measures are those that were recorded.
-    missing = [key for key in PROVENANCE if key not in provenance]
-    if missing:
-        raise _damaged(path, f"provenance.json lacks {', '.join(missing)}")
-    if hashlib.sha256(content).hexdigest() != provenance["measures_sha256"]:
-        raise _damaged(path, f"{MEASURES} is not the file that was recorded")
-
-    # Check the columns, and that no epoch is missing.
-    measures = _read_table(content)
+    # Check that the measures are those that were recorded, and that no epoch is missing.
+    if hashlib.sha256(contents[MEASURES]).hexdigest() != provenance["measures_sha256"]:
+        raise ValueError(f"{MEASURES} is not the file that was recorded")
+    try:
+        measures = _read_table(contents[MEASURES])
+    except ValueError as error:  # of several lines, some of them
+        raise ValueError(f"{MEASURES} is no table") from error
     columns = list(measures.columns)
     if columns != COLUMNS or set(measures.epoch) != set(range(measures.epoch.nunique())):
-        raise _damaged(
-            path, f"{MEASURES} does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on"
+        raise ValueError(
+            f"{MEASURES} does not hold {', '.join(COLUMNS)} for epochs 0, 1, 2 and so on"
         )
-
-    # Add the measures that were taken later.
-    later = read_later(path)
-    if later["rows"]:
-        rows = pd.DataFrame(later["rows"], columns=COLUMNS)
-        last = measures.epoch.max()
-        recorded = set(measures.measure[measures.epoch == last])
-        if set(rows.measure) & recorded or set(rows.epoch) != {last}:
-            raise _damaged_later(path, "its measures are not new, or not of the last epoch")
-        measures = pd.concat([measures, rows], ignore_index=True)
 
     # Check that the record stands under its own name.
     record = Record(settings, measures, provenance, path)
     if name != _record_name(settings, record.epochs):
-        raise _damaged(path, f"it holds {record.epochs} epochs of {settings.id}")
+        raise ValueError(f"it holds {record.epochs} epochs of {settings.id}")
     return record
+
+
+def with_later(record: Record, later: dict[str, list[dict[str, Any]]]) -> Record:
+    """The record with measures that were taken later, as `parse_later` gives them.
+
+    Raises ValueError for measures that the record has already, or that are of another epoch.
+    """
+    if not later["rows"]:
+        return record
+    rows = pd.DataFrame(later["rows"], columns=COLUMNS)
+    if set(rows.measure) & record.at_the_end or set(rows.epoch) != {record.epochs}:
+        raise ValueError("its measures are not new, or not of the last epoch")
+    return replace(record, measures=pd.concat([record.measures, rows], ignore_index=True))
+
+
+def _parse_object(file: str, content: bytes) -> dict[str, Any]:
+    """The object in a JSON file; ValueError for anything else."""
+    try:
+        values = files.parse_json(content)
+    except ValueError as error:  # bad UTF-8, too
+        raise ValueError(f"{file}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} does not hold one object")
+    return values
 
 
 def settings_in(values: dict[str, Any], provenance: dict[str, Any]) -> Settings:
@@ -311,11 +356,18 @@ def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
     Raises RecordError for a damaged file.
     """
     try:
-        content = (path / LATER).read_bytes()
+        return parse_later((path / LATER).read_bytes())
     except FileNotFoundError:
         return {"rows": [], "origins": []}
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _damaged_later(path, str(error)) from error
+
+
+def parse_later(content: bytes) -> dict[str, list[dict[str, Any]]]:
+    """The measures in the content of a file of later measures, as `read_later` gives them.
+
+    Raises ValueError for any other content.
+    """
     try:
         later = files.parse_json(content)
         rows, origins = later["rows"], later["origins"]
@@ -334,8 +386,8 @@ def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
         if len(set(names)) < len(names):
             raise ValueError("a measure is there twice")
         return {"rows": rows, "origins": origins}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged_later(path, str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def read_records(*folders: Path, leaves_out_damaged: bool = False) -> list[Record]:

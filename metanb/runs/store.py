@@ -60,7 +60,7 @@ def lock_run(run_id: str, patience: float = -1) -> AbstractContextManager[None]:
 
     Raises:
         metanb.files.DiskError: the store cannot be written.
-        filelock.Timeout: the lock is still held after `patience` seconds.
+        metanb.files.LockedError: the lock is still held after `patience` seconds.
     """
     return files.locked(store_folder() / f"{run_id}.lock", f"run {run_id}", patience)
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
+from metanb.files import LockedError
 from metanb.labels import ALGORITHMS
 from metanb.maml.network import build_network
 from metanb.maml.per_task import in_head
@@ -54,7 +54,7 @@ def keep_weights(record: Record) -> Path:
             or the network holds something that the format does not.
         RecordError: the record, the checkpoint, or weights that are kept already are damaged.
         metanb.files.DiskError: the record's folder cannot be written.
-        filelock.Timeout: another process is training the run.
+        metanb.files.LockedError: another process is training the run.
     """
     with store.lock_run(record.settings.id, PATIENCE):
         # Read the record again: another process may have written its weights by now.
@@ -153,7 +153,7 @@ def network_with(settings: Settings, state: dict[str, Tensor]) -> nn.Module:
     """
     # As when the run began, for buffers that no file keeps; the first weights are replaced below.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)
         net = build_network(settings, settings.image_shape, settings.ways)
     if not ALGORITHMS[settings.algorithm].episodic:
         named = zip(net.named_parameters(), in_head(net), strict=True)
@@ -170,7 +170,7 @@ def _keep_lowest_seed(cell: list[Settings]) -> str:
         if folders:
             try:
                 return f"weights: {keep_weights(records.read_record(folders[max(folders)]))}"
-            except (NoWeightsError, Timeout) as error:
+            except (NoWeightsError, LockedError) as error:
                 reasons.append(str(error))
     absent = f"{store.store_folder()} has no record of {cell[0].id}, nor of its other seeds"
     return f"no weights: {reasons[0] if reasons else absent}"

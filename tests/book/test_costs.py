@@ -31,10 +31,7 @@ def test_the_cost_of_the_paper_by_device(monkeypatch):
         for kind in ("NVIDIA H200", "NVIDIA GeForce RTX 4090", hours.CORE)
     )
     assert h200[:3] == ["2", "30 min", "unknown"] and h200[3].startswith("≈ ")
-    assert h200[4:] == [
-        "over 2.0 h<br><small>4 of the 8 runs were never timed</small>",
-        "over 2",
-    ]
+    assert h200[4:] == ["over 2.0 h<br><small>4 of the 8 runs were never timed</small>", "over 2"]
     scaled = hours.format_minutes(30 * 4.8 / 1.01)
     assert consumer[:3] == ["2", f"≈ {scaled}", "unknown"] and consumer[5] == "over 10"
     assert core[0] == "1" and core[1].startswith("≈ ") and "unknown" not in "".join(core)

@@ -158,6 +158,22 @@ def test_a_grid_trains_batches_and_says_of_each_run_how_it_ended(
     assert failure.startswith(planned[1].settings.id) and "damaged" in failure
 
 
+def test_each_run_of_a_batch_is_told_its_own_error(store, monkeypatch):
+    """The words of a batch do not hide a run's name behind a folder that is called alike."""
+    planned = [Planned("a", replace(TINY, seed=seed)) for seed in range(3)]
+    first, second, third = (run.settings.id for run in planned)
+    lines = [
+        f"set aside: {first}: loss is nan; the others go on",
+        f"set aside: checkpoint /runs: the others/{second}.pt cannot be read; the others go on",
+        f"Error: {third}: memory is full",
+    ]
+    fails = [sys.executable, "-c", f"import sys; sys.exit({chr(10).join(lines)!r})"]
+    monkeypatch.setattr(runner, "_batch_command", lambda *_: fails)
+    failed = runner.run_grid(planned, 1, "cpu", lambda line: None, together=3)
+    named = zip((first, second, third), lines, strict=True)
+    assert failed == [f"{run}: {line}" for run, line in named]
+
+
 def test_grid_killed_twice_and_asked_again(store, forked, tmp_path, monkeypatch):
     """After SIGKILL at random moments of its work, the record is that of an undisturbed run.
 

@@ -3,9 +3,11 @@
 An archive that is damaged or foreign is refused.
 """
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import zipfile
 from dataclasses import replace
@@ -13,6 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metanb.files import DiskError
 from metanb.runs import archive, checkpoint, experiment, records, training, weights
 from metanb.runs import store as run_store
 from metanb.runs.archive import ArchiveError
@@ -199,6 +202,110 @@ def test_an_archive_is_not_replaced_by_one_that_holds_less(stores, tmp_path, mon
     assert sorted((tmp_path / "out").iterdir()) == [unrelated, path]
 
 
+def _train_anew(stores, name, *, until):
+    """As after a loss of the store: the run is trained again, and stopped early."""
+    stores(name)
+    return experiment.run(TINY, "cpu", until=until)
+
+
+def _refuses(folder, settings, what):
+    """Whether an archive is not replaced, because it holds more of the run than the store."""
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ArchiveError) as error:
+        archive.pack_runs([settings], folder, "tiny")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    return str(error.value) == (
+        f"archive {folder / 'tiny-01.zip'} holds more of run {settings.id} than the store, such as "
+        f"{what}: import it first, or name another folder"
+    )
+
+
+def test_an_archive_that_holds_a_further_record_is_not_replaced(stores, tmp_path):
+    (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
+    _train_anew(stores, "second", until=3)
+    assert _refuses(tmp_path / "out", TINY, "the record of epoch 3")
+    # The remedy: what is imported is packed again. The same run, packed again, is no less.
+    archive.unpack_runs(path)
+    assert archive.pack_runs([TINY], tmp_path / "out", "tiny") == [path]
+    assert f"{TINY.id}/measures.csv" in _members(path)
+    assert archive.pack_runs([TINY], tmp_path / "out", "tiny") == [path]
+
+
+def test_an_archive_that_holds_weights_is_not_replaced_by_one_without(stores, tmp_path):
+    """Those of the whole record, and those of a shorter one."""
+    shutil.copytree(stores("first"), stores("second"))
+    stores("first")
+    for settings in (TINY, STOPPED):
+        record = records.find_record(settings, 0)
+        weights.keep_weights(record)
+        folder = tmp_path / settings.id
+        archive.pack_runs([settings], folder, "tiny")
+        stores("second")
+        experiment.run(settings, "cpu")  # STOPPED goes on to its end
+        assert _refuses(folder, settings, f"the weights of record {record.path.name}")
+        stores("first")
+
+
+def test_an_archive_that_holds_a_later_measure_is_not_replaced_by_one_without(stores, tmp_path):
+    shutil.copytree(stores("first"), stores("second"))
+    stores("first")
+    _take_later(records.find_record(TINY), 1.0, "mine", "yours")
+    archive.pack_runs([TINY], tmp_path / "out", "tiny")
+    stores("second")
+    bare = records.find_record(TINY)
+    _take_later(bare, 2.0, "mine")
+    assert _refuses(tmp_path / "out", TINY, f"measure 'yours' of record {TINY.id}")
+    _take_later(bare, 2.0, "yours")
+    assert len(archive.pack_runs([TINY], tmp_path / "out", "tiny")) == 1
+
+
+def test_an_archive_that_holds_a_further_checkpoint_is_not_replaced(stores, tmp_path):
+    """One of a run that was killed before its record; a whole record stands for its checkpoint."""
+    shutil.rmtree(stores("first") / f"{STOPPED.id}-to-6")
+    (path,) = archive.pack_runs([STOPPED], tmp_path / "out", "tiny")
+    stores("second")
+    shutil.rmtree(experiment.run(STOPPED, "cpu", until=3).path)
+    assert _refuses(tmp_path / "out", STOPPED, "the checkpoint of epoch 2")
+    experiment.run(STOPPED, "cpu")
+    assert archive.pack_runs([STOPPED], tmp_path / "out", "tiny") == [path]
+    assert f"{STOPPED.id}.pt" not in _members(path)
+
+
+def test_an_archive_is_not_packed_from_a_torn_checkpoint(stores, tmp_path):
+    run_store.checkpoint_path(STOPPED.id).write_bytes(b"torn")
+    with pytest.raises(records.RecordError, match=rf"{STOPPED.id}.pt cannot be read"):
+        archive.pack_runs([STOPPED], tmp_path / "out", "tiny")
+
+
+def test_a_full_disk_leaves_all_archives_as_they_were(stores, tmp_path, monkeypatch):
+    """The first new one can be written, the second cannot, and the runs have changed places."""
+    monkeypatch.setattr(archive, "LIMIT", 40_000)
+    folder = tmp_path / "out"
+    assert len(archive.pack_runs([STOPPED, TINY], folder, "tiny")) == 2
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    honest = os.fsync
+    synced = []
+
+    def full(number):
+        synced.append(number)
+        if len(synced) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        honest(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match=r"cannot write .*tiny-02.zip \(No space left"):
+        archive.pack_runs([TINY, STOPPED], folder, "tiny")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert len(archive.pack_runs([TINY, STOPPED], folder, "tiny")) == 2
+    assert {path: path.read_bytes() for path in folder.iterdir()} != before
+
+
+def test_an_archive_may_have_any_name(stores, tmp_path):
+    for _ in range(2):
+        (path,) = archive.pack_runs([TINY], tmp_path / "out", "a[b+")
+        assert list((tmp_path / "out").iterdir()) == [path]
+
+
 def _truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -222,12 +329,7 @@ def _encrypted(path):
     path.write_bytes(content)
 
 
-def _bare(path):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("hello", "world")
-
-
-@pytest.mark.parametrize("damage", [_truncate, _flip, _swap, _encrypted, _bare])
+@pytest.mark.parametrize("damage", [_truncate, _flip, _swap, _encrypted])
 def test_a_damaged_archive_is_refused_by_name_and_writes_nothing(stores, tmp_path, damage):
     (path,) = archive.pack_runs([TINY, STOPPED], tmp_path / "out", "tiny")
     damage(path)
@@ -237,6 +339,20 @@ def test_a_damaged_archive_is_refused_by_name_and_writes_nothing(stores, tmp_pat
     assert "\n" not in str(error.value) and not second.exists()
     if damage is _truncate:
         shown("An archive is damaged", f"Error: {error.value}")
+
+
+def test_a_zip_of_something_else_is_no_archive(stores, tmp_path):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("hello", "world")
+    second = stores("second")
+    with pytest.raises(ArchiveError) as error:
+        archive.unpack_runs(path)
+    assert str(error.value) == (
+        f"{path} is no archive of metanb: it has no MANIFEST.json; name a file that "
+        "`metanb grid --export` wrote"
+    )
+    assert not second.exists()
 
 
 FOREIGN = ["../evil.pt", "/tmp/evil.pt", "a/b.txt", "a/../settings.json", "weights.safetensors"]
@@ -249,17 +365,63 @@ def test_foreign_members_are_refused(stores, tmp_path, name):
         archive.unpack_runs(path)
 
 
-def test_a_record_that_is_none_is_refused_and_leaves_nothing(stores, tmp_path):
-    (path,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
-    members = {
-        name: content
-        for name, content in _members(path).items()
-        if not name.endswith("provenance.json")
-    }
+def _lacking(members, record):
+    del members[f"{record}/provenance.json"]
+
+
+def _no_json(members, record):
+    members[f"{record}/settings.json"] = b"{"
+
+
+def _one_digit(members, record):
+    members[f"{record}/measures.csv"] += b"1"
+
+
+def _no_table(members, record):
+    """As the provenance has it, but of rows that differ in length."""
+    table = b"epoch\n1,2\n3,4,5\n"
+    values = json.loads(members[f"{record}/provenance.json"])
+    values |= {"measures_sha256": hashlib.sha256(table).hexdigest()}
+    members[f"{record}/measures.csv"] = table
+    members[f"{record}/provenance.json"] = json.dumps(values).encode()
+
+
+def _misnamed(members, record):
+    for file in records.FILES:
+        members[f"other-s0-01234567/{file}"] = members.pop(f"{record}/{file}")
+
+
+def _later_of_no_epoch(members, record):
+    row = dict.fromkeys(records.COLUMNS, 99) | {"measure": "mine"}
+    members[f"{record}/later.json"] = json.dumps({"rows": [row], "origins": [{}]}).encode()
+
+
+BAD_RECORDS = {
+    _lacking: "it lacks provenance.json",
+    _no_json: "settings.json: Expecting property name",
+    _one_digit: "measures.csv is not the file that was recorded",
+    _no_table: "measures.csv is no table",
+    _misnamed: "it holds 3 epochs of",
+    _later_of_no_epoch: "its measures are not new",
+}
+
+
+@pytest.mark.parametrize("change", BAD_RECORDS)
+def test_a_record_that_is_none_is_refused_by_name_and_nothing_is_written(stores, tmp_path, change):
+    """Under a true manifest, behind a whole record."""
+    (path,) = archive.pack_runs([STOPPED, TINY], tmp_path / "out", "tiny")
+    members = _members(path)
+    change(members, TINY.id)
     second = stores("second")
-    with pytest.raises(records.RecordError, match=TINY.id):
-        archive.unpack_runs(_rezip(path, members))
-    assert {path.suffix for path in second.iterdir()} == {".lock"}
+    changed = _rezip(tmp_path / "changed.zip", members)
+    name = "other-s0-01234567" if change is _misnamed else TINY.id
+    with pytest.raises(
+        ArchiveError,
+        match=rf"^archive {changed} holds record {name}, which is damaged: "
+        rf"{BAD_RECORDS[change]}.*; ask for a whole one$",
+    ):
+        archive.unpack_runs(changed)
+    assert not second.exists()
 
 
 class _Runs:
@@ -416,7 +578,7 @@ def test_weights_that_are_not_their_records_are_refused(stores, tmp_path, change
     second = stores("second")
     changed = _rezip(tmp_path / "changed.zip", members)
     with pytest.raises(
-        ArchiveError, match=rf"changed.zip holds {TINY.id}/weights.*whole one"
+        ArchiveError, match=rf"changed.zip holds (record )?{TINY.id}.*whole one"
     ) as error:
         archive.unpack_runs(changed)
     assert "\n" not in str(error.value) and "unpickled" not in capsys.readouterr().out
@@ -479,15 +641,22 @@ def test_those_of_a_stopped_run_are_from_its_last_epoch(stores, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "content", [{"epoch": 1, "net": _Runs()}, torch.zeros(2), {"epoch": 1}, None]
+    "content",
+    [{"epoch": 1, "net": _Runs()}, torch.zeros(2), {"epoch": 1}, {"epoch": "1", "net": {}}, None],
 )
 def test_only_plain_weights_are_let_in(stores, tmp_path, content, capsys):
+    """Nothing is written, not even the whole record before them."""
+    (whole,) = archive.pack_runs([TINY], tmp_path / "out", "tiny")
     stream = io.BytesIO(b"no checkpoint")
     if content is not None:
         stream = io.BytesIO()
         torch.save(content, stream)
-    path = _rezip(tmp_path / "weights.zip", {f"{STOPPED.id}.pt": stream.getvalue()})
+    members = _members(whole) | {f"{STOPPED.id}.pt": stream.getvalue()}
+    path = _rezip(tmp_path / "weights.zip", members)
     second = stores("second")
-    with pytest.raises(records.RecordError, match="cannot be read"):
+    with pytest.raises(
+        ArchiveError,
+        match=rf"^archive {path} holds {STOPPED.id}.pt, which cannot be read.*: ask for a whole",
+    ):
         archive.unpack_runs(path)
-    assert not list(second.glob("*.pt")) and "unpickled" not in capsys.readouterr().out
+    assert not second.exists() and "unpickled" not in capsys.readouterr().out

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from metanb.data import image_sets
 from metanb.data.tasks import sample_tasks
+from metanb.files import LockedError
 from metanb.labels import ALGORITHMS
 from metanb.landscape import hessian
 from metanb.maml import algorithms
@@ -337,6 +338,23 @@ def test_until_is_an_iteration(store):
     assert experiment.run(TINY, "cpu", until=0).epochs == 0
     with pytest.raises(ValueError, match="^until is -5: give an iteration, 0 or later$"):
         experiment.run(TINY, "cpu", until=-5)
+
+
+@pytest.mark.parametrize("epoch", [-1, 3])
+def test_networks_after_epochs_that_a_run_does_not_have_are_refused(store, monkeypatch, epoch):
+    monkeypatch.setattr(training, "train_together", None)  # calling it would raise
+    with pytest.raises(ValueError, match=f"^epoch is {epoch}: give one from 0 to 2$"):
+        experiment.nets_after(TINY, iter([1, epoch]), "cpu")
+    assert list(store.iterdir()) == []
+
+
+def test_recording_a_run_that_another_process_trains_names_it(store):
+    experiment.run(TINY, "cpu", until=2)
+    with store_of_runs.lock_run(TINY.id), pytest.raises(LockedError) as error:
+        experiment.record_so_far(TINY, "cpu")
+    assert str(error.value).startswith(
+        f"run {TINY.id} is still in use by another process after 5 s"
+    )
 
 
 def test_final_accuracies_against_a_plain_loop(store):

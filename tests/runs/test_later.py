@@ -15,7 +15,7 @@ from metanb.labels import MEASURES, Measure
 from metanb.landscape import measures
 from metanb.runs import archive, experiment, later, plugins, records, training, weights
 from metanb.runs.records import RecordError
-from metanb.runs.store import checkpoint_path, store_folder
+from metanb.runs.store import checkpoint_path, lock_run, store_folder
 from tests.support.bad_days import shown
 from tests.support.command_line import call
 from tests.support.images import change_an_image, write_images
@@ -184,6 +184,36 @@ def test_weights_come_from_the_checkpoint_where_none_are_kept(record, parameters
     after = later.measure_later(records.read_record(record.path), device="cpu")
     assert after.curve("n_parameters")["mean"].iloc[0] == parameters
     assert (record.path / records.WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("name", ["hesian_norm", "final_accuracy", "hessian_norm"])
+def test_a_refused_measure_writes_nothing(record, capsys, monkeypatch, name):
+    """A mistyped name, one that this run does not have, and one that is recorded."""
+    (record.path / records.WEIGHTS).unlink()  # the checkpoint would give them
+    before = {path: path.read_bytes() for path in record.path.iterdir()}
+    code, out, err = call(capsys, monkeypatch, "measure", SETTINGS.id, "--measure", name)
+    reason = (
+        f"{record.path} has measure {name!r} already: leave it out"
+        if record.has(name)
+        else f"no measure {name!r}: choose from {', '.join(measures.known_measures())}"
+    )
+    assert (code, out, err) == (1, "", f"Error: {reason}\n")
+    assert {path: path.read_bytes() for path in record.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_in_use_is_told_of(record, capsys, monkeypatch, kept):
+    """Another process trains it, where its weights are kept and where they have to be."""
+    monkeypatch.setattr(weights if not kept else later, "PATIENCE", 0.1)
+    if not kept:
+        (record.path / records.WEIGHTS).unlink()
+    with lock_run(SETTINGS.id):
+        code, _, err = call(capsys, monkeypatch, "measure", SETTINGS.id, "--device", "cpu")
+    assert code == 1 and err.splitlines() == [
+        f"waiting for run {SETTINGS.id}: another process is using it",
+        f"Error: run {SETTINGS.id} is still in use by another process after 0.1 s of waiting: try "
+        "again when that process has ended",
+    ]
 
 
 def test_the_command_measures_with_a_plugin(record, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """Plugins that are edited or that fail: what was made before is told of, and so is the line."""
 
+import sys
+
 import pytest
 
 from metanb import preset
@@ -138,6 +140,42 @@ def test_an_edited_plugin_is_loaded_again(forgotten, tmp_path, monkeypatch):
         path.write_text(OWN.format(label=label, kind="per_task"))
         load_plugin(path)
         assert measures.PER_TASK["again"](None) == label
+
+
+def _registered():
+    """What is registered, and the modules of plugins, each in its order."""
+    tables = (ALGORITHMS, NETWORKS, MEASURES, GRADIENTS, BUILDERS)
+    modules = {name: module for name, module in sys.modules.items() if "metanb_plugin" in name}
+    tables += (measures.PER_TASK, measures.OVER_TASKS, plugins.LOADED, modules)
+    return [list(table.items()) for table in tables]
+
+
+FAILURES = ["raise RuntimeError('half way')", "import sys; sys.exit(1)", "raise KeyboardInterrupt"]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("kind", ["per_task", "over_tasks"])
+def test_of_a_plugin_that_fails_nothing_is_registered(
+    forgotten, tmp_path, monkeypatch, failure, kind
+):
+    """Of a new file nothing; of one that was loaded before, what it had registered then."""
+    monkeypatch.setattr(plugins, "LOADED", {})
+    path = tmp_path / "again.py"
+    for loaded in (False, True):
+        if loaded:
+            path.write_text(OWN.format(label="first", kind="per_task"))
+            load_plugin(path)
+        before = _registered()
+        path.write_text(f"{OWN.format(label='second', kind=kind)}\n{failure}")
+        with pytest.raises((plugins.PluginError, KeyboardInterrupt)):
+            load_plugin(path)
+        assert _registered() == before
+    assert plugins.describe()["plugins"].startswith("again.py ")
+    assert measures.PER_TASK["again"](None) == BUILDERS["again"]() == "first"
+    # Once it is mended, it is loaded.
+    path.write_text(OWN.format(label="third", kind=kind))
+    load_plugin(path)
+    assert BUILDERS["again"]() == GRADIENTS["again"]() == "third"
 
 
 def test_files_of_one_name_are_told_apart(tmp_path, monkeypatch):

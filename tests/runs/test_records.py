@@ -75,6 +75,13 @@ def test_values_and_curve_are_the_rows_of_a_measure_and_copies_of_them():
             epochs[:], means[:] = 0, 0.0
 
 
+def test_a_record_up_to_an_epoch(tmp_path):
+    record = write(tmp_path)
+    assert [record.upto(epoch).epochs for epoch in (0, 1, 2, 9)] == [0, 1, 2, 2]
+    with pytest.raises(ValueError, match="^epochs is -1: give an epoch, 0 or later$"):
+        record.upto(-1)
+
+
 def test_a_compressed_table_is_the_same_record(tmp_path):
     record = write(tmp_path)
     compress(record.path)
