@@ -17,6 +17,7 @@ from metanb.runs import archive, experiment, later, plugins, records, training, 
 from metanb.runs.records import RecordError
 from metanb.runs.store import checkpoint_path, lock_run, store_folder
 from tests.support.bad_days import shown
+from tests.support.bad_days import shown
 from tests.support.command_line import call
 from tests.support.images import change_an_image, write_images
 from tests.support.stores import store_with
@@ -214,6 +215,7 @@ def test_a_run_in_use_is_told_of(record, capsys, monkeypatch, kept):
         f"Error: run {SETTINGS.id} is still in use by another process after 0.1 s of waiting: try "
         "again when that process has ended",
     ]
+    shown("A run stays in use", err)
 
 
 def test_the_command_measures_with_a_plugin(record, tmp_path, capsys, monkeypatch):
