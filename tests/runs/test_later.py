@@ -17,7 +17,6 @@ from metanb.runs import archive, experiment, later, plugins, records, training, 
 from metanb.runs.records import RecordError
 from metanb.runs.store import checkpoint_path, lock_run, store_folder
 from tests.support.bad_days import shown
-from tests.support.bad_days import shown
 from tests.support.command_line import call
 from tests.support.images import change_an_image, write_images
 from tests.support.stores import store_with
