@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -66,19 +69,23 @@ def _require_same_without_tasks(net: nn.Module, images: Tensor, answer: Tensor) 
         "with takes_tasks = True it also has to take its own weights and images [B, ...]: count "
         "dimensions from the last, or leave takes_tasks out"
     )
+    with _explained(f"{name} takes tasks, but not images alone", remedy), torch.no_grad():
+        plain = net(images)
+    tolerance = torch.finfo(answer.dtype).eps ** 0.5 * float(answer.abs().max())
+    if plain.shape != answer.shape or not float((plain - answer).abs().max()) <= tolerance:
+        raise NetworkError(f"{name} answers images alone otherwise than as one task; {remedy}")
+
+
+@contextmanager
+def _explained(problem: str, remedy: str) -> Iterator[None]:
+    """Turn torch's error in the block, such as one of shapes, into a NetworkError."""
     try:
-        with torch.no_grad():
-            plain = net(images)
+        yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise NetworkError(
-            f"{name} takes tasks, but not images alone ({reason}); {remedy}"
-        ) from error
-    tolerance = torch.finfo(answer.dtype).eps ** 0.5 * float(answer.abs().max())
-    if plain.shape != answer.shape or not float((plain - answer).abs().max()) <= tolerance:
-        raise NetworkError(f"{name} answers images alone otherwise than as one task; {remedy}")
+        raise NetworkError(f"{problem} ({reason}); {remedy}") from error
 
 
 def _copy_buffers(net: nn.Module) -> dict[str, Tensor]:
@@ -164,15 +171,8 @@ def check_network(
         "with takes_tasks = True each task's weights [T, ...] may meet its own images [T, B, ...] "
         "alone: look for a broadcast over images, or leave takes_tasks out"
     )
-    try:
+    with _explained(f"{name} takes one task, but not several", remedy):
         together = answer(tasks)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise NetworkError(
-            f"{name} takes one task, but not several ({reason}); {remedy}"
-        ) from error
     scale = float(apart.abs().max().clamp_min(torch.finfo(apart.dtype).tiny))
     tolerance = torch.finfo(apart.dtype).eps ** 0.5
     _require_finite(name, apart)
