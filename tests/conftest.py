@@ -49,15 +49,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=_turn)
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Begin to load the tests and all that they need."""
+    """Load the tests and all that they need."""
     gc.disable()
-
-
-def pytest_collection_finish():
-    """All is loaded."""
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _turn(item):
