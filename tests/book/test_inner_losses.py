@@ -26,8 +26,10 @@ def test_verdicts_of_two_inner_losses_are_compared():
         "| C1 | **reproduced** in the one cell | **reversed** in the one cell | 0 of 1 |"
     )
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| C1", "| C1, control", "| C2"]
-    changes = inner_losses.describe_changes(pairs)
-    assert changes == "1 of these 3 verdicts change, 0 of them from or to *not testable*"
+    changed = sum(line.endswith("| 0 of 1 |") for line in lines[2:])
+    assert inner_losses.describe_changes(pairs) == (
+        f"{changed} of these 3 verdicts change, 0 of them from or to *not testable*"
+    )
     accuracy = inner_losses.inner_loss_accuracy(runs, pairs)
     assert accuracy == "under MAML by -10.0 points (means over 3 seeds per cell)"
     assert beliefs.belief_in_inner_loss([]) == ""
