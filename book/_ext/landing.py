@@ -281,7 +281,7 @@ def find_baseline_and_regulariser(evidence: Evidence) -> Finding:
     text = (
         "**The regulariser on coherence shows no gain in what could be run.** "
         f"A gain is seen in none of {len(gains)} comparisons. In {len(idle)} of these the "
-        "regulariser is not seen to raise coherence either, so they hardly test it. On the paper's "
+        "regulariser is not seen to raise late coherence, so they hardly test it. On the paper's "
         f"task, "
         f"{name_of(row.dataset)} {row.setting}, it is {row.change} after {row.reached} of "
         f"{name_of(row.algorithm)}, at a strength of our choice; the paper's {PAPER_GAIN:+.2f}, by "
