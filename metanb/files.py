@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -147,18 +147,12 @@ def replace_all(contents: Mapping[Path, bytes]) -> None:
     Raises:
         DiskError: a content cannot be written; all old files stay.
     """
-    scratches: dict[Path, Path] = {}
-    try:
+    with ExitStack() as stack:  # at its end the files are replaced, and until then none of them is
         for path, content in contents.items():
-            scratches[path] = scratch_path(path)
+            stream = stack.enter_context(replacing(path))
             with writing(path):
-                write_synced(scratches[path], content)
-        for path, scratch in scratches.items():
-            with writing(path):
-                os.replace(scratch, path)
-    finally:
-        for scratch in scratches.values():
-            scratch.unlink(missing_ok=True)
+                stream.write(content)
+                _sync(stream)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from committed import committed_runs, judged_on_paper_data, judged_predictions, 
 from costs import cost_values, settling_table
 from formats import capitalise
 from inner_losses import (
-    describe_changes,
+    count_changes,
     inner_loss_accuracy,
     inner_loss_table,
     inner_losses_at_length,
@@ -61,7 +61,7 @@ def discussion_values() -> dict[str, str]:
         "discussion_devices": capitalise(devices(recorded)),
         "discussion_gains": gain_table(recorded, rows),
         "discussion_inner_losses": inner_loss_table(inner_losses),
-        "discussion_inner_loss_changes": describe_changes(inner_losses),
+        "discussion_inner_loss_changes": count_changes(inner_losses),
         "discussion_inner_loss_accuracy": inner_loss_accuracy(recorded, inner_losses),
         "discussion_inner_losses_at_length": inner_losses_at_length(recorded),
         "discussion_monotone": monotone(recorded),

@@ -75,11 +75,15 @@ def format_whole_grid(left: TimeLeft) -> tuple[str, str]:
     if left.unknown == left.runs:
         return "unknown", "unknown"
     if left.unknown:
-        note = small_print(f"{left.unknown} of the {left.runs} runs were never timed")
-        return f"over {time}{note}", f"over {device_hours}"
+        return f"over {time}{never_timed(left)}", f"over {device_hours}"
     if left.bases != {"like runs"}:
         return f"≈ {time}", f"≈ {device_hours}"
     return time, device_hours
+
+
+def never_timed(left: TimeLeft) -> str:
+    """For how many of the runs no time is known, in small print."""
+    return small_print(f"{left.unknown} of the {left.runs} runs were never timed")
 
 
 def format_estimate(estimate: Estimate) -> str:
@@ -95,8 +99,7 @@ def format_hours(left: TimeLeft) -> str:
     hours = left.minutes / 60
     text = f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
     if left.unknown:
-        note = small_print(f"{left.unknown} of the {left.runs} runs were never timed")
-        return f"over {text}{note}"
+        return f"over {text}{never_timed(left)}"
     return text if left.bases == {"like runs"} else f"≈ {text}"
 
 

@@ -54,7 +54,7 @@ def inner_loss_table(pairs: Sequence[tuple[Row, Row]]) -> str:
     return markdown_table(["Claim", "With the mean", "With the sum", "Same verdict"], lines)
 
 
-def describe_changes(pairs: Iterable[tuple[Row, Row]]) -> str:
+def count_changes(pairs: Iterable[tuple[Row, Row]]) -> str:
     """How many verdicts another inner loss changes, and how many of them by testability alone."""
     shown = [pair for pair in pairs if pair[0].as_in_paper or is_control(pair[0])]
     changed = [pair for pair in shown if pair[0].verdict != pair[1].verdict]

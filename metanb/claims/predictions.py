@@ -234,7 +234,7 @@ def compare_interventions(
     return pd.DataFrame(rows)
 
 
-class Place(NamedTuple):
+class _Place(NamedTuple):
     """Where interventions are compared: all but the intervention and the seed is the same.
 
     Attributes:
@@ -266,16 +266,16 @@ def group_by_algorithm(records: Iterable[Record]) -> dict[str, dict[str, list[Re
     return {place.algorithm: cells for place, cells in places.items()}
 
 
-def _group_by_place(records: Iterable[Record]) -> dict[Place, dict[str, list[Record]]]:
+def _group_by_place(records: Iterable[Record]) -> dict[_Place, dict[str, list[Record]]]:
     """Finished runs by place and by intervention."""
-    places: dict[Place, dict[str, list[Record]]] = {}
+    places: dict[_Place, dict[str, list[Record]]] = {}
     finished = [run for run in keep_furthest(records) if run.finished]
     for cell in group_into_cells(finished):
         settings = cell[0].settings
         if known := find_intervention(settings):
             scale, intervention = known
             images = settings.dataset, settings.content
-            place = Place(*images, settings.setting, scale, settings.algorithm)
+            place = _Place(*images, settings.setting, scale, settings.algorithm)
             places.setdefault(place, {})[intervention.name] = cell
     return places
 
@@ -324,7 +324,7 @@ def judge_predictions_apart(
 
 
 def _judge_prediction(
-    prediction: Prediction, place: Place, cells: dict[str, list[Record]]
+    prediction: Prediction, place: _Place, cells: dict[str, list[Record]]
 ) -> PredictionRow | None:
     """The row of one prediction in one place, where its cell and the base's are.
 

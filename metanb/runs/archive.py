@@ -19,11 +19,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from metanb import files
 from metanb.runs import checkpoint, records, store, weights
-from metanb.runs.records import Record
+from metanb.runs.records import Later, Record
 from metanb.settings import Settings, SettingsError
 
 LIMIT = 16 * 2**20 - 2**18  # bytes of members in a file; the rest is for names and the manifest
@@ -58,13 +58,13 @@ class _Content:
     Attributes:
         records: by the names of their folders.
         weights: the names of the records whose weights are there.
-        later: the names of the measures that were taken later, by record.
+        later: the measures that were taken later, by record, as `records.parse_later` gives them.
         checkpoints: by the names of their files, without the ending.
     """
 
     records: dict[str, Record]
     weights: set[str]
-    later: dict[str, set[str]]
+    later: dict[str, Later]
     checkpoints: dict[str, _Checkpoint]
 
 
@@ -147,9 +147,10 @@ def _check_nothing_is_lost(
                 f"archive {path} holds runs that this one would not, such as {lost[0]}: "
                 "name another folder"
             )
-        for run, what in _find_more(_check_members(packed, path), now):
+        if more := next(_find_more(_check_members(packed, path), now), None):
+            run, part = more
             raise ArchiveError(
-                f"archive {path} holds more of run {run} than the store, such as {what}: import it "
+                f"archive {path} holds more of run {run} than the store, such as {part}: import it "
                 "first, or name another folder"
             )
 
@@ -170,8 +171,9 @@ def _find_more(earlier: _Content, now: _Content) -> Iterator[tuple[str, str]]:
             yield run, f"the record of epoch {record.epochs}"
         if name in earlier.weights and name not in now.weights:
             yield run, f"the weights of record {name}"
-        there = now.records[name].at_the_end if name in now.records else set()
-        for measure in sorted(earlier.later.get(name, set()) - there):
+        later = {row["measure"] for row in earlier.later[name]["rows"]}
+        kept = now.records[name].at_the_end if name in now.records else set()
+        for measure in sorted(later - kept):
             yield run, f"measure {measure!r} of record {name}"
     for name, point in earlier.checkpoints.items():
         run = store.run_of(name)
@@ -237,7 +239,8 @@ def unpack_runs(path: Path) -> list[str]:
     lines = []
     for name in dict.fromkeys(map(_owner, members)):
         if name in content.records:
-            lines.append(_put_record(content.records[name], _files_of_record(name, members)))
+            packed = content.records[name], content.later[name]
+            lines.append(_put_record(*packed, _files_of_record(name, members)))
         if name in content.checkpoints:
             lines.append(_put_checkpoint(content.checkpoints[name], members[f"{name}.pt"]))
     return lines
@@ -279,19 +282,14 @@ def _check_members(members: Mapping[str, bytes], path: Path) -> _Content:
     content = _Content({}, set(), {}, {})
     for name in dict.fromkeys(map(_owner, members)):
         if contents := _files_of_record(name, members):
-            record = _check_record(name, contents, path)
+            record, content.later[name] = _check_record(name, contents, path)
             content.records[name] = record
             if records.WEIGHTS in contents:
                 _check_weights(record, contents[records.WEIGHTS], path)
                 content.weights.add(name)
-            if records.LATER in contents:
-                rows = records.parse_later(contents[records.LATER])["rows"]
-                content.later[name] = {row["measure"] for row in rows}
         if f"{name}.pt" in members:
-            record_of_it = content.records.get(name)
-            content.checkpoints[name] = _check_checkpoint(
-                name, members[f"{name}.pt"], record_of_it, path
-            )
+            packed = members[f"{name}.pt"], content.records.get(name)
+            content.checkpoints[name] = _check_checkpoint(name, *packed, path)
     return content
 
 
@@ -304,13 +302,14 @@ def _files_of_record(name: str, members: Mapping[str, bytes]) -> dict[str, bytes
     }
 
 
-def _check_record(name: str, contents: Mapping[str, bytes], path: Path) -> Record:
-    """The record in an archive, with its later measures. Raises ArchiveError if it is none."""
+def _check_record(name: str, contents: Mapping[str, bytes], path: Path) -> tuple[Record, Later]:
+    """The record in an archive with its later measures, and these. ArchiveError if it is none."""
     try:
         record = records.parse_record(contents, path / name, name)
+        later: Later = {"rows": [], "origins": []}
         if records.LATER in contents:
-            record = records.with_later(record, records.parse_later(contents[records.LATER]))
-        return record
+            later = records.parse_later(contents[records.LATER])
+        return records.with_later(record, later), later
     except records.OwnAlgorithmError as error:
         raise ArchiveError(f"archive {path} holds record {name}, which {error}") from error
     except ValueError as error:
@@ -357,7 +356,7 @@ def _check_checkpoint(name: str, content: bytes, record: Record | None, path: Pa
     return _Checkpoint(record.settings.ending(record.epochs).id, epoch)
 
 
-def _put_record(packed: Record, contents: dict[str, bytes]) -> str:
+def _put_record(packed: Record, later: Later, contents: dict[str, bytes]) -> str:
     """Put a record into the store, unless the one there is as far; return a line about it.
 
     If the store has a record of the same training, it gets the packed weights where it has none,
@@ -365,6 +364,7 @@ def _put_record(packed: Record, contents: dict[str, bytes]) -> str:
 
     Args:
         packed: the record in the archive.
+        later: its measures that were taken later.
         contents: of its files.
     """
     folder = store.store_folder()
@@ -373,26 +373,22 @@ def _put_record(packed: Record, contents: dict[str, bytes]) -> str:
         record = records.put_record(folder, name, contents)
         if (folder / name).is_dir():  # a shorter record than that, kept for its weights
             record = records.read_record(folder / name)
-        same = all(record.provenance[key] == packed.provenance[key] for key in TRAINING)
-        if records.WEIGHTS in contents and same and not (record.path / records.WEIGHTS).exists():
+        is_same = all(record.provenance[key] == packed.provenance[key] for key in TRAINING)
+        if records.WEIGHTS in contents and is_same and not (record.path / records.WEIGHTS).exists():
             records.attach_weights(record, contents[records.WEIGHTS])
-        news = ""
-        if records.LATER in contents:
-            news = _merge_later(record, records.parse_later(contents[records.LATER]), same)
+        news = _merge_later(record, later, is_same)
     return f"record {record.path}{news}"
 
 
-def _merge_later(
-    record: records.Record, packed: dict[str, list[dict[str, Any]]], same: bool
-) -> str:
+def _merge_later(record: records.Record, packed: Later, is_same: bool) -> str:
     """Add the packed later measures that a record in the store lacks; return what became of them.
 
     Args:
         record: in the store.
         packed: the content of the packed later.json, which was checked as a part of its record.
-        same: whether both are of the same training; if not, nothing is added.
+        is_same: whether both are of the same training; if not, nothing is added.
     """
-    if not same:
+    if not is_same:
         listed = ", ".join(row["measure"] for row in packed["rows"])
         return f"; left out, as another training's: later measures {listed}" if listed else ""
     in_store = {row["measure"]: row for row in records.read_later(record.path)["rows"]}

@@ -43,7 +43,7 @@ def measure_later(
         metanb.files.LockedError: another process is training the run.
     """
     torch_device = machine.resolve_device(device)
-    _choose_measures(records.read_record(record.path), names)  # refused before anything is written
+    _choose_measures(record, names)  # refused before anything is written
     if not (record.path / records.WEIGHTS).exists():
         weights.keep_weights(record)  # from the run's checkpoint
     with store.lock_run(record.settings.id, PATIENCE):

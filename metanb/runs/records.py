@@ -49,6 +49,9 @@ PROVENANCE = (
 ).split()
 
 
+Later = dict[str, list[dict[str, Any]]]  # what `read_later` returns
+
+
 class RecordError(RuntimeError):
     """A record is torn, foreign or incomplete; the message names the file and the remedy."""
 
@@ -288,7 +291,7 @@ def parse_record(contents: Mapping[str, bytes], path: Path, name: str) -> Record
     return record
 
 
-def with_later(record: Record, later: dict[str, list[dict[str, Any]]]) -> Record:
+def with_later(record: Record, later: Later) -> Record:
     """The record with measures that were taken later, as `parse_later` gives them.
 
     Raises ValueError for measures that the record has already, or that are of another epoch.
@@ -350,7 +353,7 @@ def _read_table(content: bytes) -> pd.DataFrame:
     )
 
 
-def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
+def read_later(path: Path) -> Later:
     """The measures of a record that were taken later: "rows", and where they come from, "origins".
 
     Raises RecordError for a damaged file.
@@ -363,7 +366,7 @@ def read_later(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise _damaged_later(path, str(error)) from error
 
 
-def parse_later(content: bytes) -> dict[str, list[dict[str, Any]]]:
+def parse_later(content: bytes) -> Later:
     """The measures in the content of a file of later measures, as `read_later` gives them.
 
     Raises ValueError for any other content.

@@ -27,7 +27,7 @@ def test_verdicts_of_two_inner_losses_are_compared():
     )
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| C1", "| C1, control", "| C2"]
     changed = sum(line.endswith("| 0 of 1 |") for line in lines[2:])
-    assert inner_losses.describe_changes(pairs) == (
+    assert inner_losses.count_changes(pairs) == (
         f"{changed} of these 3 verdicts change, 0 of them from or to *not testable*"
     )
     accuracy = inner_losses.inner_loss_accuracy(runs, pairs)
