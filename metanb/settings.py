@@ -79,8 +79,8 @@ def _text(default: str, pattern: str, meaning: str) -> Any:
 class Settings:
     """Everything that determines a run's numbers, up to floating-point noise.
 
-    The paper's settings are those of Finn et al. (2017). Where our sources are silent, the default
-    is our choice, and the method page of the book says so.
+    What we take for the paper's settings are those of Finn et al. (2017). Where our sources are
+    silent, the default is our choice, and the method page of the book says so.
 
     Raises:
         SettingsError: an unknown choice, a value out of range, or two settings that exclude each

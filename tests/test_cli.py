@@ -255,7 +255,7 @@ def test_ones_own_runs_are_marked_and_smoke_is_left_out(capsys, monkeypatch, led
         "Glyphs, 5-way 1-shot, MAML, quick",
         "Glyphs, 5-way 1-shot, MAML, quick; yours: 1 of 3 runs",
     ]
-    assert "  C2: not yet run: fewer than 3 runs; × " in out and "  C2: reproduced; × " in out
+    assert "  C2: no verdict: fewer than 3 runs; × " in out and "  C2: reproduced; × " in out
     assert err == "left out: smoke runs (1): they only show that the code works\n"
     shown("A smoke run is in the store", err)
     after = json.loads(call(capsys, monkeypatch, "claims", "--json")[1])
@@ -278,7 +278,7 @@ def test_an_encoding_without_greek_does_not_stop_the_ledger(capsys, monkeypatch,
         code, _, err = call(capsys, monkeypatch, "claims", "C8")
         stdout.flush()
         assert (code, err) == (0, "")
-        assert f"C8, adapted, {letter} = 1: not yet run" in bytes_out.getvalue().decode(encoding)
+        assert f"C8, adapted, {letter} = 1: no verdict" in bytes_out.getvalue().decode(encoding)
 
 
 def notebook(path, source):

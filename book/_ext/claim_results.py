@@ -53,9 +53,9 @@ def is_control(row: Row) -> bool:
 
 
 CONTROL_PHRASES = {
-    "C1": "By a measure that rescaling the weights cannot change",
+    "C1": "By a measure that rescaling the convolutions does not change",
     "C3": "Divided by the norm of the weights",
-    "C4": "By a measure that rescaling the weights cannot change",
+    "C4": "By a measure that rescaling the convolutions does not change",
     "C7": "With other heads for the finetuned network",
     "C8": "With a random direction in place of the common one",
 }

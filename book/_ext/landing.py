@@ -206,14 +206,11 @@ def find_coherence(evidence: Evidence) -> Finding:
     text += (
         f"Trajectory coherence goes *against* accuracy over epochs in {len(turned)} cells. In "
         f"{len(shared)} of these that, too, is no more than a shared trend, as in the one at the "
-        f"paper's settings and full length (r = {whole[0].change} under first-order MAML). With 10 "
-        f"classes, where accuracy falls late, r is {overfitting[0].change}, which comes from the "
-        "first half of training. In the half in which accuracy falls, a cut that we chose after "
-        f"seeing the runs, r is {late_in_training.describe()}. Gradient coherence drifts against "
-        f"accuracy in that half: r is {late_gradients[0].describe()} there, and "
-        f"{late_gradients[1].describe()} in the other cell in which accuracy falls. From one epoch "
-        "to the next it is not seen to go against accuracy in the first, and goes *with* it in the "
-        f"second ({steps[1].describe()})."
+        f"paper's settings and full length (r = {whole[0].change} under first-order MAML). Accuracy "
+        f"falls late in {len(falling)} cells. In that half, a cut that we chose after seeing the "
+        "runs, gradient coherence drifts against it in both "
+        f"(r = {late_gradients[0].describe()} and {late_gradients[1].describe()}), but is not seen "
+        "to go against it from one epoch to the next."
     )
     rising = [
         row.ids for row in evidence.rows if row.claim == "C4" and row.verdict == Verdict.NO_CASE
@@ -258,9 +255,9 @@ def find_agreement(evidence: Evidence) -> Finding:
         f"({changed.low:+.1f} to {changed.high:+.1f}): most of the accuracy does not need this "
         "coherence. Two heads that are trained without it cost "
         f"{-heads.gain.max():.0f} points, and change more than coherence. On {GAIN_SETTING[1]}-way "
-        f"tasks, under first-order MAML, the head holds {100 * shares[0]:.0f} % of the coherence "
-        f"in the smaller version, and {100 * shares[1]:.0f} % after {format_iterations(large)} "
-        "iterations at the paper's settings."
+        f"tasks, under first-order MAML, the head holds {100 * shares[0]:.0f} % of the late "
+        f"coherence in the smaller version, and {100 * shares[1]:.0f} % after "
+        f"{format_iterations(large)} iterations at the paper's settings."
     )
     holds = first > 10 * second and answer > 2 / ways and shares[0] < 0.5 < shares[1]
     holds &= changed.trajectory_coherence < base.trajectory_coherence / 2

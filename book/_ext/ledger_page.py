@@ -64,9 +64,10 @@ VERDICT_MEANINGS = {
         f"above {rules.ORTHOGONAL:g}, so this bound does not set finetuning apart."
     ),
     "not reproduced": (
-        "The interval contains *no effect*. That does not prove that there is none. For C7 it "
-        f"contains {rules.ORTHOGONAL:g}, the coherence below which we call directions orthogonal. "
-        "For C1's first peak it may also lie below *no effect*, where there is no peak."
+        "The interval contains the value that stands for no effect: a factor of 1, a correlation "
+        "of 0, or 0 points. An effect may exist all the same. For C7 the interval contains "
+        f"{rules.ORTHOGONAL:g}, the coherence below which we call directions orthogonal. For C1's "
+        "first peak it may also lie wholly below 1: then no peak is seen."
     ),
     "reversed": (
         "The whole interval lies on the other side. For C5 and C6 a shared trend is enough for "
@@ -85,18 +86,13 @@ VERDICT_MEANINGS = {
 }
 
 
-def is_untestable(row: Row) -> bool:
-    """Whether there are enough runs for a row, but they cannot test its claim."""
-    return not row.verdict.is_judged and row.verdict != Verdict.TOO_FEW
-
-
 def headline(rows: list[Row], form: str = "") -> str:
     """One claim's verdicts in a phrase, in the paper's form or in another."""
     selected = [row for row in rows if (row.variant == form if form else row.as_in_paper)]
     judged = [row for row in selected if row.verdict.is_judged]
     counts = Counter(row.verdict for row in judged)
     phrases = [f"**{verdict}** in {n} of {len(judged)}" for verdict, n in counts.most_common()]
-    untestable = sum(map(is_untestable, selected))
+    untestable = sum(row.verdict.is_untestable for row in selected)
     if phrases and untestable:
         phrases.append(f"not testable in {untestable} more")
     if phrases:
@@ -115,7 +111,7 @@ def count_verdicts(rows: list[Row]) -> str:
     judged = sum(counts.values())
     text = f"{judged} {'verdict' if judged == 1 else 'verdicts'}"
     text += f": {kinds}" if kinds else ""
-    untestable = sum(map(is_untestable, rows))
+    untestable = sum(row.verdict.is_untestable for row in rows)
     return f"{text}; {untestable} not testable" if untestable else text
 
 
@@ -125,7 +121,7 @@ def shown_rows(rows: list[Row]) -> list[Row]:
     The paper's own settings stand first.
     """
     return ledger.sort_rows(
-        row for row in rows if row.verdict.is_judged or (is_untestable(row) and row.as_in_paper)
+        row for row in rows if row.verdict.is_judged or (row.verdict.is_untestable and row.as_in_paper)
     )
 
 

@@ -1,10 +1,12 @@
 """The page of runs: a section per cell, with its records to download."""
 
+from collections.abc import Sequence
+
 from formats import describe_cell, format_iterations
 
 from metanb.claims.cells import group_into_cells
 from metanb.figures.runs import describe_origin
-from metanb.grids.hours import Timings, format_minutes
+from metanb.grids.hours import RunTime, Timings, format_minutes
 from metanb.runs.records import Record
 
 RUNS_PAGE = "book/runs"
@@ -16,21 +18,33 @@ def runs_page(recorded: list[Record]) -> str:
     timings = Timings(recorded)
     lines = []
     for cell in group_into_cells(recorded):
-        timed = [timings.run_time(run) for run in cell]
-        minutes = sum(run.minutes for run in timed) / len(timed)
-        devices = " and ".join(sorted({run.kind for run in timed}))
+        settings = cell[0].settings
         downloads = ", ".join(
             f"{{download}}`{run.settings.id} <../results/{run.path.name}/measures.csv.gz>`"
             for run in cell
         )
-        length = f"{len(cell)} runs, each {format_minutes(minutes)} of one {devices}"
+        length = describe_times([timings.run_time(run) for run in cell])
         if not all(run.finished for run in cell):
-            length += f", stopped at {format_iterations(cell)} iterations"
+            length += f", to {format_iterations(cell)} of {settings.iterations:,} iterations"
         lines += [f"({run.settings.id})=" for run in cell]
         lines += [
-            f"### {describe_cell(cell[0].settings)}",
+            f"### {describe_cell(settings)}",
             "",
             f"{length}. {describe_origin(cell)} Measures: {downloads}.",
             "",
         ]
     return "\n".join(lines)
+
+
+def describe_times(timed: Sequence[RunTime]) -> str:
+    """The number of runs with their mean time, by the kind of device.
+
+    The kind of a run that was continued elsewhere is both kinds, with a comma between them.
+    """
+    phrases = []
+    for kind in sorted({run.kind for run in timed}):
+        minutes = [run.minutes for run in timed if run.kind == kind]
+        runs = "1 run," if len(minutes) == 1 else f"{len(minutes)} runs, each"
+        devices = " and one ".join(kind.split(", ")) + " in turn" * (", " in kind)
+        phrases.append(f"{runs} {format_minutes(sum(minutes) / len(minutes))} of one {devices}")
+    return "; ".join(phrases)

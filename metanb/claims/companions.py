@@ -348,7 +348,7 @@ def between_cells(records: Iterable[Record], measures: Sequence[str]) -> pd.Data
     for cell in map(cut_to_common_length, group_into_cells(records)):
         settings = cell[0].settings
         row = {
-            "setting": f"{settings.dataset}, {settings.setting}, {scale_of(settings)}",
+            "setting": f"{name_of(settings.dataset)} {settings.setting}, {scale_of(settings)}",
             "algorithm": settings.algorithm,
             "runs": len(cell),
         }

@@ -69,7 +69,7 @@ class Outcome(StrEnum):
     PREDICTED = "as predicted"
     REFUTED = "not as predicted"
     OPEN = "cannot tell"
-    TOO_FEW = f"not yet run: fewer than {MIN_RUNS} pairs"
+    TOO_FEW = f"no outcome: fewer than {MIN_RUNS} pairs"
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,18 @@ class Verdict(StrEnum):
     TOO_SHORT = "not testable: too few epochs to see a fall"
     NO_BASELINE = "not testable: the finetuned baseline does not work"
     NO_RATIO = "not testable: the measure is 0 in a run"
-    TOO_FEW = f"not yet run: fewer than {MIN_RUNS} runs"
+    TOO_FEW = f"no verdict: fewer than {MIN_RUNS} runs"
     SMOKE = "not judged: smoke runs only show that the code works"
 
     @property
     def is_judged(self) -> bool:
         """Whether the claim was put to the test."""
         return self not in _UNJUDGED
+
+    @property
+    def is_untestable(self) -> bool:
+        """Whether there are enough runs, but they do not show the case that the claim is about."""
+        return not self.is_judged and self not in (Verdict.TOO_FEW, Verdict.SMOKE)
 
 
 _UNJUDGED = (

@@ -190,7 +190,7 @@ def draw_claim(claim: str, rows: Sequence[Row], beside: Sequence[Row] = ()) -> F
         return None
     sections = _group_rows(drawn, control)
     data = _table_of(sections, is_factor, control)
-    untestable = sum(not row.verdict.is_judged and row.as_in_paper for row in of_claim)
+    left_out = [row for row in of_claim if row.as_in_paper and not row.verdict.is_judged]
     paper = PAPER_GAIN if claim == "C8" else None
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False}):
         height = _height_of(sections)
@@ -210,7 +210,7 @@ def draw_claim(claim: str, rows: Sequence[Row], beside: Sequence[Row] = ()) -> F
             columnspacing=1.2,
             handletextpad=0.4,
         )
-        caption = _caption_of(claim, control, paper, goes_on, untestable)
+        caption = _caption_of(claim, control, paper, goes_on, left_out)
         alt = f"Effects with 95 % intervals: {_EFFECTS[claim]}. {_words_of(sections, control)}"
         return finish_figure(canvas, f"ledger-{claim.lower()}", caption, alt, data)
 
@@ -404,7 +404,7 @@ def _legend_of(rows: Sequence[Row], control: str) -> list[Line2D]:
 
 
 def _caption_of(
-    claim: str, control: str, paper: float | None, goes_on: bool, untestable: int
+    claim: str, control: str, paper: float | None, goes_on: bool, left_out: Sequence[Row]
 ) -> str:
     """What is drawn, and how to read it."""
     text = BY_NAME[claim].text
@@ -417,9 +417,19 @@ def _caption_of(
     dashed = f"a coherence of {ORTHOGONAL:g}" if claim == "C7" else "no effect"
     dotted = "" if paper is None else f"; dotted: the paper's gain, {paper:+.2f}"
     sentences.append(f"Shaded: the side that the paper claims; dashed: {dashed}{dotted}.")
-    if untestable:
-        sentences.append(f"Not drawn: {untestable} rows where the claim cannot be tested.")
+    if left_out:
+        sentences.append(f"Not drawn: {_count_left_out(left_out)}.")
     return " ".join(sentences)
+
+
+def _count_left_out(rows: Sequence[Row]) -> str:
+    """How many of the rows without a verdict there are, and why they have none."""
+    untestable = sum(row.verdict.is_untestable for row in rows)
+    others = len(rows) - untestable
+    counts = ((untestable, "not testable"), (others, "without a verdict"))
+    return ", ".join(
+        f"{count} {'row' if count == 1 else 'rows'} {reason}" for count, reason in counts if count
+    )
 
 
 def _words_of(sections: Mapping[str, Sequence[_Group]], control: str) -> str:

@@ -33,12 +33,13 @@ MARKS = {
 }
 # the mark of a claim that is reproduced in the paper's form, and not in the form of its control
 WITHOUT_CONTROL = (
-    "only without the control",
+    "only without allowing for the size of the weights",
     '<circle class="line" r="5.2"/><path d="M-6 0A6 6 0 0 0 6 0Z"/>',
 )
 # by claim, the form that considers the weights' scale
 CONTROLS = {"C1": SCALE_FREE, "C3": RELATIVE, "C4": SCALE_FREE}
 _SHORT_NAMES = {"first-order MAML": "1st order"}  # in the heads of rows
+_DIFFERENCES = {"inner_loss=sum": "sum as inner loss"}  # from the scale, in the heads of rows
 # by claim, what it says in the head of a column
 _SHORT_CLAIMS = {
     "C1": "flatter",
@@ -57,7 +58,7 @@ def describe_length(row: Row) -> str:
     share = _share_made(row)
     if share == 1:
         return FULL_LENGTH
-    return f"{share} length" if share.numerator == 1 else f"{float(share):.0%} of the length"
+    return f"{share} length" if share.numerator == 1 else f"{float(share):.0%} of the length".replace("%", " %")
 
 
 def _share_made(row: Row) -> Fraction:
@@ -186,7 +187,9 @@ def order_of_algorithm(label: str) -> int:
 def describe_setting(row: Row) -> str:
     """Data set and setting; how it differs from its scale's, where one setting tells."""
     setting = f"{name_of(row.dataset)} {row.setting}"
-    return f"{setting}, {row.apart}" if row.apart and "," not in row.apart else setting
+    if not row.apart or "," in row.apart:
+        return setting
+    return f"{setting}, {_DIFFERENCES.get(row.apart, row.apart)}"
 
 
 def _heads_of_columns(pages: Mapping[str, str]) -> str:

@@ -10,8 +10,8 @@ theta_s is the meta-train solution, theta~_i task i's adapted solution. With one
                            (`gradient_coherence`)
     distance               mean of norm(theta~_i - theta_s) (`distance`)
 
-The paper does not have `adaptive_sharpness`, a flatness that does not change when weights are
-rescaled.
+`adaptive_sharpness` is ours: a flatness that does not change when convolutions before a batch norm
+are rescaled.
 """
 
 import math

@@ -1,9 +1,10 @@
 """What changes the outer loss: one function for each reading of the paper's regulariser.
 
 For task i let u_i = theta~_i - theta_s, r_i = norm(u_i) and d_i = u_i / r_i. The mean of the d_i
-over the meta-batch is d_mu, a constant. The paper (its section 5) defines Omega_i = -d_i . d_mu and
-takes the outer loss at theta^_i = theta~_i - gamma grad Omega_i. The text does not say by which
-parameters the gradient is. So there are several readings, by the name of the setting `regulariser`:
+over the meta-batch is d_mu, a constant. By our sources the paper (its section 5) defines Omega_i =
+-d_i . d_mu and takes the outer loss at theta^_i = theta~_i - gamma grad Omega_i. They do not say
+with respect to which parameters the gradient is taken. So there are several readings, by the name
+of the setting `regulariser`:
 
     none      theta^_i = theta~_i
     adapted   the gradient by theta~_i, -(d_mu - (d_i . d_mu) d_i) / r_i (our reading)

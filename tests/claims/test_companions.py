@@ -72,7 +72,7 @@ def test_ranks_between_networks_of_a_setting():
     assert len(table) == 7 and set(table.runs) == {3}
     correlations = rank_correlations(table, ["hessian_norm", "distance"])
     (setting,) = correlations.index
-    assert setting == "omniglot, 5-way 1-shot, quick"
+    assert setting == "Omniglot 5-way 1-shot, quick"
     assert correlations.loc[setting, "cells"] == 6
     assert correlations.loc[setting, "hessian_norm"] == pytest.approx(-1)
     assert abs(correlations.loc[setting, "distance"]) < 0.5

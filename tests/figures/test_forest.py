@@ -124,9 +124,12 @@ def test_rows_that_cannot_be_tested_are_counted_and_not_drawn(rows):
         and "zero" not in row.setting
     ]
     untestable = sum(row.claim == "C4" and row.as_in_paper for row in rows)
-    figure = forest.draw_claim("C4", [*rows, replace(row, verdict=Verdict.REPRODUCED)])
+    rows = [*rows, replace(row, verdict=Verdict.REPRODUCED)]
+    figure = forest.draw_claim("C4", rows)
     assert len(figure.data) == 1
-    assert f"Not drawn: {untestable} rows where the claim cannot be tested." in figure.caption
+    assert f"Not drawn: {untestable} rows not testable." in figure.caption
+    few = forest.draw_claim("C4", [*rows, replace(row, verdict=Verdict.TOO_FEW)])
+    assert f"Not drawn: {untestable} rows not testable, 1 row without a verdict." in few.caption
 
 
 def test_an_interval_that_goes_on_ends_in_an_arrow(rows):
