@@ -206,9 +206,9 @@ def find_coherence(evidence: Evidence) -> Finding:
     text += (
         f"Trajectory coherence goes *against* accuracy over epochs in {len(turned)} cells. In "
         f"{len(shared)} of these that, too, is no more than a shared trend, as in the one at the "
-        f"paper's settings and full length (r = {whole[0].change} under first-order MAML). Accuracy "
-        f"falls late in {len(falling)} cells. In that half, a cut that we chose after seeing the "
-        "runs, gradient coherence drifts against it in both "
+        f"paper's settings and full length (r = {whole[0].change} under first-order MAML). "
+        f"Accuracy falls late in {len(falling)} cells. In that half, a cut that we chose after "
+        "seeing the runs, gradient coherence drifts against it in both "
         f"(r = {late_gradients[0].describe()} and {late_gradients[1].describe()}), but is not seen "
         "to go against it from one epoch to the next."
     )

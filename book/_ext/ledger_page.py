@@ -121,7 +121,9 @@ def shown_rows(rows: list[Row]) -> list[Row]:
     The paper's own settings stand first.
     """
     return ledger.sort_rows(
-        row for row in rows if row.verdict.is_judged or (row.verdict.is_untestable and row.as_in_paper)
+        row
+        for row in rows
+        if row.verdict.is_judged or (row.verdict.is_untestable and row.as_in_paper)
     )
 
 

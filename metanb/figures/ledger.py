@@ -58,7 +58,9 @@ def describe_length(row: Row) -> str:
     share = _share_made(row)
     if share == 1:
         return FULL_LENGTH
-    return f"{share} length" if share.numerator == 1 else f"{float(share):.0%} of the length".replace("%", " %")
+    if share.numerator == 1:
+        return f"{share} length"
+    return f"{100 * float(share):.0f} % of the length"
 
 
 def _share_made(row: Row) -> Fraction:

@@ -28,7 +28,9 @@ def test_a_claim_has_its_control_beside_it():
     runs = cell({"hessian_norm": FALLS}) + at_paper_settings({"hessian_norm": FALLS})
     lines = claim_results.claim_results(rules.judge(runs), []).splitlines()
     assert len(lines) == 8 and lines[0].startswith("- **C1**, adapted solutions become flatter. ")
-    paper, control = lines[0].split("By a measure that rescaling the convolutions does not change, ")
+    paper, control = lines[0].split(
+        "By a measure that rescaling the convolutions does not change, "
+    )
     assert "At the paper's settings: **reproduced** in the one cell; in the smaller" in paper
     assert "at the paper's settings: **not reproduced** in the one cell" in control
     assert lines[7].endswith("Not yet run.")
