@@ -92,14 +92,14 @@ def belief_in_coherence(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) 
     whole = sum(row.verdict == Verdict.REPRODUCED for row in judged)
     text = (
         f"**Does coherence go with accuracy?** The two rise together over epochs in {together} of "
-        f"{len(judged)} tests, and in {whole or 'none'} of these also from epoch to epoch and from "
-        "run to run."
+        f"{len(judged)} tests, and in {whole or 'none'} of these also from epoch to epoch, beyond "
+        "the trend that all runs share, and from run to run."
     )
     steps = sum(row.verdict == Verdict.POWERLESS for row in judged)
     if steps:
         text += (
-            f" In {steps} they go together from epoch to epoch, with too few runs to compare "
-            "across them."
+            f" In {steps} they go together beyond that trend, with too few runs to compare across "
+            "them."
         )
     falling = {row.ids for row in rows if row.claim == "C4" and row.verdict.is_judged}
     there = [row for row in judged if row.ids in falling]

@@ -20,10 +20,10 @@ from inner_losses import (
     inner_losses_at_length,
     pair_inner_losses,
 )
-from ledger_page import predictions_table, verdict_values
+from ledger_page import predictions_over_runs_alone, predictions_table, verdict_values
 from method_page import rule_values, settings_values
 from published import accuracy_table, gain_table
-from reach import devices, lengths, monotone, run_counts, seeds, still_rising
+from reach import devices, lengths, monotone, run_counts, seeds, still_rising, twins
 from runs_page import RUNS_MARK, RUNS_PAGE, runs_page
 
 LEDGER_PAGE = "book/ledger"
@@ -41,6 +41,7 @@ def substitutions() -> dict[str, str]:
         **cost_values(recorded),
         "accuracy": accuracy_table(recorded),
         "predictions": predictions_table(judged_predictions()),
+        "predictions_alone": predictions_over_runs_alone(judged_predictions()),
         **discussion_values(),
         **benchmark_values(),
     }
@@ -65,6 +66,7 @@ def discussion_values() -> dict[str, str]:
         "discussion_inner_loss_accuracy": inner_loss_accuracy(recorded, inner_losses),
         "discussion_inner_losses_at_length": inner_losses_at_length(recorded),
         "discussion_monotone": monotone(recorded),
+        "discussion_twins": twins(recorded),
         "discussion_settling": settling_table(recorded),
     }
 

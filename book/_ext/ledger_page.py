@@ -21,9 +21,11 @@ from metanb.runs.records import Record, keep_furthest
 
 # verdicts of the earlier rules on the records of today
 BEFORE = ROOT / "book" / "verdicts-before.csv"
+BEFORE_SECOND = ROOT / "book" / "verdicts-before-second-change.csv"
 # words of that table that are called otherwise today, and what they are called
 RENAMED = {
-    "not reproduced: the opposite": {Verdict.CONTRARY},
+    "not reproduced: the opposite": {Verdict.CONTRARY, Verdict.OPPOSITE_TREND},
+    "not yet run: fewer than 3 runs": {Verdict.TOO_FEW},
     "partly": {Verdict.TREND_ONLY, Verdict.WITHIN_RUNS, Verdict.NOT_SET_APART},
 }
 CLAIM_PAGES = {
@@ -52,8 +54,8 @@ VERDICT_MEANINGS = {
     ),
     "trend only": (
         "C5 and C6: accuracy and coherence drift together over meta-training, as any two measures "
-        "do that both change with it. Their changes from epoch to epoch are not seen to go "
-        "together, which with few runs is weak evidence."
+        "do that both change with it. Beyond the trend that all runs share, their changes from "
+        "epoch to epoch are not seen to go together, which with few runs is weak evidence."
     ),
     "within runs only": (
         "C5 and C6: they go together within each run, also from epoch to epoch. But the more "
@@ -70,8 +72,12 @@ VERDICT_MEANINGS = {
         "first peak it may also lie wholly below 1: then no peak is seen."
     ),
     "reversed": (
-        "The whole interval lies on the other side. For C5 and C6 a shared trend is enough for "
-        "that."
+        "The whole interval lies on the other side. For C5 and C6, that of the changes from epoch "
+        "to epoch does so, too."
+    ),
+    "opposite trend": (
+        "C5 and C6: accuracy and coherence drift apart over meta-training. Beyond the trend that "
+        "all runs share, their changes from epoch to epoch are not seen to go apart."
     ),
     "cannot tell": (
         "The runs are too few to decide. For C8 the interval contains both no gain and the "
@@ -79,9 +85,9 @@ VERDICT_MEANINGS = {
         "across."
     ),
     "not testable": (
-        "The runs do not show the case that the claim is about: accuracy does not fall (C4), the "
-        "baseline does not work (C7), epochs are too few or too long (C1's first peak, C4), or a "
-        "measure is 0, so that no ratio can be taken."
+        "The runs do not show the case that the claim is about: accuracy is not seen to fall (C4), "
+        "the baseline does not work (C7), epochs are too few or too long (C1's first peak, C4), or "
+        "a measure is 0, so that no ratio can be taken."
     ),
 }
 
@@ -224,7 +230,7 @@ def is_baseline(run: Record) -> bool:
 
 
 def rules_changed(recorded: list[Record], before: pd.DataFrame) -> str:
-    """Verdicts that the change of the rules turned, on the very runs that were judged before it.
+    """Verdicts that a change of the rules turned, on the very runs that were judged before it.
 
     Runs that were added to a cell since are left out, and so is a cell whose runs have gone on.
 
@@ -272,6 +278,23 @@ def predictions_table(rows: list[predictions.PredictionRow]) -> str:
     return folded_table(summary, head, lines)
 
 
+def predictions_over_runs_alone(rows: list[predictions.PredictionRow]) -> str:
+    """A sentence on the predictions of which runs alone, on these very tasks, would tell more."""
+    phrases = []
+    for outcome in (predictions.Outcome.REFUTED, predictions.Outcome.PREDICTED):
+        told = [
+            f"*{row.prediction.intervention}* under {name_of(row.algorithm)} "
+            f"({predictions.label_of(row.prediction.measure)} {row.prediction.expected})"
+            for row in rows
+            if row.outcome == predictions.Outcome.OPEN and row.over_runs_alone == outcome
+        ]
+        if told:
+            phrases.append(f"{len(told)} *{outcome}*: {'; '.join(told)}")
+    if not phrases:
+        return "Over runs alone no outcome would be another."
+    return f"Over runs alone, on these very tasks, these would be {', and '.join(phrases)}."
+
+
 def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
     """Substitutions from the ledger."""
     by_claim = {claim.name: [row for row in rows if row.claim == claim.name] for claim in CLAIMS}
@@ -295,6 +318,9 @@ def verdict_values(recorded: list[Record], rows: list[Row]) -> dict[str, str]:
         "verdict_words": verdict_words(),
         "ledger_counts": count_verdicts(shown_rows(rows)),
         "rules_changed": rules_changed(recorded, pd.read_csv(BEFORE, keep_default_na=False)),
+        "rules_changed_again": rules_changed(
+            recorded, pd.read_csv(BEFORE_SECOND, keep_default_na=False)
+        ),
         "holm": HOLM_MEANING,
         "holm_seen": format_value(sum(row.p_holm <= 0.05 for row in reproduced)),
         "reproduced": format_value(len(reproduced)),

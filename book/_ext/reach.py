@@ -9,14 +9,14 @@ from committed import ROOT
 from formats import PLACES, enumerate_words, format_iterations, format_value, least_to_greatest
 
 from metanb.claims import rules
-from metanb.claims.cells import curve, cut_to_common_length, group_into_cells
+from metanb.claims.cells import curve, cut_to_common_length, group_into_cells, value_at_the_end
 from metanb.claims.run_stats import correlation_power, fitted_change, interval
 from metanb.claims.verdicts import MIN_RUNS, Row
 from metanb.grids import definitions
 from metanb.grids.hours import CORE, kind_of
 from metanb.labels import ALGORITHMS, name_of
 from metanb.runs.records import Record, keep_furthest
-from metanb.settings import preset, scale_of
+from metanb.settings import Settings, preset, scale_of
 
 
 def runs_by_scale(recorded: list[Record]) -> str:
@@ -55,6 +55,32 @@ def quick_without() -> str:
 def paper_runs(recorded: Iterable[Record]) -> list[Record]:
     """The recorded runs at the paper's settings; of a run that is there twice, the furthest."""
     return [run for run in keep_furthest(recorded) if scale_of(run.settings) == "paper"]
+
+
+def twins(recorded: Iterable[Record]) -> str:
+    """How far two runs of the same settings and seed end apart, trained at different times.
+
+    Interventions have base runs of their own, which train as the plain runs do and are measured
+    less often, on more tasks at the end. So there are pairs of runs that differ by nothing else.
+    """
+    trained_alike: dict[Settings, list[Record]] = {}
+    for run in keep_furthest(recorded):
+        if run.finished and not definitions.is_beginning(run.settings):
+            alike = replace(run.settings, epoch_iterations=run.settings.iterations, final_tasks=0)
+            trained_alike.setdefault(alike, []).append(run)
+    pairs = [runs for runs in trained_alike.values() if len(runs) == 2]
+    accuracy, log_norm = (
+        [np.diff([change(value_at_the_end(run, measure)[0]) for run in pair]) for pair in pairs]
+        for measure, change in (("query_accuracy", float), ("hessian_norm", np.log))
+    )
+    points, factor = (
+        100 * np.sqrt(np.mean(np.square(accuracy))),
+        np.sqrt(np.mean(np.square(log_norm))),
+    )
+    return (
+        f"{points:.1f} points of accuracy and {100 * np.expm1(factor):.0f} % of the Hessian norm "
+        f"(root mean square over {len(pairs)} pairs)"
+    )
 
 
 def lengths(recorded: Iterable[Record]) -> str:

@@ -12,18 +12,20 @@ need not cause it. `find_roles` asks the interventions:
 A measure *goes with accuracy* if the 95 % interval of their correlation over the epochs of plain
 runs, mean over runs, excludes 0. It *moves* between two interventions if it changes more than
 TWOFOLD and by more than chance: the interval of the difference at the same seeds, over runs and
-tasks, excludes 0. The difference is that of logarithms if all values are positive. Any two of the
-interventions may be the ones that differ, so the interval's level is 95 % for all pairs of them
-together (Bonferroni). Accuracy *stays* if the whole 95 % interval of its change lies within
-+-MARGIN. That rules out a main cause; a small one it does not rule out.
+tasks, excludes 0. The difference is that of logarithms if all values are positive. Accuracy *stays*
+if the whole interval of its change lies within +-MARGIN. That rules out a main cause; a small one
+it does not rule out. Any intervention, and any two of them, may be the ones that a role rests on.
+So the levels of these intervals are 95 % for all interventions together, and for all pairs of them
+(Bonferroni).
 
 Two further questions need no further run. Between trained networks of one setting, which measure
 goes with accuracy? And if meta-training were stopped where a measure is best, how much accuracy
 would it cost? None of these rules was written before the runs of three seeds were seen: they
-explore, and are no verdicts. Two were changed after their result. With plain differences, flatness
-under MAML was OPEN; two more seeds came later, and with five it is a COMPANION by either rule. With
-intervals of 95 % each, noise around 0 was a COMPANION or NEITHER in half of all cases, and gradient
-coherence under MAML was OPEN.
+explore, and are no verdicts. Three were changed after their result. *Moves* takes differences of
+logarithms in place of plain ones. *Moves* takes a level for all pairs: with intervals of 95 % each,
+noise around 0 was a COMPANION or NEITHER in half of all cases, and gradient coherence under MAML
+was OPEN. *Stays* takes a level for all interventions: with intervals of 95 % each, flatness, loss
+and distance under MAML were COMPANIONS.
 """
 
 import math
@@ -85,9 +87,10 @@ class Change:
         intervention: its name.
         value: the measure's mean at the end.
         gain: the change of accuracy, percentage points.
-        low: lower end of its 95 % interval.
+        low: lower end of its 95 % interval, for this intervention by itself.
         high: upper end of it.
         moved: whether the measure moves from the base, by the rule of the module.
+        stays: whether accuracy stays, by that rule.
     """
 
     intervention: str
@@ -96,11 +99,7 @@ class Change:
     low: float
     high: float
     moved: bool
-
-    @property
-    def stays(self) -> bool:
-        """Whether accuracy stays."""
-        return -MARGIN < self.low and self.high < MARGIN
+    stays: bool
 
     @property
     def shown_gain(self) -> str:
@@ -239,7 +238,9 @@ def _find_role(
     algorithm = str(rows.algorithm.iloc[0])
     of_algorithm = [run for run in plain if run.settings.algorithm == algorithm]
     along = correlate_over_epochs(curves_with_accuracy(of_algorithm, measure))
-    level = 1 - 0.05 / max(1, math.comb(len(rows), 2))  # for all pairs together
+    interventions = len(rows) - 1
+    level = 1 - 0.05 / max(1, interventions)  # for all of them together
+    level_of_pairs = 1 - 0.05 / max(1, math.comb(len(rows), 2))
     changes = tuple(
         Change(
             intervention=row.intervention,
@@ -247,7 +248,8 @@ def _find_role(
             gain=row.gain,
             low=row.low,
             high=row.high,
-            moved=_moves(cells[row.intervention], cells[BASE.name], measure, level),
+            moved=_moves(cells[row.intervention], cells[BASE.name], measure, level_of_pairs),
+            stays=_stays(cells[row.intervention], cells[BASE.name], level),
         )
         for row in rows.itertuples()
     )
@@ -255,7 +257,7 @@ def _find_role(
     staying = [change for change in changes if change.stays]
     least, greatest = (pick(staying, key=lambda change: change.value) for pick in (min, max))
     if any(change.moved for change in staying) or _moves(
-        cells[least.intervention], cells[greatest.intervention], measure, level
+        cells[least.intervention], cells[greatest.intervention], measure, level_of_pairs
     ):
         role = Role.COMPANION if _excludes_zero(along) else Role.NEITHER
     else:
@@ -280,6 +282,20 @@ def _moves(before: list[Record], after: list[Record], measure: str, level: float
         values, errors = np.log(values), errors / values
     change = interval(values[0] - values[1], level=level, shared=np.hypot(*errors))
     return _excludes_zero(change)
+
+
+def _stays(after: list[Record], base: list[Record], level: float) -> bool:
+    """Whether accuracy stays under an intervention, by the rule of the module.
+
+    Args:
+        after: the intervention's runs.
+        base: the base's.
+        level: of the interval that has to lie within +-MARGIN.
+    """
+    ends = np.array(values_at_the_end(pair_by_seed(after, base), "final_accuracy"))
+    values, errors = 100 * ends[..., 0], 100 * ends[..., 1]  # [2, pairs]
+    change = interval(values[0] - values[1], level=level, shared=np.hypot(*errors))
+    return -MARGIN < change.low and change.high < MARGIN
 
 
 def _ratio(before: float, after: float) -> float:

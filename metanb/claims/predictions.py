@@ -141,6 +141,7 @@ class PredictionRow:
         high: upper end of that interval.
         runs: number of pairs.
         outcome: what the runs say.
+        over_runs_alone: what they would say on these very tasks, without the choice of tasks.
         ids: ids of the runs.
     """
 
@@ -156,6 +157,7 @@ class PredictionRow:
     high: float
     runs: int
     outcome: Outcome
+    over_runs_alone: Outcome
     ids: tuple[str, ...]
 
     @property
@@ -340,10 +342,12 @@ def _judge_prediction(
             return None
         slopes, errors, compared = _slopes(cells, prediction.measure)
         effect = interval(slopes, shared=errors) if slopes else NO_EFFECT
+        alone = interval(slopes) if slopes else NO_EFFECT
         runs = len(slopes)
     else:
         compared = [run for pair in pairs for run in pair]
         effect = effect_of(prediction.expected, after, base)
+        alone = effect_of(prediction.expected, after * [1, 0], base * [1, 0])
         runs = len(pairs)
     return PredictionRow(
         prediction=prediction,
@@ -358,6 +362,7 @@ def _judge_prediction(
         high=effect.high,
         runs=runs,
         outcome=outcome_by_interval(prediction.expected, effect, runs),
+        over_runs_alone=outcome_by_interval(prediction.expected, alone, runs),
         ids=tuple(dict.fromkeys(run.settings.id for run in compared)),
     )
 

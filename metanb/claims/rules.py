@@ -44,6 +44,7 @@ from metanb.claims.run_stats import (
     NO_EFFECT,
     Interval,
     correlate_over_epochs,
+    correlate_own_steps,
     correlation,
     correlation_power,
     detrend,
@@ -382,29 +383,31 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
     """C5, C6: the correlation over epochs of query accuracy with a coherence, over runs.
 
     Accuracy rises with training in every run, and whatever else drifts then correlates with it. So
-    two more questions are asked: do first differences go together, and do runs that end more
-    coherent end more accurate? The first line that holds gives the verdict:
+    two more questions are asked: do a run's own first differences go together, see
+    `correlate_own_steps`, and do runs that end more coherent end more accurate? The first line that
+    holds gives the verdict:
 
-        TOO_FEW     fewer than MIN_RUNS runs
-        CONTRARY    the correlation's interval lies below 0
-        NOT_SEEN    it holds 0
-        TREND_ONLY  the interval of first differences does not lie above 0: no more than a shared
-                    trend is seen
-        REPRODUCED  across at least ACROSS runs, r > 0 and p < 0.05
-        WITHIN_RUNS across as many, r < 0 and p < 0.05: runs say the opposite
-        POWERLESS   fewer than ACROSS runs, or so few that a true r of STRONG would be seen less
-                    often than POWER
-        WITHIN_RUNS otherwise: runs enough, and it is not seen across them
+        TOO_FEW         fewer than MIN_RUNS runs
+        NOT_SEEN        the correlation's interval holds 0
+        CONTRARY        it lies below 0, and so does that of own first differences
+        OPPOSITE_TREND  it lies below 0
+        TREND_ONLY      the interval of own first differences does not lie above 0: no more than a
+                        trend that all runs share is seen
+        REPRODUCED      across at least ACROSS runs, r > 0 and p < 0.05
+        WITHIN_RUNS     across as many, r < 0 and p < 0.05: runs say the opposite
+        POWERLESS       fewer than ACROSS runs, or so few that a true r of STRONG would be seen less
+                        often than POWER
+        WITHIN_RUNS     otherwise: runs enough, and it is not seen across them
 
     The intervals are over runs alone: an error over tasks would take the covariance of tasks
     between epochs, which the records do not hold. What remains of the correlation after removing a
     quadratic in log epoch is reported, not used for the verdict: two slow drifts that are no
     quadratics still share what is left.
     """
-    # over epochs: as measured, and of first differences
+    # over epochs: as measured, and of own first differences
     series = curves_with_accuracy(cell, claim.measure)
     over_epochs = correlate_over_epochs(series)
-    steps = correlate_over_epochs(series, np.diff)
+    steps = correlate_own_steps(series)
 
     # across runs, late in meta-training
     r = 0.0
@@ -419,9 +422,11 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
     effect = over_epochs
     if verdict == Verdict.REPRODUCED:
         effect = effect._replace(p=max(effect.p, steps.p, p))
+    if verdict == Verdict.CONTRARY:
+        effect = effect._replace(p=max(effect.p, steps.p))
 
     # what it rests on
-    detail = f"{RUNS_ALONE}: first differences r = {steps.describe()}; "
+    detail = f"{RUNS_ALONE}: own first differences r = {steps.describe()}; "
     if cell[0].epochs >= DETRENDABLE:
         detail += f"detrended r = {correlate_over_epochs(series, detrend).describe()}; "
     else:
@@ -442,12 +447,14 @@ def _verdict_on_correlation(
 
     Args:
         over_epochs: the verdict on the correlation over epochs alone.
-        steps: the correlation of first differences.
+        steps: the correlation of own first differences.
         r: the correlation across runs; 0 below ACROSS runs.
         p: its p-value; 1 below ACROSS runs.
         runs: number of runs.
     """
-    if over_epochs != Verdict.REPRODUCED:  # TOO_FEW, CONTRARY or NOT_SEEN
+    if over_epochs == Verdict.CONTRARY:
+        return Verdict.CONTRARY if steps.high < 0 else Verdict.OPPOSITE_TREND
+    if over_epochs != Verdict.REPRODUCED:  # TOO_FEW or NOT_SEEN
         return over_epochs
     if not steps.low > 0:
         return Verdict.TREND_ONLY
@@ -537,9 +544,9 @@ def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
 
     It is the gain on the further tasks, which are many, where every run of every pair was measured
     on them at the epoch that the pairs are compared at; else the gain on the meta-test tasks, late
-    in meta-training. The error over the further tasks is in the interval, as if the two runs of a
-    pair had met different ones, which can only widen it. Over the few meta-test tasks the error
-    would be several times the paper's gain, so there the interval is over runs alone.
+    in meta-training. The error over tasks is in the interval, as if the two runs of a pair had met
+    different ones, which can only widen it. Over the few meta-test tasks it is larger than the
+    paper's gain, so there no gain and the paper's can hardly be told apart.
 
     Controls get rows too: one that helps as much speaks against coherence as the reason. An
     interval that holds 0 and the paper's gain as well is UNCLEAR: to call that not reproduced would
@@ -558,8 +565,9 @@ def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
         tasks = f"{settings.final_tasks} tasks after the last epoch"
     else:
         late, late_without = (late_values(half, "query_accuracy") for half in (runs, partners))
-        gains, errors = 100 * (late - late_without), np.zeros(len(pairs))
-        tasks = f"{settings.test_tasks} tasks, late in meta-training, {RUNS_ALONE}"
+        both_errors = (late_errors(half, "query_accuracy") for half in (runs, partners))
+        gains, errors = 100 * (late - late_without), 100 * np.hypot(*both_errors)
+        tasks = f"{settings.test_tasks} tasks, late in meta-training"
     effect = interval(gains, shared=errors) if pairs else NO_EFFECT
 
     # the verdict

@@ -282,9 +282,7 @@ def detrend(curve: np.ndarray) -> np.ndarray:
 
 def mean_correlation(correlations: Sequence[float]) -> Interval:
     """Mean and 95 % interval of runs' correlations, on the scale of Fisher's z = artanh r."""
-    z = interval(np.arctanh(np.clip(correlations, -1 + 1e-9, 1 - 1e-9)))
-    mean, low, high = (float(np.tanh(value)) for value in z[:3])
-    return Interval(mean, low, high, z.p)
+    return _back_from_fisher(interval(_fisher(correlations)))
 
 
 def correlate_over_epochs(
@@ -309,6 +307,38 @@ def correlate_over_epochs(
     return mean_correlation([correlation(transform(x), transform(y))[0] for x, y in pairs])
 
 
+def correlate_own_steps(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Interval:
+    """The correlation of two curves' own steps from epoch to epoch, mean over runs.
+
+    Curves that rise and then level off have correlated steps, although nothing else ties them to
+    each other: one run's accuracy then goes with another run's coherence as well as with its own.
+    So the mean curve over the runs is subtracted from each curve first. What it leaves sums to 0
+    over the n runs in each epoch, and therefore two runs' correlations are themselves correlated,
+    by 1 / (n - 1)^2. The squared standard error of their mean is (n - 1) / (n - 2) times that of
+    independent values with the same spread.
+
+    Args:
+        pairs: the two curves of each run, all of equal length. Below three runs the interval is
+            infinite.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> shared = 1 - np.exp(-np.arange(12.0))  # rises, then levels off
+        >>> pairs = [tuple(shared + 0.01 * rng.normal(size=(2, 12))) for _ in range(5)]
+        >>> print(correlate_over_epochs(pairs, np.diff).describe())
+        1.00 (0.99 to 1.00)
+        >>> print(correlate_own_steps(pairs).describe())
+        0.07 (-0.61 to 0.69)
+    """
+    own = [[curve - np.mean(both, axis=0) for curve in both] for both in zip(*pairs, strict=True)]
+    z = _fisher([correlation(np.diff(x), np.diff(y))[0] for x, y in zip(*own, strict=True)])
+    if len(z) < 3:
+        return Interval(float(np.tanh(interval(z).mean)), -1.0, 1.0, 1.0)
+    widened = z.mean() + (z - z.mean()) * math.sqrt((len(z) - 1) / (len(z) - 2))
+    return _back_from_fisher(interval(widened))
+
+
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm's corrected p-values, in the order of `p`.
 
@@ -322,6 +352,17 @@ def holm(p: Sequence[float]) -> np.ndarray:
     order = np.argsort(values)
     raised = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
     return raised[np.argsort(order)]
+
+
+def _fisher(correlations: Sequence[float]) -> np.ndarray:
+    """Fisher's z = artanh r of correlations; of +-1 it stays finite."""
+    return np.arctanh(np.clip(correlations, -1 + 1e-9, 1 - 1e-9))
+
+
+def _back_from_fisher(z: Interval) -> Interval:
+    """The interval of r from that of z."""
+    mean, low, high = (float(np.tanh(value)) for value in z[:3])
+    return Interval(mean, low, high, z.p)
 
 
 def _slope_weights(epochs: int) -> np.ndarray:

@@ -35,10 +35,11 @@ class Verdict(StrEnum):
     WITHIN_RUNS = "within runs only"
     NOT_SET_APART = "not set apart"
     CONTRARY = "reversed"
+    OPPOSITE_TREND = "opposite trend"
     NOT_SEEN = "not reproduced"
     UNCLEAR = "cannot tell: no gain and the paper's gain are both possible"
     POWERLESS = "cannot tell: too few runs to compare across them"
-    NO_CASE = "not testable: accuracy does not fall"
+    NO_CASE = "not testable: accuracy is not seen to fall"
     TOO_COARSE = "not testable: the first epoch hides early peaks"
     TOO_SHORT = "not testable: too few epochs to see a fall"
     NO_BASELINE = "not testable: the finetuned baseline does not work"
@@ -69,6 +70,7 @@ _UNJUDGED = (
 # from the worst fit with the paper to the best; last, what was not put to the test
 _WORST_FIRST = (
     Verdict.CONTRARY,
+    Verdict.OPPOSITE_TREND,
     Verdict.NOT_SEEN,
     Verdict.UNCLEAR,
     Verdict.POWERLESS,

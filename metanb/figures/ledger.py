@@ -23,6 +23,7 @@ MARKS = {
     Verdict.NOT_SET_APART: ("not set apart", _HALF),
     Verdict.NOT_SEEN: ("not reproduced", '<circle class="line" r="5.2"/>'),
     Verdict.CONTRARY: ("reversed", '<path class="line" d="M-5 -5L5 5M-5 5L5 -5"/>'),
+    Verdict.OPPOSITE_TREND: ("opposite trend", '<path class="line" d="M-5 -5L5 5"/>'),
     Verdict.UNCLEAR: _CANNOT_TELL,
     Verdict.POWERLESS: _CANNOT_TELL,
     Verdict.NO_CASE: _NOT_TESTABLE,

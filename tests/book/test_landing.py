@@ -82,7 +82,7 @@ def test_coherence_is_said_to_fall_at_full_length_only_where_accuracy_does_not(e
         row
         for row in evidence.rows
         if (row.claim, row.scale, row.reached) == ("C5", "paper", "")
-        and row.verdict == Verdict.CONTRARY
+        and row.verdict == Verdict.OPPOSITE_TREND
     )
     for claim, change in (("C5", {"iterations": 5_000}), ("C4", {"verdict": Verdict.REPRODUCED})):
         rows = [

@@ -8,8 +8,10 @@ import pandas as pd
 from bs4 import BeautifulSoup
 
 from metanb.claims import rules
+from metanb.claims.predictions import Outcome, judge_predictions
 from metanb.claims.verdicts import Verdict
 from metanb.figures import forest, ledger
+from tests.support.interventions import made_up
 from tests.support.records import TIME, cell, record, stopped_run
 
 
@@ -74,6 +76,19 @@ def test_verdicts_are_counted_by_their_words():
     assert ledger_page.count_verdicts(rows[:1]) == "1 verdict: 1 cannot tell"
     untestable = [replace(row, verdict=Verdict.NO_CASE), replace(row, verdict=Verdict.TOO_FEW)]
     assert ledger_page.count_verdicts(untestable) == "0 verdicts; 1 not testable"
+
+
+def test_what_runs_alone_would_tell_of_predictions_is_said():
+    runs = made_up("base", hessian_norm=1.0, sem=0.0) + made_up("sharpness-aware", hessian_norm=1.2)
+    (row,) = (row for row in judge_predictions(runs) if row.prediction.measure == "hessian_norm")
+    assert row.over_runs_alone == Outcome.REFUTED
+    told = ledger_page.predictions_over_runs_alone([replace(row, outcome=Outcome.OPEN)])
+    assert told == (
+        "Over runs alone, on these very tasks, these would be 1 *not as predicted*: "
+        "*sharpness-aware* under first-order MAML (Hessian norm at adapted solutions falls)."
+    )
+    same = replace(row, over_runs_alone=row.outcome)
+    assert ledger_page.predictions_over_runs_alone([same]).endswith("no outcome would be another.")
 
 
 def test_each_verdict_is_explained_beside_its_mark():

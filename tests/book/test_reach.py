@@ -2,11 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import reach
 
 from metanb.claims import rules
 from metanb.claims.run_stats import correlation_power
 from tests.support.records import FALLS, PAPER, TIME, at_paper_settings, cell, stopped_run
+
+
+def test_runs_of_one_seed_that_were_trained_apart():
+    """They end 2 points of accuracy apart, and a factor of e in the Hessian norm."""
+    once = cell({"query_accuracy": np.full(12, 0.5)}, wobble=0.0)
+    curves = {"query_accuracy": np.full(12, 0.52), "hessian_norm": np.full(12, np.e)}
+    again = cell(curves, wobble=0.0, final_tasks=600)
+    assert reach.twins(once + again) == (
+        "2.0 points of accuracy and 172 % of the Hessian norm (root mean square over 3 pairs)"
+    )
 
 
 def test_what_has_a_verdict_at_the_papers_scale_is_told_from_what_has_none():

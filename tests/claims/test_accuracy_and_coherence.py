@@ -9,9 +9,9 @@ import pytest
 
 from metanb.claims import paper as paper_claims
 from metanb.claims import rules
-from metanb.claims.run_stats import correlation_power
+from metanb.claims.run_stats import correlate_over_epochs, correlate_own_steps, correlation_power
 from metanb.claims.verdicts import Verdict
-from tests.support.noise import Bare, bare, noise
+from tests.support.noise import ERRORS, KINDS, LEVEL, NOISY, Bare, bare, noise
 from tests.support.records import EPOCHS, QUICK, TIME, cell, record, verdict
 
 
@@ -70,8 +70,47 @@ def test_what_falls_while_accuracy_rises_is_the_opposite_and_what_does_neither_i
     falling = [
         record(s, {"query_accuracy": TIME, "trajectory_coherence": 2 - TIME}) for s in range(3)
     ]
-    assert verdict(falling, "C5") == Verdict.CONTRARY
+    assert verdict(falling, "C5") == Verdict.OPPOSITE_TREND
+    mirrored = []
+    for seed in range(3):
+        accuracy = TIME + 0.03 * np.random.default_rng(seed).normal(size=EPOCHS)
+        curves = {"query_accuracy": accuracy, "trajectory_coherence": 2 - accuracy}
+        mirrored.append(record(seed, curves, wobble=1e-4))
+    assert verdict(mirrored, "C5") == Verdict.CONTRARY
     assert verdict(cell({"query_accuracy": TIME}), "C5") == Verdict.NOT_SEEN
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("rho", KINDS.values(), ids=KINDS)
+def test_curves_that_level_off_together_share_a_trend_and_no_more(rho, n):
+    """Accuracy rises and coherence falls or rises, each with noise of its own; then both level off.
+
+    Plain first differences correlate in nearly every cell. Own ones do as rarely as the level says.
+    """
+    rng = np.random.default_rng(3)
+    trend = 1 - np.exp(-np.arange(EPOCHS) / 2)
+    plain = 0
+    above, below = 0, 0
+    for _ in range(NOISY):
+        accuracy = 0.6 * trend + 0.02 * noise(rng, rho, n)
+        coherence = 0.2 * trend + 0.007 * noise(rng, rho, n)
+        pairs = list(zip(accuracy, coherence, strict=True))
+        plain += correlate_over_epochs(pairs, np.diff).low > 0
+        own = correlate_own_steps(pairs)
+        above += own.low > 0
+        below += own.high < 0
+    assert plain > 0.6 * NOISY
+    assert max(above, below) / NOISY < LEVEL + ERRORS
+
+
+def test_own_steps_that_go_together_are_seen_within_a_shared_trend():
+    pairs = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        swings, apart = rng.normal(size=(2, EPOCHS))
+        trend = 1 - np.exp(-np.arange(EPOCHS) / 2)
+        pairs.append((trend + 0.02 * swings, 2 * trend + 0.02 * (swings + apart)))
+    assert correlate_own_steps(pairs).low > 0.3
 
 
 def test_the_power_of_the_runs_that_there_are_is_told():

@@ -131,6 +131,15 @@ def test_what_moves_with_accuracy_alone_is_not_ruled_out():
     assert role(zero_head=(2.4, 0.8)).role == Role.UNTESTED
 
 
+def test_accuracy_stays_at_a_level_for_all_interventions():
+    """Within +-2 points by an interval of 95 %; within +-4 at the level for ten of them."""
+    accuracy = 0.8 + np.array([-0.02, -0.01, 0.0, 0.01, 0.02])
+    others = [name for name in BY_NAME if name not in ("base", "shared head", "zero head")][:9]
+    assert role(**{"shared head": (8.0, accuracy)}).role == Role.COMPANION
+    among_ten = role(**{"shared head": (8.0, accuracy)} | dict.fromkeys(others, (2.0, 0.5)))
+    assert len(among_ten.changes) == 11 and among_ten.role == Role.OPEN
+
+
 def test_a_move_by_chance_is_no_move():
     """Fourfold, at the same accuracy, but the norm's error over tasks is as large as the norm."""
     plain = cell(FALLING, algorithm="fomaml", seeds=range(5))

@@ -63,6 +63,21 @@ def test_an_interval_that_holds_no_gain_and_the_papers_tells_nothing(gains, expe
     assert verdict(runs, "C8", "adapted, γ = 1") == expected
 
 
+def test_the_error_over_few_tasks_hides_the_papers_gain():
+    """By the spread of runs alone a gain of 1.33 points is ruled out; with 0.9 points each not."""
+    for error, expected in ((0.0, Verdict.NOT_SEEN), (0.009, Verdict.UNCLEAR)):
+        runs = []
+        for seed, gain in enumerate((-0.4, 0, 0.4)):
+            for points, options in ((0, {}), (gain, {"regulariser": "adapted", "gamma": 1.0})):
+                curves = {"query_accuracy": np.full(EPOCHS, 0.5 + points / 100)}
+                errors = {"query_accuracy": error}
+                runs.append(record(seed, curves, wobble=0.0, errors=errors, **options))
+        (row,) = (row for row in rules.judge(runs) if row.claim == "C8")
+        assert row.verdict == expected
+    half = 100 * error * np.sqrt(2) * stats.norm.ppf(0.975)
+    assert half < row.high < 1.2 * half
+
+
 def measured_once(run, accuracy, error):
     """The run with this accuracy on 600 further tasks after its last epoch."""
     last = {

@@ -264,8 +264,22 @@ def test_curves_are_correlated_run_by_run(transform):
     assert r.describe("+.1f", "m") == f"{r.mean:+.1f} m ({r.low:+.1f} to {r.high:+.1f})"
 
 
+def test_own_steps_are_those_beyond_the_mean_over_runs():
+    """Their interval is that of independent runs times the root of (n - 1) / (n - 2)."""
+    pairs = list(noise(np.random.default_rng(1), 4, 2))
+    own = np.diff(np.array(pairs) - np.mean(pairs, axis=0))
+    z = np.arctanh([stats.pearsonr(*both).statistic for both in own])
+    half = stats.t.ppf(0.975, 3) * stats.sem(z) * np.sqrt(3 / 2)
+    r = run_stats.correlate_own_steps(pairs)
+    assert r[:3] == pytest.approx(np.tanh([z.mean(), z.mean() - half, z.mean() + half]))
+    assert r.p == pytest.approx(2 * stats.t.sf(abs(z.mean()) / (half / stats.t.ppf(0.975, 3)), 3))
+
+
 def test_without_runs_any_correlation_is_possible():
     assert run_stats.correlate_over_epochs([])[1:] == (-1.0, 1.0, 1.0)
+    for runs in (0, 2):  # what two runs have of their own is equal and opposite
+        pairs = list(noise(np.random.default_rng(1), runs, 2))
+        assert run_stats.correlate_own_steps(pairs)[1:] == (-1.0, 1.0, 1.0)
 
 
 def test_holm_is_the_step_down_procedure():
