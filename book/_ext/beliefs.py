@@ -69,10 +69,12 @@ def belief_in_worse(rows: Sequence[Row]) -> str:
     cells = sum(row.verdict != Verdict.TOO_FEW for row in plain)
     text = "**Does flatness go with generalisation?** "
     if not judged:
-        return text + f"Accuracy falls in none of {cells} cells, so nothing here tests it."
+        return (
+            text + f"Accuracy is seen to fall in none of {cells} cells, so nothing here tests it."
+        )
     scale_free = [row for row in c4 if row.variant == rules.SCALE_FREE and row.verdict.is_judged]
     at_paper = sum(row.scale == "paper" for row in judged)
-    text += f"Accuracy falls in {len(judged)} of {cells} cells, {at_paper or 'none'} of them at "
+    text += f"Accuracy is seen to fall in {len(judged)} of {cells} cells, {at_paper or 'none'} of them at "
     text += "the paper's settings. In these cells the Hessian norm goes on falling in "
     text += f"{share_words(judged)}, and the scale-free measure in {share_words(scale_free)}"
     if reproduced_share(scale_free) == 1:

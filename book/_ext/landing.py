@@ -163,11 +163,11 @@ def find_worse(evidence: Evidence) -> Finding:
         for row in plain
     ]
     text = (
-        f"**Flatter need not mean better.** Accuracy on new tasks falls late in {len(plain)} "
-        "cells. Over the second half of training curvature goes on falling in the first, as the "
-        f"paper says ({places[0]}). In the second, whose inner loss is a sum as in the code of "
-        f"Finn et al. (2017), it is not seen to fall ({places[-1]}). Adaptive sharpness falls in "
-        "neither, and rises in the second."
+        "**Flatter need not mean better.** Accuracy on new tasks is seen to fall late in "
+        f"{len(plain)} cells. Over the second half of training curvature goes on falling in the "
+        f"first, as the paper says ({places[0]}). In the second, whose inner loss is a sum as in "
+        f"the code of Finn et al. (2017), it is not seen to fall ({places[-1]}). Adaptive "
+        "sharpness falls in neither, and rises in the second."
     )
     holds = [row.verdict for row in plain] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
     holds &= [row.verdict for row in scale_free] == [Verdict.NOT_SEEN, Verdict.CONTRARY]
@@ -195,8 +195,8 @@ def find_coherence(evidence: Evidence) -> Finding:
         "more coherent runs shown to be the more accurate ones; no cell has the runs for that. "
         f"Trajectory coherence goes *against* accuracy in {len(turned)} cells, as a shared trend "
         f"again; one has the paper's settings and full length (r = {whole[0].change} under "
-        f"first-order MAML). Accuracy falls late in {len(falling)} cells. In that half, a cut that "
-        "we chose after seeing the runs, gradient coherence drifts against it in both "
+        f"first-order MAML). Accuracy is seen to fall late in {len(falling)} cells. In that half, "
+        "a cut that we chose after seeing the runs, gradient coherence drifts against it in both "
         f"(r = {late_values_of[0].describe()} and {late_values_of[1].describe()}), but beyond the "
         "shared trend it is not seen to."
     )

@@ -32,7 +32,7 @@ def test_accuracy_that_falls_is_a_case_and_accuracy_that_rises_is_none():
     falling = 0.5 - 0.2 * TIME
     curves = {"query_accuracy": falling, "valid_accuracy": falling, "hessian_norm": FALLS}
     text = beliefs.belief_in_worse(rules.judge(cell(curves, wobble=0.001)))
-    assert "Accuracy falls in 1 of 1 cells, none of them at the paper's settings." in text
+    assert "Accuracy is seen to fall in 1 of 1 cells, none of them at the paper's settings." in text
     assert (
         "the Hessian norm goes on falling in 1 of 1, and the scale-free measure in 0 of 1." in text
     )
