@@ -74,8 +74,8 @@ def belief_in_worse(rows: Sequence[Row]) -> str:
         )
     scale_free = [row for row in c4 if row.variant == rules.SCALE_FREE and row.verdict.is_judged]
     at_paper = sum(row.scale == "paper" for row in judged)
-    text += f"Accuracy is seen to fall in {len(judged)} of {cells} cells, {at_paper or 'none'} of them at "
-    text += "the paper's settings. In these cells the Hessian norm goes on falling in "
+    text += f"Accuracy is seen to fall in {len(judged)} of {cells} cells, {at_paper or 'none'} of "
+    text += "them at the paper's settings. In these cells the Hessian norm goes on falling in "
     text += f"{share_words(judged)}, and the scale-free measure in {share_words(scale_free)}"
     if reproduced_share(scale_free) == 1:
         text += ": a flatter solution is not a better one"
@@ -212,8 +212,6 @@ def belief_in_gain(rows: Sequence[Row]) -> str:
             conclusion = "which is a gain"
         elif row.high < PAPER_GAIN:
             conclusion = "which is less than the paper's"
-            if rules.RUNS_ALONE in row.detail:
-                conclusion += " on these tasks; other tasks would widen the interval"
         else:
             conclusion = "which includes both no gain and the paper's"
         reached = f", {row.reached}" if row.reached else ""
