@@ -58,7 +58,9 @@ def describe_basis(bases: frozenset[hours.Basis], kind: str) -> str:
     """The basis of a row of `cost_table`."""
     if "bandwidth" in bases:
         return f"an estimate, by {hours.BANDWIDTH[kind]:g} TB/s"
-    return "timed" if "like runs" in bases else ""
+    if bases == {"like runs"}:
+        return "timed"
+    return "timed in part, else scaled" if "like runs" in bases else ""
 
 
 def format_together(left: TimeLeft) -> str:

@@ -39,12 +39,15 @@ def runs_page(recorded: list[Record]) -> str:
 def describe_times(timed: Sequence[RunTime]) -> str:
     """The number of runs with their mean time, by the kind of device.
 
-    The kind of a run that was continued elsewhere is both kinds, with a comma between them.
+    A run that was continued elsewhere has both kinds, with a comma between them, and no time.
     """
     phrases = []
     for kind in sorted({run.kind for run in timed}):
         minutes = [run.minutes for run in timed if run.kind == kind]
-        runs = "1 run," if len(minutes) == 1 else f"{len(minutes)} runs, each"
-        devices = " and one ".join(kind.split(", ")) + " in turn" * (", " in kind)
-        phrases.append(f"{runs} {format_minutes(sum(minutes) / len(minutes))} of one {devices}")
+        runs = "1 run" if len(minutes) == 1 else f"{len(minutes)} runs"
+        if ", " in kind:  # minutes of different devices add up to nothing
+            phrases.append(f"{runs} on one {' and one '.join(kind.split(', '))} in turn")
+            continue
+        each = "" if len(minutes) == 1 else " each"
+        phrases.append(f"{runs},{each} {format_minutes(sum(minutes) / len(minutes))} of one {kind}")
     return "; ".join(phrases)

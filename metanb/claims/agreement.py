@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from metanb.claims.cells import cut_to_common_length, group_into_cells, late_values
+from metanb.claims.cells import cut_to_common_length, group_into_cells, late_errors, late_values
 from metanb.claims.rules import MIN_EPOCHS
 from metanb.claims.run_stats import Interval, interval
 from metanb.claims.verdicts import MIN_RUNS
@@ -115,9 +115,15 @@ def most_with(
 
 
 def gain_by_seed(runs: Sequence[Record], plain: Sequence[Record]) -> Interval:
-    """The difference of late accuracy, percentage points, of runs with the same seeds in order."""
-    difference = late_values(runs, "query_accuracy") - late_values(plain, "query_accuracy")
-    return interval(100 * difference)
+    """The difference of late accuracy, percentage points, of runs with the same seeds in order.
+
+    Its interval is over runs and tasks, as if two runs of a seed had met different ones.
+    """
+    accuracies, errors = (
+        [100 * late_part(group, "query_accuracy") for group in (runs, plain)]
+        for late_part in (late_values, late_errors)
+    )
+    return interval(accuracies[0] - accuracies[1], shared=np.hypot(*errors))
 
 
 def describe_penalty(pushed: Sequence[Record], plain: Sequence[Record]) -> str:
@@ -184,17 +190,27 @@ def describe_settings(traits: pd.DataFrame) -> str:
         return "**Elsewhere**: no setting with both algorithms is recorded."
     by_algorithm = traits.pivot(index=["data", "scale"], columns="algorithm")
     wide = by_algorithm.dropna()
-    left_out = len(by_algorithm) - len(wide)
+    alone = by_algorithm.drop(wide.index)
     first_order, maml = (wide.xs(name, axis=1, level=1) for name in names)
     ahead = int((first_order["coherence"] > maml["coherence"]).sum())
     decided = int((first_order["loss / ln N"] > DECIDED).sum())
     one_answer = int((first_order["one answer"] > 0.5).sum())
     in_head = int((first_order["head part"] > first_order["coherence"] / 2).sum())
-    glyphs = "Glyphs included, " if "Glyphs" in wide.index.unique("data") else ""
+    has_glyphs = any(data.startswith(name_of("glyphs")) for data in wide.index.unique("data"))
+    glyphs = "Glyphs included, " if has_glyphs else ""
     return (
         f"**Elsewhere**: of {len(wide)} settings, {glyphs}each scale counted by itself, "
         f"first-order MAML is more coherent than MAML in {ahead} and has decided in {decided}. It "
         f"gives more than half of a task's images one answer in {one_answer}, and in {in_head} the "
         "head has more than half of its coherence."
-        + (f" Settings with one of the two alone do not count: {left_out}." if left_out else "")
+        + (f" {_describe_alone(alone)}" if len(alone) else "")
     )
+
+
+def _describe_alone(traits: pd.DataFrame) -> str:
+    """The settings that have one of the two algorithms, in a sentence."""
+    losses = traits["loss / ln N"].get(name_of("fomaml"), pd.Series(dtype=float)).dropna()
+    text = f"Settings with one of the two alone do not count: {len(traits)}"
+    if len(losses):
+        text += f"; first-order MAML has decided in {(losses > DECIDED).sum()} of {len(losses)}"
+    return f"{text}."

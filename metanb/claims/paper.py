@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from metanb.labels import name_of
 from metanb.settings import Settings
 
 
@@ -60,12 +61,16 @@ PUBLISHED = {
 
 
 def published(settings: Settings) -> dict[str, tuple[float, str]]:
-    """MAML's published accuracy in a setting, as the argument `known` of `figures.runs.curves`.
+    """The published accuracy of an algorithm in a setting, or else MAML's.
+
+    It has the form of the argument `known` of `figures.runs.curves`.
 
     Returns:
         By measure, the value and its source; empty where no value was published.
     """
-    key = ("maml", settings.dataset, settings.ways, settings.shots)
-    if key not in PUBLISHED:
-        return {}
-    return {"query_accuracy": (PUBLISHED[key][0] / 100, "MAML, Finn et al. 2017")}
+    for algorithm in (settings.algorithm, "maml"):
+        key = (algorithm, settings.dataset, settings.ways, settings.shots)
+        if key in PUBLISHED:
+            source = f"{name_of(algorithm)}, Finn et al. 2017"
+            return {"query_accuracy": (PUBLISHED[key][0] / 100, source)}
+    return {}

@@ -103,7 +103,7 @@ def draw_effects(rows: Sequence[Row], name: str, caption: str, xlabel: str, pape
             for _, row in finite.iterrows()
         )
         caption += (
-            " Dots: means over n pairs of runs; bars: 95 % intervals (Student's t); filled: the "
+            " Dots: means over n pairs of runs; bars: 95 % intervals; filled: the "
             "interval does not hold 0; an arrow: the interval goes on. Dashed: no effect; dotted: "
             f"the paper's, {paper:+.2f}."
         )

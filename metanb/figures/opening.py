@@ -231,7 +231,7 @@ def _compare_with_record(film: "Portrait", filmed: Sequence["Record"]) -> str:
         return ""
     return (
         " Some maps are drawn from weights that were trained anew; their accuracy is within "
-        f"{100 * max(gaps):.1f} points of the recorded run's."
+        f"{math.ceil(1000 * max(gaps)) / 10:.1f} points of the recorded run's."
     )
 
 

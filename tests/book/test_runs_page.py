@@ -16,5 +16,5 @@ def test_times_of_different_devices_are_not_averaged():
         "2 runs, each 30 min of one CPU core"
     )
     assert runs_page.describe_times([timed(both, 60.0), timed(core, 30.0)]) == (
-        "1 run, 30 min of one CPU core; 1 run, 60 min of one CPU core and one NVIDIA H200 in turn"
+        "1 run, 30 min of one CPU core; 1 run on one CPU core and one NVIDIA H200 in turn"
     )

@@ -1,7 +1,11 @@
 """Chapter 7's findings: sentences about made-up runs whose numbers are known by hand."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
 from metanb.claims.agreement import (
     describe_before,
@@ -82,6 +86,9 @@ def test_the_ranking_in_words(accuracy, word):
 def test_the_penalty_in_words():
     plain, pushed = runs(0.01, 1.7, 0.80), runs(0.40, 7.0, 0.81)
     assert gain_by_seed(pushed, plain).mean == pytest.approx(1)
+    noisy = [replace(run, measures=run.measures.assign(sem=0.02)) for run in plain]
+    half = 2 * stats.norm.ppf(0.975)  # percentage points, with no spread over runs
+    assert gain_by_seed(pushed, noisy)[1:3] == pytest.approx((1 - half, 1 + half), rel=1e-3)
     text = describe_penalty(pushed, plain)
     assert "raises trajectory coherence from 0.010 to 0.400 changes accuracy by +1.00" in text
     assert "3 of 3 runs have decided" in text
@@ -110,3 +117,9 @@ def test_settings_count_where_both_algorithms_are():
     assert describe_settings(traits_by_setting([])).endswith("is recorded.")
     assert "of 1 settings" in text and "MAML in 1 and has decided in 1. It gives" in text
     assert "images one answer in 1, and in 1 the head has" in text
+    assert text.endswith("do not count: 1.") and "Glyphs" not in text
+    elsewhere = pd.concat([traits, traits[:2].assign(data="Glyphs, 3-way 1-shot")])
+    assert "of 2 settings, Glyphs included, each scale" in describe_settings(elsewhere)
+    first_order = traits[traits.algorithm == "first-order MAML"].assign(data="birds")
+    text = describe_settings(pd.concat([traits, first_order]))
+    assert text.endswith("do not count: 2; first-order MAML has decided in 1 of 1.")
