@@ -9,6 +9,7 @@ from typing import Any
 
 from beliefs import beliefs, main_roles
 from benchmark_page import benchmark_values
+from by_length import verdicts_by_length
 from claim_results import claim_results
 from committed import committed_runs, judged_on_paper_data, judged_predictions, judged_rows
 from costs import cost_values, settling_table
@@ -66,6 +67,7 @@ def discussion_values() -> dict[str, str]:
         "discussion_inner_loss_accuracy": inner_loss_accuracy(recorded, inner_losses),
         "discussion_inner_losses_at_length": inner_losses_at_length(recorded),
         "discussion_monotone": monotone(recorded),
+        "discussion_by_length": verdicts_by_length(recorded),
         "discussion_twins": twins(recorded),
         "discussion_settling": settling_table(recorded),
     }

@@ -249,7 +249,8 @@ def _find_role(
             low=row.low,
             high=row.high,
             moved=_moves(cells[row.intervention], cells[BASE.name], measure, level_of_pairs),
-            stays=_stays(cells[row.intervention], cells[BASE.name], level),
+            stays=row.intervention == BASE.name
+            or _stays(cells[row.intervention], cells[BASE.name], level),
         )
         for row in rows.itertuples()
     )

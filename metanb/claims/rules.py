@@ -66,7 +66,7 @@ from metanb.settings import Settings, differences_from_scale, preset, scale_of
 ACROSS = 5  # runs from which a correlation across runs is judged
 STRONG = 0.8  # a true correlation across runs that a test should see
 POWER = 0.8  # a test that sees it less often than this tells nothing where it sees none
-RUNS_ALONE = "over runs alone, without the choice of tasks"
+RUNS_ALONE = "over runs alone"  # without the choice of tasks
 ORTHOGONAL = 0.05  # a mean cosine below this counts as near 0
 MIN_EPOCHS = 4  # a run must have reached this many to be judged
 DETRENDABLE = 6  # epochs: a quadratic leaves nothing but +-1 of the correlation of four
@@ -436,7 +436,7 @@ def _judge_correlation(claim: Claim, cell: list[Record]) -> Row:
     else:
         detail += f"too few runs to compare across them: {len(cell)}; "
     power = 100 * correlation_power(len(cell), STRONG)
-    detail += f"so many runs show a true r of {STRONG:g} in {power:.0f} % of cases"
+    detail += f"a true r of {STRONG:g} is seen in {power:.0f} % of cases"
     return _make_row(claim, cell, effect, Unit.CORRELATION, verdict, detail)
 
 

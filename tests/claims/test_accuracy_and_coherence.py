@@ -120,7 +120,7 @@ def test_the_power_of_the_runs_that_there_are_is_told():
             for r in rules.judge(follow_each_other("trajectory_coherence", WEAK, n=n))
             if r.claim == "C5"
         )
-        assert row.detail.endswith(f"so many runs show a true r of 0.8 in {share} % of cases")
+        assert row.detail.endswith(f"a true r of 0.8 is seen in {share} % of cases")
 
 
 @pytest.mark.parametrize(("n", "least"), [(3, 1.0), (5, 0.5), (10, 0.0)])

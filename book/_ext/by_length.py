@@ -1,0 +1,69 @@
+"""What an earlier stop would have said: verdicts at the paper's settings by length of the runs."""
+
+from collections.abc import Iterable, Sequence
+
+from formats import describe_changes, markdown_table
+from reach import paper_runs
+
+from metanb.claims import rules
+from metanb.claims.cells import cut_to_common_length, group_into_cells
+from metanb.claims.verdicts import MIN_RUNS, Row
+from metanb.figures.ledger import MARKS
+from metanb.labels import ALGORITHMS, name_of
+from metanb.runs.records import Record
+
+LENGTHS = (5_000, 10_000, 20_000, 30_000, 40_000, 60_000)  # iterations
+
+
+def verdicts_by_length(recorded: Iterable[Record]) -> str:
+    """The verdicts on meta-training that turn with the length of the runs, as a table.
+
+    A cell counts if three of its runs go beyond the first of LENGTHS. It is judged at each of these
+    lengths that they reach, and at the greatest length that they have in common.
+    """
+    cells = [cut_to_common_length(cell) for cell in group_into_cells(paper_runs(recorded))]
+    cells = [
+        cell
+        for cell in cells
+        if len(cell) >= MIN_RUNS
+        and cell[0].iterations > LENGTHS[0]
+        and ALGORITHMS[cell[0].settings.algorithm].episodic
+    ]
+    if not cells:
+        return "No three runs of a cell at the paper's settings go further than that."
+    ends = {cell[0].iterations for cell in cells}
+    lengths = sorted(ends.union(length for length in LENGTHS if length < max(ends)))
+
+    lines = []
+    steady = 0
+    for cell in cells:
+        by_row: dict[str, list[str]] = {}
+        for length in lengths:
+            for row in _judge_at(cell, length):
+                verdicts = by_row.setdefault(row.name, ["–"] * len(lengths))
+                verdicts[lengths.index(length)] = MARKS[row.verdict][0]
+        settings = cell[0].settings
+        task = f"{name_of(settings.dataset)} {settings.setting}"
+        name = f"{task}, {name_of(settings.algorithm)}{describe_changes(settings)}"
+        for claim, verdicts in by_row.items():
+            if len({verdict for verdict in verdicts if verdict != "–"}) > 1:
+                lines.append([f"{claim}; {name}", *verdicts])
+            else:
+                steady += 1
+    text = f"{steady} of {steady + len(lines)} verdicts are the same at each length."
+    if not lines:
+        return text
+    head = ["Claim, cell", *(f"{length:,}" for length in lengths)]
+    return f"{text} These turn, by iterations:\n\n{markdown_table(head, lines)}"
+
+
+def _judge_at(cell: Sequence[Record], iterations: int) -> list[Row]:
+    """The verdicts on a cell as it was after some iterations; none where it has not reached them.
+
+    First peaks are left out: they lie in the first half of the epochs, whatever their number.
+    """
+    settings = cell[0].settings
+    if cell[0].iterations < iterations:
+        return []
+    rows = rules.judge(run.upto(iterations // settings.epoch_iterations) for run in cell)
+    return [row for row in rows if row.verdict in MARKS and row.variant != "first peak"]
