@@ -122,7 +122,7 @@ def inner_losses_at_length(recorded: Iterable[Record]) -> str:
         "Scale-free measure, last over first quarter",
     ]
     lead = (
-        "At the paper's settings each run with the sum stands below its seed's run with the mean, "
+        "At the paper's settings the rows come in pairs, the mean above the sum at the same seed, "
         "as far as both went:"
     )
     return f"{lead}\n\n{markdown_table(head, lines)}"
