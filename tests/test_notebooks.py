@@ -213,7 +213,14 @@ def test_an_interrupted_notebook_says_so(number, capsys, monkeypatch, tmp_path):
     path = write(tmp_path / "a.ipynb", "print('first')", slow, "print('last')")
     command = [sys.executable, "-m", "metanb", "run", path, "-o", tmp_path / "out.ipynb"]
     environment = os.environ | {"NAP": "60"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Tests that a shell has started in the background would ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not begun.exists():
         assert process.poll() is None
         time.sleep(0.1)

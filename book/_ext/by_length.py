@@ -1,8 +1,9 @@
 """What an earlier stop would have said: verdicts at the paper's settings by length of the runs."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
-from formats import describe_changes, markdown_table
+from formats import describe_changes, enumerate_words, markdown_table
 from reach import paper_runs
 
 from metanb.claims import rules
@@ -37,24 +38,37 @@ def verdicts_by_length(recorded: Iterable[Record]) -> str:
     lines = []
     steady = 0
     for cell in cells:
-        by_row: dict[str, list[str]] = {}
+        by_row: dict[str, dict[int, str]] = {}
         for length in lengths:
             for row in _judge_at(cell, length):
-                verdicts = by_row.setdefault(row.name, ["–"] * len(lengths))
-                verdicts[lengths.index(length)] = MARKS[row.verdict][0]
+                by_row.setdefault(row.name, {})[length] = MARKS[row.verdict][0]
         settings = cell[0].settings
         task = f"{name_of(settings.dataset)} {settings.setting}"
         name = f"{task}, {name_of(settings.algorithm)}{describe_changes(settings)}"
         for claim, verdicts in by_row.items():
-            if len({verdict for verdict in verdicts if verdict != "–"}) > 1:
-                lines.append([f"{claim}; {name}", *verdicts])
+            if len(set(verdicts.values())) > 1:
+                lines.append([claim, name, _describe_turns(verdicts)])
             else:
                 steady += 1
     text = f"{steady} of {steady + len(lines)} verdicts are the same at each length."
     if not lines:
         return text
-    head = ["Claim, cell", *(f"{length:,}" for length in lengths)]
-    return f"{text} These turn, by iterations:\n\n{markdown_table(head, lines)}"
+    table = markdown_table(["Claim", "Cell", "Verdict, by iterations"], lines)
+    asked = enumerate_words([f"{length:,}" for length in lengths])
+    text += f" Each cell is judged at {asked} iterations, as far as it went. These turn:"
+    return f"{text}\n\n{table}"
+
+
+def _describe_turns(verdicts: Mapping[int, str]) -> str:
+    """Verdicts by length in words: "trend only at 5,000; not reproduced from 10,000 to 20,000"."""
+    phrases = []
+    for verdict, group in itertools.groupby(verdicts, key=lambda length: verdicts[length]):
+        stretch = list(group)
+        place = f"at {stretch[0]:,}"
+        if len(stretch) > 1:
+            place = f"from {stretch[0]:,} to {stretch[-1]:,}"
+        phrases.append(f"{verdict} {place}")
+    return "; ".join(phrases)
 
 
 def _judge_at(cell: Sequence[Record], iterations: int) -> list[Row]:
