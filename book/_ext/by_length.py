@@ -4,13 +4,12 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from formats import describe_changes, enumerate_words, markdown_table
-from reach import paper_runs
+from reach import cells_of_meta_training
 
 from metanb.claims import rules
-from metanb.claims.cells import cut_to_common_length, group_into_cells
-from metanb.claims.verdicts import MIN_RUNS, Row
+from metanb.claims.verdicts import Row
 from metanb.figures.ledger import MARKS
-from metanb.labels import ALGORITHMS, name_of
+from metanb.labels import name_of
 from metanb.runs.records import Record
 
 LENGTHS = (5_000, 10_000, 20_000, 30_000, 40_000, 60_000)  # iterations
@@ -22,14 +21,7 @@ def verdicts_by_length(recorded: Iterable[Record]) -> str:
     A cell counts if three of its runs go beyond the first of LENGTHS. It is judged at each of these
     lengths that they reach, and at the greatest length that they have in common.
     """
-    cells = [cut_to_common_length(cell) for cell in group_into_cells(paper_runs(recorded))]
-    cells = [
-        cell
-        for cell in cells
-        if len(cell) >= MIN_RUNS
-        and cell[0].iterations > LENGTHS[0]
-        and ALGORITHMS[cell[0].settings.algorithm].episodic
-    ]
+    cells = [cell for cell in cells_of_meta_training(recorded) if cell[0].iterations > LENGTHS[0]]
     if not cells:
         return "No three runs of a cell at the paper's settings go further than that."
     ends = {cell[0].iterations for cell in cells}

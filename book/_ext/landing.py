@@ -185,7 +185,7 @@ def find_coherence(evidence: Evidence) -> Finding:
     falling = [row.ids for row in evidence.judged("C4")]
     if len(whole) != 1 or len(falling) != 2:
         return Finding("The cells that this finding names are not there.", holds=False)
-    late_values_of, late_steps = zip(
+    drifts, steps = zip(
         *(evidence.correlate_late(ids, "gradient_coherence") for ids in falling), strict=True
     )
     text = (
@@ -197,7 +197,7 @@ def find_coherence(evidence: Evidence) -> Finding:
         f"again; one has the paper's settings and full length (r = {whole[0].change} under "
         f"first-order MAML). Accuracy is seen to fall late in {len(falling)} cells. In that half, "
         "a cut that we chose after seeing the runs, gradient coherence drifts against it in both "
-        f"(r = {late_values_of[0].describe()} and {late_values_of[1].describe()}), but beyond the "
+        f"(r = {drifts[0].describe()} and {drifts[1].describe()}), but beyond the "
         "shared trend it is not seen to."
     )
     rising = [
@@ -207,7 +207,7 @@ def find_coherence(evidence: Evidence) -> Finding:
     holds &= not count(evidence.judged("C5"), Verdict.CONTRARY)
     holds &= correlation_power(max(row.runs for row in rows), rules.STRONG) < rules.POWER
     holds &= whole[0].algorithm == "fomaml" and whole[0].ids in rising
-    holds &= all(r.high < 0 for r in late_values_of) and all(r.high > 0 for r in late_steps)
+    holds &= all(r.high < 0 for r in drifts) and all(r.high > 0 for r in steps)
     return Finding(text, holds)
 
 

@@ -52,6 +52,17 @@ def quick_without() -> str:
     )
 
 
+def cells_of_meta_training(recorded: Iterable[Record]) -> list[list[Record]]:
+    """The cells of meta-training at the paper's settings, cut to what three runs have reached."""
+    learners = [
+        run
+        for run in paper_runs(recorded)
+        if ALGORITHMS[run.settings.algorithm].episodic and run.epochs >= rules.MIN_EPOCHS
+    ]
+    cells = [cut_to_common_length(cell) for cell in group_into_cells(learners)]
+    return [cell for cell in cells if len(cell) >= MIN_RUNS]
+
+
 def paper_runs(recorded: Iterable[Record]) -> list[Record]:
     """The recorded runs at the paper's settings; of a run that is there twice, the furthest."""
     return [run for run in keep_furthest(recorded) if scale_of(run.settings) == "paper"]
@@ -69,17 +80,16 @@ def twins(recorded: Iterable[Record]) -> str:
             alike = replace(run.settings, epoch_iterations=run.settings.iterations, final_tasks=0)
             trained_alike.setdefault(alike, []).append(run)
     pairs = [runs for runs in trained_alike.values() if len(runs) == 2]
-    accuracy, log_norm = (
-        [np.diff([change(value_at_the_end(run, measure)[0]) for run in pair]) for pair in pairs]
-        for measure, change in (("query_accuracy", float), ("hessian_norm", np.log))
+    accuracies, norms = (  # [pairs, 2]
+        np.array([[value_at_the_end(run, measure)[0] for run in pair] for pair in pairs])
+        for measure in ("query_accuracy", "hessian_norm")
     )
-    points, factor = (
-        100 * np.sqrt(np.mean(np.square(accuracy))),
-        np.sqrt(np.mean(np.square(log_norm))),
+    points, log_factor = (
+        np.sqrt(np.mean(np.diff(ends) ** 2)) for ends in (100 * accuracies, np.log(norms))
     )
     return (
-        f"{points:.1f} points of accuracy and {100 * np.expm1(factor):.0f} % of the Hessian norm "
-        f"(root mean square over {len(pairs)} pairs)"
+        f"{points:.1f} points of accuracy and {100 * np.expm1(log_factor):.0f} % of the Hessian "
+        f"norm (root mean square over {len(pairs)} pairs)"
     )
 
 
@@ -140,13 +150,7 @@ def paper_missing(recorded: list[Record], rows: list[Row]) -> str:
 
 def still_rising(recorded: Iterable[Record]) -> str:
     """In how many cells at the paper's settings accuracy rises over the second half, in words."""
-    learners = [
-        run
-        for run in paper_runs(recorded)
-        if ALGORITHMS[run.settings.algorithm].episodic and run.epochs >= rules.MIN_EPOCHS
-    ]
-    cells = [cut_to_common_length(cell) for cell in group_into_cells(learners)]
-    cells = [cell for cell in cells if len(cell) >= MIN_RUNS]
+    cells = cells_of_meta_training(recorded)
     rises = 0
     for cell in cells:
         accuracies = [curve(run, "query_accuracy") for run in cell]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from metanb.claims.cells import cut_to_common_length, group_into_cells, late_errors, late_values
+from metanb.claims.cells import cut_to_common_length, group_into_cells, late_gains, late_values
 from metanb.claims.rules import MIN_EPOCHS
 from metanb.claims.run_stats import Interval, interval
 from metanb.claims.verdicts import MIN_RUNS
@@ -119,11 +119,8 @@ def gain_by_seed(runs: Sequence[Record], plain: Sequence[Record]) -> Interval:
 
     Its interval is over runs and tasks, as if two runs of a seed had met different ones.
     """
-    accuracies, errors = (
-        [100 * late_part(group, "query_accuracy") for group in (runs, plain)]
-        for late_part in (late_values, late_errors)
-    )
-    return interval(accuracies[0] - accuracies[1], shared=np.hypot(*errors))
+    gains, errors = late_gains(runs, plain)
+    return interval(gains, shared=errors)
 
 
 def describe_penalty(pushed: Sequence[Record], plain: Sequence[Record]) -> str:

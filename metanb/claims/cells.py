@@ -3,7 +3,7 @@
 Runs of one cell differ by their seeds alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -178,3 +178,16 @@ def late_values(runs: Iterable[Record], measure: str) -> np.ndarray:
 def late_errors(runs: Iterable[Record], measure: str) -> np.ndarray:
     """Upper bounds on the standard errors over tasks of `late_values`, [runs]."""
     return np.array([late_error(curve(run, measure, "sem")) for run in runs])
+
+
+def late_gains(runs: Sequence[Record], partners: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Gains in late query accuracy over each run's partner, and their standard errors over tasks.
+
+    Both are in percentage points, [runs]. An error is that of a run and a partner which meet
+    different tasks; if they meet the same ones, it is an upper bound.
+    """
+    values, errors = (
+        [100 * late_part(group, "query_accuracy") for group in (runs, partners)]
+        for late_part in (late_values, late_errors)
+    )
+    return values[0] - values[1], np.hypot(*errors)

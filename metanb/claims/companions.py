@@ -46,6 +46,7 @@ from metanb.claims.cells import (
 )
 from metanb.claims.predictions import (
     MARGIN,
+    change_of,
     compare_interventions,
     group_by_algorithm,
     label_of,
@@ -238,8 +239,8 @@ def _find_role(
     algorithm = str(rows.algorithm.iloc[0])
     of_algorithm = [run for run in plain if run.settings.algorithm == algorithm]
     along = correlate_over_epochs(curves_with_accuracy(of_algorithm, measure))
-    interventions = len(rows) - 1
-    level = 1 - 0.05 / max(1, interventions)  # for all of them together
+    # levels for all interventions together, and for all pairs of them and the base
+    level = 1 - 0.05 / max(1, len(rows) - 1)
     level_of_pairs = 1 - 0.05 / max(1, math.comb(len(rows), 2))
     changes = tuple(
         Change(
@@ -293,9 +294,8 @@ def _stays(after: list[Record], base: list[Record], level: float) -> bool:
         base: the base's.
         level: of the interval that has to lie within +-MARGIN.
     """
-    ends = np.array(values_at_the_end(pair_by_seed(after, base), "final_accuracy"))
-    values, errors = 100 * ends[..., 0], 100 * ends[..., 1]  # [2, pairs]
-    change = interval(values[0] - values[1], level=level, shared=np.hypot(*errors))
+    accuracies, of_base = values_at_the_end(pair_by_seed(after, base), "final_accuracy")
+    change = change_of(100 * accuracies, 100 * of_base, level)
     return -MARGIN < change.low and change.high < MARGIN
 
 

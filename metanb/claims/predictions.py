@@ -40,7 +40,7 @@ import numpy as np
 import pandas as pd
 
 from metanb.claims.cells import group_into_cells, pair_by_seed, value_at_the_end
-from metanb.claims.run_stats import NO_EFFECT, Interval, interval, ratio_interval
+from metanb.claims.run_stats import Interval, interval, ratio_interval
 from metanb.claims.verdicts import MIN_RUNS
 from metanb.grids.interventions import BASE, BY_NAME, INNER_STEPS, find_intervention
 from metanb.labels import describe_measure, name_of
@@ -341,8 +341,8 @@ def _judge_prediction(
         if not any(name in cells for name in INNER_STEPS):
             return None
         slopes, errors, compared = _slopes(cells, prediction.measure)
-        effect = interval(slopes, shared=errors) if slopes else NO_EFFECT
-        alone = interval(slopes) if slopes else NO_EFFECT
+        effect = interval(slopes, shared=errors)
+        alone = interval(slopes)
         runs = len(slopes)
     else:
         compared = [run for pair in pairs for run in pair]
@@ -389,8 +389,19 @@ def effect_of(expected: Expectation, after: np.ndarray, base: np.ndarray) -> Int
     if expected == Expectation.COLLAPSES:
         return ratio_interval(after[:, 0], base[:, 0], after[:, 1], base[:, 1])
     unit = 100 if expected == Expectation.STAYS else 1
+    return change_of(unit * after, unit * base)
+
+
+def change_of(after: np.ndarray, base: np.ndarray, level: float = 0.95) -> Interval:
+    """The change from the base, over pairs of runs and tasks.
+
+    Args:
+        after: the intervention's values and their errors, [pairs, 2].
+        base: the base's, likewise.
+        level: of the interval.
+    """
     errors = np.hypot(after[:, 1], base[:, 1])
-    return interval(unit * (after[:, 0] - base[:, 0]), shared=unit * errors)
+    return interval(after[:, 0] - base[:, 0], level=level, shared=errors)
 
 
 def _slopes(

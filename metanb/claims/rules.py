@@ -35,6 +35,7 @@ from metanb.claims.cells import (
     final_accuracy,
     group_into_cells,
     late_errors,
+    late_gains,
     late_values,
     pair_by_seed,
     untrained,
@@ -564,9 +565,7 @@ def _judge_regulariser(cell: list[Record], base: list[Record]) -> Row:
         gains, errors = further
         tasks = f"{settings.final_tasks} tasks after the last epoch"
     else:
-        late, late_without = (late_values(half, "query_accuracy") for half in (runs, partners))
-        both_errors = (late_errors(half, "query_accuracy") for half in (runs, partners))
-        gains, errors = 100 * (late - late_without), 100 * np.hypot(*both_errors)
+        gains, errors = late_gains(runs, partners)
         tasks = f"{settings.test_tasks} tasks, late in meta-training"
     effect = interval(gains, shared=errors) if pairs else NO_EFFECT
 

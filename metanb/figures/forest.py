@@ -425,8 +425,7 @@ def _caption_of(
 def _count_left_out(rows: Sequence[Row]) -> str:
     """How many of the rows without a verdict there are, and why they have none."""
     untestable = sum(row.verdict.is_untestable for row in rows)
-    others = len(rows) - untestable
-    counts = ((untestable, "not testable"), (others, "without a verdict"))
+    counts = ((untestable, "not testable"), (len(rows) - untestable, "without a verdict"))
     return ", ".join(
         f"{count} {'row' if count == 1 else 'rows'} {reason}" for count, reason in counts if count
     )

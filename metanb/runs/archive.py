@@ -147,8 +147,8 @@ def _check_nothing_is_lost(
                 f"archive {path} holds runs that this one would not, such as {lost[0]}: "
                 "name another folder"
             )
-        if more := next(_find_more(_check_members(packed, path), now), None):
-            run, part = more
+        if surplus := next(_find_more(_check_members(packed, path), now), None):
+            run, part = surplus
             raise ArchiveError(
                 f"archive {path} holds more of run {run} than the store, such as {part}: import it "
                 "first, or name another folder"
