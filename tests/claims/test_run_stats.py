@@ -71,6 +71,9 @@ def test_a_ratio_to_what_may_be_0_has_no_bounds():
     none = np.zeros(3)
     ratio = run_stats.ratio_interval(none + 0.01, np.array([0.01, 0.2, 0.5]), none, none)
     assert ratio[1:3] == (-np.inf, np.inf)
+    base = np.array([0.9, 1.0, 1.1])  # above 0 over these runs, not over other tasks
+    assert run_stats.ratio_interval(base, base, none, none)[1:3] == pytest.approx((1, 1))
+    assert run_stats.ratio_interval(base, base, none, none + 1)[1:3] == (-np.inf, np.inf)
 
 
 def test_interval_with_a_shared_error_is_the_wider_of_two():
@@ -250,7 +253,13 @@ def test_mean_correlation_is_taken_of_fishers_z():
     z = np.arctanh([0.5, 0.7, 0.9])
     bounds = stats.ttest_1samp(z, 0).confidence_interval(0.95)
     assert mean[:3] == pytest.approx(np.tanh([z.mean(), bounds.low, bounds.high]))
-    assert run_stats.mean_correlation([1.0, 1.0]).mean == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("r", [1.0, -1.0])
+def test_one_run_of_a_perfect_correlation_leaves_the_interval_finite(r):
+    mean = run_stats.mean_correlation([r, 0.0, 0.0])
+    assert 0.9 < r * mean.mean < 1  # a third of artanh(1 - 1e-9) is 3.6
+    assert -1 < mean.low < mean.mean < mean.high < 1 and 0 < mean.p < 1
 
 
 @pytest.mark.parametrize("transform", [np.asarray, np.diff, lambda curve: curve[EPOCHS // 2 :]])
@@ -309,6 +318,13 @@ def test_first_peak_finds_a_peak_that_runs_share():
     expected = stats.ttest_1samp(rises, 0)
     bounds = expected.confidence_interval(0.99)
     assert peak[1:] == pytest.approx((bounds.low, bounds.high, 5 * expected.pvalue))
+
+
+def test_first_peak_needs_four_epochs():
+    curves = np.array([[1.0, 2.0, 1.0, 1.0], [1.0, 3.0, 1.0, 1.0], [1.0, 2.5, 1.0, 1.0]])
+    rises = np.log(curves[:, 1])  # one epoch to choose from: no correction
+    bounds = stats.ttest_1samp(rises, 0).confidence_interval(0.95)
+    assert run_stats.first_peak(curves)[1:3] == pytest.approx((bounds.low, bounds.high))
     with pytest.raises(ValueError, match="4 epochs"):
         run_stats.first_peak(curves[:, :3])
 
