@@ -135,6 +135,9 @@ def test_cells_that_differ_are_told_apart():
     assert "(inner_lr=0.1, meta_batch=2)" in verdicts.verdict_table(rows).to_string()
 
 
+LEARNERS = ("maml", "fomaml")
+
+
 def everything(seeds=range(3)):
     return [
         run
@@ -170,6 +173,16 @@ def test_all_claims_are_judged_and_holms_p_is_of_the_judged_rows():
     assert all(row.scale == "quick" for row in rows)
     (few,) = (r for r in rows if r.claim == "C2" and "10 classes" in r.setting)
     assert few.setting == "5-way 1-shot, 10 classes" and len(few.ids) == 3
+
+
+def test_each_claim_is_judged_on_the_cells_that_it_is_about():
+    """C1 to C6 on plain meta-training, C7 on finetuning, C8 on what has a regulariser."""
+    kinds = {
+        run.settings.id: (run.settings.algorithm, run.settings.regulariser) for run in everything()
+    }
+    judged = {(row.claim, *kinds[row.ids[0]]) for row in rules.judge(everything())}
+    plain = [(f"C{number}", algorithm, "none") for number in range(1, 7) for algorithm in LEARNERS]
+    assert judged == {*plain, ("C7", "finetune", "none"), ("C8", "maml", "outer")}
 
 
 def test_a_run_that_is_there_twice_is_one_run():
