@@ -107,13 +107,14 @@ def belief_in_coherence(rows: Sequence[Row], outcomes: Sequence[PredictionRow]) 
     there = [row for row in judged if row.ids in falling]
     if there:
         verdicts = [
-            f"{claim} is {verdicts_in_words(of_claim)}".removesuffix(" in the one cell")
+            f"{claim} {verdicts_in_words(of_claim)}".removesuffix(" in the one cell")
             for claim in ("C5", "C6")
             if (of_claim := [row for row in there if row.claim == claim])
         ]
         text += (
-            f" Where accuracy falls late in training, {' and '.join(verdicts)}, over all epochs; "
-            "[chapter 5](../notebooks/5-overfitting.ipynb) has the halves where classes are few."
+            " The verdicts over all epochs, where accuracy falls late in training: "
+            f"{'; '.join(verdicts)}. [Chapter 5](../notebooks/5-overfitting.ipynb) has the halves "
+            "where classes are few."
         )
     text += accuracy_without_coherence(outcomes)
     if not whole:
