@@ -61,6 +61,9 @@ class Finding:
     holds: bool
 
 
+NO_CELLS = Finding("The cells that this finding names are not there.", holds=False)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The records, and the verdicts on them."""
@@ -158,7 +161,9 @@ def find_worse(evidence: Evidence) -> Finding:
     plain = evidence.judged("C4")
     scale_free = evidence.judged("C4", rules.SCALE_FREE)
     settings = {run.settings.id: run.settings for run in evidence.records}
-    few_classes, summed = plain[0], plain[-1]
+    if len(plain) != 2:
+        return NO_CELLS
+    few_classes, summed = plain
     text = (
         "**Flatter need not mean better.** Accuracy on new tasks is seen to fall late in "
         f"{len(plain)} cells. In one, with {settings[few_classes.ids[0]].train_classes} classes to "
@@ -184,7 +189,7 @@ def find_coherence(evidence: Evidence) -> Finding:
     whole = [row for row in turned if row.scale == "paper" and not row.reached]
     falling = [row.ids for row in evidence.judged("C4")]
     if len(whole) != 1 or len(falling) != 2:
-        return Finding("The cells that this finding names are not there.", holds=False)
+        return NO_CELLS
     drifts, steps = zip(
         *(evidence.correlate_late(ids, "gradient_coherence") for ids in falling), strict=True
     )
@@ -258,7 +263,9 @@ def find_regulariser(evidence: Evidence) -> Finding:
     gains = evidence.judged("C8")
     idle = [row for row in gains if not evidence.raises_coherence(row)]
     own = [row for row in gains if row.scale == "paper" and row.paper]
-    row = own[0]
+    if len(own) != 1:
+        return NO_CELLS
+    (row,) = own
     text = (
         "**The regulariser on coherence shows no gain in what could be run.** "
         f"None of {len(gains)} comparisons shows one. In {len(idle)} of them the regulariser is "
@@ -268,7 +275,7 @@ def find_regulariser(evidence: Evidence) -> Finding:
         "our source under MAML, is neither seen nor ruled out."
     )
     holds = not count(gains, Verdict.REPRODUCED) and len(gains) / 2 < len(idle) < len(gains)
-    holds &= [(row.algorithm, row.verdict) for row in own] == [("fomaml", Verdict.UNCLEAR)]
+    holds &= (row.algorithm, row.verdict) == ("fomaml", Verdict.UNCLEAR)
     return Finding(text, holds)
 
 
@@ -276,7 +283,7 @@ def find_baseline(evidence: Evidence) -> Finding:
     """C7."""
     baselines = evidence.judged("C7")
     if not baselines:
-        return Finding("The cells that this finding names are not there.", holds=False)
+        return NO_CELLS
     text = (
         "**Finetuning's trajectories are nearly orthogonal, as the paper says; only first-order "
         "MAML's are seen not to be.** Finetuning's are in all "

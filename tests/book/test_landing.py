@@ -80,6 +80,14 @@ def test_a_finding_that_the_verdicts_contradict_does_not_hold(evidence, find, cl
     assert not find(landing.Evidence(evidence.records, rows)).holds
 
 
+ON_VERDICTS = set(landing.FINDINGS) - {landing.find_agreement}  # which rests on runs alone
+
+
+@pytest.mark.parametrize("find", sorted(ON_VERDICTS, key=landing.FINDINGS.index))
+def test_a_finding_without_verdicts_does_not_hold(evidence, find):
+    assert not find(landing.Evidence(evidence.records, [])).holds
+
+
 def test_coherence_is_said_to_fall_at_full_length_only_where_accuracy_does_not(evidence):
     (whole,) = (
         row
