@@ -253,6 +253,7 @@ def test_mean_correlation_is_taken_of_fishers_z():
     z = np.arctanh([0.5, 0.7, 0.9])
     bounds = stats.ttest_1samp(z, 0).confidence_interval(0.95)
     assert mean[:3] == pytest.approx(np.tanh([z.mean(), bounds.low, bounds.high]))
+    assert run_stats.mean_correlation([1.0, 1.0]).mean == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("r", [1.0, -1.0])
