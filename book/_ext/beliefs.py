@@ -182,7 +182,7 @@ def set_apart(rows: Iterable[Row]) -> str:
     """A sentence: in how many comparisons each algorithm's coherence lies above the bound of C7."""
     by_partner: dict[str, list[Row]] = {}
     for row in rows:
-        by_partner.setdefault(row.variant.partition("beside ")[2], []).append(row)
+        by_partner.setdefault(row.beside, []).append(row)
     phrases = [f"under {name} in {share_words(of_name)}" for name, of_name in by_partner.items()]
     return (
         f"Meta-training's coherence is seen to lie above {rules.ORTHOGONAL:g} "

@@ -160,23 +160,22 @@ def find_worse(evidence: Evidence) -> Finding:
     """C4, where accuracy falls: with few classes, and with another inner loss."""
     plain = evidence.judged("C4")
     scale_free = evidence.judged("C4", rules.SCALE_FREE)
-    settings = {run.settings.id: run.settings for run in evidence.records}
     if len(plain) != 2:
         return NO_CELLS
-    few_classes, summed = plain
+    by_id = {run.settings.id: run.settings for run in evidence.records}
+    settings = [by_id[row.ids[0]] for row in plain]
     text = (
         "**Flatter need not mean better.** Accuracy on new tasks is seen to fall late in "
-        f"{len(plain)} cells. In one, with {settings[few_classes.ids[0]].train_classes} classes to "
+        f"{len(plain)} cells. In one, with {settings[0].train_classes} classes to "
         "learn from, the Hessian norm goes on falling meanwhile, as the paper says: "
-        f"{few_classes.change}. In the other, whose inner loss is the sum in the code of Finn et "
-        f"al. (2017), it is not seen to fall: {summed.change}. Adaptive sharpness falls in "
+        f"{plain[0].change}. In the other, whose inner loss is the sum in the code of Finn et "
+        f"al. (2017), it is not seen to fall: {plain[1].change}. Adaptive sharpness falls in "
         "neither, and rises in the second."
     )
     holds = [row.verdict for row in plain] == [Verdict.REPRODUCED, Verdict.NOT_SEEN]
     holds &= [row.verdict for row in scale_free] == [Verdict.NOT_SEEN, Verdict.CONTRARY]
-    settings_of = [settings[row.ids[0]] for row in plain]
-    holds &= [of_cell.inner_loss for of_cell in settings_of] == ["mean", "sum"]
-    holds &= [of_cell.train_classes > 0 for of_cell in settings_of] == [True, False]
+    holds &= [of_cell.inner_loss for of_cell in settings] == ["mean", "sum"]
+    holds &= [of_cell.train_classes > 0 for of_cell in settings] == [True, False]
     return Finding(text, holds)
 
 
@@ -291,12 +290,11 @@ def find_baseline(evidence: Evidence) -> Finding:
         f"{set_apart(baselines)}"
     )
     second_order, first_order = (
-        [row for row in baselines if row.variant.endswith(f"beside {name_of(algorithm)}")]
+        reproduced_share([row for row in baselines if row.beside == name_of(algorithm)])
         for algorithm in ("maml", "fomaml")
     )
     holds = all(row.verdict in NEARLY_ORTHOGONAL for row in baselines)
-    holds &= reproduced_share(second_order) == 0 and reproduced_share(first_order) == 1
-    return Finding(text, holds)
+    return Finding(text, holds and second_order == 0 and first_order == 1)
 
 
 FINDINGS: tuple[Callable[[Evidence], Finding], ...] = (

@@ -163,6 +163,11 @@ class Row:
         return self.variant.split(",")[0] in ("", "adapted", "fresh head")
 
     @property
+    def beside(self) -> str:
+        """The name of the algorithm that a row of C7 compares finetuning with; "" in others."""
+        return self.variant.partition("beside ")[2]
+
+    @property
     def name(self) -> str:
         """The claim, and which form of it."""
         return f"{self.claim}, {self.variant}" if self.variant else self.claim

@@ -158,7 +158,8 @@ def _draw_body(head: str, rows: Sequence[Row], links: Mapping[int, str]) -> str:
     settings: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         algorithms = settings.setdefault(describe_setting(row), {})
-        algorithms.setdefault(_find_algorithm(row), []).append(row)
+        # a row of finetuning stands with the algorithm that it is compared with
+        algorithms.setdefault(row.beside or name_of(row.algorithm), []).append(row)
 
     html = f'<tr><th colspan="{2 + len(CLAIMS)}" scope="rowgroup">{head}</th></tr>'
     for setting, algorithms in settings.items():
@@ -174,11 +175,6 @@ def _draw_body(head: str, rows: Sequence[Row], links: Mapping[int, str]) -> str:
                 html += f"<td>{''.join(cell)}</td>"
             html += "</tr>"
     return f"<tbody>{html}</tbody>"
-
-
-def _find_algorithm(row: Row) -> str:
-    """A row's algorithm, or the one that finetuning is compared with."""
-    return row.variant.partition("beside ")[2] or name_of(row.algorithm)
 
 
 def order_of_algorithm(label: str) -> int:
